@@ -1,0 +1,58 @@
+"""nl_jax, "neuron learning in JAX": one calibrated interface to the ways a network can learn."""
+
+from nl_jax import activations, batching, diagnostics, losses, propagation
+from nl_jax.base import GradientEstimator, Info, Learner, LearnerState
+from nl_jax.estimators import baselines, directions, spaces
+from nl_jax.estimators.backprop import backprop
+from nl_jax.estimators.backprop_recursion import backprop_recursion
+from nl_jax.estimators.compose import average, batch_sum, mix, partition
+from nl_jax.estimators.forward_gradient import forward_gradient
+from nl_jax.estimators.lagrangian import lagrangian, lagrangian_backprop
+from nl_jax.estimators.node_perturbation import node_perturbation
+from nl_jax.estimators.weight_perturbation import weight_perturbation
+from nl_jax.learner import learner
+from nl_jax.networks import connections
+from nl_jax.networks.layers import Layer, Network, network
+from nl_jax.networks.mlp import mlp
+from nl_jax.objectives import supervised
+from nl_jax.training import Diverged, Interrupted, Restarts, fit, restarts
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Diverged",
+    "GradientEstimator",
+    "Info",
+    "Interrupted",
+    "Layer",
+    "Learner",
+    "LearnerState",
+    "Network",
+    "Restarts",
+    "activations",
+    "average",
+    "backprop",
+    "backprop_recursion",
+    "baselines",
+    "batch_sum",
+    "batching",
+    "connections",
+    "diagnostics",
+    "directions",
+    "fit",
+    "forward_gradient",
+    "lagrangian",
+    "lagrangian_backprop",
+    "learner",
+    "losses",
+    "mix",
+    "mlp",
+    "network",
+    "node_perturbation",
+    "partition",
+    "propagation",
+    "restarts",
+    "spaces",
+    "supervised",
+    "weight_perturbation",
+]

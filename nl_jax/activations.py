@@ -1,0 +1,89 @@
+"""Activation functions that know their derivative in terms of their own value.
+
+Seed 003 eq. 10: f'(ν) = df(x) with x = f(ν), so that a backward sweep needs only the axons already
+stored. Any plain function `jnp -> jnp` serves as an activation too; `Activation` adds the derivative.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation function x = f(ν) and its derivative as a function of x.
+
+    Attributes:
+      function: f, elementwise.
+      derivative: df with df(f(ν)) = f'(ν) (seed 003 eq. 10), or None if the value does not determine it.
+    """
+
+    function: Callable[[Array], Array]
+    derivative: Callable[[Array], Array] | None = None
+
+    def __call__(self, preactivation: Array) -> Array:
+        """x = f(ν)."""
+        return self.function(preactivation)
+
+
+def identity() -> Activation:
+    """f(ν) = ν, df = 1: a linear layer."""
+    return Activation(lambda nu: nu, jnp.ones_like)
+
+
+def sigmoid() -> Activation:
+    """f(ν) = 1 / (1 + e^{−ν}), df(x) = x (1 − x) (logistic sigmoid: seed 000, seed 001 §1)."""
+    return Activation(jax.nn.sigmoid, lambda x: x * (1 - x))
+
+
+def tanh() -> Activation:
+    """f(ν) = tanh ν, df(x) = 1 − x² (seed 003 eq. 11 with α = β = 1).
+
+    >>> import jax.numpy as jnp
+    >>> tanh().derivative(tanh()(jnp.zeros(2)))
+    Array([1., 1.], dtype=float32)
+    """
+    return Activation(jnp.tanh, lambda x: 1 - x**2)
+
+
+def relu() -> Activation:
+    """f(ν) = Θ(ν) ν, df(x) = Θ(x > 0) (seed 003 eq. 11); the derivative at 0 is 0."""
+    return Activation(jax.nn.relu, lambda x: (x > 0).astype(x.dtype))
+
+
+def sign(surrogate: Callable[[Array], Array] | None = None) -> Activation:
+    """f(ν) = −1, 0 or 1, the perceptron's unit (seed 000, nonlinear models; seed 001).
+
+    Its derivative is 0 wherever it exists, which would stop learning without a word. So a derivative
+    is either chosen or refused: perturbation estimators need none.
+
+    Args:
+      surrogate: the derivative to use instead, as a function of the value; `jnp.ones_like` makes
+        gradient descent on ½‖x − x̄‖² the perceptron rule. Without one, differentiating raises.
+
+    Raises:
+      ValueError: when differentiated without a surrogate.
+    """
+
+    def derivative(x: Array) -> Array:
+        if surrogate is None:
+            raise ValueError(
+                "the sign unit has no useful derivative (it is 0 almost everywhere): use an estimator that "
+                "needs none (weight_perturbation, node_perturbation) or choose one, sign(surrogate=jnp.ones_like)"
+            )
+        return surrogate(x)
+
+    @jax.custom_jvp
+    def function(nu: Array) -> Array:
+        return jnp.sign(nu)
+
+    @function.defjvp
+    def _tangent(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+        x = function(*primals)
+        return x, derivative(x) * tangents[0]
+
+    return Activation(function, derivative)

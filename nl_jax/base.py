@@ -1,0 +1,137 @@
+"""The contracts everything in nl_jax follows, and nothing else.
+
+A network is a program of layers; a learning rule is a way to run that program::
+
+    forward(params, inputs, propagate=feedforward)    -> outputs          # batch axis first
+    objective(params, batch, propagate=feedforward)   -> losses           # [batch], never averaged
+    estimator.init(key, params)                       -> state
+    estimator.estimate(key, state, params, batch)     -> (grads, state, info)
+    learner.init(key, params)                         -> state
+    learner.step(key, state, batch)                   -> (state, info)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+Key: TypeAlias = jax.Array
+"""A typed key, as `jax.random.key` makes them."""
+
+Params: TypeAlias = Any
+"""Any tree of floating-point arrays; of `nl.network`, nested dicts by layer."""
+
+Batch: TypeAlias = Any
+"""Any tree of arrays, examples along the first axis."""
+
+State: TypeAlias = Any
+"""Any tree of arrays, never a key."""
+
+Connection = Callable[..., Array]
+"""`connection(params, *inputs) -> pre-activation`: lower layers' axons to ν, batch axis first."""
+
+ActivationFn = Callable[[Array], Array]
+"""`activation(pre-activation) -> axons`, the seeds' "update" of a layer."""
+
+
+class Propagate(Protocol):
+    """Applies one layer on behalf of a program.
+
+    By default (`nl_jax.propagation.feedforward`) it returns `activation(connection(params, *inputs))`,
+    the seeds' x^l = f(W x^{l-1} + b). Every learning rule that needs layers is another such function.
+    """
+
+    def __call__(
+        self,
+        name: str,
+        connection: Connection,
+        activation: ActivationFn,
+        params: Params,
+        /,
+        *inputs: Array,
+    ) -> Array: ...
+
+
+Program = Callable[..., Any]
+"""`program(params, inputs, propagate=feedforward) -> outputs`: a forward function or an objective."""
+
+Forward = Callable[..., Any]
+"""`forward(params, inputs, propagate=feedforward) -> outputs`; `propagate` is optional, see README."""
+
+Objective = Callable[..., Array]
+"""`objective(params, batch, propagate=feedforward) -> losses`, one loss per example, shape [batch]."""
+
+
+class Info(NamedTuple):
+    """What every estimate reports, whatever the estimator.
+
+    Attributes:
+      loss: mean loss over the batch, a scalar. Exact where the estimator evaluates the unperturbed
+        network, otherwise the average over the perturbed evaluations it made.
+      evaluations: int32 scalar, what the estimate cost in evaluations of the objective (forward
+        passes). Derivative work is counted by its multiply-adds: a tangent (JVP) is one evaluation,
+        a full reverse sweep two, a local parameter gradient (no credit to lower layers) one.
+      residuals: how far the estimate is from the conditions that define it (a tree of norms), or ()
+        for estimators that have none. Free unless used: jit removes what nobody reads.
+    """
+
+    loss: Array
+    evaluations: Array
+    residuals: State = ()
+
+
+class EstimatorInitFn(Protocol):
+    """`init(key, params) -> state`. Keys never live in a state."""
+
+    def __call__(self, key: Key, params: Params) -> State: ...
+
+
+class EstimateFn(Protocol):
+    """`estimate(key, state, params, batch) -> (grads, state, info)`, a pure function.
+
+    `grads` is calibrated: same tree, shapes, dtypes and scale as `jax.grad` of the mean loss.
+    """
+
+    def __call__(self, key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]: ...
+
+
+class GradientEstimator(NamedTuple):
+    """A pair of pure functions that estimate the gradient of an objective's mean loss."""
+
+    init: EstimatorInitFn
+    estimate: EstimateFn
+
+
+class LearnerState(NamedTuple):
+    """All that a learner carries from one step to the next; a pytree, and no keys in it."""
+
+    params: Params
+    estimator: State
+    optimizer: State
+    step: Array
+
+
+class LearnerInitFn(Protocol):
+    """`init(key, params) -> state`."""
+
+    def __call__(self, key: Key, params: Params) -> LearnerState: ...
+
+
+class StepFn(Protocol):
+    """`step(key, state, batch) -> (state, info)`, to be jitted by the caller."""
+
+    def __call__(self, key: Key, state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]: ...
+
+
+class Learner(NamedTuple):
+    """An estimator and an optimizer, joined: a pair of pure functions."""
+
+    init: LearnerInitFn
+    step: StepFn
+
+
+def stateless(key: Key, params: Params) -> State:
+    """The `init` of an estimator that carries nothing from one estimate to the next."""
+    del key, params
+    return ()

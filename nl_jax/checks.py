@@ -1,0 +1,88 @@
+"""Checks of what users hand in: each names the argument, the value and the remedy."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Key, Params
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """`value` as an int, or ValueError if it is not a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def positive_number(name: str, value: Any) -> float:
+    """`value` as a float, or ValueError if it is not a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} must be a finite Python number above 0, got {value!r}")
+    return float(value)
+
+
+def one_of(name: str, value: Any, choices: Sequence[Any], where: str) -> Any:
+    """`value` if it is one of `choices` (functions), or ValueError that lists them as `where.<name>`."""
+    if not any(value is choice for choice in choices):
+        names = ", ".join(f"{where}.{choice.__name__}" for choice in choices)
+        raise ValueError(f"{name} must be one of {names} (the function itself), got {value!r}")
+    return value
+
+
+def typed_key(key: Key) -> None:
+    """ValueError unless `key` is a typed key, as `jax.random.key` makes them."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"key must be a typed key made by jax.random.key(seed), got {type(key).__name__} of dtype {dtype}"
+        )
+
+
+def floating(params: Params) -> None:
+    """ValueError that names the first leaf of `params` which is not a floating-point array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"params leaf {where!r} is {leaf if dtype is None else dtype}, not a floating-point array; "
+                "only such leaves can be learned: close the forward function over everything else"
+            )
+
+
+def per_example(losses: Array) -> Array:
+    """`losses` if they have shape [batch] with at least one example, or ValueError."""
+    shape = jnp.shape(losses)
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError(
+            f"an objective must return one loss per example, shape [batch] with batch of at least 1; "
+            f"got shape {shape}: do not average over the batch, the estimator does"
+        )
+    return losses
+
+
+LAYERLESS = "backprop, weight_perturbation, forward_gradient(space=nl.spaces.weights)"
+
+
+def takes_propagate(function: Any) -> bool:
+    """Whether `function` declares an argument named `propagate`."""
+    try:
+        return "propagate" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # builtins and some callables have no signature
+        return False
+
+
+def layered(estimator: str, objective: Any) -> None:
+    """ValueError unless `objective` takes `propagate`, which `estimator` needs to reach its layers."""
+    if not takes_propagate(objective):
+        raise ValueError(
+            f"{estimator} needs to reach the layers of the network, but the objective "
+            f"{getattr(objective, '__name__', objective)!r} takes no argument `propagate`. Write the forward "
+            f"function as forward(params, x, propagate=feedforward) with one propagate call a layer "
+            f"(nl.mlp and nl.network do), or use an estimator that needs no layers: {LAYERLESS}"
+        )

@@ -1,0 +1,132 @@
+"""How good an estimator is, measured against a reference, with standard errors."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nl_jax.base import Array, Batch, GradientEstimator, Key, Params
+from nl_jax.checks import positive_integer, typed_key
+
+
+class Measurement(NamedTuple):
+    """An estimator against a reference at one point; every `*_error` is a standard error.
+
+    With ĝ the estimates, g the reference's gradient and n the number of estimates:
+
+    Attributes:
+      reference: g, a tree like the parameters.
+      mean: the mean of ĝ.
+      bias, bias_error: mean(ĝ) − g per component.
+      variance, variance_error: of ĝ per component (unbiased; its error from the fourth moment).
+      cosine, cosine_error: of the angle between one ĝ and g, on average.
+      relative_variance, relative_variance_error: E‖ĝ − E ĝ‖² / ‖g‖².
+      signal_to_noise, signal_to_noise_error: ‖g‖² / E‖ĝ − E ĝ‖², infinite for an exact estimator.
+    """
+
+    reference: Params
+    mean: Params
+    bias: Params
+    bias_error: Params
+    variance: Params
+    variance_error: Params
+    cosine: Array
+    cosine_error: Array
+    relative_variance: Array
+    relative_variance_error: Array
+    signal_to_noise: Array
+    signal_to_noise_error: Array
+
+
+def cosine(a: Params, b: Params) -> Array:
+    """The cosine of the angle between two trees seen as vectors, ⟨a, b⟩ / ‖a‖‖b‖; NaN if either is zero.
+
+    >>> import jax.numpy as jnp
+    >>> round(float(cosine({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([1.0, 1.0])})), 4)
+    0.7071
+    """
+    return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
+
+
+def measure(
+    estimator: GradientEstimator,
+    reference: GradientEstimator,
+    key: Key,
+    params: Params,
+    batch: Batch,
+    *,
+    num_estimates: int = 100,
+) -> Measurement:
+    """Bias, variance, cosine and signal-to-noise ratio of an estimator at given parameters and batch.
+
+    A pure function: jit it to run fast. Memory does not grow with `num_estimates`.
+
+    Args:
+      estimator: what to measure; each estimate has a key of its own and the estimator's initial state.
+      reference: what to measure against, as a rule `nl.backprop(objective)`; evaluated once.
+      key: typed key.
+      params: where to measure.
+      batch: on what.
+      num_estimates: independent estimates, at least 2.
+
+    Returns:
+      A `Measurement`.
+
+    Raises:
+      ValueError: if `num_estimates` is not a whole number of at least 2, or a key is not a typed one.
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> objective = lambda w, batch: jnp.sum(w**2) * batch
+    >>> estimator = nl.forward_gradient(objective, num_samples=10)
+    >>> at = jax.random.key(0), jnp.ones(8), jnp.ones(1)
+    >>> m = measure(estimator, nl.backprop(objective), *at, num_estimates=1000)
+    >>> predicted = (8 + 1) / 10  # (P + 1)/K
+    >>> bool(abs(m.relative_variance - predicted) < 5 * m.relative_variance_error)
+    True
+    """
+    n = positive_integer("num_estimates", num_estimates)
+    if n < 2:
+        raise ValueError("num_estimates must be at least 2: one estimate has no variance")
+    typed_key(key)
+    state_key, reference_key, sample_key = jax.random.split(key, 3)
+    exact, _, _ = reference.estimate(reference_key, reference.init(reference_key, params), params, batch)
+    state = estimator.init(state_key, params)
+
+    def one(sums: tuple[Params, ...], index: Array) -> tuple[tuple[Params, ...], tuple[Array, Array]]:
+        estimate, _, _ = estimator.estimate(jax.random.fold_in(sample_key, index), state, params, batch)
+        # Moments about g, not about 0: g is near the mean, so little is lost to rounding.
+        d = jax.tree.map(jnp.subtract, estimate, exact)
+        sums = tuple(jax.tree.map(lambda s, x, p=p: s + x**p, total, d) for p, total in enumerate(sums, start=1))
+        return sums, (cosine(estimate, exact), optax.tree.norm(d, squared=True))
+
+    zeros = jax.tree.map(jnp.zeros_like, exact)
+    sums, (cosines, squares) = jax.lax.scan(one, (zeros,) * 4, jnp.arange(n))
+    m1, m2, m3, m4 = (jax.tree.map(lambda x: x / n, total) for total in sums)
+    variance = jax.tree.map(lambda a, b: jnp.maximum(b - a**2, 0) * n / (n - 1), m1, m2)
+    fourth = jax.tree.map(lambda a, b, c, d: jnp.maximum(d - 4 * a * c + 6 * a**2 * b - 3 * a**4, 0), m1, m2, m3, m4)
+    # Var(s²) = (μ₄ − σ⁴ (n − 3)/(n − 1)) / n
+    variance_error = jax.tree.map(
+        lambda f, v: jnp.sqrt(jnp.maximum(f - v**2 * (n - 3) / (n - 1), 0) / n), fourth, variance
+    )
+    power = optax.tree.norm(exact, squared=True)
+    relative = optax.tree.sum(variance) / power
+    relative_error = _standard_error(squares) / power
+    return Measurement(
+        reference=exact,
+        mean=jax.tree.map(jnp.add, exact, m1),
+        bias=m1,
+        bias_error=jax.tree.map(lambda v: jnp.sqrt(v / n), variance),
+        variance=variance,
+        variance_error=variance_error,
+        cosine=jnp.mean(cosines),
+        cosine_error=_standard_error(cosines),
+        relative_variance=relative,
+        relative_variance_error=relative_error,
+        signal_to_noise=1 / relative,
+        signal_to_noise_error=jnp.where(relative > 0, relative_error / relative**2, 0),
+    )
+
+
+def _standard_error(samples: Array) -> Array:
+    return jnp.std(samples, ddof=1) / samples.shape[0] ** 0.5

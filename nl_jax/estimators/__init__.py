@@ -1,0 +1,5 @@
+"""Gradient estimators, one a file, and what they share.
+
+`spaces` (where noise acts), `directions` (what noise), `baselines` (what difference is taken) and
+`sampling` (how many, in what chunks) combine in `perturbation` to every perturbation estimator.
+"""

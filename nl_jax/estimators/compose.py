@@ -1,0 +1,209 @@
+"""Estimators made of estimators; each is an estimator again."""
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, Propagate, State
+from nl_jax.checks import positive_integer, takes_propagate, typed_key
+from nl_jax.propagation import feedforward
+
+Factory = Callable[[Objective], GradientEstimator]
+
+
+def average(estimator: GradientEstimator, num_estimates: int) -> GradientEstimator:
+    """The mean of several estimates with independent keys, one after the other, state handed on.
+
+    Args:
+      estimator: any estimator.
+      num_estimates: at least 1.
+
+    Returns:
+      An estimator with the state of `estimator`; its loss and residuals are the means, its evaluations the sum.
+
+    Raises:
+      ValueError: if `num_estimates` is not a whole number of at least 1.
+    """
+    num_estimates = positive_integer("num_estimates", num_estimates)
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        typed_key(key)
+
+        def one(state: State, index: Array) -> tuple[State, tuple[Params, Info]]:
+            grads, state, info = estimator.estimate(jax.random.fold_in(key, index), state, params, batch)
+            return state, (grads, info)
+
+        state, (grads, infos) = jax.lax.scan(one, state, jnp.arange(num_estimates))
+        mean = lambda tree: jax.tree.map(lambda x: jnp.mean(x, axis=0), tree)
+        info = Info(mean(infos.loss), jnp.sum(infos.evaluations, dtype=jnp.int32), mean(infos.residuals))
+        return mean(grads), state, info
+
+    return GradientEstimator(estimator.init, estimate)
+
+
+def mix(estimators: Sequence[GradientEstimator], weights: Sequence[float]) -> GradientEstimator:
+    """A weighted sum of estimates, Σ_i w_i ĝ_i, each with a key of its own.
+
+    Args:
+      estimators: one or more estimators of the same objective.
+      weights: one finite number each; they must sum to 1, or the sum would not be calibrated. A weight may be
+        negative (control variates).
+
+    Returns:
+      An estimator whose state is the tuple of states; its loss is the mean of their losses, its evaluations
+      the sum, its residuals the tuple of residuals.
+
+    Raises:
+      ValueError: if numbers of estimators and weights differ, or the weights do not sum to 1.
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> objective = lambda w, batch: (w * batch) ** 2
+    >>> estimator = mix([nl.backprop(objective), nl.forward_gradient(objective)], [0.9, 0.1])
+    >>> grads, state, info = estimator.estimate(jax.random.key(0), ((), ()), jnp.array(1.0), jnp.array([1.0]))
+    >>> int(info.evaluations)
+    5
+    """
+    estimators, weights = tuple(estimators), tuple(weights)
+    if not estimators or len(estimators) != len(weights):
+        raise ValueError(f"weights must be one number per estimator; got {len(weights)} for {len(estimators)}")
+    if not abs(sum(weights) - 1) < 1e-6:
+        raise ValueError(f"weights must sum to 1, got {weights}, sum {sum(weights)}: scale the learning rate instead")
+
+    def init(key: Key, params: Params) -> State:
+        return tuple(e.init(k, params) for k, e in zip(_split(key, len(estimators)), estimators, strict=True))
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        keys = _split(key, len(estimators))
+        estimates = [e.estimate(k, s, params, batch) for k, s, e in zip(keys, state, estimators, strict=True)]
+        grads, states, infos = zip(*estimates, strict=True)
+        total = jax.tree.map(lambda *g: sum(w * x for w, x in zip(weights, g, strict=True)), *grads)
+        return total, tuple(states), _joined(infos, tuple(info.residuals for info in infos))
+
+    return GradientEstimator(init, estimate)
+
+
+def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEstimator:
+    """A different estimator for each part of the parameters, chosen by path.
+
+    Each part is learned with all others held fixed, so that noise meant for one part never disturbs another.
+
+    Args:
+      objective: a per-example objective.
+      parts: estimator factories by pattern, `{"output/*": nl.backprop, "*": functools.partial(
+        nl.node_perturbation, num_samples=32)}`. A pattern (shell style: *, ?, [ab]) is matched against a
+        leaf's path, such as "hidden1/weight"; the first match in order wins.
+
+    Returns:
+      An estimator whose state is the tuple of the parts' states; its loss is the mean of their losses, its
+      evaluations the sum, its residuals the tuple of residuals.
+
+    Raises:
+      ValueError: if there is no part or a factory refuses the objective; when run, if a leaf matches no
+        pattern or a pattern gets no leaf.
+
+    >>> import functools, jax, jax.numpy as jnp, nl_jax as nl
+    >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
+    >>> objective = nl.supervised(net.apply, nl.losses.cross_entropy)
+    >>> hidden = functools.partial(nl.node_perturbation, num_samples=8)
+    >>> estimator = partition(objective, {"output/*": nl.backprop, "*": hidden})
+    >>> key, params = jax.random.key(0), net.init(jax.random.key(1))
+    >>> state = estimator.init(key, params)
+    >>> grads, state, info = estimator.estimate(key, state, params, (jnp.ones([5, 3]), jnp.zeros(5, int)))
+    >>> sorted(grads)
+    ['hidden1', 'output']
+    """
+    if not parts:
+        raise ValueError("parts must name at least one pattern and its estimator, got none")
+    for factory in parts.values():
+        factory(objective)  # bad settings are errors here, not at the first step
+
+    def built(params: Params) -> list[tuple[dict[str, Array], GradientEstimator]]:
+        leaves = _by_path(params)
+        shares = _assign(list(leaves), list(parts))
+        built = []
+        for pattern, factory in parts.items():
+            share = {path: leaves[path] for path in shares[pattern]}
+            built.append((share, factory(_restricted(objective, params))))
+        return built
+
+    def init(key: Key, params: Params) -> State:
+        members = built(params)
+        return tuple(e.init(k, share) for k, (share, e) in zip(_split(key, len(members)), members, strict=True))
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        members = built(params)
+        keys = _split(key, len(members))
+        estimates = [e.estimate(k, s, share, batch) for k, s, (share, e) in zip(keys, state, members, strict=True)]
+        grads, states, infos = zip(*estimates, strict=True)
+        merged = {path: g for share in grads for path, g in share.items()}
+        return _replaced(params, merged), tuple(states), _joined(infos, tuple(info.residuals for info in infos))
+
+    return GradientEstimator(init, estimate)
+
+
+def batch_sum(estimator: GradientEstimator) -> GradientEstimator:
+    """The gradient of the batch's summed loss, Σ_{i∈I} ∇f_i, instead of its mean (seed 001 §4).
+
+    Args:
+      estimator: any estimator.
+
+    Returns:
+      `estimator` with its gradient times the number of examples, the first axis of the batch's leaves. The
+      loss it reports is still the mean.
+    """
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        grads, state, info = estimator.estimate(key, state, params, batch)
+        examples = jax.tree.leaves(batch)[0].shape[0]
+        return jax.tree.map(lambda g: g * examples, grads), state, info
+
+    return GradientEstimator(estimator.init, estimate)
+
+
+def _split(key: Key, parts: int) -> list[Key]:
+    typed_key(key)
+    return list(jax.random.split(key, parts))
+
+
+def _joined(infos: Sequence[Info], residuals: State) -> Info:
+    loss = sum(info.loss for info in infos) / len(infos)
+    return Info(loss, sum(info.evaluations for info in infos), residuals)
+
+
+def _path(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _by_path(params: Params) -> dict[str, Array]:
+    return {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _replaced(params: Params, leaves: Mapping[str, Array]) -> Params:
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(_path(path), leaf), params)
+
+
+def _assign(paths: Sequence[str], patterns: Sequence[str]) -> dict[str, list[str]]:
+    shares: dict[str, list[str]] = {pattern: [] for pattern in patterns}
+    for path in paths:
+        pattern = next((p for p in patterns if fnmatch.fnmatchcase(path, p)), None)
+        if pattern is None:
+            raise ValueError(f"no pattern of parts matches parameter {path!r}; add one, such as '*'")
+        shares[pattern].append(path)
+    for pattern, share in shares.items():
+        if not share:
+            raise ValueError(f"pattern {pattern!r} of parts gets no parameter; the paths are {', '.join(paths)}")
+    return shares
+
+
+def _restricted(objective: Objective, params: Params) -> Objective:
+    """The objective as a function of some parameters, by path, the others held at `params`."""
+    if takes_propagate(objective):
+
+        def restricted(share: Params, batch: Batch, propagate: Propagate = feedforward) -> Array:
+            return objective(_replaced(params, share), batch, propagate=propagate)
+
+        return restricted
+
+    return lambda share, batch: objective(_replaced(params, share), batch)

@@ -1,0 +1,192 @@
+"""A network: a hierarchy of layers joined by connections (seed 003 §1).
+
+The seed's four words are here: axons (a layer's values), layer (their geometry), connection (from
+lower layers), update (the activation).
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.activations import identity
+from nl_jax.base import ActivationFn, Array, Key, Params, Propagate
+from nl_jax.networks.connections import Connection, Joint, Shape
+from nl_jax.propagation import feedforward, record
+
+
+class Layer:
+    """One layer of a hierarchy: a name, a geometry, what it receives and how it responds.
+
+    Its pre-activation is the sum over its connections, ν_j = Σ_i (M_ji x_i + b_j), and its axons are
+    x_j = f_j(ν_j) (seed 003 eq. 6, 12).
+
+    Args:
+      name: unique in the network.
+      shape: one example's axons: (units,) or units for a vector, (height, width, channels) for an
+        image; None to have it inferred from the connections (convolution, pooling, flatten).
+      connections: one connection or several, as `nl.connections` makes them; none for the input layer.
+      activation: any elementwise function; those of `nl.activations` know their derivative.
+
+    Raises:
+      ValueError: if a size is not a whole number of at least 1, or the name is empty.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: int | Sequence[int] | None = None,
+        connections: Connection | Sequence[Connection] = (),
+        activation: ActivationFn | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a layer's name must be a non-empty string, got {name!r}")
+        sizes = (shape,) if isinstance(shape, int) else None if shape is None else tuple(shape)
+        if sizes is not None and not all(isinstance(n, int) and n >= 1 for n in sizes):
+            raise ValueError(f"layer {name!r}: shape must be of whole numbers of at least 1, got {shape!r}")
+        self.name = name
+        self.shape: Shape | None = sizes
+        self.connections = (connections,) if isinstance(connections, Connection) else tuple(connections)
+        self.activation: ActivationFn = identity() if activation is None else activation
+
+
+class Network(NamedTuple):
+    """A network as pure functions.
+
+    Attributes:
+      init: `init(key, dtype=float32) -> params`, nested dicts: `params["hidden"]["weight"]`; a layer
+        that receives several connections nests them by source, `params["output"]["hidden"]["weight"]`.
+      apply: `apply(params, inputs, propagate=feedforward) -> outputs`, the last layer's axons.
+      axons: `axons(params, inputs) -> {layer: axons}`, every layer's values, the input's included.
+      shapes: one example's shape by layer, from the input up.
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[..., Array]
+    axons: Callable[[Params, Array], dict[str, Array]]
+    shapes: dict[str, Shape]
+
+
+class _Wired(NamedTuple):
+    """A layer with its connections joined to the layers below."""
+
+    name: str
+    joints: dict[str, Joint]
+    activation: ActivationFn
+
+    def init(self, key: Key, dtype: jax.typing.DTypeLike) -> Params:
+        keys = jax.random.split(key, len(self.joints))
+        parts = {source: joint.init(k, dtype) for k, (source, joint) in zip(keys, self.joints.items(), strict=True)}
+        return parts if len(parts) > 1 else next(iter(parts.values()))
+
+    def connection(self, params: Params, *inputs: Array) -> Array:
+        # z_i starts at 0 and accumulates (seed 003 eq. 12); so does the pre-activation.
+        if len(self.joints) == 1:
+            (joint,) = self.joints.values()
+            return joint.apply(params, *inputs)
+        parts = [joint.apply(params[source], x) for (source, joint), x in zip(self.joints.items(), inputs, strict=True)]
+        return sum(parts[1:], start=parts[0])
+
+
+def network(*layers: Layer) -> Network:
+    """Builds a network from its layers, listed from the input up.
+
+    The first layer is the input and has no connections; every other layer receives connections from
+    any layers listed before it; the last layer's axons are the outputs.
+
+    Args:
+      *layers: at least two.
+
+    Returns:
+      A `Network` of pure functions.
+
+    Raises:
+      ValueError: for a duplicate name, a source that is missing or not below, two connections from one
+        source, shapes that do not fit; each names the layer.
+
+    >>> import jax, nl_jax as nl
+    >>> net = network(
+    ...     nl.Layer("input", 4),
+    ...     nl.Layer("hidden", 8, nl.connections.dense(), nl.activations.tanh()),
+    ...     nl.Layer("output", 2, [nl.connections.dense("hidden"), nl.connections.dense("input", bias=False)]),
+    ... )
+    >>> jax.tree.map(jax.numpy.shape, net.init(jax.random.key(0)))["output"]
+    {'hidden': {'bias': (2,), 'weight': (8, 2)}, 'input': {'weight': (4, 2)}}
+    """
+    if len(layers) < 2 or layers[0].connections or layers[0].shape is None:
+        raise ValueError(
+            "a network needs at least two layers, the first being the input: a Layer with a shape and no "
+            f"connections; got {', '.join(repr(layer.name) for layer in layers) or 'none'}"
+        )
+    source = layers[0]
+    shapes: dict[str, Shape] = {source.name: layers[0].shape}
+    wired: list[_Wired] = []
+    for below, layer in itertools.pairwise(layers):
+        if layer.name in shapes:
+            raise ValueError(f"two layers are named {layer.name!r}: give every layer a name of its own")
+        joints = _join(layer, below.name, shapes)
+        shapes[layer.name] = _agreed_shape(layer, joints)
+        wired.append(_Wired(layer.name, joints, layer.activation))
+
+    def init(key: Key, dtype: jax.typing.DTypeLike = jnp.float32) -> Params:
+        keys = jax.random.split(key, len(wired))
+        return {layer.name: layer.init(k, dtype) for k, layer in zip(keys, wired, strict=True)}
+
+    def apply(params: Params, inputs: Array, propagate: Propagate = feedforward) -> Array:
+        _check_call(params, inputs, source.name, shapes, wired)
+        axons = {source.name: inputs}
+        for layer in wired:
+            received = (axons[name] for name in layer.joints)
+            axons[layer.name] = propagate(layer.name, layer.connection, layer.activation, params[layer.name], *received)
+        return axons[wired[-1].name]
+
+    def axons(params: Params, inputs: Array) -> dict[str, Array]:
+        return {source.name: inputs} | record(apply)(params, inputs)[1]
+
+    return Network(init, apply, axons, shapes)
+
+
+def _join(layer: Layer, below: str, shapes: Mapping[str, Shape]) -> dict[str, Joint]:
+    if not layer.connections:
+        raise ValueError(f"layer {layer.name!r} receives no connection; only the first layer may")
+    joints: dict[str, Joint] = {}
+    for connection in layer.connections:
+        if not isinstance(connection, Connection):
+            raise ValueError(f"layer {layer.name!r}: {connection!r} is not a connection of nl.connections")
+        name = below if connection.source is None else connection.source
+        if name not in shapes:
+            raise ValueError(
+                f"layer {layer.name!r} receives from {name!r}, which is not a layer below it; "
+                f"below it are {', '.join(map(repr, shapes))}"
+            )
+        if name in joints:
+            raise ValueError(f"layer {layer.name!r} has two connections from {name!r}")
+        try:
+            joints[name] = connection.join(shapes[name], layer.shape)
+        except ValueError as error:
+            raise ValueError(f"layer {layer.name!r}, connection from {name!r}: {error}") from error
+    return joints
+
+
+def _agreed_shape(layer: Layer, joints: Mapping[str, Joint]) -> Shape:
+    wanted = next(iter(joints.values())).shape if layer.shape is None else layer.shape
+    for name, joint in joints.items():
+        if joint.shape != wanted:
+            raise ValueError(
+                f"layer {layer.name!r} has shape {wanted}, but its connection from {name!r} gives {joint.shape}"
+            )
+    return wanted
+
+
+def _check_call(
+    params: Params, inputs: Array, source: str, shapes: Mapping[str, Shape], wired: Sequence[_Wired]
+) -> None:
+    if jnp.shape(inputs)[1:] != shapes[source] or jnp.ndim(inputs) == 0:
+        raise ValueError(
+            f"input layer {source!r} takes inputs of shape [batch, *{shapes[source]}], got {jnp.shape(inputs)}"
+        )
+    missing = [layer.name for layer in wired if layer.name not in params]
+    if missing:
+        raise ValueError(f"params have no entry for layer {missing[0]!r}; make them with network.init(key)")
