@@ -245,15 +245,27 @@ def _steps(
 
 
 _SETTINGS = (0, 1, 2, 3, 4)
-_one_run = functools.partial(jax.jit, static_argnums=_SETTINGS)(_steps)
+_one_run = jax.jit(_steps, static_argnums=_SETTINGS)
 
 
 @functools.partial(jax.jit, static_argnums=_SETTINGS)
-def _many_runs(*args: Any) -> Any:
-    *settings, keys, states, data, first_step = args
-    # Not mapped over the step's number: batches of all runs are drawn at the same steps.
-    steps = functools.partial(_steps, *settings)
-    return jax.vmap(steps, in_axes=(0, 0, None, None))(keys, states, data, first_step)
+def _many_runs(
+    learner: Learner,
+    order: Order,
+    record: Record,
+    batch_size: int | None,
+    num_steps: int,
+    keys: Key,
+    states: LearnerState,
+    data: Batch,
+    first_step: Array,
+) -> tuple[LearnerState, tuple[Array, State]]:
+    """`_steps` for many runs at once, all at the same step number."""
+
+    def one_run(key: Key, state: LearnerState) -> tuple[LearnerState, tuple[Array, State]]:
+        return _steps(learner, order, record, batch_size, num_steps, key, state, data, first_step)
+
+    return jax.vmap(one_run)(keys, states)
 
 
 def _drive(

@@ -168,8 +168,9 @@ def _split(key: Key, parts: int) -> list[Key]:
 
 
 def _joined(infos: Sequence[Info], residuals: State) -> Info:
-    loss = sum(info.loss for info in infos) / len(infos)
-    return Info(loss, sum(info.evaluations for info in infos), residuals)
+    loss = jnp.mean(jnp.stack([info.loss for info in infos]))
+    evaluations = jnp.sum(jnp.stack([info.evaluations for info in infos]), dtype=jnp.int32)
+    return Info(loss, evaluations, residuals)
 
 
 def _path(path: tuple) -> str:

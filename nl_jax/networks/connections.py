@@ -172,13 +172,10 @@ def max_pool(
             del params
             if any(map(any, pads)):
                 x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-            # Seen from the k-th place of every window at once: height × width places for all windows.
+            down, across = strides
+            # Place (i, j) of all windows at once, for every place.
             contenders = [
-                x[
-                    :,
-                    i : i + strides[0] * (height - 1) + 1 : strides[0],
-                    j : j + strides[1] * (width - 1) + 1 : strides[1],
-                ]
+                x[:, i : i + down * (height - 1) + 1 : down, j : j + across * (width - 1) + 1 : across]
                 for i in range(size[0])
                 for j in range(size[1])
             ]
@@ -255,9 +252,8 @@ def _explicit(source: Shape, window: Shape, strides: Shape, padding: Any) -> tup
 
 def _spatial(source: Shape, window: Shape, strides: Shape, padding: Any) -> Shape:
     pads = _explicit(source, window, strides, padding)
-    sides = tuple(
-        (n + lo + hi - w) // s + 1 for n, w, s, (lo, hi) in zip(source[:2], window, strides, pads, strict=True)
-    )
+    axes = zip(source[:2], window, strides, pads, strict=True)
+    sides = tuple((n + low + high - w) // s + 1 for n, w, s, (low, high) in axes)
     if min(sides) < 1:
         raise ValueError(f"a window of {window} does not fit into the source's shape {source}")
     return sides

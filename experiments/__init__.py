@@ -1,0 +1,1 @@
+"""One script a figure: a frozen config, `run(config)`, a plot and a command line."""

@@ -1,0 +1,269 @@
+"""The main job: one network learns the same images by different estimators of the same gradient.
+
+python -m experiments.compare --help
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import nl_jax as nl
+from experiments import data
+from experiments.failure import ExperimentError, exit_code
+from experiments.results import Folder
+
+Estimator = Callable[[Any, int], nl.GradientEstimator]
+
+SIGNS = nl.directions.rademacher()  # the law of least variance, and the cheapest to draw
+
+ESTIMATORS: dict[str, Estimator] = {
+    "backprop": lambda objective, samples: nl.backprop(objective),
+    "lagrangian_backprop": lambda objective, samples: nl.lagrangian_backprop(objective),
+    "node_perturbation": lambda objective, samples: nl.node_perturbation(
+        objective, num_samples=samples, directions=SIGNS
+    ),
+    "weight_perturbation": lambda objective, samples: nl.weight_perturbation(
+        objective, num_samples=samples, directions=SIGNS
+    ),
+    "forward_gradient_nodes": lambda objective, samples: nl.forward_gradient(
+        objective, space=nl.spaces.nodes, num_samples=samples, directions=SIGNS
+    ),
+    "forward_gradient_weights": lambda objective, samples: nl.forward_gradient(
+        objective, space=nl.spaces.weights, num_samples=samples, directions=SIGNS
+    ),
+}
+
+DATASETS = {"digits": data.digits, "mnist": data.mnist}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Teach one network the same images with different gradient estimators, side by side.
+
+    Prints a table and writes config.json, metrics.jsonl, arrays (.npz) and compare.png to --out.
+    """
+
+    dataset: str = "digits"
+    """digits (ships with scikit-learn) or mnist (downloaded through scikit-learn)."""
+    data_dir: Path | None = None
+    """Folder of MNIST-style IDX files, gzipped or not, to use instead of --dataset."""
+    out: Path = Path("results/compare")
+    """Folder for the results; files of an earlier run there are replaced."""
+    estimators: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(ESTIMATORS)
+    """Which estimators to compare."""
+    hidden: tuple[int, ...] = (32,)
+    """Units of each hidden layer (tanh)."""
+    updates: int = 2000
+    """Parameter updates of each estimator."""
+    batch_size: int = 100
+    """Examples per update."""
+    num_samples: int = 16
+    """Random directions per update, for the estimators that use any."""
+    learning_rate: float = 1e-2
+    """Adam's step size, the same for all."""
+    seeds: int = 5
+    """Independent runs per estimator, trained at once."""
+    target: float = 0.9
+    """Test accuracy whose price, in objective evaluations, the table gives."""
+    quick: bool = False
+    """A small version, 300 updates of 3 seeds, in well under a minute."""
+
+
+@dataclass
+class Curve:
+    """One estimator's training, measured now and then; arrays are [measurements, seeds] or [measurements]."""
+
+    update: list[int] = dataclasses.field(default_factory=list)
+    evaluations: list[int] = dataclasses.field(default_factory=list)
+    train_loss: list[np.ndarray] = dataclasses.field(default_factory=list)
+    test_accuracy: list[np.ndarray] = dataclasses.field(default_factory=list)
+    cosine: list[np.ndarray] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+
+def run(config: Config) -> dict[str, Curve]:
+    """Trains with every estimator in turn, saving as it goes; returns a curve for each.
+
+    Raises:
+      ExperimentError: for a setting, data or folder that will not do, or a loss that is no longer finite.
+    """
+    if config.quick:
+        config = dataclasses.replace(config, updates=min(config.updates, 300), seeds=min(config.seeds, 3))
+    _check(config)
+    dataset = data.idx_folder(config.data_dir) if config.data_dir else DATASETS[config.dataset]()
+    if config.batch_size > len(dataset.train.labels):
+        raise ExperimentError(f"--batch-size must be at most the {len(dataset.train.labels)} training examples")
+    folder = Folder(config.out, config)
+    print(
+        f"{dataset.name}: {len(dataset.train.labels)} images to train, {len(dataset.test.labels)} to test, "
+        f"{config.seeds} seeds, {config.updates} updates of batch {config.batch_size}"
+    )
+    curves: dict[str, Curve] = {}
+    try:
+        for name in config.estimators:
+            curves[name] = Curve()
+            _train(name, config, dataset, folder, curves[name])
+    finally:  # also after an error or Ctrl-C: what was learned so far is shown
+        measured = {name: curve for name, curve in curves.items() if curve.update}
+        if measured:
+            picture = folder.picture("compare", plot(measured, dataset.name))
+            print(table(measured, config))
+            print(f"picture and data: {picture.parent} ({picture.name}, metrics.jsonl, *.npz, config.json)")
+    return curves
+
+
+def _check(config: Config) -> None:
+    unknown = [name for name in config.estimators if name not in ESTIMATORS]
+    if unknown or not config.estimators:
+        raise ExperimentError(f"unknown estimator {', '.join(unknown) or '(none)'}; there are {', '.join(ESTIMATORS)}")
+    if config.dataset not in DATASETS:
+        raise ExperimentError(f"unknown dataset {config.dataset}; there are {', '.join(DATASETS)}")
+    for name in ("updates", "batch_size", "num_samples", "seeds"):
+        if getattr(config, name) < 1:
+            raise ExperimentError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    if not config.hidden or min(config.hidden) < 1:
+        raise ExperimentError(f"--hidden must be one or more numbers of at least 1, got {config.hidden}")
+    if not 0 < config.learning_rate < float("inf"):
+        raise ExperimentError(f"--learning-rate must be a finite number above 0, got {config.learning_rate}")
+
+
+def _train(name: str, config: Config, dataset: data.Dataset, folder: Folder, curve: Curve) -> None:
+    """Trains all seeds with one estimator, filling the curve as it goes."""
+    pixels = dataset.train.images.shape[1]
+    network = nl.mlp([pixels, *config.hidden, dataset.num_classes], activation=nl.activations.tanh())
+    objective = nl.supervised(network.apply, nl.losses.cross_entropy)
+    estimator = ESTIMATORS[name](objective, config.num_samples)
+    train, test = (jax.tree.map(jnp.asarray, (split.images, split.labels)) for split in (dataset.train, dataset.test))
+    probe = jax.tree.map(lambda x: x[: config.batch_size], train)
+    key = jax.random.key(0)
+
+    def train_loss(params: Any) -> jax.Array:
+        return jnp.mean(objective(params, train))
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0,))
+    def measure(params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        correct = jnp.argmax(network.apply(params, test[0]), axis=-1) == test[1]
+        measured = nl.diagnostics.measure(estimator, nl.backprop(objective), key, params, probe, num_estimates=4)
+        return train_loss(params), jnp.mean(correct), measured.cosine
+
+    def monitor(states: nl.LearnerState) -> dict[str, str]:
+        update = int(states.step[0])
+        loss, accuracy, cosine = map(np.asarray, measure(states.params))
+        if not np.isfinite(loss).all():
+            lost = ", ".join(map(str, np.flatnonzero(~np.isfinite(loss))))
+            raise ExperimentError(
+                f"{name}: the loss of seed {lost} is not finite after {update} updates; lower --learning-rate"
+            )
+        curve.update.append(update)
+        curve.evaluations.append(update * cost)
+        curve.train_loss.append(loss)
+        curve.test_accuracy.append(accuracy)
+        curve.cosine.append(cosine)
+        folder.metric(
+            estimator=name, update=update, evaluations=update * cost,
+            train_loss=loss, test_accuracy=accuracy, cosine=cosine,
+        )  # fmt: skip
+        return {name: f"{100 * accuracy.mean():.1f} %"}
+
+    began = time.perf_counter()
+    learner = nl.learner(estimator, optax.adam(config.learning_rate))
+    cost = _evaluations_per_update(learner, network, probe)
+    try:
+        found = nl.restarts(
+            learner, key, network.init, train, score=train_loss, num_restarts=config.seeds, num_steps=config.updates,
+            batch_size=config.batch_size, steps_per_dispatch=max(1, config.updates // 25), monitor=monitor,
+        )  # fmt: skip
+    except nl.Diverged as error:
+        raise ExperimentError(f"{name}: {error} (--learning-rate)") from error
+    finally:
+        curve.seconds = time.perf_counter() - began
+    folder.arrays(name, {"loss": found.history.loss, "evaluations": found.history.evaluations, "score": found.scores})
+
+
+def _evaluations_per_update(learner: nl.Learner, network: nl.Network, batch: Any) -> int:
+    key = jax.random.key(0)
+    state = learner.init(key, network.init(key))
+    return int(jax.jit(lambda state: learner.step(key, state, batch)[1].evaluations)(state))
+
+
+def table(curves: dict[str, Curve], config: Config) -> str:
+    """The comparison as text, a row for each estimator; ± is one standard error over seeds."""
+    price = f"evaluations to {100 * config.target:g} %"
+    head = f"{'estimator':26}{'test accuracy %':>16}{'updates':>9}{'evaluations':>13}{price:>21}{'seconds':>9}"
+    lines = [head + f"{'cosine: start':>15}{'end':>7}"]
+    for name, curve in curves.items():
+        accuracy, error = _mean_and_error(100 * curve.test_accuracy[-1])
+        reached = [e for e, a in zip(curve.evaluations, curve.test_accuracy, strict=True) if a.mean() >= config.target]
+        lines.append(
+            f"{name:26}{accuracy:>9.2f} ± {error:.2f}{curve.update[-1]:>9,}{curve.evaluations[-1]:>13,}"
+            f"{f'{reached[0]:,}' if reached else 'not reached':>21}{curve.seconds:>9.1f}"
+            f"{curve.cosine[0].mean():>15.3f}{curve.cosine[-1].mean():>7.3f}"
+        )
+    lines.append(
+        "evaluations: forward passes of the batch per seed, a reverse sweep counted as two; seconds: all seeds,"
+    )
+    lines.append("compiling and measuring included; cosine: one estimate to the exact gradient of the same batch.")
+    if {"backprop", "lagrangian_backprop"} <= curves.keys():
+        a, b = (np.asarray(curves[name].train_loss) for name in ("backprop", "lagrangian_backprop"))
+        points = min(len(a), len(b))
+        gap = np.max(np.abs(a[:points] - b[:points]))
+        lines.append(f"largest difference between the loss curves of backprop and lagrangian_backprop: {gap:.1e}")
+    return "\n".join(lines)
+
+
+def plot(curves: dict[str, Curve], title: str) -> Any:
+    """Loss against updates and against evaluations, and cosine to backprop against updates."""
+    from experiments.plotting import band, figure, style
+
+    canvas, (by_update, by_cost, by_angle) = figure(1, 3, size=(13, 4.6))
+    for index, (name, curve) in enumerate(curves.items()):
+        look, label = style(index), name.replace("_", " ")
+        loss, update, cost = np.asarray(curve.train_loss), np.asarray(curve.update), np.asarray(curve.evaluations)
+        band(by_update, update, loss, look, label)
+        band(by_cost, cost[1:], loss[1:], look, label)  # nothing is spent before the first update
+        band(by_angle, update, np.asarray(curve.cosine), look, label)
+    for axes in (by_update, by_cost):
+        axes.set(yscale="log", ylabel="training loss (nats)")
+    by_update.set(xlabel="updates", title="what an update buys")
+    by_cost.set(xlabel="objective evaluations (forward passes)", xscale="log", title="what an evaluation buys")
+    by_angle.set(
+        xlabel="updates", ylabel="cosine to the exact gradient", ylim=(0, 1.05), title="how good an estimate is"
+    )
+    handles, labels = by_update.get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    canvas.suptitle(
+        f"{title}: the same network, the same images, six ways to its gradient".replace("six", _count(curves))
+    )
+    return canvas
+
+
+def _count(curves: dict[str, Curve]) -> str:
+    words = ["no", "one", "two", "three", "four", "five", "six"]
+    return words[len(curves)] if len(curves) < len(words) else str(len(curves))
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return float(values.mean()), float(error)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    config = tyro.cli(Config, args=arguments, prog="python -m experiments.compare")
+    return exit_code(lambda: run(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Images with labels: embedded digits, IDX files, or MNIST by download."""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.failure import ExperimentError
+
+
+class Split(NamedTuple):
+    """Images as rows in [0, 1], float32 [examples, pixels], and labels, int32 [examples]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """A training and a test split, and where they are from."""
+
+    name: str
+    train: Split
+    test: Split
+
+    @property
+    def num_classes(self) -> int:
+        """Labels run from 0 to this minus 1."""
+        return int(max(self.train.labels.max(), self.test.labels.max())) + 1
+
+
+def digits() -> Dataset:
+    """scikit-learn's 1,797 8×8 digits, which need no download: 1,437 to train, 360 to test."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return _divide("digits", images / 16, labels, test_size=360)
+
+
+def mnist() -> Dataset:
+    """MNIST's 70,000 28×28 digits from OpenML through scikit-learn: the last 10,000 are the test set.
+
+    Raises:
+      ExperimentError: if it cannot be downloaded; the text says what to do without a network.
+    """
+    from sklearn.datasets import fetch_openml
+
+    try:
+        images, labels = fetch_openml("mnist_784", version=1, as_frame=False, return_X_y=True, parser="liac-arff")
+    except OSError as error:  # urllib's errors are OSErrors
+        reason = " ".join(str(error).split())
+        raise ExperimentError(
+            f"MNIST could not be downloaded ({reason}); without a network use --data-dir DIR with IDX files, "
+            "or --dataset digits, which ships with scikit-learn"
+        ) from error
+    images, labels = (images / 255).astype(np.float32), labels.astype(np.int32)
+    return Dataset("mnist", Split(images[:60_000], labels[:60_000]), Split(images[60_000:], labels[60_000:]))
+
+
+def idx_folder(folder: Path) -> Dataset:
+    """MNIST-style IDX files, gzipped or not: `train-images-idx3-ubyte[.gz]`, `t10k-…` and so on.
+
+    Without training files the test files are divided, four fifths to train and one fifth to test.
+
+    Raises:
+      ExperimentError: if files are missing, unreadable or do not belong together.
+    """
+    if not folder.is_dir():
+        raise ExperimentError(f"--data-dir {folder} is not a folder")
+    test = _read_pair(folder, "t10k")
+    if test is None:
+        raise ExperimentError(f"--data-dir {folder} holds no t10k-images-idx3-ubyte[.gz] with its labels")
+    train = _read_pair(folder, "train")
+    if train is None:
+        return _divide(folder.name, *test, test_size=len(test.labels) // 5)
+    if train.images.shape[1] != test.images.shape[1]:
+        raise ExperimentError(f"{folder}: training and test images differ in size")
+    return Dataset(folder.name, train, test)
+
+
+_DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array in an IDX file (two zero bytes, type, rank, big-endian sizes, values), gzipped or not.
+
+    Raises:
+      ExperimentError: if the file is corrupt, truncated, too long or not IDX at all.
+    """
+    try:
+        raw = path.read_bytes()
+        content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ExperimentError(f"{path} is not a whole gzip file: {error}") from error
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _DTYPES:
+        raise ExperimentError(f"{path} is not an IDX file: it begins with {content[:4].hex(' ') or 'nothing'}")
+    dtype, rank = np.dtype(_DTYPES[content[2]]), content[3]
+    start = 4 + 4 * rank
+    if len(content) < start:
+        raise ExperimentError(f"{path} is truncated: it ends within its header")
+    shape = struct.unpack(f">{rank}I", content[4:start])
+    expected = math.prod(shape) * dtype.itemsize
+    if len(content) - start != expected:
+        verdict = "truncated" if len(content) - start < expected else "too long"
+        raise ExperimentError(
+            f"{path} is {verdict}: {len(content) - start} bytes of values where its header, "
+            f"{' × '.join(map(str, shape))}, says {expected}"
+        )
+    return np.frombuffer(content, dtype, offset=start).reshape(shape)
+
+
+def _read_pair(folder: Path, prefix: str) -> Split | None:
+    """A set's images and labels, or None if neither is there."""
+    paths = [_find(folder, f"{prefix}-images", "idx3"), _find(folder, f"{prefix}-labels", "idx1")]
+    if paths == [None, None]:
+        return None
+    if paths[0] is None or paths[1] is None:
+        missing = "images" if paths[0] is None else "labels"
+        raise ExperimentError(f"{folder} holds {prefix} files but not their {missing}")
+    images, labels = read_idx(paths[0]), read_idx(paths[1])
+    if images.ndim < 2 or labels.ndim != 1 or len(images) != len(labels) or len(labels) < 5:
+        raise ExperimentError(
+            f"{folder}: {prefix} images of shape {images.shape} and labels of shape {labels.shape} "
+            "do not belong together"
+        )
+    if not np.issubdtype(images.dtype, np.unsignedinteger) or not np.issubdtype(labels.dtype, np.integer):
+        raise ExperimentError(f"{folder}: {prefix} images must be unsigned bytes and labels integers")
+    if labels.min() < 0:
+        raise ExperimentError(f"{folder}: {prefix} labels must be 0 or more, the least is {labels.min()}")
+    return Split((images.reshape(len(images), -1) / 255).astype(np.float32), labels.astype(np.int32))
+
+
+def _find(folder: Path, stem: str, kind: str) -> Path | None:
+    names = [f"{stem}{mark}{kind}-ubyte{ending}" for mark in "-." for ending in ("", ".gz")]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _divide(name: str, images: np.ndarray, labels: np.ndarray, test_size: int) -> Dataset:
+    from sklearn.model_selection import train_test_split
+
+    parts = train_test_split(images.astype(np.float32), labels.astype(np.int32), test_size=test_size, random_state=0)
+    return Dataset(name, Split(parts[0], parts[2]), Split(parts[1], parts[3]))

@@ -1,0 +1,42 @@
+"""The look of all figures: readable, and told apart without colour vision."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+# Okabe & Ito's palette, yellow left out (too pale on white); dashes tell the same curves apart again.
+_COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#56B4E9", "#CC79A7", "#009E73")
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 3)), "-", "-", (0, (1, 2)), (0, (1, 2)), "-.")
+
+
+def style(index: int) -> Mapping[str, Any]:
+    """Colour and dashes of the index-th curve."""
+    return {
+        "color": _COLOURS[index % len(_COLOURS)],
+        "linestyle": _DASHES[index % len(_DASHES)],
+        "linewidth": 4 if _DASHES[index % len(_DASHES)] == "-" else 2,  # a broken line on a broad one shows both
+        "zorder": 2 + index / 100,
+    }
+
+
+def figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure of panels, `size` in inches, laid out so that nothing overlaps."""
+    canvas, axes = plt.subplots(rows, columns, figsize=size, layout="constrained")
+    for panel in np.ravel(axes):
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25)
+    return canvas, axes
+
+
+def band(axes: Any, x: np.ndarray, values: np.ndarray, look: Mapping[str, Any], label: str) -> None:
+    """The mean over the last axis (seeds) against x, with one standard error as a band."""
+    mean = values.mean(axis=-1)
+    axes.plot(x, mean, label=label, **look)
+    if values.shape[-1] > 1:
+        error = values.std(axis=-1, ddof=1) / values.shape[-1] ** 0.5
+        axes.fill_between(x, mean - error, mean + error, color=look["color"], alpha=0.2, linewidth=0)

@@ -1,0 +1,58 @@
+"""What an experiment leaves in its folder, readable at every moment."""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.failure import ExperimentError
+
+
+class Folder:
+    """An output folder: `config.json`, `metrics.jsonl` (a line written is a line kept), arrays and pictures.
+
+    Args:
+      path: made if it is not there; files of an earlier run in it are replaced.
+      config: a dataclass instance; saved with the versions it ran on.
+
+    Raises:
+      ExperimentError: if the folder cannot be written to.
+    """
+
+    def __init__(self, path: Path, config: Any) -> None:
+        self.path = path
+        about = {
+            "config": dataclasses.asdict(config),
+            "versions": {name: version(name) for name in ("nl_jax", "jax", "jaxlib", "optax", "numpy")},
+            "python": platform.python_version(),
+            "devices": [str(device.device_kind) for device in jax.devices()],
+        }
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "config.json").write_text(json.dumps(about, indent=2, default=str) + "\n")
+            (path / "metrics.jsonl").write_text("")
+        except OSError as error:
+            raise ExperimentError(f"--out {path} cannot be written to: {error.strerror or error}") from error
+
+    def metric(self, **values: Any) -> None:
+        """Appends one line to `metrics.jsonl`; arrays become lists."""
+        plain = {name: np.asarray(v).tolist() if hasattr(v, "shape") else v for name, v in values.items()}
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(plain, allow_nan=False) + "\n")
+
+    def arrays(self, name: str, values: Mapping[str, Any]) -> None:
+        """Writes `name.npz`."""
+        arrays = {key: np.asarray(value) for key, value in values.items()}
+        np.savez_compressed(self.path / f"{name}.npz", allow_pickle=False, **arrays)
+
+    def picture(self, name: str, figure: Any) -> Path:
+        """Writes `name.png`."""
+        path = self.path / f"{name}.png"
+        figure.savefig(path, dpi=110)
+        return path
