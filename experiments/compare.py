@@ -4,7 +4,6 @@ python -m experiments.compare --help
 """
 
 import dataclasses
-import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -157,7 +156,7 @@ def _train(name: str, config: Config, dataset: data.Dataset, folder: Folder, cur
         return jnp.mean(objective(params, train))
 
     @jax.jit
-    @functools.partial(jax.vmap, in_axes=(0,))
+    @jax.vmap
     def measure(params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         correct = jnp.argmax(network.apply(params, test[0]), axis=-1) == test[1]
         measured = nl.diagnostics.measure(estimator, nl.backprop(objective), key, params, probe, num_estimates=4)
@@ -190,14 +189,22 @@ def _train(name: str, config: Config, dataset: data.Dataset, folder: Folder, cur
 
     learner = nl.learner(estimator, optax.adam(config.learning_rate))
     cost = _evaluations_per_update(learner, network, probe)
+    history = None
     try:
         found = nl.restarts(
             learner, key, network.init, train, score=train_loss, num_restarts=config.seeds, num_steps=config.updates,
             batch_size=config.batch_size, steps_per_dispatch=max(1, config.updates // 25), monitor=monitor,
         )  # fmt: skip
-    except nl.Diverged as error:
-        raise ExperimentError(f"{name}: {error} (--learning-rate)") from error
-    folder.arrays(name, {"loss": found.history.loss, "evaluations": found.history.evaluations, "score": found.scores})
+        history = found.history
+    except nl.Interrupted as stopped:
+        history = stopped.history
+        raise
+    except nl.Diverged as stopped:
+        history = stopped.history
+        raise ExperimentError(f"{name}: {stopped} (--learning-rate)") from stopped
+    finally:
+        if history is not None:
+            folder.arrays(name, {"loss": history.loss, "evaluations": history.evaluations})
 
 
 def _evaluations_per_update(learner: nl.Learner, network: nl.Network, batch: Any) -> int:

@@ -1,0 +1,96 @@
+"""Small problems the tests share: each a network, an objective on it and a batch."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import nl_jax as nl
+from nl_jax.propagation import feedforward
+
+
+class Problem(NamedTuple):
+    objective: Any
+    params: Any
+    batch: Any
+    forward: Any
+
+
+def _labelled(forward, params, inputs, classes: int) -> Problem:
+    labels = jnp.arange(inputs.shape[0]) % classes
+    return Problem(nl.supervised(forward, nl.losses.cross_entropy), params, (inputs, labels), forward)
+
+
+def _inputs(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(7), shape)
+
+
+def _dtype():
+    return jnp.asarray(0.0).dtype
+
+
+def one_layer(activation=None) -> Problem:
+    network = nl.mlp([4, 3], activation=nl.activations.tanh(), output_activation=activation or nl.activations.sigmoid())
+    objective = nl.supervised(network.apply, nl.losses.half_squared_error)
+    targets = jax.random.uniform(jax.random.key(8), (5, 3))
+    return Problem(objective, network.init(jax.random.key(1), _dtype()), (_inputs(5, 4), targets), network.apply)
+
+
+def chain() -> Problem:
+    network = nl.mlp([4, 5, 3], activation=nl.activations.tanh())
+    return _labelled(network.apply, network.init(jax.random.key(1), _dtype()), _inputs(6, 4), 3)
+
+
+def skip() -> Problem:
+    c = nl.connections
+    network = nl.network(
+        nl.Layer("input", 4),
+        nl.Layer("low", 5, c.dense(), nl.activations.sigmoid()),
+        nl.Layer("high", 4, c.dense(), nl.activations.relu()),
+        nl.Layer("output", 3, [c.dense("high"), c.dense("low", bias=False), c.dense("input", bias=False)]),
+    )
+    return _labelled(network.apply, network.init(jax.random.key(2), _dtype()), _inputs(6, 4), 3)
+
+
+def convolution() -> Problem:
+    c = nl.connections
+    network = nl.network(
+        nl.Layer("image", (6, 6, 2)),
+        nl.Layer("features", (4, 4, 3), c.conv(3), nl.activations.tanh()),
+        nl.Layer("pooled", None, c.max_pool(2)),
+        nl.Layer("vector", None, c.flatten()),
+        nl.Layer("output", 3, c.dense()),
+    )
+    return _labelled(network.apply, network.init(jax.random.key(3), _dtype()), _inputs(4, 6, 6, 2), 3)
+
+
+def _affine(params, x):
+    return x @ params["weight"] + params["bias"][None, :]
+
+
+def tied() -> Problem:
+    """A hand-written program: a weight used twice, plain activations, glue between layers, a used-up parameter."""
+
+    def transposed(params, x):
+        return x @ params["weight"].T
+
+    def forward(params, x, propagate=feedforward):
+        code = propagate("encode", _affine, jnp.tanh, params["shared"], x)
+        glued = jnp.concatenate([code, params["gain"] * x[:, :1]], axis=1)
+        mixed = propagate("mix", _affine, jax.nn.softplus, params["mix"], glued)
+        back = propagate("decode", transposed, jnp.tanh, params["shared"], mixed)
+        return back * params["scale"][None, :]
+
+    keys = jax.random.split(jax.random.key(4), 3)
+    params = {
+        "shared": {"weight": jax.random.normal(keys[0], (4, 3)) / 2, "bias": jnp.full(3, 0.1)},
+        "mix": {"weight": jax.random.normal(keys[1], (4, 3)) / 2, "bias": jnp.full(3, 0.2)},
+        "gain": jnp.asarray(0.7),
+        "scale": jax.random.normal(keys[2], (4,)),
+    }
+    objective = nl.supervised(forward, nl.losses.half_squared_error)
+    inputs = _inputs(6, 4)
+    return Problem(objective, params, (inputs, inputs), forward)
+
+
+PROBLEMS = {f.__name__: f for f in (one_layer, chain, skip, convolution, tied)}

@@ -1,0 +1,92 @@
+"""Every estimator, once: how to make it, and what it claims."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import nl_jax as nl
+
+rademacher = nl.directions.rademacher()
+
+
+class Entry(NamedTuple):
+    """An estimator and its claims, each of which the tests check.
+
+    Attributes:
+      make: `make(objective, **chunk) -> estimator`.
+      exact: equals the gradient, up to rounding.
+      layers: needs an objective that takes `propagate`.
+      derivative: needs derivatives of activations and losses.
+      evaluations: what one estimate costs.
+    """
+
+    make: Callable[..., nl.GradientEstimator]
+    exact: bool = False
+    layers: bool = False
+    derivative: bool = False
+    evaluations: int = 0
+
+
+def _part(f, **settings) -> Callable[..., nl.GradientEstimator]:
+    return functools.partial(f, **settings)
+
+
+def _without_chunk(f) -> Callable[..., nl.GradientEstimator]:
+    return lambda objective, chunk=None: f(objective)
+
+
+def _mixture(objective: Any, chunk: int | None = None) -> nl.GradientEstimator:
+    noisy = nl.forward_gradient(objective, num_samples=3, chunk=chunk)
+    return nl.mix([nl.backprop(objective), noisy], [0.75, 0.25])
+
+
+def _partition(objective: Any, chunk: int | None = None) -> nl.GradientEstimator:
+    hidden = _part(nl.node_perturbation, num_samples=3, chunk=chunk)
+    return nl.partition(objective, {"output/*": nl.backprop, "*": hidden})
+
+
+def _average(objective: Any, chunk: int | None = None) -> nl.GradientEstimator:
+    return nl.average(nl.node_perturbation(objective, num_samples=3, chunk=chunk), 2)
+
+
+K = 3
+nodes, weights = nl.spaces.nodes, nl.spaces.weights
+
+ESTIMATORS: dict[str, Entry] = {
+    "backprop": Entry(_without_chunk(nl.backprop), exact=True, derivative=True, evaluations=3),
+    "backprop_recursion": Entry(
+        _without_chunk(nl.backprop_recursion), exact=True, layers=True, derivative=True, evaluations=3
+    ),
+    "lagrangian_backprop": Entry(
+        _without_chunk(nl.lagrangian_backprop), exact=True, layers=True, derivative=True, evaluations=3
+    ),
+    "weight_clean": Entry(_part(nl.weight_perturbation, num_samples=K), evaluations=K + 1),
+    "weight_none": Entry(
+        _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.none, sigma=0.1), evaluations=K
+    ),
+    "weight_antithetic": Entry(
+        _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.antithetic, directions=rademacher),
+        evaluations=2 * K,
+    ),
+    "node_clean": Entry(_part(nl.node_perturbation, num_samples=K), layers=True, evaluations=K + 2),
+    "node_none": Entry(
+        _part(nl.node_perturbation, num_samples=K, baseline=nl.baselines.none, sigma=0.1),
+        layers=True,
+        evaluations=K + 2,
+    ),
+    "node_antithetic": Entry(
+        _part(nl.node_perturbation, num_samples=K, baseline=nl.baselines.antithetic, directions=rademacher),
+        layers=True,
+        evaluations=2 * K + 2,
+    ),
+    "node_batch_credit": Entry(
+        _part(nl.node_perturbation, num_samples=K, credit=nl.spaces.per_batch_credit), layers=True, evaluations=K + 2
+    ),
+    "forward_weights": Entry(_part(nl.forward_gradient, num_samples=K), derivative=True, evaluations=K + 1),
+    "forward_nodes": Entry(
+        _part(nl.forward_gradient, num_samples=K, space=nodes), layers=True, derivative=True, evaluations=K + 2
+    ),
+    "average": Entry(_average, layers=True, evaluations=2 * (K + 2)),
+    "mix": Entry(_mixture, derivative=True, evaluations=3 + K + 1),
+    "partition": Entry(_partition, layers=True, derivative=True, evaluations=3 + K + 2),
+}
