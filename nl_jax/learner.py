@@ -36,9 +36,7 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
     if not isinstance(estimator, GradientEstimator):
         raise ValueError(f"estimator must be a GradientEstimator such as nl.backprop(objective), got {estimator!r}")
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise ValueError(
-            f"optimizer must be an optax.GradientTransformation such as optax.adam(1e-3), got {optimizer!r}"
-        )
+        raise ValueError(f"optimizer must be an optax optimizer such as optax.adam(1e-3), got {optimizer!r}")
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(key: Key, params: Params) -> LearnerState:

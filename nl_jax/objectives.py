@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, Forward, Objective, Params, Propagate
@@ -33,11 +34,11 @@ def supervised(forward: Forward, loss: Callable[[Any, Any], Array]) -> Objective
 
     def evaluate(outputs: Any, targets: Any) -> Array:
         losses = loss(outputs, targets)
-        batch = jnp.shape(targets)[:1]
-        if jnp.ndim(losses) != 1 or (batch and jnp.shape(losses) != batch):
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(targets)]
+        if jnp.ndim(losses) != 1 or any(shape[:1] != jnp.shape(losses) for shape in shapes):
             raise ValueError(
                 f"loss must return one value per example, shape [batch]; got shape {jnp.shape(losses)} "
-                f"for targets of shape {jnp.shape(targets)}: sum over everything but the first axis"
+                f"for targets of shape {', '.join(map(str, shapes))}: sum over everything but the first axis"
             )
         return losses
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -310,15 +311,14 @@ def _drive(
 @contextlib.contextmanager
 def _bar(total: int, progress: bool | None) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
     """A tqdm bar as a function `show(steps done, figures to show)`."""
-    try:
-        if progress is False:
-            raise ImportError
-        from tqdm.auto import tqdm
-    except ImportError:
-        if progress:
-            raise ImportError("progress=True needs tqdm: pip install tqdm, or pass progress=False") from None
+    wanted = importlib.util.find_spec("tqdm") is not None if progress is None else progress
+    if not wanted:
         yield lambda steps, figures: None
         return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("progress=True needs tqdm: pip install tqdm, or pass progress=False") from error
     with tqdm(total=total, unit="step") as bar:
 
         def show(steps: int, figures: Mapping[str, Any]) -> None:

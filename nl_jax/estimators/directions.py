@@ -3,16 +3,16 @@
 A law is a function `draw(key, template) -> direction`, a tree of the template's shapes and dtypes.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
-from nl_jax.base import Array, Key
+from nl_jax.base import Array, Key, Params
 
-Direction = Callable[[Key, dict], dict]
+Direction = Callable[[Key, Params], Params]
 
 
 def gaussian() -> Direction:
@@ -32,11 +32,19 @@ def rademacher() -> Direction:
 
 
 def _flat(draw: Callable) -> Direction:
-    """A law that draws all leaves in one call: compiling a generator costs more than using it."""
+    """A law that draws all leaves of a dtype in one call: compiling a generator costs more than using it."""
 
-    def direction(key: Key, template: dict) -> dict:
-        flat, unravel = ravel_pytree(template)  # only the shapes and dtypes of the template are used
-        return unravel(draw(key, flat.shape, flat.dtype))
+    def direction(key: Key, template: Params) -> Params:
+        leaves, tree = jax.tree.flatten(template)
+        drawn: list[Array | None] = [None] * len(leaves)
+        for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+            places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+            flat = draw(key, (sum(leaves[i].size for i in places),), dtype)
+            parts = jnp.split(flat, list(itertools.accumulate(leaves[i].size for i in places[:-1])))
+            for i, part in zip(places, parts, strict=True):
+                drawn[i] = part.reshape(leaves[i].shape)
+            key = jax.random.fold_in(key, 0)
+        return jax.tree.unflatten(tree, drawn)
 
     return direction
 

@@ -1,0 +1,130 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nl_jax as nl
+from tests import problems
+
+KEY = jax.random.key(2)
+
+
+def _estimate(estimator, problem, key=KEY):
+    state = estimator.init(key, problem.params)
+    return jax.jit(estimator.estimate)(key, state, problem.params, problem.batch)
+
+
+def test_average_is_the_mean_of_estimates(x64):
+    problem = problems.chain()
+    one = nl.forward_gradient(problem.objective)
+    grads, _, info = _estimate(nl.average(one, 4), problem)
+    singles = [_estimate(one, problem, jax.random.fold_in(KEY, i))[0] for i in range(4)]
+    chex.assert_trees_all_close(grads, jax.tree.map(lambda *g: sum(g) / 4, *singles), rtol=1e-10)
+    assert int(info.evaluations) == 4 * 2
+
+
+def test_average_hands_on_the_state():
+    counting = nl.GradientEstimator(
+        lambda key, params: jnp.int32(0),
+        lambda key, state, params, batch: (params * state, state + 1, nl.Info(jnp.float32(0), jnp.int32(1))),
+    )
+    grads, state, info = nl.average(counting, 3).estimate(KEY, jnp.int32(5), jnp.int32(1), ())
+    assert (int(state), float(grads), int(info.evaluations)) == (8, 6.0, 3)
+
+
+def test_mix_weighs_estimates(x64):
+    problem = problems.chain()
+    exact = nl.backprop(problem.objective)
+    minus = nl.GradientEstimator(
+        exact.init, lambda *at: (jax.tree.map(jnp.negative, exact.estimate(*at)[0]), *exact.estimate(*at)[1:])
+    )
+    grads, _, info = _estimate(nl.mix([exact, minus], [0.75, 0.25]), problem)
+    half = jax.tree.map(lambda g: g / 2, _estimate(exact, problem)[0])
+    chex.assert_trees_all_close(grads, half, rtol=1e-12)
+    assert int(info.evaluations) == 6
+
+
+def test_mix_draws_independent_noise():
+    problem = problems.chain()
+    noisy = nl.forward_gradient(problem.objective)
+    difference, _, _ = _estimate(nl.mix([noisy, noisy], [2.0, -1.0]), problem)
+    same, _, _ = _estimate(noisy, problem)
+    assert not np.allclose(difference["output"]["weight"], same["output"]["weight"])
+
+
+def test_partition_gives_each_part_its_own_estimator(x64):
+    problem = problems.chain()
+    seen = []
+
+    def watched(objective):
+        inner = nl.weight_perturbation(objective)
+
+        def estimate(key, state, params, batch):
+            seen.append(sorted(params))
+            return inner.estimate(key, state, params, batch)
+
+        return nl.GradientEstimator(inner.init, estimate)
+
+    estimator = nl.partition(problem.objective, {"output/*": nl.backprop, "*": watched})
+    grads, _, info = _estimate(estimator, problem)
+    exact, _, _ = _estimate(nl.backprop(problem.objective), problem)
+    chex.assert_trees_all_close(grads["output"], exact["output"], rtol=1e-12)
+    assert not np.allclose(grads["hidden1"]["weight"], exact["hidden1"]["weight"])
+    assert seen == [["hidden1/bias", "hidden1/weight"]]
+    assert int(info.evaluations) == 3 + 2
+
+
+def test_partition_confines_node_noise_to_its_part():
+    problem = problems.chain()
+    templates = []
+
+    def spying(objective):
+        def space(params, batch):
+            view = nl.spaces.nodes(objective)(params, batch)
+            templates.append(set(view.template))
+            return view
+
+        return nl.forward_gradient(objective, space=lambda _: space)
+
+    _estimate(nl.partition(problem.objective, {"output/*": nl.backprop, "hidden*": spying}), problem)
+    assert templates == [{"hidden1"}]
+
+
+@pytest.mark.parametrize("make", [nl.backprop_recursion, nl.lagrangian_backprop])
+def test_partition_of_exact_estimators_is_exact(make, x64):
+    problem = problems.skip()
+    grads, _, _ = _estimate(nl.partition(problem.objective, {"low/*": make, "*": nl.backprop}), problem)
+    chex.assert_trees_all_close(grads, _estimate(nl.backprop(problem.objective), problem)[0], rtol=1e-10, atol=1e-12)
+
+
+def test_partition_names_what_does_not_match():
+    problem = problems.chain()
+    with pytest.raises(ValueError, match="no pattern of parts matches parameter 'hidden1/bias'"):
+        _estimate(nl.partition(problem.objective, {"output/*": nl.backprop}), problem)
+    with pytest.raises(ValueError, match="pattern 'readout' of parts gets no parameter; the paths are hidden1/bias"):
+        _estimate(nl.partition(problem.objective, {"readout": nl.backprop, "*": nl.backprop}), problem)
+    with pytest.raises(ValueError, match="parts must name at least one pattern"):
+        nl.partition(problem.objective, {})
+    with pytest.raises(ValueError, match="sigma must be"):
+        nl.partition(problem.objective, {"*": functools.partial(nl.weight_perturbation, sigma=-1)})
+
+
+def test_bad_mixtures_are_errors():
+    exact = nl.backprop(problems.chain().objective)
+    with pytest.raises(ValueError, match="weights must sum to 1"):
+        nl.mix([exact, exact], [0.5, 0.6])
+    with pytest.raises(ValueError, match="weights must be one number per estimator; got 1 for 2"):
+        nl.mix([exact, exact], [1.0])
+    with pytest.raises(ValueError, match="num_estimates must be a whole number"):
+        nl.average(exact, 0)
+
+
+def test_batch_sum_is_the_gradient_of_the_sum(x64):
+    """Seed 001 §4: Σ_{i∈I} ∇f_i."""
+    problem = problems.chain()
+    grads, _, _ = _estimate(nl.batch_sum(nl.backprop(problem.objective)), problem)
+    expected = jax.grad(lambda p: jnp.sum(problem.objective(p, problem.batch)))(problem.params)
+    chex.assert_trees_all_close(grads, expected, rtol=1e-12)

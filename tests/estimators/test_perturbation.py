@@ -1,0 +1,182 @@
+"""The perturbation engine: formulas to the letter, costs, and settings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nl_jax as nl
+from nl_jax.estimators.sampling import mean_over_samples
+from tests import problems
+
+KEY = jax.random.key(1)
+signs, normal = nl.directions.rademacher(), nl.directions.gaussian()
+
+
+def test_weight_update_of_seed_000_to_the_letter(x64):
+    """ΔW = −η Ẽ Ω with Ω ~ N(0, σ²): the gradient without baseline is Ẽ Ω/σ²."""
+    problem, sigma = problems.chain(), 0.3
+    estimator = nl.weight_perturbation(problem.objective, sigma=sigma, baseline=nl.baselines.none)
+    grads, _, info = estimator.estimate(KEY, (), problem.params, problem.batch)
+    omega = jax.tree.map(lambda xi: sigma * xi, normal(jax.random.fold_in(KEY, 0), problem.params))
+    perturbed = jax.tree.map(jnp.add, problem.params, omega)
+    error = jnp.mean(problem.objective(perturbed, problem.batch))
+    for got, noise in zip(jax.tree.leaves(grads), jax.tree.leaves(omega), strict=True):
+        np.testing.assert_allclose(got, error * noise / sigma**2, rtol=1e-12)
+    np.testing.assert_allclose(info.loss, error)
+
+
+def test_node_update_of_seed_000_to_the_letter(x64):
+    """∂E/∂W = (Ẽ − E) γ x / σ² for each example, averaged over the batch."""
+    problem, sigma = problems.chain(), 0.3
+    x, _ = problem.batch
+    estimator = nl.node_perturbation(problem.objective, sigma=sigma)
+    grads, _, _ = estimator.estimate(KEY, (), problem.params, problem.batch)
+    template = {"hidden1": jnp.zeros((6, 5)), "output": jnp.zeros((6, 3))}
+    gamma = jax.tree.map(lambda xi: sigma * xi, normal(jax.random.fold_in(KEY, 0), template))
+    perturbed = nl.propagation.inject(problem.objective)(problem.params, problem.batch, gamma)
+    change = perturbed - problem.objective(problem.params, problem.batch)
+    delta = change[:, None] * gamma["hidden1"] / sigma**2
+    np.testing.assert_allclose(grads["hidden1"]["weight"], x.T @ delta / 6, rtol=1e-10)
+    np.testing.assert_allclose(grads["hidden1"]["bias"], delta.mean(axis=0), rtol=1e-10)
+
+
+def test_only_layers_that_learn_are_disturbed():
+    """Noise on pooling or flattening would be noise alone: four layers, two of them displaced."""
+    problem = problems.convolution()
+    view = nl.spaces.nodes(problem.objective)(problem.params, problem.batch)
+    assert {name: v.shape for name, v in view.template.items()} == {"features": (4, 4, 4, 3), "output": (4, 3)}
+
+
+def test_parameters_between_layers_learn_too(x64):
+    """A gain between two layers and a scale after the last one are part of no layer, and still right."""
+    problem = problems.tied()
+    estimator = nl.node_perturbation(problem.objective, sigma=1e-5, num_samples=20_000, directions=signs, chunk=1000)
+    grads = jax.jit(estimator.estimate)(KEY, (), problem.params, problem.batch)[0]
+    exact = nl.backprop(problem.objective).estimate(KEY, (), problem.params, problem.batch)[0]
+    np.testing.assert_allclose(grads["gain"], exact["gain"], atol=0.01)
+    np.testing.assert_allclose(grads["scale"], exact["scale"], rtol=1e-8)
+    np.testing.assert_allclose(grads["shared"]["weight"], exact["shared"]["weight"], atol=0.1)
+    assert abs(exact["gain"]) > 0.08
+
+
+@pytest.mark.parametrize("make", [nl.weight_perturbation, nl.node_perturbation, nl.forward_gradient])
+def test_memory_does_not_grow_with_samples(make):
+    problem = problems.chain()
+
+    def temporary_bytes(num_samples):
+        estimate = jax.jit(make(problem.objective, num_samples=num_samples, chunk=4).estimate)
+        compiled = estimate.lower(KEY, (), problem.params, problem.batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(4096) <= temporary_bytes(16) + 4 * 4096  # no more than the sample indices
+
+
+def test_evaluations_are_what_is_evaluated():
+    """The counted passes are the passes made: every run of the objective calls back."""
+    calls = []
+
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        def affine(p, x):
+            jax.debug.callback(lambda: calls.append(1))
+            return x @ p
+
+        return propagate("output", affine, lambda nu: nu, params, batch)[:, 0]
+
+    params, batch = jnp.ones((3, 1)), jnp.ones((2, 3))
+    for make, baseline, local_gradients in [
+        (nl.weight_perturbation, nl.baselines.none, 0),
+        (nl.weight_perturbation, nl.baselines.clean, 0),
+        (nl.weight_perturbation, nl.baselines.antithetic, 0),
+        (nl.node_perturbation, nl.baselines.none, 1),
+        (nl.node_perturbation, nl.baselines.clean, 1),
+        (nl.node_perturbation, nl.baselines.antithetic, 1),
+    ]:
+        calls.clear()
+        estimator = make(objective, num_samples=5, baseline=baseline)
+        _, _, info = jax.block_until_ready(jax.jit(estimator.estimate)(KEY, (), params, batch))
+        jax.effects_barrier()
+        assert len(calls) == int(info.evaluations) - local_gradients
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_directions_have_unit_covariance(dtype, x64):
+    template = {"a": jnp.zeros((3,), dtype), "b": {"c": jnp.zeros((2, 2), dtype)}}
+    for law in (normal, signs):
+        draws = jax.vmap(lambda key, law=law: law(key, template))(jax.random.split(KEY, 20_000))
+        assert draws["b"]["c"].dtype == dtype
+        flat = np.concatenate([np.reshape(x, (20_000, -1)) for x in jax.tree.leaves(draws)], axis=1)
+        flat = flat.astype(np.float64)
+        outer = flat[:, :, None] * flat[:, None, :]
+        error = np.maximum(outer.std(axis=0), 1e-3) / 20_000**0.5  # signs squared do not vary at all
+        assert np.max(np.abs(outer.mean(axis=0) - np.eye(7)) / error) < 5
+        assert np.max(np.abs(flat.mean(axis=0)) * 20_000**0.5) < 5
+    assert set(np.unique(flat)) == {-1.0, 1.0}
+
+
+def test_mixed_precision_parameters():
+    params = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2, jnp.float32)}
+
+    def objective(params, batch):
+        return batch * (jnp.sum(params["a"].astype(jnp.float32)) + jnp.sum(params["b"]))
+
+    for law in (normal, signs):
+        estimator = nl.weight_perturbation(objective, sigma=0.1, directions=law)
+        grads, _, _ = estimator.estimate(KEY, (), params, jnp.ones(2))
+        assert jax.tree.map(lambda g: g.dtype, grads) == jax.tree.map(lambda p: p.dtype, params)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_mean_over_samples_is_the_mean(chunk, x64):
+    def sample(key):
+        return {"x": jax.random.normal(key, (2,)), "y": jax.random.uniform(key)}
+
+    mean = mean_over_samples(sample, KEY, 10, chunk)
+    one_by_one = [sample(jax.random.fold_in(KEY, i)) for i in range(10)]
+    np.testing.assert_allclose(mean["x"], np.mean([s["x"] for s in one_by_one], axis=0), rtol=1e-12)
+    np.testing.assert_allclose(mean["y"], np.mean([s["y"] for s in one_by_one]), rtol=1e-12)
+
+
+BAD = [
+    ({"sigma": 0.0}, "sigma must be a finite Python number above 0, got 0.0"),
+    ({"sigma": float("nan")}, "sigma must be .* got nan"),
+    ({"sigma": "1e-3"}, "sigma must be .* got '1e-3'"),
+    ({"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
+    ({"num_samples": 2.5}, "num_samples must be .* got 2.5"),
+    ({"num_samples": True}, "num_samples must be .* got True"),
+    ({"chunk": -1}, "chunk must be a whole number of at least 1, got -1"),
+    ({"baseline": "clean"}, r"baseline must be one of nl\.baselines\.none, .*got 'clean'"),
+    ({"directions": "gaussian"}, r"directions must be a law such as nl\.directions\.gaussian\(\), got 'gaussian'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD, ids=[str(settings) for settings, _ in BAD])
+@pytest.mark.parametrize("make", [nl.weight_perturbation, nl.node_perturbation])
+def test_bad_settings_are_errors_at_construction(make, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(problems.chain().objective, **settings)
+
+
+def test_bad_spaces_and_credits_are_errors_at_construction():
+    objective = problems.chain().objective
+    with pytest.raises(ValueError, match=r"space must be nl\.spaces\.weights or nl\.spaces\.nodes, got 'nodes'"):
+        nl.forward_gradient(objective, space="nodes")
+    with pytest.raises(ValueError, match=r"credit must be nl\.spaces\.per_example_credit"):
+        nl.node_perturbation(objective, credit="batch")
+
+
+def test_integer_parameters_are_named():
+    with pytest.raises(ValueError, match="params leaf 'steps' is int32, not a floating-point array"):
+        nl.weight_perturbation(lambda p, b: b * p["w"]).estimate(
+            KEY, (), {"w": jnp.ones(()), "steps": jnp.int32(1)}, jnp.ones(2)
+        )
+
+
+def test_layers_without_the_batch_axis_need_batch_credit():
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        doubled = propagate("constant", lambda p: p * 2, lambda nu: nu, params)
+        return batch @ doubled
+
+    with pytest.raises(ValueError, match="per-example credit needs every layer's first axis to be the batch of 2"):
+        nl.node_perturbation(objective).estimate(KEY, (), jnp.ones(3), jnp.ones((2, 3)))
+    nl.node_perturbation(objective, credit=nl.spaces.per_batch_credit).estimate(KEY, (), jnp.ones(3), jnp.ones((2, 3)))

@@ -1,0 +1,170 @@
+"""Unbiased means unbiased: judged per component against standard errors, beside twins that must fail."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nl_jax as nl
+from nl_jax.propagation import inject, local
+from tests import problems
+from tests.registry import ESTIMATORS
+
+NUM_KEYS = 3000
+KEYS = jax.random.split(jax.random.key(11), NUM_KEYS)
+signs, normal = nl.directions.rademacher(), nl.directions.gaussian()
+
+
+def _flat(tree, axes=0):
+    return np.concatenate([np.reshape(x, (*x.shape[:axes], -1)) for x in jax.tree.leaves(tree)], axis=-1)
+
+
+def estimates(estimator, params, batch, keys=KEYS) -> np.ndarray:
+    """Gradients for all keys, [keys, parameters]."""
+    state = estimator.init(jax.random.key(0), params)
+    grads = jax.jit(jax.vmap(lambda key: estimator.estimate(key, state, params, batch)[0]))(keys)
+    return _flat(grads, axes=1)
+
+
+def exact(objective, params, batch) -> np.ndarray:
+    return _flat(jax.grad(lambda p: jnp.mean(objective(p, batch)))(params))
+
+
+def largest_deviation(samples: np.ndarray, expected: np.ndarray) -> float:
+    """Of the samples' mean from what is expected, in measured standard errors: per component and in length.
+
+    The length, ⟨ĝ, g⟩/‖g‖² against 1, is known far better than any single component.
+    """
+    samples = np.column_stack([samples, samples @ expected / (expected @ expected)])
+    expected = np.append(expected, 1.0)
+    error = samples.std(axis=0, ddof=1) / len(samples) ** 0.5 + 1e-12  # exact parts vary by rounding alone
+    return float(np.max(np.abs(samples.mean(axis=0) - expected) / error))
+
+
+UNBIASED = [name for name, entry in ESTIMATORS.items() if not entry.exact and not name.endswith("none")]
+
+
+@pytest.mark.parametrize("name", UNBIASED)
+def test_mean_is_the_gradient(name, x64):
+    problem = problems.chain()
+    samples = estimates(ESTIMATORS[name].make(problem.objective), problem.params, problem.batch)
+    g = exact(problem.objective, problem.params, problem.batch)
+    assert largest_deviation(samples, g) < 5
+    # The twin: a fifth too long, as a wrong count or a wrong σ² would make it.
+    assert largest_deviation(1.2 * samples, g) > 5
+
+
+def test_shared_noise_across_examples_is_biased(x64):
+    """mean(δ) ⊗ mean(x) is not mean(δ ⊗ x): a node perturbation with one noise for all examples must fail."""
+    problem = problems.chain()
+
+    def estimate(key, state, params, batch):
+        losses, preactivations, pull = local(problem.objective)(params, batch)
+        one = jax.tree.map(lambda nu: nu[:1], preactivations)
+        noise = jax.tree.map(lambda xi, nu: jnp.broadcast_to(xi, nu.shape), normal(key, one), preactivations)
+        change = (inject(problem.objective)(params, batch, jax.tree.map(lambda x: 1e-4 * x, noise)) - losses) / 1e-4
+        credit = jax.tree.map(lambda xi: jnp.mean(change) * xi / len(losses), noise)
+        return pull(jnp.zeros_like(losses), credit), state, None
+
+    twin = nl.GradientEstimator(lambda key, params: (), estimate)
+    samples = estimates(twin, problem.params, problem.batch)
+    assert largest_deviation(samples, exact(problem.objective, problem.params, problem.batch)) > 5
+
+
+@pytest.mark.parametrize("make", [nl.weight_perturbation, nl.node_perturbation])
+def test_no_baseline_is_unbiased_too(make, x64):
+    """Seed 000: E is independent of the noise, so that ⟨Ẽ Ω⟩/σ² is the gradient; exactly, for a linear error."""
+
+    def affine(params, x):
+        return x @ params["weight"]
+
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        return 3.0 + propagate("output", affine, lambda nu: nu, params, batch)[:, 0]
+
+    params = {"weight": jnp.array([[0.5], [-1.0], [2.0]])}
+    batch = jax.random.normal(jax.random.key(1), (2, 3))
+    g = exact(objective, params, batch)
+    keys = jax.random.split(jax.random.key(12), 20_000)
+    samples = estimates(make(objective, sigma=1.0, baseline=nl.baselines.none), params, batch, keys)
+    assert largest_deviation(samples, g) < 5
+    assert largest_deviation(samples + 0.5 * np.abs(g), g) > 5
+    with_baseline = estimates(make(objective, sigma=1.0), params, batch, keys)
+    assert with_baseline.var() < samples.var() / 2
+
+
+def test_examples_that_interact_need_batch_credit(x64):
+    """Through the batch's own mean every example's noise reaches every loss."""
+
+    def centred(params, x):
+        nu = x @ params["weight"]
+        return nu - jnp.mean(nu, axis=0, keepdims=True)
+
+    def spread(params, x):  # no parameters of its own, but it couples examples
+        return x - 2.0 * jnp.roll(x, 1, axis=0)
+
+    def forward(params, x, propagate=nl.propagation.feedforward):
+        hidden = propagate("hidden", centred, jnp.tanh, params["hidden"], x)
+        mixed = propagate("mixed", spread, jnp.tanh, {}, hidden)
+        return propagate("output", lambda p, x: x @ p["weight"], lambda nu: nu, params["output"], mixed)
+
+    keys = jax.random.split(jax.random.key(2), 2)
+    params = {
+        "hidden": {"weight": jax.random.normal(keys[0], (3, 2))},
+        "output": {"weight": jax.random.normal(keys[1], (2, 1))},
+    }
+    batch = jax.random.normal(jax.random.key(5), (4, 3)), jnp.ones((4, 1))
+    objective = nl.supervised(forward, nl.losses.half_squared_error)
+    g = exact(objective, params, batch)
+    make = functools.partial(nl.node_perturbation, objective, num_samples=4)
+    assert largest_deviation(estimates(make(credit=nl.spaces.per_batch_credit), params, batch), g) < 5
+    assert largest_deviation(estimates(make(), params, batch), g) > 5
+
+
+@pytest.mark.parametrize(("directions", "constant"), [(normal, 1), (signs, -1)], ids=["gaussian", "rademacher"])
+@pytest.mark.parametrize("num_samples", [1, 4])
+def test_weight_space_variance_law(directions, constant, num_samples, x64):
+    """E‖ĝ − g‖²/‖g‖² = (P ± 1)/K."""
+    problem = problems.chain()
+    estimator = nl.weight_perturbation(problem.objective, sigma=1e-5, num_samples=num_samples, directions=directions)
+    g = exact(problem.objective, problem.params, problem.batch)
+    squares = ((estimates(estimator, problem.params, problem.batch) - g) ** 2).sum(axis=1) / (g**2).sum()
+    error = squares.std(ddof=1) / NUM_KEYS**0.5
+    assert abs(squares.mean() - (g.size + constant) / num_samples) < 5 * error
+    assert abs(squares.mean() - (g.size + constant) / (num_samples + 1)) > 5 * error
+
+
+@pytest.mark.parametrize(("directions", "constant"), [(normal, 1), (signs, -1)], ids=["gaussian", "rademacher"])
+def test_node_space_variance_law(directions, constant, x64):
+    """Var ĝ_ba = Σ_n x_nb² (‖δ_n‖² ± δ_na²) / (B² K), with ‖δ_n‖² over all nodes of example n."""
+    problem = problems.chain()
+    x, _ = problem.batch
+    _, preactivations, _ = local(problem.objective)(problem.params, problem.batch)
+    zeros = jax.tree.map(jnp.zeros_like, preactivations)
+    delta = jax.grad(lambda o: jnp.sum(inject(problem.objective)(problem.params, problem.batch, o)))(zeros)
+    power = sum(np.sum(d**2, axis=1, keepdims=True) for d in delta.values())
+    per_node = power + constant * delta["hidden1"] ** 2
+    predicted = np.asarray((x**2).T @ per_node) / (len(x) ** 2 * 2)
+    estimator = nl.node_perturbation(problem.objective, sigma=1e-5, num_samples=2, directions=directions)
+    grads = jax.jit(jax.vmap(lambda key: estimator.estimate(key, (), problem.params, problem.batch)[0]))(KEYS)
+    deviations = np.asarray(grads["hidden1"]["weight"])
+    squares = (deviations - deviations.mean(axis=0)) ** 2
+    error = squares.std(axis=0, ddof=1) / NUM_KEYS**0.5
+    assert np.max(np.abs(squares.mean(axis=0) - predicted) / error) < 5
+    assert np.max(np.abs(squares.mean(axis=0) - 2 * predicted) / error) > 5
+
+
+def test_perturbation_tends_to_the_forward_gradient(x64):
+    """As σ → 0 the difference quotient is the derivative, with the same directions; antithetic faster."""
+    problem = problems.chain()
+    at = jax.random.key(5), (), problem.params, problem.batch
+    limit = _flat(nl.forward_gradient(problem.objective, num_samples=4).estimate(*at)[0])
+
+    def distance(baseline, sigma):
+        estimator = nl.weight_perturbation(problem.objective, num_samples=4, baseline=baseline, sigma=sigma)
+        return np.linalg.norm(_flat(estimator.estimate(*at)[0]) - limit)
+
+    first = distance(nl.baselines.clean, 1e-2) / distance(nl.baselines.clean, 1e-3)
+    second = distance(nl.baselines.antithetic, 1e-2) / distance(nl.baselines.antithetic, 1e-3)
+    np.testing.assert_allclose([first, second], [10, 100], rtol=0.1)

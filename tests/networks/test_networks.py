@@ -1,0 +1,182 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nl_jax as nl
+
+KEY = jax.random.key(0)
+c = nl.connections
+
+
+def image_network(connection, shape=None, source=(6, 5, 2)):
+    return nl.network(nl.Layer("image", source), nl.Layer("output", shape, connection))
+
+
+def test_mlp_is_the_seeds_recursion(x64):
+    """x^l = f(W^l x^{l-1} + b^l), l = 1 … L."""
+    network = nl.mlp([4, 5, 6, 3], activation=nl.activations.tanh())
+    params = network.init(KEY, jnp.float64)
+    x = jax.random.normal(KEY, (2, 4))
+    expected = x
+    for name in ("hidden1", "hidden2"):
+        expected = np.tanh(expected @ params[name]["weight"] + params[name]["bias"][None, :])
+    expected = expected @ params["output"]["weight"] + params["output"]["bias"][None, :]
+    np.testing.assert_allclose(network.apply(params, x), expected, rtol=1e-12)
+    assert network.shapes == {"input": (4,), "hidden1": (5,), "hidden2": (6,), "output": (3,)}
+    axons = network.axons(params, x)
+    assert list(axons) == list(network.shapes)
+    np.testing.assert_array_equal(axons["input"], x)
+    np.testing.assert_allclose(axons["output"], expected)
+
+
+def test_a_layer_adds_up_its_connections(x64):
+    network = nl.network(
+        nl.Layer("input", 3),
+        nl.Layer("hidden", 4, c.dense(), nl.activations.tanh()),
+        nl.Layer("output", 2, [c.dense("hidden"), c.dense("input", bias=False)]),
+    )
+    params = network.init(KEY, jnp.float64)
+    assert set(params["output"]) == {"hidden", "input"}
+    assert set(params["output"]["input"]) == {"weight"}
+    x = jax.random.normal(KEY, (5, 3))
+    hidden = network.axons(params, x)["hidden"]
+    part = params["output"]
+    expected = hidden @ part["hidden"]["weight"] + part["hidden"]["bias"][None, :] + x @ part["input"]["weight"]
+    np.testing.assert_allclose(network.apply(params, x), expected, rtol=1e-12)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    padding=st.sampled_from(["VALID", "SAME", ((1, 0), (0, 2))]),
+)
+def test_conv_and_max_pool_agree_with_jax(kernel, stride, padding):
+    x = jax.random.normal(KEY, (2, 6, 5, 2))
+    network = image_network(c.conv(kernel, channels=3, stride=stride, padding=padding))
+    params = network.init(KEY)
+    weight = params["output"]["weight"]
+    expected = jax.lax.conv_general_dilated(x, weight, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    assert network.shapes["output"] == expected.shape[1:]
+    np.testing.assert_allclose(network.apply(params, x), expected, atol=1e-5)
+
+    pads = padding if isinstance(padding, str) else ((0, 0), *padding, (0, 0))
+    pooled = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *kernel, 1), (1, *stride, 1), pads)
+    network = image_network(c.max_pool(kernel, stride=stride, padding=padding))
+    assert network.shapes["output"] == pooled.shape[1:]
+    np.testing.assert_array_equal(network.apply({"output": {}}, x), pooled)
+
+
+def test_max_pool_credits_the_first_winner_alone():
+    """Seed 003 eq. 11: weight 1 on the largest, 0 elsewhere; of equals, the first."""
+    network = image_network(c.max_pool(2), source=(2, 2, 1))
+    credit = jax.grad(lambda x: jnp.sum(network.apply({"output": {}}, x)))
+    for values, winner in [([1, 3, 2, 0], 1), ([5, 5, 5, 5], 0), ([1, 4, 4, 2], 1), ([0, 0, 0, 7], 3)]:
+        x = jnp.array(values, jnp.float32).reshape(1, 2, 2, 1)
+        expected = np.zeros(4)
+        expected[winner] = 1
+        np.testing.assert_array_equal(np.ravel(credit(x)), expected)
+
+
+def test_max_pool_does_not_lose_a_nan():
+    network = image_network(c.max_pool(2), source=(2, 2, 1))
+    for place in range(4):
+        x = jnp.zeros(4).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
+        assert np.isnan(network.apply({"output": {}}, x)).all()
+
+
+def test_flatten_and_reshape_are_inverse():
+    network = nl.network(
+        nl.Layer("image", (2, 3, 2)), nl.Layer("flat", None, c.flatten()), nl.Layer("again", (2, 3, 2), c.reshape())
+    )
+    x = jax.random.normal(KEY, (4, 2, 3, 2))
+    np.testing.assert_array_equal(network.apply(network.init(KEY), x), x)
+    assert network.shapes["flat"] == (12,)
+
+
+def test_initialisers_and_dtype():
+    network = nl.mlp([300, 200, 2], activation=nl.activations.relu(), weight_init=jax.nn.initializers.he_normal())
+    params = network.init(KEY, jnp.bfloat16)
+    assert params["hidden1"]["weight"].dtype == jnp.bfloat16
+    spread = float(jnp.std(params["hidden1"]["weight"].astype(jnp.float32)))
+    np.testing.assert_allclose(spread, (2 / 300) ** 0.5, rtol=0.02)
+    np.testing.assert_array_equal(params["hidden1"]["bias"], 0)
+    one = network.init(jax.random.key(1))["hidden1"]["weight"]
+    assert not np.allclose(one, network.init(jax.random.key(2))["hidden1"]["weight"])
+
+
+INPUT = nl.Layer("input", 3)
+BAD = {
+    "no layers": ([], "a network needs at least two layers"),
+    "input with connections": ([nl.Layer("a", 3, c.dense()), INPUT], "the first being the input"),
+    "duplicate": ([INPUT, nl.Layer("input", 2, c.dense())], "two layers are named 'input'"),
+    "upward": (
+        [INPUT, nl.Layer("low", 2, c.dense("high")), nl.Layer("high", 2, c.dense())],
+        "layer 'low' receives from 'high', which is not a layer below it",
+    ),
+    "itself": ([INPUT, nl.Layer("low", 2, c.dense("low"))], "layer 'low' receives from 'low'"),
+    "two from one": ([INPUT, nl.Layer("o", 2, [c.dense(), c.dense()])], "layer 'o' has two connections from 'input'"),
+    "none": ([INPUT, nl.Layer("o", 2)], "layer 'o' receives no connection"),
+    "not a connection": ([INPUT, nl.Layer("o", 2, [jnp.tanh])], "layer 'o': .* is not a connection"),
+    "dense of image": (
+        [nl.Layer("image", (2, 2, 1)), nl.Layer("o", 2, c.dense())],
+        r"layer 'o', connection from 'image': dense reads a vector.*\(2, 2, 1\): put a flatten layer between",
+    ),
+    "dense without units": ([INPUT, nl.Layer("o", None, c.dense())], r"layer 'o'.*dense needs a layer of shape"),
+    "conv of vector": ([INPUT, nl.Layer("o", None, c.conv(2, channels=1))], "layer 'o'.*conv reads an image"),
+    "conv shape": (
+        [nl.Layer("image", (4, 4, 1)), nl.Layer("o", (4, 4, 2), c.conv(3))],
+        r"layer 'o' has shape \(4, 4, 2\), but its connection from 'image' gives \(2, 2, 2\)",
+    ),
+    "conv channels": ([nl.Layer("image", (4, 4, 1)), nl.Layer("o", None, c.conv(3))], "layer 'o'.*conv needs channels"),
+    "window too large": (
+        [nl.Layer("image", (2, 2, 1)), nl.Layer("o", None, c.max_pool(3))],
+        r"layer 'o'.*a window of \(3, 3\) does not fit",
+    ),
+    "reshape": ([INPUT, nl.Layer("o", (2, 2), c.reshape())], r"layer 'o'.*reshape cannot fit .*\(3,\) into \(2, 2\)"),
+    "sum of two shapes": (
+        [nl.Layer("a", (4, 4, 1)), nl.Layer("b", None, c.max_pool(2)),
+         nl.Layer("o", None, [c.conv(1, "a", channels=1), c.conv(1, "b", channels=1)])],
+        r"layer 'o' has shape \(4, 4, 1\), but its connection from 'b' gives \(2, 2, 1\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_network_that_does_not_fit_says_which_layer(name):
+    layers, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        nl.network(*layers)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nl.Layer("", 3), "a layer's name must be a non-empty string"),
+        (lambda: nl.Layer("a", 0), "layer 'a': shape must be of whole numbers of at least 1, got 0"),
+        (lambda: nl.Layer("a", (2, 1.5)), "layer 'a': shape must be"),
+        (lambda: c.conv(0), "kernel must be .* got 0"),
+        (lambda: c.conv(2, stride=(1, 2, 3)), r"stride must be .* got \(1, 2, 3\)"),
+        (lambda: c.conv(2, padding="same"), "padding must be 'VALID', 'SAME' or .* got 'same'"),
+        (lambda: c.conv(2, channels=0), "channels must be a whole number"),
+        (lambda: c.max_pool(2, padding=((0, -1), (0, 0))), "padding must be"),
+        (lambda: nl.mlp([3], activation=jnp.tanh), r"sizes must list at least .* got \[3\]"),
+    ],
+)
+def test_bad_settings_are_errors_at_once(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_bad_calls_name_the_layer():
+    network = nl.mlp([4, 2, 3], activation=nl.activations.tanh())
+    params = network.init(KEY)
+    with pytest.raises(ValueError, match=r"input layer 'input' takes inputs of shape .* got \(4,\)"):
+        network.apply(params, jnp.ones(4))
+    with pytest.raises(ValueError, match=r"input layer 'input'.* got \(2, 5\)"):
+        network.apply(params, jnp.ones((2, 5)))
+    with pytest.raises(ValueError, match="params have no entry for layer 'hidden1'"):
+        network.apply({"output": params["output"]}, jnp.ones((2, 4)))

@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from nl_jax import losses
+
+
+def test_cross_entropy_value_and_derivative(x64):
+    outputs = jax.random.normal(jax.random.key(0), (4, 3))
+    labels = jnp.array([0, 2, 1, 1])
+    p = jax.nn.softmax(outputs)
+    np.testing.assert_allclose(losses.cross_entropy(outputs, labels), -np.log(p[np.arange(4), labels]), rtol=1e-12)
+    one_hot = jax.nn.one_hot(labels, 3)
+    np.testing.assert_allclose(
+        losses.cross_entropy(outputs, one_hot), losses.cross_entropy(outputs, labels), rtol=1e-12
+    )
+    derivative = jax.grad(lambda o: losses.cross_entropy(o, labels).sum())(outputs)
+    np.testing.assert_allclose(derivative, p - one_hot, rtol=1e-12, atol=1e-14)
+    check_grads(lambda o: losses.cross_entropy(o, labels), (outputs,), order=2)
+
+
+def test_cross_entropy_of_large_logits_is_finite():
+    np.testing.assert_allclose(losses.cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([0])), [0.0])
+
+
+def test_a_label_out_of_range_is_not_clipped():
+    assert np.isnan(losses.cross_entropy(jnp.zeros((3, 2)), jnp.array([0, 2, -1]))).tolist() == [False, True, True]
+
+
+def test_half_squared_error(x64):
+    x, target = jnp.arange(12.0).reshape(2, 3, 2), jnp.ones((2, 3, 2))
+    np.testing.assert_allclose(losses.half_squared_error(x, target), ((x - 1) ** 2).reshape(2, -1).sum(1) / 2)
+    derivative = jax.grad(lambda x: losses.half_squared_error(x, target).sum())(x)
+    np.testing.assert_allclose(derivative, x - target)
+    np.testing.assert_array_equal(losses.half_squared_error(target, target), 0)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets"),
+    [
+        (jnp.zeros((2, 3)), jnp.zeros(2)),  # floating labels
+        (jnp.zeros((2, 3)), jnp.zeros(3, int)),
+        (jnp.zeros((2, 3)), jnp.zeros((2, 3), int)),
+        (jnp.zeros(3), jnp.zeros(3, int)),
+    ],
+)
+def test_cross_entropy_says_what_fits(outputs, targets):
+    with pytest.raises(ValueError, match=r"cross_entropy takes logits of shape \[batch, classes\] with integer labels"):
+        losses.cross_entropy(outputs, targets)
+
+
+def test_half_squared_error_does_not_broadcast():
+    with pytest.raises(ValueError, match=r"compares arrays of one shape; got outputs \(2, 3\) and targets \(2,\)"):
+        losses.half_squared_error(jnp.zeros((2, 3)), jnp.zeros(2))

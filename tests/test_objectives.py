@@ -1,0 +1,27 @@
+import inspect
+
+import jax.numpy as jnp
+import pytest
+
+import nl_jax as nl
+from tests import problems
+
+
+def test_an_objective_takes_propagate_if_its_forward_does():
+    layered = problems.chain().objective
+    assert list(inspect.signature(layered).parameters) == ["params", "batch", "propagate"]
+    layerless = nl.supervised(lambda params, x, **options: x @ params, nl.losses.half_squared_error)
+    assert list(inspect.signature(layerless).parameters) == ["params", "batch"]
+
+
+@pytest.mark.parametrize("loss", [lambda y, t: jnp.mean(y), lambda y, t: y, lambda y, t: y[:1, 0]])
+def test_losses_must_be_per_example(loss):
+    objective = nl.supervised(lambda params, x: x @ params, loss)
+    with pytest.raises(ValueError, match=r"loss must return one value per example, shape \[batch\]; got shape"):
+        objective(jnp.ones((3, 2)), (jnp.ones((4, 3)), jnp.zeros(4)))
+
+
+def test_targets_may_be_any_tree():
+    objective = nl.supervised(lambda w, x: x * w, lambda y, t: (y - t["a"]) ** 2 + t["b"])
+    losses = objective(jnp.float32(2.0), (jnp.ones(3), {"a": jnp.ones(3), "b": jnp.ones(3)}))
+    assert losses.tolist() == [2.0, 2.0, 2.0]

@@ -1,0 +1,183 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nl_jax as nl
+from nl_jax import batching
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (24, 3))
+Y = X @ jnp.array([[1.0], [-2.0], [0.5]])
+START = jnp.zeros((3, 1))
+objective = nl.supervised(lambda w, x: x @ w, nl.losses.half_squared_error)
+LEARNER = nl.learner(nl.weight_perturbation(objective, num_samples=4), optax.sgd(0.05))
+BACKPROP = nl.learner(nl.backprop(objective), optax.sgd(0.1))
+
+
+def _fit(learner=LEARNER, state=None, **settings):
+    state = learner.init(KEY, START) if state is None else state
+    return nl.fit(learner, KEY, state, (X, Y), **{"progress": False, "num_steps": 50, "batch_size": 8} | settings)
+
+
+def test_fit_is_the_loop_of_steps():
+    state, history = _fit(num_steps=7, steps_per_dispatch=3)
+    by_hand = LEARNER.init(KEY, START)
+    step_key, order_key = jax.random.split(KEY)
+    indices = batching.shuffled(order_key, 0, 7, 24, 8)
+    losses = []
+    for t in range(7):
+        batch = X[indices[t]], Y[indices[t]]
+        by_hand, info = jax.jit(LEARNER.step)(jax.random.fold_in(step_key, t), by_hand, batch)
+        losses.append(float(info.loss))
+    np.testing.assert_allclose(state.params, by_hand.params, rtol=1e-4)
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-4)
+    assert int(state.step) == 7
+    assert history.evaluations.tolist() == [5] * 7
+
+
+@pytest.mark.parametrize("order", [batching.shuffled, batching.uniform])
+def test_a_run_cut_anywhere_and_continued_is_the_same_run(order):
+    whole, history = _fit(num_steps=20, order=order)
+    half, first = _fit(num_steps=13, order=order, steps_per_dispatch=5)
+    again, second = _fit(state=half, num_steps=7, order=order)
+    np.testing.assert_array_equal(whole.params, again.params)
+    np.testing.assert_array_equal(history.loss, np.concatenate([first.loss, second.loss]))
+
+
+def test_single_sample_minibatch_and_full_batch():
+    for batch_size in (1, 8, None):
+        state, history = _fit(BACKPROP, batch_size=batch_size, num_steps=200)
+        assert history.loss[-1] < 1e-3 * history.loss[0], batch_size
+    full = BACKPROP.init(KEY, START)
+    for t in range(3):
+        full, _ = BACKPROP.step(jax.random.key(t), full, (X, Y))
+    np.testing.assert_allclose(_fit(BACKPROP, batch_size=None, num_steps=3)[0].params, full.params, rtol=1e-5)
+
+
+def test_minibatch_sum_is_batch_size_times_the_mean():
+    summed = nl.learner(nl.batch_sum(nl.backprop(objective)), optax.sgd(0.1 / 8))
+    np.testing.assert_allclose(_fit(summed)[0].params, _fit(BACKPROP)[0].params, rtol=1e-4)
+
+
+def test_record_and_monitor():
+    seen = []
+
+    def monitor(state):
+        seen.append(int(state.step))
+        return {}
+
+    _, norms = _fit(
+        num_steps=10, steps_per_dispatch=4, monitor=monitor, record=lambda state, info: jnp.sum(state.params**2)
+    )
+    assert norms.shape == (10,)
+    assert seen == [0, 4, 8, 10]
+
+
+def test_a_second_fit_does_not_compile_again():
+    traces = []
+
+    def counted(w, x):
+        traces.append(1)
+        return x @ w
+
+    learner = nl.learner(nl.backprop(nl.supervised(counted, nl.losses.half_squared_error)), optax.sgd(0.1))
+    _fit(learner, num_steps=10)
+    before = len(traces)
+    _fit(learner, num_steps=10)
+    assert len(traces) == before
+
+
+def test_ctrl_c_keeps_what_was_done_and_the_run_goes_on():
+    def monitor(state):
+        if int(state.step) == 8:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        _fit(num_steps=20, steps_per_dispatch=4, monitor=monitor)
+    stopped = caught.value
+    assert isinstance(stopped, nl.Interrupted)
+    assert int(stopped.state.step) == 8
+    assert stopped.history.loss.shape == (8,)
+    continued, _ = _fit(state=stopped.state, num_steps=12)
+    np.testing.assert_array_equal(continued.params, _fit(num_steps=20)[0].params)
+
+
+def test_divergence_is_an_error_that_keeps_the_last_good_state():
+    wild = nl.learner(nl.backprop(objective), optax.sgd(1e6))
+    with pytest.raises(nl.Diverged, match=r"the loss is (inf|nan) at step \d+: lower the learning rate") as caught:
+        _fit(wild, num_steps=40, steps_per_dispatch=2)
+    assert np.isfinite(caught.value.state.params).all()
+    assert not np.isfinite(caught.value.history.loss[-1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be"),
+        ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"batch_size": 25}, "batch_size must be at most the 24 examples there are, got 25"),
+        ({"steps_per_dispatch": 0}, "steps_per_dispatch must be"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        _fit(**settings)
+
+
+def test_data_of_unequal_lengths():
+    with pytest.raises(ValueError, match="data must be arrays with equally many examples"):
+        nl.fit(LEARNER, KEY, LEARNER.init(KEY, START), (X, Y[:3]), num_steps=1)
+
+
+def two_valleys(w, batch):
+    """Two minima, the left one lower."""
+    return (w**2 - 1) ** 2 + 0.3 * w + 0 * batch
+
+
+def _restarts(rate=0.05, **settings):
+    learner = nl.learner(nl.backprop(two_valleys), optax.sgd(rate))
+    score = lambda w: two_valleys(w, 0.0)
+    return nl.restarts(
+        learner, KEY, jax.random.normal, jnp.zeros(4),
+        **{"score": score, "num_restarts": 12, "num_steps": 60, "progress": False} | settings,
+    )  # fmt: skip
+
+
+def test_restarts_find_both_minima_and_keep_the_lower():
+    found = _restarts()
+    assert found.scores.shape == (12,)
+    assert found.history.loss.shape == (12, 60)
+    assert (found.states.params > 0.5).any()
+    assert (found.states.params < -0.5).any()
+    assert found.best.params < -0.5
+    assert found.scores[found.best_index] == found.scores.min()
+    np.testing.assert_array_equal(found.best.params, found.states.params[found.best_index])
+
+
+def test_a_lost_run_is_never_the_best():
+    found = _restarts(score=lambda w: jnp.where(w < 0, jnp.nan, two_valleys(w, 0.0)))
+    assert found.best.params > 0
+
+
+def test_restarts_fail_only_if_all_do():
+    with pytest.raises(nl.Diverged, match="no loss of 12 restarts is finite after step"):
+        _restarts(rate=1e4)
+
+
+def test_learner_refuses_what_is_not_one():
+    with pytest.raises(ValueError, match="estimator must be a GradientEstimator"):
+        nl.learner(objective, optax.sgd(0.1))
+    with pytest.raises(ValueError, match="optimizer must be an optax optimizer"):
+        nl.learner(nl.backprop(objective), 0.1)
+    with pytest.raises(ValueError, match="key must be a typed key"):
+        BACKPROP.init(0, START)
+
+
+def test_optimizers_with_extra_arguments_get_the_loss():
+    optimizer = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1, rtol=0.9))
+    learner = nl.learner(nl.backprop(objective), optimizer)
+    state, _ = _fit(learner, num_steps=20, batch_size=None)
+    assert float(state.optimizer[1].scale) < 1
