@@ -119,7 +119,7 @@ def run(config: Config) -> dict[str, Curve]:
             curves[name] = Curve()
             _train(name, config, dataset, folder, curves[name])
     finally:  # also after an error or Ctrl-C: what was learned so far is shown
-        measured = {name: curve for name, curve in curves.items() if curve.update}
+        measured = {name: curve for name, curve in curves.items() if len(curve.update) > 1}
         if measured:
             picture = folder.picture("compare", plot(measured, dataset.name))
             print(table(measured, config))

@@ -1,9 +1,12 @@
 import jax
 import pytest
 
-# Silent promotion hides mistakes of shape and precision: here it is an error.
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+
+@pytest.fixture(autouse=True)
+def strict():
+    """Silent promotion hides mistakes of shape and precision: here it is an error."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
 
 
 @pytest.fixture
@@ -14,7 +17,7 @@ def x64():
 
 
 @pytest.fixture
-def lenient():
-    """JAX's own promotion rules, for models of other libraries that rely on them."""
+def lenient(strict):
+    """JAX's own promotion rules, for other libraries' models and optimizers that rely on them."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

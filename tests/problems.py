@@ -1,5 +1,7 @@
 """Small problems the tests share: each a network, an objective on it and a batch."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +18,12 @@ class Problem(NamedTuple):
     forward: Any
 
 
+def _once(make: Callable[[], Problem]) -> Callable[[], Problem]:
+    """The same problem for all tests of one precision, so that what they compile is compiled once."""
+    cached = functools.cache(lambda x64: make())
+    return functools.wraps(make)(lambda: cached(jax.config.jax_enable_x64))
+
+
 def _labelled(forward, params, inputs, classes: int) -> Problem:
     labels = jnp.arange(inputs.shape[0]) % classes
     return Problem(nl.supervised(forward, nl.losses.cross_entropy), params, (inputs, labels), forward)
@@ -29,18 +37,21 @@ def _dtype():
     return jnp.asarray(0.0).dtype
 
 
-def one_layer(activation=None) -> Problem:
-    network = nl.mlp([4, 3], activation=nl.activations.tanh(), output_activation=activation or nl.activations.sigmoid())
+@_once
+def one_layer() -> Problem:
+    network = nl.mlp([4, 3], activation=nl.activations.tanh(), output_activation=nl.activations.sigmoid())
     objective = nl.supervised(network.apply, nl.losses.half_squared_error)
     targets = jax.random.uniform(jax.random.key(8), (5, 3))
     return Problem(objective, network.init(jax.random.key(1), _dtype()), (_inputs(5, 4), targets), network.apply)
 
 
+@_once
 def chain() -> Problem:
     network = nl.mlp([4, 5, 3], activation=nl.activations.tanh())
     return _labelled(network.apply, network.init(jax.random.key(1), _dtype()), _inputs(6, 4), 3)
 
 
+@_once
 def skip() -> Problem:
     c = nl.connections
     network = nl.network(
@@ -52,6 +63,7 @@ def skip() -> Problem:
     return _labelled(network.apply, network.init(jax.random.key(2), _dtype()), _inputs(6, 4), 3)
 
 
+@_once
 def convolution() -> Problem:
     c = nl.connections
     network = nl.network(
@@ -68,6 +80,7 @@ def _affine(params, x):
     return x @ params["weight"] + params["bias"][None, :]
 
 
+@_once
 def tied() -> Problem:
     """A hand-written program: a weight used twice, plain activations, glue between layers, a used-up parameter."""
 

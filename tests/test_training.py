@@ -48,7 +48,7 @@ def test_a_run_cut_anywhere_and_continued_is_the_same_run(order):
 
 def test_single_sample_minibatch_and_full_batch():
     for batch_size in (1, 8, None):
-        state, history = _fit(BACKPROP, batch_size=batch_size, num_steps=200)
+        _, history = _fit(BACKPROP, batch_size=batch_size, num_steps=200)
         assert history.loss[-1] < 1e-3 * history.loss[0], batch_size
     full = BACKPROP.init(KEY, START)
     for t in range(3):
@@ -176,7 +176,7 @@ def test_learner_refuses_what_is_not_one():
         BACKPROP.init(0, START)
 
 
-def test_optimizers_with_extra_arguments_get_the_loss():
+def test_optimizers_with_extra_arguments_get_the_loss(lenient):
     optimizer = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1, rtol=0.9))
     learner = nl.learner(nl.backprop(objective), optimizer)
     state, _ = _fit(learner, num_steps=20, batch_size=None)

@@ -16,7 +16,7 @@ LAYERED = [nl.backprop_recursion, nl.lagrangian_backprop]
 
 
 def _gradient(problem):
-    return jax.grad(lambda p: jnp.mean(problem.objective(p, problem.batch)))(problem.params)
+    return jax.jit(jax.grad(lambda p: jnp.mean(problem.objective(p, problem.batch))))(problem.params)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)

@@ -29,7 +29,7 @@ def estimates(estimator, params, batch, keys=KEYS) -> np.ndarray:
 
 
 def exact(objective, params, batch) -> np.ndarray:
-    return _flat(jax.grad(lambda p: jnp.mean(objective(p, batch)))(params))
+    return _flat(jax.jit(jax.grad(lambda p: jnp.mean(objective(p, batch))))(params))
 
 
 def largest_deviation(samples: np.ndarray, expected: np.ndarray) -> float:

@@ -48,7 +48,7 @@ def test_a_layer_adds_up_its_connections(x64):
     np.testing.assert_allclose(network.apply(params, x), expected, rtol=1e-12)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     stride=st.tuples(st.integers(1, 2), st.integers(1, 3)),

@@ -1,0 +1,132 @@
+"""The main job as a user runs it, in a process of its own."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import compare
+from experiments.failure import ExperimentError
+from tests.experiments.test_data import idx, write_set
+
+REPOSITORY = Path(compare.__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("lenient")
+
+
+def command(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.compare", *arguments],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False, **options,
+    )  # fmt: skip
+
+
+def small(out, *arguments: str) -> list[str]:
+    settings = ["--updates", "4", "--seeds", "2", "--num-samples", "2", "--hidden", "5", "--out", str(out)]
+    return [*settings, *arguments]
+
+
+def test_help_is_worth_reading():
+    shown = command("--help")
+    assert shown.returncode == 0
+    for words in ("--data-dir", "--quick", "--estimators", "MNIST-style IDX files", "side by side"):
+        assert words in shown.stdout
+
+
+@pytest.mark.slow
+def test_quick_run_end_to_end(tmp_path):
+    began = time.monotonic()
+    done = command("--quick", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 240  # a hang, not a speed: a minute is the aim
+    rows = [line.split() for line in done.stdout.splitlines()]
+    table = {row[0]: row for row in rows if row[0] in compare.ESTIMATORS}
+    assert list(table) == list(compare.ESTIMATORS)
+    accuracy = {name: float(row[1]) for name, row in table.items()}
+    assert accuracy["backprop"] > 94
+    assert accuracy["lagrangian_backprop"] == accuracy["backprop"]
+    assert accuracy["node_perturbation"] > 90
+    assert accuracy["weight_perturbation"] > 60
+
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["config"]["quick"] is True
+    assert set(config["versions"]) >= {"nl_jax", "jax", "optax"}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["estimator"] for line in lines} == set(compare.ESTIMATORS)
+    assert all(len(line["cosine"]) == 3 for line in lines)
+    final = [line for line in lines if line["estimator"] == "node_perturbation"][-1]
+    assert (final["update"], final["evaluations"]) == (300, 300 * 18)
+    assert np.load(tmp_path / "backprop.npz")["loss"].shape == (3, 300)
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_idx_files(tmp_path, capsys):
+    write_set(tmp_path, "t10k", 150, compress=True)
+    arguments = small(tmp_path / "out", "--data-dir", str(tmp_path), "--estimators", "backprop", "--batch-size", "20")
+    assert compare.main(arguments) == 0
+    assert "120 images to train, 30 to test" in capsys.readouterr().out
+
+
+def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where a folder should be")
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    write_set(damaged, "t10k", 20)
+    (damaged / "t10k-images-idx3-ubyte").write_bytes(idx(np.zeros((20, 4, 4), np.uint8))[:-5])
+    cases = {
+        "unknown estimator magic; there are backprop": ["--estimators", "backprop", "magic"],
+        "unknown dataset cats; there are digits, mnist": ["--dataset", "cats"],
+        "--updates must be at least 1, got 0": ["--updates", "0"],
+        "--learning-rate must be": ["--learning-rate", "nan"],
+        "--batch-size must be at most the 1437": ["--batch-size", "5000"],
+        f"--out {blocked}": ["--out", str(blocked)],
+        "truncated: 315 bytes": ["--data-dir", str(damaged)],
+    }
+    for message, arguments in cases.items():
+        assert compare.main(small(tmp_path / "out", *arguments)) == 1
+        shown = capsys.readouterr().err
+        assert shown.startswith("error: ")
+        assert message in shown
+        assert shown.count("\n") == 1
+
+
+def test_a_lost_run_is_an_error_and_leaves_what_was_done(tmp_path, monkeypatch, capsys):
+    broken = lambda objective, samples: compare.nl.backprop(lambda *at, **how: objective(*at, **how) * np.float32(1e30))
+    monkeypatch.setitem(compare.ESTIMATORS, "broken", broken)
+    arguments = small(tmp_path, "--estimators", "backprop", "broken", "--learning-rate", "1e38")
+    assert compare.main(arguments) == 1
+    shown = capsys.readouterr()
+    assert "the loss" in shown.err
+    assert "--learning-rate" in shown.err
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_what_was_done(tmp_path):
+    arguments = ["--updates", "100000", "--estimators", "backprop", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.compare", *arguments],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 1) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "interrupted: results written so far are kept" in err
+    assert "backprop" in out
+    assert [json.loads(line)["update"] for line in metrics.read_text().splitlines()][:2] == [0, 4000]
+    assert np.load(tmp_path / "backprop.npz")["loss"].shape[1] >= 4000
+
+
+def test_settings_are_checked_before_anything_is_written(tmp_path):
+    with pytest.raises(ExperimentError):
+        compare.run(compare.Config(estimators=("nothing",), out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,89 @@
+"""The house keeps its plan: imports run one way, and nothing private of JAX is used."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import nl_jax as nl
+
+ROOT = Path(nl.__file__).parent
+REPOSITORY = ROOT.parent
+
+# What each room may import of nl_jax; base and checks lie below everything.
+MAY_IMPORT = {
+    "base": set(),
+    "checks": {"base"},
+    "propagation": {"base"},
+    "activations": {"base"},
+    "losses": {"base"},
+    "batching": {"base"},
+    "networks": {"base", "checks", "propagation", "activations"},
+    "objectives": {"base", "checks", "propagation"},
+    "estimators": {"base", "checks", "propagation"},
+    "rules": {"base", "checks", "propagation"},
+    "optimizers": {"base", "checks"},
+    "learner": {"base", "checks"},
+    "training": {"base", "checks", "batching"},
+    "diagnostics": {"base", "checks"},
+    "theory": set(),
+}
+
+
+def _files() -> list[Path]:
+    return sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.name != "__init__.py")
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def _imports(path: Path) -> set[str]:
+    """Full names of all modules a file imports, `from package import module` included."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    imported = {_room(name) for name in _imports(path) if name.startswith("nl_jax.")}
+    assert imported <= MAY_IMPORT[room] | {room}
+
+
+@pytest.mark.parametrize("folder", ["nl_jax", "experiments", "benchmarks", "tests"])
+def test_nothing_private_of_jax(folder):
+    private = ("jax._src", "jax.core", "jax.interpreters")  # names, not their use: this file has them as text
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        assert not [name for name in _imports(path) if name.startswith(private)], path
+
+
+def test_the_core_needs_only_its_core_dependencies():
+    allowed = {"jax", "optax", "chex", "numpy", "nl_jax", "tqdm"}  # tqdm only if it is there
+    standard = __import__("sys").stdlib_module_names
+    for path in _files():
+        foreign = {name.split(".")[0] for name in _imports(path)} - allowed - standard
+        assert not foreign, path
+
+
+def test_every_public_name_is_documented():
+    for name in nl.__all__:
+        value = getattr(nl, name)
+        assert inspect.getdoc(value), name
+        if inspect.ismodule(value):
+            for member, function in inspect.getmembers(value, inspect.isfunction):
+                if function.__module__ == value.__name__ and not member.startswith("_"):
+                    assert inspect.getdoc(function), f"{name}.{member}"
+
+
+def test_estimators_take_the_objective_first_and_settings_by_name():
+    for name in ("weight_perturbation", "node_perturbation", "forward_gradient", "backprop", "lagrangian_backprop"):
+        first, *settings = inspect.signature(getattr(nl, name)).parameters.values()
+        assert first.name == "objective"
+        assert all(p.kind is p.KEYWORD_ONLY for p in settings)
