@@ -1,0 +1,1 @@
+"""Costs measured as ratios, side by side in one run."""
