@@ -24,13 +24,18 @@ def supervised(forward: Forward, loss: Callable[[Any, Any], Array]) -> Objective
       `objective(params, (inputs, targets), propagate=feedforward) -> losses`, shape [batch].
 
     Raises:
-      ValueError: when called, if the loss does not return one value per example.
+      ValueError: when called, if the batch is not a pair or the loss does not return one value per example.
 
     >>> import jax.numpy as jnp, nl_jax as nl
     >>> objective = supervised(lambda w, x: x @ w, nl.losses.half_squared_error)
     >>> objective(jnp.ones([3, 1]), (jnp.ones([2, 3]), jnp.zeros([2, 1])))
     Array([4.5, 4.5], dtype=float32)
     """
+
+    def pair(batch: Batch) -> tuple[Any, Any]:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(f"batch must be a pair (inputs, targets), got {type(batch).__name__}: {batch!r}")
+        return batch[0], batch[1]
 
     def evaluate(outputs: Any, targets: Any) -> Array:
         losses = loss(outputs, targets)
@@ -45,13 +50,13 @@ def supervised(forward: Forward, loss: Callable[[Any, Any], Array]) -> Objective
     if takes_propagate(forward):
 
         def objective(params: Params, batch: Batch, propagate: Propagate = feedforward) -> Array:
-            inputs, targets = batch
+            inputs, targets = pair(batch)
             return evaluate(forward(params, inputs, propagate=propagate), targets)
 
         return objective
 
     def layerless_objective(params: Params, batch: Batch) -> Array:
-        inputs, targets = batch
+        inputs, targets = pair(batch)
         return evaluate(forward(params, inputs), targets)
 
     return layerless_objective

@@ -106,4 +106,28 @@ def tied() -> Problem:
     return Problem(objective, params, (inputs, inputs), forward)
 
 
-PROBLEMS = {f.__name__: f for f in (one_layer, chain, skip, convolution, tied)}
+@_once
+def closed_over() -> Problem:
+    """Connections and activations that hold parameters of their own accord, not through `propagate`."""
+
+    def forward(params, x, propagate=feedforward):
+        def connection(own, x):
+            return x @ own + params["shift"]
+
+        def activation(nu):
+            return params["gain"] * jnp.tanh(nu)
+
+        hidden = propagate("hidden", connection, activation, params["hidden"], x)
+        return propagate("output", connection, activation, params["output"], hidden)
+
+    keys = jax.random.split(jax.random.key(9), 2)
+    params = {
+        "hidden": jax.random.normal(keys[0], (4, 5)),
+        "output": jax.random.normal(keys[1], (5, 3)),
+        "shift": jnp.asarray(0.3),
+        "gain": jnp.asarray(1.3),
+    }
+    return _labelled(forward, params, _inputs(6, 4), 3)
+
+
+PROBLEMS = {f.__name__: f for f in (one_layer, chain, skip, convolution, tied, closed_over)}

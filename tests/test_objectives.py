@@ -21,6 +21,12 @@ def test_losses_must_be_per_example(loss):
         objective(jnp.ones((3, 2)), (jnp.ones((4, 3)), jnp.zeros(4)))
 
 
+def test_a_batch_is_a_pair():
+    objective = nl.supervised(lambda params, x: x @ params, nl.losses.half_squared_error)
+    with pytest.raises(ValueError, match=r"batch must be a pair \(inputs, targets\), got"):
+        objective(jnp.ones((3, 2)), jnp.ones((2, 3)))
+
+
 def test_targets_may_be_any_tree():
     objective = nl.supervised(lambda w, x: x * w, lambda y, t: (y - t["a"]) ** 2 + t["b"])
     losses = objective(jnp.float32(2.0), (jnp.ones(3), {"a": jnp.ones(3), "b": jnp.ones(3)}))

@@ -1,11 +1,11 @@
 """Backpropagation as the seeds derive it: an explicit sweep down the hierarchy of layers."""
 
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import ActivationFn, Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.checks import layered, per_example
 from nl_jax.propagation import Site, survey
 
@@ -44,31 +44,35 @@ def backprop_recursion(objective: Objective) -> GradientEstimator:
 
         # z starts at 0 but for what the loss reads directly: the last layer, as a rule.
         grads, z = jax.grad(mean_loss, argnums=(0, 1))(params, axons)
-        for name in reversed(sites):
-
-            def received(params: Params, axons: dict[str, Array], name: str = name) -> tuple[Params, tuple[Array, ...]]:
-                site = survey(objective, given=axons)(params, batch)[1][name]
-                return site.params, site.inputs
-
-            site = sites[name]
-            delta = _through_activation(site, z[name])
+        for name, site in reversed(sites.items()):
+            nu = site.connection(site.params, *site.inputs)
+            delta = _through_activation(site, nu, z[name])
             _, transposed = jax.vjp(site.connection, site.params, *site.inputs)
             by_params, *by_inputs = transposed(delta)
-            # Which lower axons and which parameters the layer was given is the program's business.
-            _, routed = jax.vjp(received, params, axons)
-            more_grads, more_z = routed((by_params, tuple(by_inputs)))
-            grads = jax.tree.map(jnp.add, grads, more_grads)
-            z = jax.tree.map(jnp.add, z, more_z)
+            _, routed = jax.vjp(functools.partial(_given_to, name, site, nu, objective, batch), params, axons)
+            more = routed((by_params, tuple(by_inputs), delta, z[name]))
+            grads, z = jax.tree.map(jnp.add, (grads, z), more)
         return grads, state, Info(jnp.mean(per_example(losses)), jnp.int32(3))
 
     return GradientEstimator(stateless, estimate)
 
 
-def _through_activation(site: Site, z: Array) -> Array:
+def _through_activation(site: Site, nu: Array, z: Array) -> Array:
     """δ = z f'(ν), by the value where the activation knows how (seed 003 eq. 10)."""
-    activation: ActivationFn | Any = site.activation
-    derivative = getattr(activation, "derivative", None)
+    derivative = getattr(site.activation, "derivative", None)
     if derivative is not None:
         return z * derivative(site.axons)
-    _, transposed = jax.vjp(activation, site.connection(site.params, *site.inputs))
+    _, transposed = jax.vjp(site.activation, nu)
     return transposed(z)[0]
+
+
+def _given_to(
+    name: str, site: Site, nu: Array, objective: Objective, batch: Batch, params: Params, axons: dict[str, Array]
+) -> tuple[Params, tuple[Array, ...], Array, Array]:
+    """What the program gives a layer, by its parameters and the lower axons.
+
+    That is the layer's own parameters and inputs, and what its connection and activation make of fixed ones:
+    functions may hold parameters too, such as a learned gain.
+    """
+    now = survey(objective, given=axons)(params, batch)[1][name]
+    return now.params, now.inputs, now.connection(site.params, *site.inputs), now.activation(nu)

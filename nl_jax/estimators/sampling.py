@@ -28,14 +28,11 @@ def mean_over_samples(sample: Callable[[Key], State], key: Key, num_samples: int
         samples = jax.vmap(lambda i: sample(jax.random.fold_in(key, i)))(indices)
         return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), samples)
 
-    indices = jnp.arange(num_samples)
-    shapes = jax.eval_shape(total, indices[:1])
-    summed = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    def accumulate(carry: tuple[State, Array], size: int) -> tuple[State, Array]:
+        summed, first = carry
+        return jax.tree.map(jnp.add, summed, total(first + jnp.arange(size, dtype=jnp.int32))), first + size
 
-    def accumulate(summed: State, indices: Array) -> tuple[State, None]:
-        return jax.tree.map(jnp.add, summed, total(indices)), None
-
-    summed, _ = jax.lax.scan(accumulate, summed, indices[: chunks * chunk].reshape(chunks, chunk))
-    if rest:
-        summed, _ = accumulate(summed, indices[chunks * chunk :])
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(sample, key))
+    carry, _ = jax.lax.scan(lambda carry, _: (accumulate(carry, chunk), None), (zeros, jnp.int32(0)), length=chunks)
+    summed, _ = accumulate(carry, rest) if rest else carry
     return jax.tree.map(lambda x: x / num_samples, summed)

@@ -185,7 +185,8 @@ def _check_call(
 ) -> None:
     if jnp.shape(inputs)[1:] != shapes[source] or jnp.ndim(inputs) == 0:
         raise ValueError(
-            f"input layer {source!r} takes inputs of shape [batch, *{shapes[source]}], got {jnp.shape(inputs)}"
+            f"input layer {source!r} takes inputs of shape [batch, {', '.join(map(str, shapes[source]))}], "
+            f"got {list(jnp.shape(inputs))}"
         )
     missing = [layer.name for layer in wired if layer.name not in params]
     if missing:
