@@ -70,8 +70,9 @@ class Info(NamedTuple):
       loss: mean loss over the batch, a scalar. Exact where the estimator evaluates the unperturbed
         network, otherwise the average over the perturbed evaluations it made.
       evaluations: int32 scalar, what the estimate cost in evaluations of the objective (forward
-        passes). Derivative work is counted by its multiply-adds: a tangent (JVP) is one evaluation,
-        a full reverse sweep two, a local parameter gradient (no credit to lower layers) one.
+        passes). Derivative work is counted by its multiply-adds: a full reverse sweep is two evaluations, a
+        local parameter gradient (no credit to lower layers) one, a tangent one in node space and two in
+        weight space.
       residuals: how far the estimate is from the conditions that define it (a tree of norms), or ()
         for estimators that have none. Free unless used: jit removes what nobody reads.
     """

@@ -82,11 +82,11 @@ ESTIMATORS: dict[str, Entry] = {
     "node_batch_credit": Entry(
         _part(nl.node_perturbation, num_samples=K, credit=nl.spaces.per_batch_credit), layers=True, evaluations=K + 2
     ),
-    "forward_weights": Entry(_part(nl.forward_gradient, num_samples=K), derivative=True, evaluations=K + 1),
+    "forward_weights": Entry(_part(nl.forward_gradient, num_samples=K), derivative=True, evaluations=2 * K + 1),
     "forward_nodes": Entry(
         _part(nl.forward_gradient, num_samples=K, space=nodes), layers=True, derivative=True, evaluations=K + 2
     ),
     "average": Entry(_average, layers=True, evaluations=2 * (K + 2)),
-    "mix": Entry(_mixture, derivative=True, evaluations=3 + K + 1),
+    "mix": Entry(_mixture, derivative=True, evaluations=3 + 2 * K + 1),
     "partition": Entry(_partition, layers=True, derivative=True, evaluations=3 + K + 2),
 }

@@ -67,7 +67,7 @@ def tangent(view: View) -> Rate:
     def along(direction: Params) -> tuple[Array, Array]:
         return derivative(direction), losses
 
-    return Rate(along, view.clean_cost, 1)
+    return Rate(along, view.clean_cost, view.tangent_cost)
 
 
 def _times(sigma: float, direction: Params) -> Params:

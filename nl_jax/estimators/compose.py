@@ -63,7 +63,7 @@ def mix(estimators: Sequence[GradientEstimator], weights: Sequence[float]) -> Gr
     >>> estimator = mix([nl.backprop(objective), nl.forward_gradient(objective)], [0.9, 0.1])
     >>> grads, state, info = estimator.estimate(jax.random.key(0), ((), ()), jnp.array(1.0), jnp.array([1.0]))
     >>> int(info.evaluations)
-    5
+    6
     """
     estimators, weights = tuple(estimators), tuple(weights)
     if not estimators or len(estimators) != len(weights):

@@ -35,7 +35,7 @@ def forward_gradient(
       chunk: samples evaluated at once; by default what suits the backend. The result does not depend on it.
 
     Returns:
-      An estimator without state: K + 1 evaluations in weight space, K + 2 in node space.
+      An estimator without state: 2 K + 1 evaluations in weight space, K + 2 in node space.
 
     Raises:
       ValueError: if a setting is out of range, or `space` is `nl.spaces.nodes` and the objective takes no

@@ -30,6 +30,7 @@ class View(NamedTuple):
       gradient: `gradient(mean credit) -> grads`, calibrated to the mean loss.
       fixed_cost: evaluations spent per estimate, whatever the number of samples.
       clean_cost: evaluations `clean` costs beyond that.
+      tangent_cost: evaluations an exact derivative along one direction costs.
     """
 
     template: Params
@@ -39,6 +40,7 @@ class View(NamedTuple):
     gradient: Callable[[Params], Params]
     fixed_cost: int
     clean_cost: int
+    tangent_cost: int
 
 
 Space = Callable[[Params, Batch], View]
@@ -57,6 +59,7 @@ def weights(objective: Objective) -> Space:
             gradient=lambda credit: credit,
             fixed_cost=0,
             clean_cost=1,
+            tangent_cost=2,  # d(x W) = dx W + x dW
         )
 
     return view
@@ -111,6 +114,7 @@ def nodes(objective: Objective, credit: Credit = per_example_credit) -> Space:
             gradient=gradient,
             fixed_cost=2,  # the clean pass and the local gradient
             clean_cost=0,
+            tangent_cost=1,  # d(x W) = dx W
         )
 
     return view

@@ -99,6 +99,39 @@ def test_evaluations_are_what_is_evaluated():
         assert len(calls) == int(info.evaluations) - local_gradients
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        nl.backprop,
+        nl.lagrangian_backprop,
+        lambda objective: nl.weight_perturbation(objective, num_samples=6, chunk=6, directions=signs),
+        lambda objective: nl.node_perturbation(objective, num_samples=6, chunk=6, directions=signs),
+        lambda objective: nl.forward_gradient(objective, num_samples=6, chunk=6, directions=signs),
+        lambda objective: nl.forward_gradient(
+            objective, space=nl.spaces.nodes, num_samples=6, chunk=6, directions=signs
+        ),
+    ],
+    ids=["backprop", "lagrangian", "weights", "nodes", "tangents in weights", "tangents in nodes"],
+)
+def test_evaluations_are_what_is_multiplied(make):
+    """Derivative work is counted by its multiply-adds: the compiled FLOPs agree, save for noise and activations."""
+    network = nl.mlp([64, 64, 64, 64], activation=nl.activations.tanh())
+    objective = nl.supervised(network.apply, nl.losses.cross_entropy)
+    params, batch = network.init(KEY), (jnp.ones((256, 64)), jnp.zeros(256, int))
+    estimator = make(objective)
+
+    def estimate(params, batch):
+        grads, _, info = estimator.estimate(KEY, (), params, batch)
+        return grads, info.loss
+
+    def flops(function):
+        return jax.jit(function).lower(params, batch).compile().cost_analysis()["flops"]
+
+    counted = int(estimator.estimate(KEY, (), params, batch)[2].evaluations)
+    spent = flops(estimate) / flops(lambda params, batch: jnp.mean(objective(params, batch)))
+    assert 0.75 < spent / counted < 1.25
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
 def test_directions_have_unit_covariance(dtype, x64):
     template = {"a": jnp.zeros((3,), dtype), "b": {"c": jnp.zeros((2, 2), dtype)}}
