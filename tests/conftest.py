@@ -1,6 +1,10 @@
 import jax
 import pytest
 
+# Most of a test's time is machine code being optimised that runs once; what XLA makes of a program (its FLOPs, its
+# memory) is decided before, and stays as it is.
+jax.config.update("jax_disable_most_optimizations", True)
+
 
 @pytest.fixture(autouse=True)
 def strict():

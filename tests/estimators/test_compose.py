@@ -23,7 +23,7 @@ def test_average_is_the_mean_of_estimates(x64):
     grads, _, info = _estimate(nl.average(one, 4), problem)
     singles = [_estimate(one, problem, jax.random.fold_in(KEY, i))[0] for i in range(4)]
     chex.assert_trees_all_close(grads, jax.tree.map(lambda *g: sum(g) / 4, *singles), rtol=1e-10)
-    assert int(info.evaluations) == 4 * 2
+    assert int(info.evaluations) == 4 * 3
 
 
 def test_average_hands_on_the_state():

@@ -88,9 +88,8 @@ def test_result_does_not_depend_on_the_chunk(name, x64):
         state = estimator.init(KEY, problem.params)
         return jax.jit(estimator.estimate)(KEY, state, problem.params, problem.batch)[0]
 
-    one_by_one = grads(1)
-    chex.assert_trees_all_close(grads(2), one_by_one, rtol=1e-7, atol=1e-8)  # 3 samples: 2 and a rest of 1
-    chex.assert_trees_all_close(grads(64), one_by_one, rtol=1e-7, atol=1e-8)
+    # 3 samples: one by one, or 2 and a rest of 1.
+    chex.assert_trees_all_close(grads(2), grads(1), rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", [name for name, entry in ESTIMATORS.items() if entry.layers])
