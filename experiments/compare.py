@@ -56,11 +56,12 @@ class Config:
     dataset: str = "digits"
     """digits (ships with scikit-learn) or mnist (downloaded through scikit-learn)."""
     data_dir: Path | None = None
-    """Folder of MNIST-style IDX files, gzipped or not, to use instead of --dataset."""
+    """Folder of MNIST-style IDX files, gzipped or not, to use instead of --dataset: train-images-idx3-ubyte[.gz]
+    and so on; t10k files alone are divided, four fifths to train."""
     out: Path = Path("results/compare")
     """Folder for the results; files of an earlier run there are replaced."""
     estimators: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(ESTIMATORS)
-    """Which estimators to compare."""
+    """Which estimators to compare, in this order; these are all."""
     hidden: tuple[int, ...] = (32,)
     """Units of each hidden layer (tanh)."""
     updates: int = 2000
@@ -76,7 +77,7 @@ class Config:
     target: float = 0.9
     """Test accuracy whose price, in objective evaluations, the table gives."""
     quick: bool = False
-    """A small version, 300 updates of 3 seeds, in well under a minute."""
+    """A small version, 300 updates of 3 seeds, in under a minute."""
 
 
 @dataclass
@@ -108,7 +109,7 @@ def run(config: Config) -> dict[str, Curve]:
     dataset = data.idx_folder(config.data_dir) if config.data_dir else DATASETS[config.dataset]()
     if config.batch_size > len(dataset.train.labels):
         raise ExperimentError(f"--batch-size must be at most the {len(dataset.train.labels)} training examples")
-    folder = Folder(config.out, config)
+    folder = Folder(config.out, config, outputs=["compare.png", *(f"{name}.npz" for name in ESTIMATORS)])
     print(
         f"{dataset.name}: {len(dataset.train.labels)} images to train, {len(dataset.test.labels)} to test, "
         f"{config.seeds} seeds, {config.updates} updates of batch {config.batch_size}"
@@ -116,6 +117,7 @@ def run(config: Config) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     try:
         for name in config.estimators:
+            print(name)
             curves[name] = Curve()
             _train(name, config, dataset, folder, curves[name])
     finally:  # also after an error or Ctrl-C: what was learned so far is shown
@@ -131,6 +133,9 @@ def _check(config: Config) -> None:
     unknown = [name for name in config.estimators if name not in ESTIMATORS]
     if unknown or not config.estimators:
         raise ExperimentError(f"unknown estimator {', '.join(unknown) or '(none)'}; there are {', '.join(ESTIMATORS)}")
+    twice = {name for name in config.estimators if config.estimators.count(name) > 1}
+    if twice:
+        raise ExperimentError(f"--estimators names {', '.join(sorted(twice))} twice")
     if config.dataset not in DATASETS:
         raise ExperimentError(f"unknown dataset {config.dataset}; there are {', '.join(DATASETS)}")
     for name in ("updates", "batch_size", "num_samples", "seeds"):
@@ -185,7 +190,7 @@ def _train(name: str, config: Config, dataset: data.Dataset, folder: Folder, cur
             train_loss=loss, test_accuracy=accuracy, cosine=cosine,
         )  # fmt: skip
         resumed = time.perf_counter()
-        return {name: f"{100 * accuracy.mean():.1f} %"}
+        return {"test": f"{100 * accuracy.mean():.1f} %"}
 
     learner = nl.learner(estimator, optax.adam(config.learning_rate))
     cost = _evaluations_per_update(learner, network, probe)
@@ -215,21 +220,23 @@ def _evaluations_per_update(learner: nl.Learner, network: nl.Network, batch: Any
 
 def table(curves: dict[str, Curve], config: Config) -> str:
     """The comparison as text, a row for each estimator; ± is one standard error over seeds."""
-    price = f"evaluations to {100 * config.target:g} %"
-    head = f"{'estimator':26}{'test accuracy %':>16}{'updates':>9}{'evaluations':>13}{price:>21}{'seconds':>9}"
-    lines = [head + f"{'cosine: start':>15}{'end':>7}"]
+    price = f"to {100 * config.target:g} %"
+    head = f"{'estimator':25}{'test accuracy %':>15}{'updates':>9}{'evaluations':>13}{price:>9}{'seconds':>9}"
+    lines = [head + f"{'cosine':>15}"]
     for name, curve in curves.items():
         accuracy, error = _mean_and_error(100 * curve.test_accuracy[-1])
         reached = [e for e, a in zip(curve.evaluations, curve.test_accuracy, strict=True) if a.mean() >= config.target]
+        cosine = f"{curve.cosine[0].mean():.3f} → {curve.cosine[-1].mean():.3f}"
         lines.append(
-            f"{name:26}{accuracy:>9.2f} ± {error:.2f}{curve.update[-1]:>9,}{curve.evaluations[-1]:>13,}"
-            f"{f'{reached[0]:,}' if reached else 'not reached':>21}{curve.seconds:>9.1f}"
-            f"{curve.cosine[0].mean():>15.3f}{curve.cosine[-1].mean():>7.3f}"
+            f"{name:25}{accuracy:>8.2f} ± {error:4.2f}{curve.update[-1]:>9,}{curve.evaluations[-1]:>13,}"
+            f"{f'{reached[0]:,}' if reached else 'never':>9}{curve.seconds:>9.1f}{cosine:>15}"
         )
-    lines.append(
-        "evaluations: forward passes of the batch per seed, a reverse sweep counted as two; seconds: training all"
-    )
-    lines.append("seeds, without compiling and measuring; cosine: of one estimate to the exact gradient of its batch.")
+    every = next(iter(curves.values())).update[1]
+    lines += [
+        "± one standard error over seeds. evaluations: forward passes of the batch per seed, a reverse sweep counted",
+        f"as two; {price}: those spent when that accuracy was first seen, looking every {every} updates. seconds:",
+        "training all seeds, without compiling and measuring. cosine: one estimate to the exact gradient, start → end.",
+    ]
     if {"backprop", "lagrangian_backprop"} <= curves.keys():
         a, b = (np.asarray(curves[name].train_loss) for name in ("backprop", "lagrangian_backprop"))
         points = min(len(a), len(b))
@@ -243,8 +250,8 @@ def plot(curves: dict[str, Curve], title: str) -> Any:
     from experiments.plotting import band, figure, style
 
     canvas, (by_update, by_cost, by_angle) = figure(1, 3, size=(13, 4.6))
-    for index, (name, curve) in enumerate(curves.items()):
-        look, label = style(index), name.replace("_", " ")
+    for name, curve in curves.items():
+        look, label = style(list(ESTIMATORS).index(name)), name.replace("_", " ")
         loss, update, cost = np.asarray(curve.train_loss), np.asarray(curve.update), np.asarray(curve.evaluations)
         band(by_update, update, loss, look, label)
         band(by_cost, cost[1:], loss[1:], look, label)  # nothing is spent before the first update
@@ -252,6 +259,8 @@ def plot(curves: dict[str, Curve], title: str) -> Any:
     for axes in (by_update, by_cost):
         axes.set(yscale="log", ylabel="training loss (nats)")
     by_update.set(xlabel="updates", title="what an update buys")
+    if by_cost.get_xlim()[1] > 20 * by_cost.get_xlim()[0]:
+        by_cost.xaxis.set_minor_formatter("")  # decades are enough; on a shorter axis they are not
     by_cost.set(xlabel="objective evaluations (forward passes)", xscale="log", title="what an evaluation buys")
     by_angle.set(
         xlabel="updates", ylabel="cosine to the exact gradient", ylim=(0, 1.05), title="how good an estimate is"
@@ -263,7 +272,8 @@ def plot(curves: dict[str, Curve], title: str) -> Any:
 
 
 def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    """Over seeds; one seed alone says nothing of the error."""
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("inf")
     return float(values.mean()), float(error)
 
 

@@ -3,6 +3,7 @@
 import gzip
 import math
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -49,8 +50,9 @@ def mnist() -> Dataset:
     from sklearn.datasets import fetch_openml
 
     try:
+        warnings.filterwarnings("ignore", module="sklearn.datasets")  # of a retry; what failed is said below
         images, labels = fetch_openml("mnist_784", version=1, as_frame=False, return_X_y=True, parser="liac-arff")
-    except OSError as error:  # urllib's errors are OSErrors
+    except (OSError, ValueError) as error:  # urllib's errors are OSErrors, a damaged download a ValueError
         reason = " ".join(str(error).split())
         raise ExperimentError(
             f"MNIST could not be downloaded ({reason}); without a network use --data-dir DIR with IDX files, "
@@ -75,7 +77,11 @@ def idx_folder(folder: Path) -> Dataset:
         raise ExperimentError(f"--data-dir {folder} holds no t10k-images-idx3-ubyte[.gz] with its labels")
     train = _read_pair(folder, "train")
     if train is None:
-        return _divide(folder.name, *test, test_size=len(test.labels) // 5)
+        if len(test.labels) < 5:
+            raise ExperimentError(f"{folder} holds {len(test.labels)} images, too few to divide into training and test")
+        return _divide(
+            f"{folder.name} (its t10k files divided, not the usual test set)", *test, test_size=len(test.labels) // 5
+        )
     if train.images.shape[1] != test.images.shape[1]:
         raise ExperimentError(f"{folder}: training and test images differ in size")
     return Dataset(folder.name, train, test)
@@ -98,6 +104,8 @@ def read_idx(path: Path) -> np.ndarray:
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _DTYPES:
         raise ExperimentError(f"{path} is not an IDX file: it begins with {content[:4].hex(' ') or 'nothing'}")
     dtype, rank = np.dtype(_DTYPES[content[2]]), content[3]
+    if not 1 <= rank <= 4:
+        raise ExperimentError(f"{path} is not a file of images or labels: it claims {rank} dimensions")
     start = 4 + 4 * rank
     if len(content) < start:
         raise ExperimentError(f"{path} is truncated: it ends within its header")
@@ -121,15 +129,17 @@ def _read_pair(folder: Path, prefix: str) -> Split | None:
         missing = "images" if paths[0] is None else "labels"
         raise ExperimentError(f"{folder} holds {prefix} files but not their {missing}")
     images, labels = read_idx(paths[0]), read_idx(paths[1])
-    if images.ndim < 2 or labels.ndim != 1 or len(images) != len(labels) or len(labels) < 5:
+    if images.ndim < 2 or labels.ndim != 1 or len(images) != len(labels):
         raise ExperimentError(
             f"{folder}: {prefix} images of shape {images.shape} and labels of shape {labels.shape} "
             "do not belong together"
         )
     if not np.issubdtype(images.dtype, np.unsignedinteger) or not np.issubdtype(labels.dtype, np.integer):
         raise ExperimentError(f"{folder}: {prefix} images must be unsigned bytes and labels integers")
-    if labels.min() < 0:
-        raise ExperimentError(f"{folder}: {prefix} labels must be 0 or more, the least is {labels.min()}")
+    if images.size == 0:
+        raise ExperimentError(f"{folder}: {prefix} images of shape {images.shape} hold no pixels")
+    if labels.min() < 0 or labels.max() > 999:
+        raise ExperimentError(f"{folder}: {prefix} labels must be 0 to 999, they are {labels.min()} to {labels.max()}")
     return Split((images.reshape(len(images), -1) / 255).astype(np.float32), labels.astype(np.int32))
 
 

@@ -16,6 +16,6 @@ def exit_code(run: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: results written so far are kept", file=sys.stderr)
+        print("interrupted: what had been written is kept", file=sys.stderr)
         return 130
     return 0

@@ -9,17 +9,21 @@ import numpy as np
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-# Okabe & Ito's palette, yellow left out (too pale on white); dashes tell the same curves apart again.
+# Okabe & Ito's palette, yellow left out (too pale on white); dashes and markers tell the same curves apart again.
 _COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#56B4E9", "#CC79A7", "#009E73")
-_DASHES: tuple[Any, ...] = ("-", (0, (4, 3)), "-", "-", (0, (1, 2)), (0, (1, 2)), "-.")
+_DASHES = ("-", "--", "-", "-", "--", "--", "-.")
+_MARKERS = "osD^Xv*"
 
 
 def style(index: int) -> Mapping[str, Any]:
-    """Colour and dashes of the index-th curve."""
+    """Colour, dashes and marker of the index-th curve; markers are staggered, so that coinciding curves all show."""
     return {
         "color": _COLOURS[index % len(_COLOURS)],
         "linestyle": _DASHES[index % len(_DASHES)],
-        "linewidth": 4 if _DASHES[index % len(_DASHES)] == "-" else 2,  # a broken line on a broad one shows both
+        "linewidth": 1.8,
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "markersize": 6,
+        "markevery": (index % len(_MARKERS), len(_MARKERS)),
         "zorder": 2 + index / 100,
     }
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ class Folder:
     """An output folder: `config.json`, `metrics.jsonl` (a line written is a line kept), arrays and pictures.
 
     Args:
-      path: made if it is not there; files of an earlier run in it are replaced.
+      path: made if it is not there.
       config: a dataclass instance; saved with the versions it ran on.
+      outputs: names of the other files this run may write; those of an earlier run are removed, lest the folder
+        mix two runs.
 
     Raises:
       ExperimentError: if the folder cannot be written to.
     """
 
-    def __init__(self, path: Path, config: Any) -> None:
+    def __init__(self, path: Path, config: Any, outputs: Iterable[str] = ()) -> None:
         self.path = path
         about = {
             "config": dataclasses.asdict(config),
@@ -35,14 +38,16 @@ class Folder:
         }
         try:
             path.mkdir(parents=True, exist_ok=True)
+            for name in outputs:
+                (path / name).unlink(missing_ok=True)
             (path / "config.json").write_text(json.dumps(about, indent=2, default=str) + "\n")
             (path / "metrics.jsonl").write_text("")
         except OSError as error:
             raise ExperimentError(f"--out {path} cannot be written to: {error.strerror or error}") from error
 
     def metric(self, **values: Any) -> None:
-        """Appends one line to `metrics.jsonl`; arrays become lists."""
-        plain = {name: np.asarray(v).tolist() if hasattr(v, "shape") else v for name, v in values.items()}
+        """Appends one line to `metrics.jsonl`; arrays become lists, NaN and infinity null."""
+        plain = {name: _plain(value.tolist() if hasattr(value, "tolist") else value) for name, value in values.items()}
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(plain, allow_nan=False) + "\n")
 
@@ -56,3 +61,9 @@ class Folder:
         path = self.path / f"{name}.png"
         figure.savefig(path, dpi=110)
         return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

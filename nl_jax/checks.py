@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,14 @@ import jax.numpy as jnp
 from nl_jax.base import Array, Key, Params
 
 
+def is_size(value: Any) -> TypeGuard[int]:
+    """Whether `value` is a whole number of at least 1, numpy's included."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
 def positive_integer(name: str, value: Any) -> int:
     """`value` as an int, or ValueError if it is not a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+    if not is_size(value):
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     return int(value)
 
@@ -64,6 +69,18 @@ def per_example(losses: Array) -> Array:
             f"got shape {shape}: do not average over the batch, the estimator does"
         )
     return losses
+
+
+def takes(name: str, function: Any, count: int, remedy: str) -> None:
+    """ValueError unless `function` can be called with `count` arguments; most often a factory was not called."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        what = "one argument" if count == 1 else f"{count} arguments"
+        shown = getattr(function, "__name__", repr(function))
+        raise ValueError(f"{name} must take {what}, got {shown}: {remedy}") from None
+    except ValueError:  # no signature to be had
+        return
 
 
 LAYERLESS = "backprop, weight_perturbation, forward_gradient(space=nl.spaces.weights)"

@@ -32,6 +32,7 @@ def cross_entropy(outputs: Array, targets: Array) -> Array:
     if outputs.ndim == 2 and targets.shape == outputs.shape and jnp.issubdtype(targets.dtype, jnp.floating):
         return optax.losses.softmax_cross_entropy(outputs, targets)
     if outputs.ndim == 2 and targets.shape == outputs.shape[:1] and jnp.issubdtype(targets.dtype, jnp.integer):
+        targets = targets.astype(jnp.int32)  # 256 classes are more than a byte can be compared to
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(outputs, targets)
         known = (targets >= 0) & (targets < outputs.shape[1])
         return jnp.where(known, losses, jnp.nan)  # a gather would clip the label without a word

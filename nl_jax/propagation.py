@@ -5,7 +5,7 @@ It never applies a layer itself but asks `propagate` to; each function below tak
 returns a way to run it. They are ordinary functions of arrays: jit, grad and vmap apply.
 
 A program must call `propagate` in its own body, not inside a transformation of its own (`jax.vmap`,
-`lax.scan`): what is recorded there would leak. Layers see the whole batch.
+`lax.scan`), where its layers cannot be reached: that is a ValueError. Layers see the whole batch.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -97,6 +97,7 @@ def survey(
         outputs = program(params, inputs, propagate=propagate)
         if given is not None:
             _all_used(given, sites)
+        _require_own_body({name: site.axons for name, site in sites.items()})
         return outputs, sites
 
     return surveyed
@@ -181,8 +182,11 @@ class Local(NamedTuple):
 def local(program: Program) -> Callable[[Params, Any], Local]:
     """Runs the program once and keeps what turns any node credit into a parameter gradient.
 
-    Nothing but connections is differentiated, and those by their own parameters alone: activations
-    and losses without a derivative are fine, and no information crosses from one layer to another.
+    Connections are differentiated by their own parameters alone: activations and losses without a derivative
+    are fine, and no information crosses from one layer to another. Parameters that a program uses outside its
+    layers (a scale after the last one) are the exception: they get the derivative of what they are used in.
+
+    A result is an estimate, not a function to differentiate again: derivatives stop at every layer.
     """
 
     def localized(params: Params, inputs: Any) -> Local:
@@ -199,7 +203,9 @@ def local(program: Program) -> Callable[[Params, Any], Local]:
                 preactivations[name] = _mark_if_differentiated(name, preactivation, learned)
                 return activation(jax.lax.stop_gradient(preactivation))
 
-            return program(params, inputs, propagate=propagate), preactivations
+            outputs = program(params, inputs, propagate=propagate)
+            _require_own_body(preactivations)
+            return outputs, preactivations
 
         learned: set[str] = set()
         (outputs, preactivations), transpose = jax.vjp(layers, params)
@@ -253,6 +259,18 @@ def _mark_if_differentiated(name: str, value: Array, marked: set[str]) -> Array:
 
     identity.defjvp(tangent, symbolic_zeros=True)
     return identity(value)
+
+
+def _require_own_body(values: Mapping[str, Array]) -> None:
+    """ValueError that names the first layer whose values do not exist outside a transformation of the program's."""
+    for name, value in values.items():
+        try:
+            jnp.negative(value)  # any use will do; compiled, nothing is left of it
+        except jax.errors.UnexpectedTracerError as error:
+            raise ValueError(
+                f"layer {name!r} is propagated inside a jax.vmap, lax.scan or other transformation of the program's "
+                "own, where it cannot be reached: call propagate in the forward function's body, on the whole batch"
+            ) from error
 
 
 def _new(name: str, met: Collection[str]) -> None:

@@ -19,15 +19,18 @@ Monitor = Callable[[LearnerState], Mapping[str, Any]]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a run. `state` and `history` hold all finished dispatches; hand `state` back to continue."""
+    """Ctrl-C during a run. `state` and `history` hold all finished dispatches (`history` None if there are none).
+
+    A run of `fit` goes on from there with `state` handed back and the same key.
+    """
 
     def __init__(self, state: LearnerState, history: State) -> None:
-        super().__init__("training was interrupted; .state and .history hold what was done")
+        super().__init__("training was interrupted; .state and .history hold the dispatches that were finished")
         self.state, self.history = state, history
 
 
 class Diverged(FloatingPointError):
-    """The loss is no longer finite. `state` is the last one before that dispatch, `history` includes it."""
+    """The loss is no longer finite. `state` is the last one before that was seen, `history` includes it."""
 
     def __init__(self, message: str, state: LearnerState, history: State) -> None:
         super().__init__(message)
@@ -63,7 +66,8 @@ def fit(
         sum over the batch instead of a mean see `nl.batch_sum`.
       order: `nl.batching.shuffled` (passes over the data) or `nl.batching.uniform` (with replacement).
       steps_per_dispatch: steps compiled into one call; progress shows and interrupts act between calls.
-      record: `record(state, info)`, what to keep of each step; by default the whole `info`.
+      record: `record(state, info)`, what to keep of each step; by default `info` without its residuals, which
+        only `lambda state, info: info` pays for.
       monitor: `monitor(state) -> {name: number}`, called before the first dispatch and after each; what it
         returns is shown beside the bar.
       progress: whether to show a tqdm bar; by default if tqdm is installed.
@@ -73,7 +77,7 @@ def fit(
 
     Raises:
       ValueError: for settings out of range or data of unequal lengths.
-      Diverged: if a loss is not finite.
+      Diverged: if a loss, or in the end a parameter, is not finite.
       Interrupted: on Ctrl-C. Both carry `.state` and `.history`.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
@@ -88,6 +92,8 @@ def fit(
     """
     run = _Run(learner, data, num_steps, batch_size, order, steps_per_dispatch, record)
     typed_key(key)
+    if not isinstance(state, LearnerState):
+        raise ValueError(f"state must be made by learner.init(key, params), got {type(state).__name__}")
 
     def stop(state: LearnerState, losses: np.ndarray, history: State, first_step: int) -> None:
         bad = np.flatnonzero(~np.isfinite(losses))
@@ -99,7 +105,11 @@ def fit(
                 history,
             )
 
-    return _drive(run, _one_run, key, state, int(state.step), stop, monitor, progress)
+    state, history = _drive(run, _one_run, key, state, int(state.step), stop, monitor, progress)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params))):
+        message = f"parameters are no longer finite after step {int(state.step) - 1}: lower the learning rate"
+        raise Diverged(message, state, history)
+    return state, history
 
 
 class Restarts(NamedTuple):
@@ -146,7 +156,7 @@ def restarts(
       key: typed key of all runs; run i uses `jax.random.fold_in(key, i)`.
       init: `init(key) -> params`, such as `network.init`.
       data: as for `fit`.
-      score: `score(params) -> number`, lower is better, such as `lambda params: objective(params, data).mean()`.
+      score: `score(params) -> scalar`, lower is better, such as `lambda params: objective(params, data).mean()`.
       num_restarts: runs.
       num_steps, batch_size, order, steps_per_dispatch, record, progress: as for `fit`.
       monitor: as for `fit`, given all runs' states stacked along a leading axis.
@@ -155,8 +165,8 @@ def restarts(
       A `Restarts`. A run whose score is not finite is never the best.
 
     Raises:
-      ValueError: for settings out of range or data of unequal lengths.
-      Diverged: if the loss of every run is no longer finite.
+      ValueError: for settings out of range, data of unequal lengths or a score that is not one number.
+      Diverged: if the loss, or the score, of every run is no longer finite.
       Interrupted: on Ctrl-C. Both carry `.state` and `.history` of all runs.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
@@ -184,7 +194,14 @@ def restarts(
             raise Diverged(f"{message}: lower the learning rate", states, history)
 
     states, history = _drive(run, _many_runs, run_keys, states, 0, stop, monitor, progress)
-    scores = np.asarray(jax.vmap(score)(states.params))
+    try:
+        scores = np.asarray(jax.vmap(score)(states.params))
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(states, history) from interrupt
+    if scores.shape != (num_restarts,):
+        raise ValueError(f"score must return one number, got shape {scores.shape[1:]}: average over the examples")
+    if not np.isfinite(scores).any():
+        raise Diverged(f"no score of {num_restarts} restarts is finite: lower the learning rate", states, history)
     index = int(np.argmin(np.where(np.isfinite(scores), scores, np.inf)))
     return Restarts(jax.tree.map(lambda x: x[index], states), index, scores, states, history)
 
@@ -202,7 +219,9 @@ class _Run:
         steps_per_dispatch: int,
         record: Record | None,
     ) -> None:
-        self.learner, self.order, self.record = learner, order, record or _whole_info
+        if not isinstance(learner, Learner):
+            raise ValueError(f"learner must be made by nl.learner(estimator, optimizer), got {type(learner).__name__}")
+        self.learner, self.order, self.record = learner, order, record or _without_residuals
         self.data = jax.tree.map(jnp.asarray, data)
         self.num_steps = positive_integer("num_steps", num_steps)
         self.steps_per_dispatch = positive_integer("steps_per_dispatch", steps_per_dispatch)
@@ -215,9 +234,9 @@ class _Run:
             raise ValueError(f"batch_size must be at most the {examples} examples there are, got {batch_size}")
 
 
-def _whole_info(state: LearnerState, info: Info) -> Info:
+def _without_residuals(state: LearnerState, info: Info) -> Info:
     del state
-    return info
+    return info._replace(residuals=())
 
 
 def _steps(

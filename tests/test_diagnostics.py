@@ -36,6 +36,15 @@ def test_measures_a_known_law(x64):
     assert 0 < m.cosine_error < 0.01
 
 
+def test_a_bias_far_above_the_spread_spoils_nothing():
+    m = measure(_noisy(0.01, 10.0), _noisy(0.0), KEY, jnp.array([1.0, -2.0, 0.5]), (), num_estimates=400)
+    np.testing.assert_allclose(m.bias, 10, atol=5e-3)
+    np.testing.assert_allclose(m.variance, 1e-4, rtol=0.6)
+    np.testing.assert_allclose(m.relative_variance, 3e-4 / 21, rtol=0.4)
+    # ‖noise‖² has standard deviation (3 · 8)^½ · 10⁻⁴ per estimate.
+    np.testing.assert_allclose(m.relative_variance_error, 24**0.5 * 1e-4 / 21 / 20, rtol=0.5)
+
+
 def test_an_exact_estimator_is_exact():
     m = measure(_noisy(0.0), _noisy(0.0), KEY, jnp.ones(2), (), num_estimates=3)
     np.testing.assert_array_equal(m.variance, 0)

@@ -28,6 +28,12 @@ def test_a_label_out_of_range_is_not_clipped():
     assert np.isnan(losses.cross_entropy(jnp.zeros((3, 2)), jnp.array([0, 2, -1]))).tolist() == [False, True, True]
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.int32, jnp.int64])
+def test_labels_of_any_integer_type(dtype, x64):
+    losses_ = losses.cross_entropy(jnp.zeros((2, 256)), jnp.array([0, 100], dtype))
+    np.testing.assert_allclose(losses_, np.log(256))
+
+
 def test_half_squared_error(x64):
     x, target = jnp.arange(12.0).reshape(2, 3, 2), jnp.ones((2, 3, 2))
     np.testing.assert_allclose(losses.half_squared_error(x, target), ((x - 1) ** 2).reshape(2, -1).sum(1) / 2)

@@ -48,6 +48,20 @@ def test_unknown_and_missing_layers_are_named():
         propagation.cut(p.forward)(p.params, p.batch[0], {"hidden1": axons["hidden1"]})
 
 
+@pytest.mark.parametrize("run", ["record", "inject", "local_gradient"])
+def test_layers_inside_an_inner_transformation_are_an_error(run):
+    """What is recorded inside the program's own vmap would leak, or be taken for a constant: a silent zero."""
+
+    def program(params, x, propagate=feedforward):
+        return jax.vmap(lambda x: propagate("same", affine, jnp.tanh, params, x))(x)
+
+    if run == "inject":  # nothing is recorded: an offset of one example's shape serves
+        assert propagation.inject(program)(SQUARE, SQUARE, {"same": jnp.ones(2)}).shape == (2, 2)
+        return
+    with pytest.raises(ValueError, match=r"layer 'same' is propagated inside a jax\.vmap"):
+        INTERPRETATIONS[run](program)
+
+
 def test_wrong_shapes_are_named_not_broadcast():
     p = problems.chain()
     with pytest.raises(

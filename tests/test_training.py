@@ -127,6 +127,15 @@ def test_bad_settings(settings, message):
         _fit(**settings)
 
 
+def test_what_is_no_learner_or_no_state_is_refused():
+    with pytest.raises(
+        ValueError, match=r"learner must be made by nl\.learner\(estimator, optimizer\), got GradientEst"
+    ):
+        nl.fit(nl.backprop(objective), KEY, BACKPROP.init(KEY, START), (X, Y), num_steps=1)
+    with pytest.raises(ValueError, match=r"state must be made by learner\.init\(key, params\), got dict"):
+        nl.fit(BACKPROP, KEY, {"w": START}, (X, Y), num_steps=1)
+
+
 def test_data_of_unequal_lengths():
     with pytest.raises(ValueError, match="data must be arrays with equally many examples"):
         nl.fit(LEARNER, KEY, LEARNER.init(KEY, START), (X, Y[:3]), num_steps=1)
@@ -157,6 +166,23 @@ def test_restarts_find_both_minima_and_keep_the_lower():
     np.testing.assert_array_equal(found.best.params, found.states.params[found.best_index])
 
 
+def test_restarts_differ_in_batches_and_noise_too():
+    """From one beginning, with exact gradients or noisy ones, no two runs are the same."""
+    for learner in (BACKPROP, LEARNER):
+        found = nl.restarts(
+            learner, KEY, lambda key: START, (X, Y), score=lambda w: jnp.sum(w**2), num_restarts=3, num_steps=2,
+            batch_size=None if learner is LEARNER else 4, progress=False,
+        )  # fmt: skip
+        assert len(np.unique(found.states.params, axis=0)) == 3
+
+
+def test_a_score_is_one_number():
+    with pytest.raises(ValueError, match=r"score must return one number, got shape \(4,\): average over the examples"):
+        _restarts(score=lambda w: two_valleys(w, jnp.zeros(4)))
+    with pytest.raises(nl.Diverged, match="no score of 12 restarts is finite"):
+        _restarts(score=lambda w: w * jnp.nan)
+
+
 def test_a_lost_run_is_never_the_best():
     found = _restarts(score=lambda w: jnp.where(w < 0, jnp.nan, two_valleys(w, 0.0)))
     assert found.best.params > 0
@@ -165,6 +191,36 @@ def test_a_lost_run_is_never_the_best():
 def test_restarts_fail_only_if_all_do():
     with pytest.raises(nl.Diverged, match="no loss of 12 restarts is finite after step"):
         _restarts(rate=1e4)
+
+
+def test_parameters_lost_in_the_last_step_are_an_error():
+    wild = nl.learner(nl.backprop(objective), optax.sgd(1e38))
+    with pytest.raises(nl.Diverged, match="parameters are no longer finite after step 0"):
+        _fit(wild, wild.init(KEY, START + 100), num_steps=1)
+
+
+def test_the_estimator_s_state_goes_from_step_to_step():
+    def estimate(key, state, params, batch):
+        return jnp.full_like(params, state), state + 1, nl.Info(jnp.float32(0), jnp.int32(1))
+
+    counting = nl.GradientEstimator(lambda key, params: jnp.float32(0), estimate)
+    state, _ = _fit(nl.learner(counting, optax.sgd(1.0)), num_steps=4)
+    assert float(state.estimator) == 4
+    np.testing.assert_array_equal(state.params, -(0 + 1 + 2 + 3))
+    mixed = nl.mix([counting, counting], [0.5, 0.5])
+    _, states, _ = mixed.estimate(KEY, mixed.init(KEY, START), START, (X, Y))
+    assert [float(s) for s in states] == [1, 1]
+
+
+def test_residuals_are_kept_only_on_request():
+    network = nl.mlp([3, 1], activation=nl.activations.tanh())
+    learner = nl.learner(
+        nl.lagrangian_backprop(nl.supervised(network.apply, nl.losses.half_squared_error)), optax.sgd(0.1)
+    )
+    state = learner.init(KEY, network.init(KEY))
+    assert _fit(learner, state, num_steps=2)[1].residuals == ()
+    kept = _fit(learner, state, num_steps=2, record=lambda state, info: info)[1].residuals
+    assert kept.primal["output"].shape == (2,)
 
 
 def test_learner_refuses_what_is_not_one():

@@ -61,7 +61,7 @@ def _through_activation(site: Site, nu: Array, z: Array) -> Array:
     """δ = z f'(ν), by the value where the activation knows how (seed 003 eq. 10)."""
     derivative = getattr(site.activation, "derivative", None)
     if derivative is not None:
-        return z * derivative(site.axons)
+        return (z * derivative(site.axons)).astype(nu.dtype)
     _, transposed = jax.vjp(site.activation, nu)
     return transposed(z)[0]
 

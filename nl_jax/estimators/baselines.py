@@ -71,4 +71,11 @@ def tangent(view: View) -> Rate:
 
 
 def _times(sigma: float, direction: Params) -> Params:
+    for leaf in jax.tree.leaves(direction):
+        resolution = float(jnp.finfo(leaf.dtype).eps)
+        if abs(sigma) < resolution:
+            raise ValueError(
+                f"sigma = {abs(sigma)} is lost in {leaf.dtype}, which resolves {resolution:.1g} next to 1: use a sigma "
+                f"of {30 * resolution:.1g} or more, or wider parameters"
+            )
     return jax.tree.map(lambda xi: sigma * xi, direction)

@@ -31,14 +31,15 @@ def average(estimator: GradientEstimator, num_estimates: int) -> GradientEstimat
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
 
-        def one(state: State, index: Array) -> tuple[State, tuple[Params, Info]]:
+        def one(carry: tuple[State, Params], index: Array) -> tuple[tuple[State, Params], Info]:
+            state, total = carry
             grads, state, info = estimator.estimate(jax.random.fold_in(key, index), state, params, batch)
-            return state, (grads, info)
+            return (state, jax.tree.map(lambda s, g: s + g / num_estimates, total, grads)), info
 
-        state, (grads, infos) = jax.lax.scan(one, state, jnp.arange(num_estimates))
-        mean = lambda tree: jax.tree.map(lambda x: jnp.mean(x, axis=0), tree)
-        info = Info(mean(infos.loss), jnp.sum(infos.evaluations, dtype=jnp.int32), mean(infos.residuals))
-        return mean(grads), state, info
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (state, grads), infos = jax.lax.scan(one, (state, zeros), jnp.arange(num_estimates))
+        loss, residuals = jax.tree.map(lambda x: jnp.mean(x, axis=0), (infos.loss, infos.residuals))
+        return grads, state, Info(loss, jnp.sum(infos.evaluations, dtype=jnp.int32), residuals)
 
     return GradientEstimator(estimator.init, estimate)
 
@@ -65,7 +66,7 @@ def mix(estimators: Sequence[GradientEstimator], weights: Sequence[float]) -> Gr
     >>> int(info.evaluations)
     6
     """
-    estimators, weights = tuple(estimators), tuple(weights)
+    estimators, weights = tuple(estimators), tuple(float(w) for w in weights)
     if not estimators or len(estimators) != len(weights):
         raise ValueError(f"weights must be one number per estimator; got {len(weights)} for {len(estimators)}")
     if not abs(sum(weights) - 1) < 1e-6:
@@ -75,6 +76,7 @@ def mix(estimators: Sequence[GradientEstimator], weights: Sequence[float]) -> Gr
         return tuple(e.init(k, params) for k, e in zip(_split(key, len(estimators)), estimators, strict=True))
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        _check_state(state, len(estimators))
         keys = _split(key, len(estimators))
         estimates = [e.estimate(k, s, params, batch) for k, s, e in zip(keys, state, estimators, strict=True)]
         grads, states, infos = zip(*estimates, strict=True)
@@ -116,7 +118,12 @@ def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEst
     """
     if not parts:
         raise ValueError("parts must name at least one pattern and its estimator, got none")
-    for factory in parts.values():
+    for pattern, factory in parts.items():
+        if not callable(factory):
+            raise ValueError(
+                f"parts[{pattern!r}] must be a factory, such as nl.backprop or functools.partial(nl.node_perturbation, "
+                f"num_samples=32), called with the part's own objective; got {type(factory).__name__}"
+            )
         factory(objective)  # bad settings are errors here, not at the first step
 
     def built(params: Params) -> list[tuple[dict[str, Array], GradientEstimator]]:
@@ -134,6 +141,7 @@ def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEst
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         members = built(params)
+        _check_state(state, len(members))
         keys = _split(key, len(members))
         estimates = [e.estimate(k, s, share, batch) for k, s, (share, e) in zip(keys, state, members, strict=True)]
         grads, states, infos = zip(*estimates, strict=True)
@@ -167,6 +175,11 @@ def _split(key: Key, parts: int) -> list[Key]:
     return list(jax.random.split(key, parts))
 
 
+def _check_state(state: State, parts: int) -> None:
+    if not isinstance(state, tuple) or len(state) != parts:
+        raise ValueError(f"state must be the {parts} states that init made; after a change of estimator make it anew")
+
+
 def _joined(infos: Sequence[Info], residuals: State) -> Info:
     loss = jnp.mean(jnp.stack([info.loss for info in infos]))
     evaluations = jnp.sum(jnp.stack([info.evaluations for info in infos]), dtype=jnp.int32)
@@ -178,7 +191,12 @@ def _path(path: tuple) -> str:
 
 
 def _by_path(params: Params) -> dict[str, Array]:
-    return {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = [(_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    paths = [path for path, _ in leaves]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"two parameters have the path {twice!r}: rename one, its name holds a '/'")
+    return dict(leaves)
 
 
 def _replaced(params: Params, leaves: Mapping[str, Array]) -> Params:
@@ -194,7 +212,10 @@ def _assign(paths: Sequence[str], patterns: Sequence[str]) -> dict[str, list[str
         shares[pattern].append(path)
     for pattern, share in shares.items():
         if not share:
-            raise ValueError(f"pattern {pattern!r} of parts gets no parameter; the paths are {', '.join(paths)}")
+            raise ValueError(
+                f"pattern {pattern!r} of parts gets no parameter, none matches or an earlier pattern took them; "
+                f"the paths are {', '.join(paths)}"
+            )
     return shares
 
 

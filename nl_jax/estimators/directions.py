@@ -20,7 +20,7 @@ def gaussian() -> Direction:
 
     Relative variance E‖ĝ − g‖²/‖g‖² of the mean of K products (gᵀξ) ξ in P dimensions: (P + 1)/K.
     """
-    return _flat(jax.random.normal)
+    return _flat("gaussian", jax.random.normal)
 
 
 def rademacher() -> Direction:
@@ -28,10 +28,10 @@ def rademacher() -> Direction:
 
     Relative variance (P − 1)/K: the least of any law with independent components.
     """
-    return _flat(_signs)
+    return _flat("rademacher", _signs)
 
 
-def _flat(draw: Callable) -> Direction:
+def _flat(name: str, draw: Callable) -> Direction:
     """A law that draws all leaves of a dtype in one call: compiling a generator costs more than using it."""
 
     def direction(key: Key, template: Params) -> Params:
@@ -46,6 +46,7 @@ def _flat(draw: Callable) -> Direction:
             key = jax.random.fold_in(key, 0)
         return jax.tree.unflatten(tree, drawn)
 
+    direction.__name__ = direction.__qualname__ = name  # what help() shows of a default
     return direction
 
 

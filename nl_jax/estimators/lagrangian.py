@@ -50,6 +50,11 @@ def lagrangian(objective: Objective) -> Callable[[Params, Axons, Axons, Batch], 
         losses, predicted = cut(objective)(params, batch, axons)
         total = per_example(losses)
         for name, multiplier in multipliers.items():
+            if multiplier.shape[:1] != total.shape:
+                raise ValueError(
+                    f"layer {name!r} has axons of shape {multiplier.shape}, whose first axis is not the batch of "
+                    f"{total.shape[0]}: a Lagrangian is per example; give every layer the whole batch"
+                )
             violation = multiplier * (axons[name] - predicted[name])
             total = total + jnp.sum(violation.reshape(total.shape[0], -1), axis=1)
         return total

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from nl_jax.base import Batch, GradientEstimator, Info, Key, Params, State, stateless
-from nl_jax.checks import positive_integer, typed_key
+from nl_jax.checks import positive_integer, takes, typed_key
 from nl_jax.estimators.baselines import Rate
 from nl_jax.estimators.directions import Direction
 from nl_jax.estimators.sampling import default_chunk, mean_over_samples
@@ -30,8 +30,7 @@ def perturbation(
     num_samples = positive_integer("num_samples", num_samples)
     if chunk is not None:
         chunk = positive_integer("chunk", chunk)
-    if not callable(directions):
-        raise ValueError(f"directions must be a law such as nl.directions.gaussian(), got {directions!r}")
+    takes("directions", directions, 2, "a law (key, template) -> direction, such as nl.directions.gaussian()")
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
@@ -43,7 +42,7 @@ def perturbation(
             change, losses = measure.along(direction)
             return view.credit(change, direction), jnp.mean(losses)
 
-        credit, loss = mean_over_samples(sample, key, num_samples, chunk or default_chunk(num_samples))
+        credit, loss = mean_over_samples(sample, key, num_samples, chunk or default_chunk(num_samples, view.template))
         evaluations = view.fixed_cost + measure.fixed_cost + num_samples * measure.cost_per_sample
         return view.gradient(credit), state, Info(loss, jnp.int32(evaluations))
 

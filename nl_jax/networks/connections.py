@@ -6,7 +6,7 @@ joins, when `nl.network` builds it. Images are [height, width, channels], as in 
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from jax import lax
 from jax.nn import initializers
 
 from nl_jax.base import Array, Key, Params
-from nl_jax.checks import positive_integer
+from nl_jax.checks import is_size, positive_integer
 
 Shape = tuple[int, ...]
 Initializer = Callable[..., Array]
@@ -167,6 +167,10 @@ def max_pool(
         _require_image("max_pool", source_shape)
         height, width = _spatial(source_shape, size, strides, padding)
         pads = _explicit(source_shape, size, strides, padding)
+        if any(max(side) >= length for side, length in zip(pads, size, strict=True)):
+            raise ValueError(
+                f"padding {pads} leaves windows of {size} with nothing but padding; keep it below the window"
+            )
 
         def apply(params: Params, x: Array) -> Array:
             del params
@@ -224,10 +228,10 @@ def _winner(best: Array, challenger: Array) -> Array:
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
+    pair = value if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2 or not all(map(is_size, pair)):
         raise ValueError(f"{name} must be a whole number of at least 1 or a pair of them, got {value!r}")
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
 
 
 def _check_padding(padding: Any) -> None:

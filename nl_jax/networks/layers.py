@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from nl_jax.activations import identity
 from nl_jax.base import ActivationFn, Array, Key, Params, Propagate
+from nl_jax.checks import is_size, takes
 from nl_jax.networks.connections import Connection, Joint, Shape
 from nl_jax.propagation import feedforward, record
 
@@ -31,7 +32,8 @@ class Layer:
       activation: any elementwise function; those of `nl.activations` know their derivative.
 
     Raises:
-      ValueError: if a size is not a whole number of at least 1, or the name is empty.
+      ValueError: if a size is not a whole number of at least 1, the name is empty, or a layer without connections
+        has an activation.
     """
 
     def __init__(
@@ -43,12 +45,17 @@ class Layer:
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"a layer's name must be a non-empty string, got {name!r}")
-        sizes = (shape,) if isinstance(shape, int) else None if shape is None else tuple(shape)
-        if sizes is not None and not all(isinstance(n, int) and n >= 1 for n in sizes):
+        sizes = shape if shape is None or isinstance(shape, Sequence) else (shape,)
+        if sizes is not None and not all(map(is_size, sizes)):
             raise ValueError(f"layer {name!r}: shape must be of whole numbers of at least 1, got {shape!r}")
         self.name = name
-        self.shape: Shape | None = sizes
+        self.shape: Shape | None = None if sizes is None else tuple(map(int, sizes))
         self.connections = (connections,) if isinstance(connections, Connection) else tuple(connections)
+        if activation is not None:
+            remedy = "those of nl.activations are made by a call, nl.activations.tanh()"
+            takes(f"layer {name!r}: activation", activation, 1, remedy)
+        if activation is not None and not self.connections:
+            raise ValueError(f"layer {name!r} receives no connection, so that its activation would never be used")
         self.activation: ActivationFn = identity() if activation is None else activation
 
 
@@ -115,6 +122,9 @@ def network(*layers: Layer) -> Network:
     >>> jax.tree.map(jax.numpy.shape, net.init(jax.random.key(0)))["output"]
     {'hidden': {'bias': (2,), 'weight': (8, 2)}, 'input': {'weight': (4, 2)}}
     """
+    for layer in layers:
+        if not isinstance(layer, Layer):
+            raise ValueError(f"network takes layers one by one, network(*layers); got {type(layer).__name__}")
     if len(layers) < 2 or layers[0].connections or layers[0].shape is None:
         raise ValueError(
             "a network needs at least two layers, the first being the input: a Layer with a shape and no "
@@ -134,8 +144,11 @@ def network(*layers: Layer) -> Network:
         keys = jax.random.split(key, len(wired))
         return {layer.name: layer.init(k, dtype) for k, layer in zip(keys, wired, strict=True)}
 
+    expected = jax.eval_shape(init, jax.random.key(0))
+
     def apply(params: Params, inputs: Array, propagate: Propagate = feedforward) -> Array:
-        _check_call(params, inputs, source.name, shapes, wired)
+        _check_inputs(inputs, source.name, shapes)
+        _check_params(params, expected)
         axons = {source.name: inputs}
         for layer in wired:
             received = (axons[name] for name in layer.joints)
@@ -180,14 +193,23 @@ def _agreed_shape(layer: Layer, joints: Mapping[str, Joint]) -> Shape:
     return wanted
 
 
-def _check_call(
-    params: Params, inputs: Array, source: str, shapes: Mapping[str, Shape], wired: Sequence[_Wired]
-) -> None:
-    if jnp.shape(inputs)[1:] != shapes[source] or jnp.ndim(inputs) == 0:
+def _check_inputs(inputs: Array, source: str, shapes: Mapping[str, Shape]) -> None:
+    if jnp.ndim(inputs) == 0 or jnp.shape(inputs)[1:] != shapes[source]:
         raise ValueError(
             f"input layer {source!r} takes inputs of shape [batch, {', '.join(map(str, shapes[source]))}], "
             f"got {list(jnp.shape(inputs))}"
         )
-    missing = [layer.name for layer in wired if layer.name not in params]
-    if missing:
-        raise ValueError(f"params have no entry for layer {missing[0]!r}; make them with network.init(key)")
+
+
+def _check_params(params: Params, expected: Params) -> None:
+    for name, layer in expected.items():
+        if name not in params:
+            raise ValueError(f"params have no entry for layer {name!r}; make them with network.init(key)")
+        here, there = _shapes(params[name]), _shapes(layer)
+        if here != there:
+            raise ValueError(f"layer {name!r} has parameters of shapes {there}, got {here}")
+
+
+def _shapes(params: Params) -> dict[str, Shape]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf) for path, leaf in leaves}

@@ -28,11 +28,11 @@ def test_average_is_the_mean_of_estimates(x64):
 
 def test_average_hands_on_the_state():
     counting = nl.GradientEstimator(
-        lambda key, params: jnp.int32(0),
+        lambda key, params: jnp.float32(0),
         lambda key, state, params, batch: (params * state, state + 1, nl.Info(jnp.float32(0), jnp.int32(1))),
     )
-    grads, state, info = nl.average(counting, 3).estimate(KEY, jnp.int32(5), jnp.int32(1), ())
-    assert (int(state), float(grads), int(info.evaluations)) == (8, 6.0, 3)
+    grads, state, info = nl.average(counting, 3).estimate(KEY, jnp.float32(5), jnp.float32(1), ())
+    assert (float(state), round(float(grads), 5), int(info.evaluations)) == (8, 6.0, 3)
 
 
 def test_mix_weighs_estimates(x64):
@@ -100,16 +100,37 @@ def test_partition_of_exact_estimators_is_exact(make, x64):
     chex.assert_trees_all_close(grads, _estimate(nl.backprop(problem.objective), problem)[0], rtol=1e-10, atol=1e-12)
 
 
+def test_partition_refuses_what_it_would_confuse():
+    ambiguous = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}
+    objective = lambda p, b: b * (jnp.sum(p["a/b"] ** 2) + jnp.sum(p["a"]["b"] ** 2))
+    with pytest.raises(ValueError, match="two parameters have the path 'a/b'"):
+        nl.partition(objective, {"*": nl.backprop}).estimate(KEY, ((),), ambiguous, jnp.ones(2))
+    with pytest.raises(ValueError, match=r"parts\['\*'\] must be a factory, .* got GradientEstimator"):
+        nl.partition(objective, {"*": nl.backprop(objective)})
+
+
 def test_partition_names_what_does_not_match():
     problem = problems.chain()
     with pytest.raises(ValueError, match="no pattern of parts matches parameter 'hidden1/bias'"):
         _estimate(nl.partition(problem.objective, {"output/*": nl.backprop}), problem)
-    with pytest.raises(ValueError, match="pattern 'readout' of parts gets no parameter; the paths are hidden1/bias"):
+    with pytest.raises(
+        ValueError, match=r"pattern 'readout' of parts gets no parameter, .*; the paths are hidden1/bias"
+    ):
         _estimate(nl.partition(problem.objective, {"readout": nl.backprop, "*": nl.backprop}), problem)
     with pytest.raises(ValueError, match="parts must name at least one pattern"):
         nl.partition(problem.objective, {})
     with pytest.raises(ValueError, match="sigma must be"):
         nl.partition(problem.objective, {"*": functools.partial(nl.weight_perturbation, sigma=-1)})
+
+
+def test_a_state_of_another_estimator_is_refused():
+    problem = problems.chain()
+    for composed in (
+        nl.mix([nl.backprop(problem.objective)], [1.0]),
+        nl.partition(problem.objective, {"*": nl.backprop}),
+    ):
+        with pytest.raises(ValueError, match="state must be the 1 states that init made"):
+            composed.estimate(KEY, (), problem.params, problem.batch)
 
 
 def test_bad_mixtures_are_errors():

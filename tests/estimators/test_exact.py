@@ -167,6 +167,18 @@ def test_lagrangian_is_stationary_only_at_the_solution(x64):
     np.testing.assert_allclose(jax.grad(total, argnums=1)(moved, zeros)["hidden1"], 0.5)
 
 
+def test_a_lagrangian_is_per_example():
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        return batch @ propagate("constant", lambda p: p * 2, lambda nu: nu, params)
+
+    with pytest.raises(
+        ValueError, match=r"layer 'constant' has axons of shape \(3,\), whose first axis is not the batch"
+    ):
+        nl.lagrangian_backprop(objective).estimate(KEY, (), jnp.ones(3), jnp.ones((2, 3)))
+    swept, _, _ = nl.backprop_recursion(objective).estimate(KEY, (), jnp.ones(3), jnp.ones((2, 3)))
+    np.testing.assert_allclose(swept, [2, 2, 2])
+
+
 def test_sign_refuses_derivatives():
     network = nl.mlp([3, 2, 2], activation=nl.activations.sign())
     objective = nl.supervised(network.apply, nl.losses.cross_entropy)

@@ -147,6 +147,36 @@ def test_directions_have_unit_covariance(dtype, x64):
     assert set(np.unique(flat)) == {-1.0, 1.0}
 
 
+def test_sums_of_half_precision_do_not_stop_growing():
+    def sample(key):
+        return jnp.ones((), jnp.bfloat16)
+
+    for chunk in (1, 5000):
+        mean = mean_over_samples(sample, KEY, 5000, chunk)
+        assert mean.dtype == jnp.bfloat16
+        assert float(mean) == 1
+
+
+def test_noise_below_the_resolution_of_the_parameters_is_refused():
+    params = jnp.ones(3, jnp.bfloat16)
+    objective = lambda p, b: b * jnp.sum(p).astype(jnp.float32)
+    for baseline in (nl.baselines.none, nl.baselines.clean, nl.baselines.antithetic):
+        with pytest.raises(ValueError, match=r"sigma = 0\.001 is lost in bfloat16, which resolves 0\.008 next to 1"):
+            nl.weight_perturbation(objective, baseline=baseline).estimate(KEY, (), params, jnp.ones(2))
+
+
+def test_the_antithetic_loss_is_the_mean_of_both_sides():
+    objective = lambda p, b: b * (p + 1)
+    estimator = nl.weight_perturbation(objective, sigma=0.5, baseline=nl.baselines.antithetic)
+    np.testing.assert_allclose(estimator.estimate(KEY, (), jnp.zeros(()), jnp.ones(2))[2].loss, 1, rtol=1e-6)
+
+
+def test_leaves_of_different_dtypes_get_different_noise():
+    template = {"a": jnp.zeros(64, jnp.float32), "b": jnp.zeros(64, jnp.float16)}
+    draw = signs(KEY, template)
+    assert 16 < int(jnp.sum(draw["a"] == draw["b"].astype(jnp.float32))) < 48
+
+
 def test_mixed_precision_parameters():
     params = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2, jnp.float32)}
 
@@ -179,11 +209,14 @@ BAD = [
     ({"num_samples": True}, "num_samples must be .* got True"),
     ({"chunk": -1}, "chunk must be a whole number of at least 1, got -1"),
     ({"baseline": "clean"}, r"baseline must be one of nl\.baselines\.none, .*got 'clean'"),
-    ({"directions": "gaussian"}, r"directions must be a law such as nl\.directions\.gaussian\(\), got 'gaussian'"),
+    ({"directions": "gaussian"}, r"directions must take 2 arguments, got 'gaussian': a law .*gaussian\(\)"),
+    ({"directions": nl.directions.rademacher}, "directions must take 2 arguments, got rademacher: a law"),
 ]
 
 
-@pytest.mark.parametrize(("settings", "message"), BAD, ids=[str(settings) for settings, _ in BAD])
+@pytest.mark.parametrize(
+    ("settings", "message"), BAD, ids=[f"{number} {next(iter(settings))}" for number, (settings, _) in enumerate(BAD)]
+)
 @pytest.mark.parametrize("make", [nl.weight_perturbation, nl.node_perturbation])
 def test_bad_settings_are_errors_at_construction(make, settings, message):
     with pytest.raises(ValueError, match=message):

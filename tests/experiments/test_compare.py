@@ -71,6 +71,50 @@ def test_idx_files(tmp_path, capsys):
     assert "120 images to train, 30 to test" in capsys.readouterr().out
 
 
+def test_the_table_says_what_the_curves_say():
+    curve = compare.Curve(
+        update=[0, 10, 20, 30],
+        evaluations=[0, 40, 80, 120],
+        train_loss=[np.ones(4)] * 4,
+        test_accuracy=[np.full(4, a) for a in (0.1, 0.91, 0.95)] + [np.array([0.90, 0.92, 0.94, 0.96])],
+        cosine=[np.full(4, 0.25), np.full(4, 0.5), np.full(4, 0.5), np.full(4, 0.75)],
+        seconds_per_update=[5.0, 0.1, 0.1],
+    )
+    row = compare.table({"backprop": curve}, compare.Config()).splitlines()[1].split()
+    assert row == ["backprop", "93.00", "±", "1.29", "30", "120", "40", "3.0", "0.250", "→", "0.750"]
+
+
+def test_the_picture_shows_each_curve_against_its_own_axis():
+    curve = compare.Curve(
+        update=[0, 10, 20], evaluations=[0, 40, 80], train_loss=[np.full(2, x) for x in (3.0, 2.0, 1.0)],
+        test_accuracy=[np.ones(2)] * 3, cosine=[np.full(2, 0.5)] * 3,
+    )  # fmt: skip
+    by_update, by_cost, by_angle = compare.plot({"backprop": curve}, "title").axes
+    for axes, x, y in [
+        (by_update, [0, 10, 20], [3, 2, 1]),
+        (by_cost, [40, 80], [2, 1]),
+        (by_angle, [0, 10, 20], [0.5] * 3),
+    ]:
+        np.testing.assert_allclose(axes.lines[0].get_xdata(), x)
+        np.testing.assert_allclose(axes.lines[0].get_ydata(), y)
+
+
+def test_results_of_an_earlier_run_do_not_mix_in(tmp_path):
+    assert compare.main(small(tmp_path, "--estimators", "backprop", "lagrangian_backprop")) == 0
+    assert (tmp_path / "lagrangian_backprop.npz").exists()
+    (tmp_path / "notes.txt").write_text("the user's own")
+    assert compare.main(small(tmp_path, "--estimators", "backprop")) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "backprop.npz", "compare.png", "config.json", "metrics.jsonl", "notes.txt",
+    ]  # fmt: skip
+
+
+def test_what_is_not_a_number_is_null(tmp_path):
+    folder = compare.Folder(tmp_path, compare.Config())
+    folder.metric(cosine=np.array([0.5, np.nan]), loss=np.float32(np.inf))
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"cosine": [0.5, None], "loss": None}
+
+
 def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder should be")
@@ -80,6 +124,7 @@ def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
     (damaged / "t10k-images-idx3-ubyte").write_bytes(idx(np.zeros((20, 4, 4), np.uint8))[:-5])
     cases = {
         "unknown estimator magic; there are backprop": ["--estimators", "backprop", "magic"],
+        "--estimators names backprop twice": ["--estimators", "backprop", "backprop"],
         "unknown dataset cats; there are digits, mnist": ["--dataset", "cats"],
         "--updates must be at least 1, got 0": ["--updates", "0"],
         "--learning-rate must be": ["--learning-rate", "nan"],
@@ -120,7 +165,7 @@ def test_ctrl_c_leaves_what_was_done(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert "interrupted: results written so far are kept" in err
+    assert "interrupted: what had been written is kept" in err
     assert "backprop" in out
     assert [json.loads(line)["update"] for line in metrics.read_text().splitlines()][:2] == [0, 4000]
     assert np.load(tmp_path / "backprop.npz")["loss"].shape[1] >= 4000

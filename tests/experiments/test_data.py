@@ -67,19 +67,20 @@ def test_divides_a_lone_test_set(tmp_path):
 GOOD = idx(np.zeros((5, 2, 2), np.uint8))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "not an IDX file: it begins with nothing"),
-        (b"\x89PNG....", "not an IDX file: it begins with 89 50 4e 47"),
-        (bytes([0, 0, 7, 1]), "not an IDX file"),
-        (GOOD[:7], "truncated: it ends within its header"),
-        (GOOD[:-1], "truncated: 19 bytes of values where its header, 5 × 2 × 2, says 20"),
-        (GOOD + b"\0", "too long: 21 bytes"),
-        (gzip.compress(GOOD)[:-6], "not a whole gzip file"),
-        (b"\x1f\x8b" + bytes(20), "not a whole gzip file"),
-    ],
-)
+DAMAGED = [
+    (b"", "not an IDX file: it begins with nothing"),
+    (b"\x89PNG....", "not an IDX file: it begins with 89 50 4e 47"),
+    (bytes([0, 0, 7, 1]), "not an IDX file"),
+    (bytes([0, 0, 8, 65]) + bytes(260), "it claims 65 dimensions"),
+    (GOOD[:7], "truncated: it ends within its header"),
+    (GOOD[:-1], "truncated: 19 bytes of values where its header, 5 × 2 × 2, says 20"),
+    (GOOD + b"\0", "too long: 21 bytes"),
+    (gzip.compress(GOOD)[:-6], "not a whole gzip file"),
+    (b"\x1f\x8b" + bytes(20), "not a whole gzip file"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), DAMAGED, ids=[message for _, message in DAMAGED])
 def test_damaged_files_are_one_line_errors(tmp_path, content, message):
     path = tmp_path / "t10k-images-idx3-ubyte"
     path.write_bytes(content)
@@ -99,6 +100,16 @@ def test_files_that_do_not_belong_together(tmp_path):
     labels.write_bytes(idx(np.zeros(19, np.uint8)))
     with pytest.raises(ExperimentError, match=r"images of shape \(20, 4, 4\) and labels of shape \(19,\)"):
         data.idx_folder(tmp_path)
+    images = tmp_path / "t10k-images-idx3-ubyte"
+    for content, wrong, message in [
+        (np.zeros((20, 4, 4), np.uint8), np.full(20, 2**31 - 1, ">i4"), "labels must be 0 to 999, they are 2147483647"),
+        (np.zeros((20, 0, 4), np.uint8), np.zeros(20, np.uint8), "hold no pixels"),
+        (np.zeros((3, 4, 4), np.uint8), np.zeros(3, np.uint8), "holds 3 images, too few to divide"),
+    ]:
+        images.write_bytes(idx(content))
+        labels.write_bytes(idx(wrong, 12 if wrong.itemsize == 4 else 8))
+        with pytest.raises(ExperimentError, match=message):
+            data.idx_folder(tmp_path)
     labels.unlink()
     with pytest.raises(ExperimentError, match="holds t10k files but not their labels"):
         data.idx_folder(tmp_path)

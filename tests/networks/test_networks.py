@@ -63,6 +63,8 @@ def test_conv_and_max_pool_agree_with_jax(kernel, stride, padding):
     assert network.shapes["output"] == expected.shape[1:]
     np.testing.assert_allclose(network.apply(params, x), expected, atol=1e-5)
 
+    if not isinstance(padding, str) and (kernel[0] <= 1 or kernel[1] <= 2):
+        return  # windows of nothing but padding, which max_pool refuses
     pads = padding if isinstance(padding, str) else ((0, 0), *padding, (0, 0))
     pooled = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *kernel, 1), (1, *stride, 1), pads)
     network = image_network(c.max_pool(kernel, stride=stride, padding=padding))
@@ -156,6 +158,13 @@ def test_a_network_that_does_not_fit_says_which_layer(name):
     ("make", "message"),
     [
         (lambda: nl.Layer("", 3), "a layer's name must be a non-empty string"),
+        (lambda: nl.Layer("a", 3, activation=jnp.tanh), "layer 'a' receives no connection, so that its activation"),
+        (lambda: image_network(c.max_pool(2, padding=((2, 0), (0, 0)))), "layer 'output'.*nothing but padding"),
+        (
+            lambda: nl.Layer("a", 3, c.dense(), nl.activations.tanh),
+            r"layer 'a': activation must take one argument.*tanh\(\)",
+        ),
+        (lambda: nl.network([INPUT]), r"network takes layers one by one, network\(\*layers\); got list"),
         (lambda: nl.Layer("a", 0), "layer 'a': shape must be of whole numbers of at least 1, got 0"),
         (lambda: nl.Layer("a", (2, 1.5)), "layer 'a': shape must be"),
         (lambda: c.conv(0), "kernel must be .* got 0"),
@@ -169,6 +178,34 @@ def test_a_network_that_does_not_fit_says_which_layer(name):
 def test_bad_settings_are_errors_at_once(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_biases_are_added():
+    image = jax.random.normal(KEY, (2, 6, 5, 2))
+    cases = [
+        (image_network(c.conv(2, channels=3)), image),
+        (nl.mlp([4, 3], activation=jnp.tanh), jnp.ones((2, 4))),
+    ]
+    for network, x in cases:
+        params = network.init(KEY)
+        shifted = {"output": {**params["output"], "bias": jnp.array([0.0, 1.0, 2.0])}}
+        change = network.apply(shifted, x) - network.apply(params, x)
+        np.testing.assert_allclose(change, np.broadcast_to([0.0, 1.0, 2.0], change.shape), atol=1e-6)
+
+
+def test_sizes_may_be_numpy_numbers():
+    network = nl.mlp([4, np.int64(3)], activation=jnp.tanh)
+    assert network.shapes["output"] == (3,)
+    assert image_network(c.max_pool(np.int32(2))).shapes["output"] == (3, 2, 2)
+
+
+def test_parameters_of_wrong_shapes_name_the_layer():
+    network = nl.mlp([4, 5, 3], activation=nl.activations.tanh())
+    params = network.init(KEY)
+    for shape in ((5, 1), (5, 7), (3, 5)):
+        wrong = {**params, "output": {**params["output"], "weight": jnp.ones(shape)}}
+        with pytest.raises(ValueError, match=r"layer 'output' has parameters of shapes .*'weight': \(5, 3\).* got"):
+            network.apply(wrong, jnp.ones((2, 4)))
 
 
 def test_bad_calls_name_the_layer():
