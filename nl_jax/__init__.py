@@ -15,7 +15,9 @@ from nl_jax.networks import connections
 from nl_jax.networks.layers import Layer, Network, network
 from nl_jax.networks.mlp import mlp
 from nl_jax.objectives import supervised
-from nl_jax.training import Diverged, Interrupted, Restarts, fit, restarts
+from nl_jax.training.dispatch import Diverged, Interrupted
+from nl_jax.training.fit import fit
+from nl_jax.training.restarts import Restarts, restarts
 
 __version__ = "0.1.0"
 

@@ -1,0 +1,1 @@
+"""Training runs: `fit` for one, `restarts` for many at once, on one engine, `dispatch`."""

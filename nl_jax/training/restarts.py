@@ -1,0 +1,108 @@
+"""Many runs of training at once, from different beginnings."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.base import Array, Batch, Key, Learner, LearnerState, Params, State
+from nl_jax.batching import Order, shuffled
+from nl_jax.checks import positive_integer, typed_key
+from nl_jax.training.dispatch import Diverged, Interrupted, Monitor, Record, Run, drive, many_runs
+
+
+class Restarts(NamedTuple):
+    """Many runs from different beginnings.
+
+    Attributes:
+      best: final state of the run with the lowest score.
+      best_index: its number.
+      scores: every run's score, [num_restarts]: the distribution over local minima.
+      states: all final states, stacked along a leading axis.
+      history: what was recorded, [num_restarts, num_steps, …].
+    """
+
+    best: LearnerState
+    best_index: int
+    scores: np.ndarray
+    states: LearnerState
+    history: Any
+
+
+def restarts(
+    learner: Learner,
+    key: Key,
+    init: Callable[[Key], Params],
+    data: Batch,
+    *,
+    score: Callable[[Params], Array],
+    num_restarts: int,
+    num_steps: int,
+    batch_size: int | None = None,
+    order: Order = shuffled,
+    steps_per_dispatch: int = 200,
+    record: Record | None = None,
+    monitor: Monitor | None = None,
+    progress: bool | None = None,
+) -> Restarts:
+    """Trains many initialisations at once under `vmap` and keeps the best (seed 001 §3).
+
+    The loss is not convex: a run finds a local minimum, and in practice one tries many beginnings and chooses
+    the lowest. Runs differ in their initial parameters, their batches and their noise.
+
+    Args:
+      learner: from `nl.learner`.
+      key: typed key of all runs; run i uses `jax.random.fold_in(key, i)`.
+      init: `init(key) -> params`, such as `network.init`.
+      data: as for `fit`.
+      score: `score(params) -> scalar`, lower is better, such as `lambda params: objective(params, data).mean()`.
+      num_restarts: runs.
+      num_steps, batch_size, order, steps_per_dispatch, record, progress: as for `fit`.
+      monitor: as for `fit`, given all runs' states stacked along a leading axis.
+
+    Returns:
+      A `Restarts`. A run whose score is not finite is never the best.
+
+    Raises:
+      ValueError: for settings out of range, data of unequal lengths or a score that is not one number.
+      Diverged: if the loss, or the score, of every run is no longer finite.
+      Interrupted: on Ctrl-C. Both carry `.state` and `.history` of all runs.
+
+    >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
+    >>> objective = lambda w, batch: (w**2 - 1) ** 2 + 0.3 * w + 0 * batch  # two minima, the left one lower
+    >>> learner = nl.learner(nl.backprop(objective), optax.sgd(0.05))
+    >>> found = nl.restarts(learner, jax.random.key(0), jax.random.normal, jnp.zeros(1),
+    ...                     score=lambda w: objective(w, 0.0), num_restarts=16, num_steps=100, progress=False)
+    >>> bool(found.best.params < 0), found.scores.shape
+    (True, (16,))
+    """
+    num_restarts = positive_integer("num_restarts", num_restarts)
+    run = Run(learner, data, num_steps, batch_size, order, steps_per_dispatch, record)
+    typed_key(key)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_restarts))
+
+    def begin(key: Key) -> tuple[Key, LearnerState]:
+        params_key, state_key, run_key = jax.random.split(key, 3)
+        return run_key, learner.init(state_key, init(params_key))
+
+    run_keys, states = jax.vmap(begin)(keys)
+
+    def stop(states: LearnerState, losses: np.ndarray, history: State, first_step: int) -> None:
+        if not np.isfinite(losses[:, -1]).any():
+            message = f"no loss of {num_restarts} restarts is finite after step {first_step + losses.shape[1] - 1}"
+            raise Diverged(f"{message}: lower the learning rate", states, history)
+
+    states, history = drive(run, many_runs, 1, run_keys, states, 0, stop, monitor, progress)
+    try:
+        scores = np.asarray(jax.vmap(score)(states.params))
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(states, history) from interrupt
+    if scores.shape != (num_restarts,):
+        raise ValueError(f"score must return one number, got shape {scores.shape[1:]}: average over the examples")
+    if not np.isfinite(scores).any():
+        raise Diverged(f"no score of {num_restarts} restarts is finite: lower the learning rate", states, history)
+    index = int(np.argmin(np.where(np.isfinite(scores), scores, np.inf)))
+    return Restarts(jax.tree.map(lambda x: x[index], states), index, scores, states, history)
