@@ -95,10 +95,9 @@ def run(config: Config) -> tuple[Timed, Timed]:
         "over_value_and_grad": {name: value._asdict() for name, value in over_exact.items()},
         "forward_pass_ms": pass_ms,
         "value_and_grad_ms": grad_ms,
-        **json.loads((folder.path / "config.json").read_text()),
     }
     (folder.path / "estimators.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"data and picture: {folder.path} (estimators.json, {_plot(folder, config, over_forward).name})")
+    print(f"data and picture: {folder.path} (estimators.json, config.json, {_plot(folder, config, over_forward).name})")
     return over_forward, over_exact
 
 

@@ -1,6 +1,7 @@
 """What an experiment leaves in its folder, readable at every moment."""
 
 import dataclasses
+import datetime
 import json
 import math
 import platform
@@ -33,15 +34,15 @@ class Folder:
         about = {
             "config": dataclasses.asdict(config),
             "versions": {name: version(name) for name in ("nl_jax", "jax", "jaxlib", "optax", "numpy")},
+            "date": datetime.date.today().isoformat(),
             "python": platform.python_version(),
             "devices": [str(device.device_kind) for device in jax.devices()],
         }
         try:
             path.mkdir(parents=True, exist_ok=True)
-            for name in outputs:
+            for name in ("metrics.jsonl", *outputs):
                 (path / name).unlink(missing_ok=True)
             (path / "config.json").write_text(json.dumps(about, indent=2, default=str) + "\n")
-            (path / "metrics.jsonl").write_text("")
         except OSError as error:
             raise ExperimentError(f"--out {path} cannot be written to: {error.strerror or error}") from error
 

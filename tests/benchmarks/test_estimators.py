@@ -16,7 +16,7 @@ def test_prints_a_table_and_saves_it(tmp_path, capsys):
     assert estimators.main([*small, "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     saved = json.loads((tmp_path / "estimators.json").read_text())
-    assert saved["config"]["num_samples"] == 2
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["num_samples"] == 2
     assert len(saved["over_forward_passes"]) == 11
     assert set(saved["over_value_and_grad"]) == {"backprop", "backprop_recursion", "lagrangian_backprop"}
     for name, value in (saved["over_forward_passes"] | saved["over_value_and_grad"]).items():
