@@ -48,8 +48,7 @@ class Config:
 _CALLS = 10  # of an exact estimate per round: one alone is too short to time
 
 
-class Timed(dict[str, Ratio]):
-    """Ratios by estimator."""
+Timed = dict[str, Ratio]  # by estimator
 
 
 def run(config: Config) -> tuple[Timed, Timed]:
@@ -85,8 +84,8 @@ def run(config: Config) -> tuple[Timed, Timed]:
     }
     seconds = interleaved(functions, config.rounds)
 
-    over_forward = Timed({name: ratio(seconds[name], seconds["forward"]) for name in sampled})
-    over_exact = Timed({name: ratio(seconds[name], seconds["value_and_grad"]) for name in exact})
+    over_forward = {name: ratio(seconds[name], seconds["forward"]) for name in sampled}
+    over_exact = {name: ratio(seconds[name], seconds["value_and_grad"]) for name in exact}
     pass_ms = 1e3 * float(np.median(seconds["forward"])) / config.num_samples
     grad_ms = 1e3 * float(np.median(seconds["value_and_grad"])) / _CALLS
     print(_table(config, over_forward, over_exact, pass_ms, grad_ms))

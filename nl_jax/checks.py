@@ -48,14 +48,18 @@ def typed_key(key: Key) -> None:
         )
 
 
+def path_name(path: tuple) -> str:
+    """A leaf's path in a tree as users write it, such as "hidden1/weight"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def floating(params: Params) -> None:
     """ValueError that names the first leaf of `params` which is not a floating-point array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            where = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(
-                f"params leaf {where!r} is {leaf if dtype is None else dtype}, not a floating-point array; "
+                f"params leaf {path_name(path)!r} is {leaf if dtype is None else dtype}, not a floating-point array; "
                 "only such leaves can be learned: close the forward function over everything else"
             )
 

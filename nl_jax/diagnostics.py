@@ -8,6 +8,7 @@ import optax
 
 from nl_jax.base import Array, Batch, GradientEstimator, Key, Params
 from nl_jax.checks import positive_integer, typed_key
+from nl_jax.numerics import widened
 
 
 class Measurement(NamedTuple):
@@ -71,7 +72,7 @@ def measure(
       num_estimates: independent estimates, at least 2.
 
     Returns:
-      A `Measurement`.
+      A `Measurement`, in float32 at least whatever the parameters' dtype.
 
     Raises:
       ValueError: if `num_estimates` is not a whole number of at least 2, or a key is not a typed one.
@@ -90,11 +91,11 @@ def measure(
         raise ValueError("num_estimates must be at least 2: one estimate has no variance")
     typed_key(key)
     state_key, reference_key, sample_key = jax.random.split(key, 3)
-    exact, _, _ = reference.estimate(reference_key, reference.init(reference_key, params), params, batch)
+    exact = widened(reference.estimate(reference_key, reference.init(reference_key, params), params, batch)[0])
     state = estimator.init(state_key, params)
 
     def estimate(index: Array) -> Params:
-        return estimator.estimate(jax.random.fold_in(sample_key, index), state, params, batch)[0]
+        return widened(estimator.estimate(jax.random.fold_in(sample_key, index), state, params, batch)[0])
 
     # Two passes with the same keys: moments about the mean itself lose nothing to rounding, whatever the bias.
     def accumulate(total: Params, index: Array) -> tuple[Params, None]:

@@ -15,18 +15,19 @@ REPOSITORY = ROOT.parent
 MAY_IMPORT = {
     "base": set(),
     "checks": {"base"},
+    "numerics": {"base"},
     "propagation": {"base"},
     "activations": {"base"},
     "losses": {"base"},
     "batching": {"base"},
     "networks": {"base", "checks", "propagation", "activations"},
     "objectives": {"base", "checks", "propagation"},
-    "estimators": {"base", "checks", "propagation"},
+    "estimators": {"base", "checks", "numerics", "propagation"},
     "rules": {"base", "checks", "propagation"},
     "optimizers": {"base", "checks"},
     "learner": {"base", "checks"},
     "training": {"base", "checks", "batching"},
-    "diagnostics": {"base", "checks"},
+    "diagnostics": {"base", "checks", "numerics"},
     "theory": set(),
 }
 

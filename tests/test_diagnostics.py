@@ -45,6 +45,18 @@ def test_a_bias_far_above_the_spread_spoils_nothing():
     np.testing.assert_allclose(m.relative_variance_error, 24**0.5 * 1e-4 / 21 / 20, rtol=0.5)
 
 
+def test_half_precision_is_measured_in_single():
+    params = jnp.array([1.0, -2.0], jnp.bfloat16)
+
+    def estimate(key, state, params, batch):
+        return 1 + jax.random.normal(key, params.shape, params.dtype), state, nl.Info(jnp.float32(0), jnp.int32(1))
+
+    noisy = nl.GradientEstimator(lambda key, params: (), estimate)
+    m = measure(noisy, _noisy(0.0), KEY, params, (), num_estimates=2000)
+    assert np.all(np.abs(m.mean - 1) < 5 * m.bias_error)
+    assert np.all(np.abs(m.variance - 1) < 5 * m.variance_error)
+
+
 def test_an_exact_estimator_is_exact():
     m = measure(_noisy(0.0), _noisy(0.0), KEY, jnp.ones(2), (), num_estimates=3)
     np.testing.assert_array_equal(m.variance, 0)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, Propagate, State
-from nl_jax.checks import positive_integer, takes_propagate, typed_key
+from nl_jax.checks import path_name, positive_integer, takes_propagate, typed_key
+from nl_jax.numerics import wide_dtype
 from nl_jax.propagation import feedforward
 
 Factory = Callable[[Objective], GradientEstimator]
@@ -34,10 +35,11 @@ def average(estimator: GradientEstimator, num_estimates: int) -> GradientEstimat
         def one(carry: tuple[State, Params], index: Array) -> tuple[tuple[State, Params], Info]:
             state, total = carry
             grads, state, info = estimator.estimate(jax.random.fold_in(key, index), state, params, batch)
-            return (state, jax.tree.map(lambda s, g: s + g / num_estimates, total, grads)), info
+            return (state, jax.tree.map(lambda s, g: s + g.astype(s.dtype), total, grads)), info
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        (state, grads), infos = jax.lax.scan(one, (state, zeros), jnp.arange(num_estimates))
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, wide_dtype(p.dtype)), params)
+        (state, total), infos = jax.lax.scan(one, (state, zeros), jnp.arange(num_estimates))
+        grads = jax.tree.map(lambda s, p: (s / num_estimates).astype(p.dtype), total, params)
         loss, residuals = jax.tree.map(lambda x: jnp.mean(x, axis=0), (infos.loss, infos.residuals))
         return grads, state, Info(loss, jnp.sum(infos.evaluations, dtype=jnp.int32), residuals)
 
@@ -186,12 +188,8 @@ def _joined(infos: Sequence[Info], residuals: State) -> Info:
     return Info(loss, evaluations, residuals)
 
 
-def _path(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _by_path(params: Params) -> dict[str, Array]:
-    leaves = [(_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     paths = [path for path, _ in leaves]
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
@@ -200,7 +198,7 @@ def _by_path(params: Params) -> dict[str, Array]:
 
 
 def _replaced(params: Params, leaves: Mapping[str, Array]) -> Params:
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(_path(path), leaf), params)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(path_name(path), leaf), params)
 
 
 def _assign(paths: Sequence[str], patterns: Sequence[str]) -> dict[str, list[str]]:

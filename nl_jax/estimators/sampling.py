@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Key, State
+from nl_jax.numerics import wide_dtype
 
 
 def default_chunk(num_samples: int, template: State) -> int:
@@ -33,7 +34,7 @@ def mean_over_samples(sample: Callable[[Key], State], key: Key, num_samples: int
         if indices.shape[0] == 1:
             return sample(jax.random.fold_in(key, indices[0]))
         samples = jax.vmap(lambda i: sample(jax.random.fold_in(key, i)))(indices)
-        return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=_wide(x.dtype)), samples)
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=wide_dtype(x.dtype)), samples)
 
     def accumulate(carry: tuple[State, Array], size: int) -> tuple[State, Array]:
         summed, first = carry
@@ -41,11 +42,7 @@ def mean_over_samples(sample: Callable[[Key], State], key: Key, num_samples: int
         return jax.tree.map(lambda s, x: s + x.astype(s.dtype), summed, part), first + size
 
     shapes = jax.eval_shape(sample, key)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, _wide(s.dtype)), shapes)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, wide_dtype(s.dtype)), shapes)
     carry, _ = jax.lax.scan(lambda carry, _: (accumulate(carry, chunk), None), (zeros, jnp.int32(0)), length=chunks)
     summed, _ = accumulate(carry, rest) if rest else carry
     return jax.tree.map(lambda s, x: (x / num_samples).astype(s.dtype), shapes, summed)
-
-
-def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)

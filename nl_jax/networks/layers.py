@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from nl_jax.activations import identity
 from nl_jax.base import ActivationFn, Array, Key, Params, Propagate
-from nl_jax.checks import is_size, takes
+from nl_jax.checks import is_size, path_name, takes
 from nl_jax.networks.connections import Connection, Joint, Shape
 from nl_jax.propagation import feedforward, record
 
@@ -211,5 +211,4 @@ def _check_params(params: Params, expected: Params) -> None:
 
 
 def _shapes(params: Params) -> dict[str, Shape]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf) for path, leaf in leaves}
+    return {path_name(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

@@ -35,6 +35,16 @@ def test_average_hands_on_the_state():
     assert (float(state), round(float(grads), 5), int(info.evaluations)) == (8, 6.0, 3)
 
 
+def test_average_of_half_precision_does_not_stop_growing():
+    one = nl.GradientEstimator(
+        lambda key, params: (),
+        lambda key, state, params, batch: (jnp.ones_like(params), state, nl.Info(jnp.float32(0), jnp.int32(1))),
+    )
+    grads, _, _ = nl.average(one, 2000).estimate(KEY, (), jnp.ones(2, jnp.bfloat16), ())
+    assert grads.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(grads.astype(jnp.float32), 1)
+
+
 def test_mix_weighs_estimates(x64):
     problem = problems.chain()
     exact = nl.backprop(problem.objective)
