@@ -13,7 +13,7 @@ def _noisy(spread, bias=0.0):
     """An estimator whose law is known: g + bias + spread · (exponential − 1) per component."""
 
     def estimate(key, state, params, batch):
-        noise = jax.random.exponential(key, params.shape) - 1
+        noise = jax.random.exponential(key, params.shape, params.dtype) - 1
         return 2 * params + bias + spread * noise, state, nl.Info(jnp.float32(0), jnp.int32(1))
 
     return nl.GradientEstimator(lambda key, params: (), estimate)
