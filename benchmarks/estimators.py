@@ -17,10 +17,10 @@ import numpy as np
 import tyro
 
 import nl_jax as nl
-from benchmarks.timing import Ratio, interleaved, ratio
 from experiments.failure import exit_code
 from experiments.plotting import figure
 from experiments.results import Folder
+from nl_jax.diagnostics.timing import Spread, interleaved, ratio
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Config:
 _CALLS = 10  # of an exact estimate per round: one alone is too short to time
 
 
-Timed = dict[str, Ratio]  # by estimator
+Timed = dict[str, Spread]  # by estimator
 
 
 def run(config: Config) -> tuple[Timed, Timed]:
@@ -119,7 +119,7 @@ def _sampled(objective: Any, samples: int) -> dict[str, nl.GradientEstimator]:
         found |= {
             f"weight perturbation, {label}": nl.weight_perturbation(objective, num_samples=samples, directions=law),
             f"weight perturbation, {label}, antithetic": nl.weight_perturbation(
-                objective, num_samples=samples, directions=law, baseline=nl.baselines.antithetic
+                objective, num_samples=samples, directions=law, baseline=nl.baselines.antithetic()
             ),
             f"node perturbation, {label}": nl.node_perturbation(objective, num_samples=samples, directions=law),
             f"forward gradient, weights, {label}": nl.forward_gradient(objective, num_samples=samples, directions=law),

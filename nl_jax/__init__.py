@@ -1,11 +1,12 @@
 """nl_jax, "neuron learning in JAX": one calibrated interface to the ways a network can learn."""
 
-from nl_jax import activations, batching, diagnostics, losses, propagation
+from nl_jax import activations, batching, diagnostics, losses, products, propagation
 from nl_jax.base import GradientEstimator, Info, Learner, LearnerState
-from nl_jax.estimators import baselines, directions, spaces
+from nl_jax.estimators import baselines, directions, shaping, spaces
 from nl_jax.estimators.backprop import backprop
 from nl_jax.estimators.backprop_recursion import backprop_recursion
 from nl_jax.estimators.compose import average, batch_sum, mix, partition
+from nl_jax.estimators.evolution_strategy import evolution_strategy
 from nl_jax.estimators.forward_gradient import forward_gradient
 from nl_jax.estimators.lagrangian import lagrangian, lagrangian_backprop
 from nl_jax.estimators.node_perturbation import node_perturbation
@@ -41,6 +42,7 @@ __all__ = [
     "connections",
     "diagnostics",
     "directions",
+    "evolution_strategy",
     "fit",
     "forward_gradient",
     "lagrangian",
@@ -52,8 +54,10 @@ __all__ = [
     "network",
     "node_perturbation",
     "partition",
+    "products",
     "propagation",
     "restarts",
+    "shaping",
     "spaces",
     "supervised",
     "weight_perturbation",

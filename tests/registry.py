@@ -62,25 +62,25 @@ ESTIMATORS: dict[str, Entry] = {
     ),
     "weight_clean": Entry(_part(nl.weight_perturbation, num_samples=K), evaluations=K + 1),
     "weight_none": Entry(
-        _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.none, sigma=0.1), evaluations=K
+        _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.none(), sigma=0.1), evaluations=K
     ),
     "weight_antithetic": Entry(
-        _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.antithetic, directions=rademacher),
+        _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.antithetic(), directions=rademacher),
         evaluations=2 * K,
     ),
     "node_clean": Entry(_part(nl.node_perturbation, num_samples=K), layers=True, evaluations=K + 2),
     "node_none": Entry(
-        _part(nl.node_perturbation, num_samples=K, baseline=nl.baselines.none, sigma=0.1),
+        _part(nl.node_perturbation, num_samples=K, baseline=nl.baselines.none(), sigma=0.1),
         layers=True,
         evaluations=K + 2,
     ),
     "node_antithetic": Entry(
-        _part(nl.node_perturbation, num_samples=K, baseline=nl.baselines.antithetic, directions=rademacher),
+        _part(nl.node_perturbation, num_samples=K, baseline=nl.baselines.antithetic(), directions=rademacher),
         layers=True,
         evaluations=2 * K + 2,
     ),
     "node_batch_credit": Entry(
-        _part(nl.node_perturbation, num_samples=K, credit=nl.spaces.per_batch_credit), layers=True, evaluations=K + 2
+        _part(nl.node_perturbation, num_samples=K, credit=nl.spaces.per_batch_credit()), layers=True, evaluations=K + 2
     ),
     "forward_weights": Entry(_part(nl.forward_gradient, num_samples=K), derivative=True, evaluations=2 * K + 1),
     "forward_nodes": Entry(

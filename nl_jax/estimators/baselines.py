@@ -1,81 +1,144 @@
-"""Rates of change along a direction: three finite differences and the exact derivative.
+"""Rates of change along a direction: what a perturbed loss is compared with, or the exact derivative.
 
-With Ẽ(ε) the losses displaced by ε ξ, each function here makes, for a view of a space, the function
-`rate(direction) -> (change, losses)`: the losses' rate of change along ξ, [batch], and the losses it
-learned them from, [batch], an estimate of the undisplaced ones.
+With Ẽ(σ) the losses displaced by σ ξ, a baseline makes, for a view of a space, the function
+`along(direction) -> (change, losses)`: the losses' rate of change along ξ, [batch], and the losses it learned them
+from, [batch], an estimate of the undisplaced ones.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Params
-from nl_jax.estimators.spaces import View
+from nl_jax.base import Array, State
+from nl_jax.estimators.directions import Direction
+from nl_jax.estimators.spaces.view import View
+from nl_jax.estimators.step_size import Length, balanced, unit
 
 
 class Rate(NamedTuple):
     """How to measure a rate of change, and what it costs in evaluations of the objective."""
 
-    along: Callable[[Params], tuple[Array, Array]]
+    along: Callable[[Direction], tuple[Array, Array]]
     fixed_cost: int
     cost_per_sample: int
 
 
-Baseline = Callable[[View, float], Rate]
+class Baseline(NamedTuple):
+    """A way to measure rates of change.
+
+    Attributes:
+      init: `init() -> state`, what it carries from one estimate to the next.
+      rate: `rate(view, sigma, state) -> Rate`.
+      update: `update(state, loss) -> state`, given the mean loss of the estimate.
+      length: how long a step suits it, for a default σ; None where there is no step.
+    """
+
+    init: Callable[[], State]
+    rate: Callable[[View, float, State], Rate]
+    update: Callable[[State, Array], State]
+    length: Length | None
 
 
-def none(view: View, sigma: float) -> Rate:
+def none() -> Baseline:
     """Ẽ(σ)/σ: no baseline, the update of seed 000 to the letter, −η Ẽ Ω.
 
     Unbiased as the others, for E is independent of the noise; but its variance grows as (E/σ)².
     """
 
-    def along(direction: Params) -> tuple[Array, Array]:
-        losses = view.displaced(_times(sigma, direction))
-        return losses / sigma, losses
+    def rate(view: View, sigma: float, state: State) -> Rate:
+        del state
 
-    return Rate(along, 0, 1)
+        def along(direction: Direction) -> tuple[Array, Array]:
+            losses = view.displaced(direction, sigma)
+            return losses / sigma, losses
+
+        return Rate(along, 0, 1)
+
+    return _stateless(rate, unit)
 
 
-def clean(view: View, sigma: float) -> Rate:
+def clean() -> Baseline:
     """(Ẽ(σ) − E)/σ: the difference of perturbed and unperturbed error (seed 000)."""
-    losses = view.clean()
 
-    def along(direction: Params) -> tuple[Array, Array]:
-        return (view.displaced(_times(sigma, direction)) - losses) / sigma, losses
+    def rate(view: View, sigma: float, state: State) -> Rate:
+        del state
+        losses = view.clean()
 
-    return Rate(along, view.clean_cost, 1)
+        def along(direction: Direction) -> tuple[Array, Array]:
+            return (view.displaced(direction, sigma) - losses) / sigma, losses
+
+        return Rate(along, view.clean_cost, 1)
+
+    return _stateless(rate, balanced(1))
 
 
-def antithetic(view: View, sigma: float) -> Rate:
+def antithetic() -> Baseline:
     """(Ẽ(σ) − Ẽ(−σ))/2σ: the central difference, whose error is of second order in σ (SPSA; Spall 1992)."""
 
-    def along(direction: Params) -> tuple[Array, Array]:
-        above, below = view.displaced(_times(sigma, direction)), view.displaced(_times(-sigma, direction))
-        return (above - below) / (2 * sigma), (above + below) / 2
+    def rate(view: View, sigma: float, state: State) -> Rate:
+        del state
 
-    return Rate(along, 0, 2)
+        def along(direction: Direction) -> tuple[Array, Array]:
+            above, below = view.both_sides(direction, sigma)
+            return (above - below) / (2 * sigma), (above + below) / 2
 
+        return Rate(along, 0, 2)
 
-def tangent(view: View) -> Rate:
-    """dẼ/dσ at σ = 0: the exact directional derivative, by linearising once (forward-mode autodiff)."""
-    origin = jax.tree.map(jnp.zeros_like, view.template)
-    losses, derivative = jax.linearize(view.displaced, origin)
-
-    def along(direction: Params) -> tuple[Array, Array]:
-        return derivative(direction), losses
-
-    return Rate(along, view.clean_cost, view.tangent_cost)
+    return _stateless(rate, balanced(2))
 
 
-def _times(sigma: float, direction: Params) -> Params:
-    for leaf in jax.tree.leaves(direction):
-        resolution = float(jnp.finfo(leaf.dtype).eps)
-        if abs(sigma) < resolution:
-            raise ValueError(
-                f"sigma = {abs(sigma)} is lost in {leaf.dtype}, which resolves {resolution:.1g} next to 1: use a sigma "
-                f"of {30 * resolution:.1g} or more, or wider parameters"
-            )
-    return jax.tree.map(lambda xi: sigma * xi, direction)
+def running_mean(decay: float = 0.9) -> Baseline:
+    """(Ẽ(σ) − Ē)/σ: compared with the mean loss of past estimates (Williams 1992, reinforcement baseline).
+
+    Needs no clean pass. Unbiased, for the past knows nothing of the present noise. What remains of the loss, from batch to batch and from
+    example to example, adds ((E − Ē)/σ)² to the variance: it helps over no baseline, at large σ, and falls far
+    behind the clean one at small σ.
+
+    Args:
+      decay: weight of the past in the exponential mean, at least 0 and below 1. Its start is corrected for; the very
+        first estimate has no baseline.
+    """
+    if isinstance(decay, bool) or not 0 <= decay < 1:
+        raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
+
+    def init() -> RunningMean:
+        return RunningMean(jnp.zeros(()), jnp.zeros(()))
+
+    def rate(view: View, sigma: float, state: State) -> Rate:
+        mean = jnp.where(state.weight > 0, state.total / jnp.where(state.weight > 0, state.weight, 1), 0)
+
+        def along(direction: Direction) -> tuple[Array, Array]:
+            losses = view.displaced(direction, sigma)
+            return (losses - mean.astype(losses.dtype)) / sigma, losses
+
+        return Rate(along, 0, 1)
+
+    def update(state: State, loss: Array) -> RunningMean:
+        return RunningMean(
+            decay * state.total + (1 - decay) * loss.astype(state.total.dtype), decay * state.weight + (1 - decay)
+        )
+
+    return Baseline(init, rate, update, unit)
+
+
+class RunningMean(NamedTuple):
+    """An exponential mean as its total and its weight, so that its start is no bias."""
+
+    total: Array
+    weight: Array
+
+
+def tangent() -> Baseline:
+    """dẼ/dσ at σ = 0: the exact directional derivative, by forward-mode autodiff."""
+
+    def rate(view: View, sigma: float, state: State) -> Rate:
+        del sigma, state
+        losses, derivative = view.tangent()
+        return Rate(lambda direction: (derivative(direction), losses), view.clean_cost, view.tangent_cost)
+
+    return _stateless(rate, None)
+
+
+def _stateless(rate: Callable[[View, float, State], Rate], length: Length | None) -> Baseline:
+    return Baseline(lambda: (), rate, lambda state, loss: state, length)

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from nl_jax.base import GradientEstimator, Objective
 from nl_jax.estimators import baselines
-from nl_jax.estimators.directions import Direction, gaussian
+from nl_jax.estimators.directions import Law, gaussian
 from nl_jax.estimators.perturbation import perturbation
 from nl_jax.estimators.spaces import Space, weights
 
-_GAUSSIAN = gaussian()
+_TANGENT, _GAUSSIAN = baselines.tangent(), gaussian()
 
 
 def forward_gradient(
@@ -16,7 +16,7 @@ def forward_gradient(
     *,
     space: Callable[[Objective], Space] = weights,
     num_samples: int = 1,
-    directions: Direction = _GAUSSIAN,
+    directions: Law = _GAUSSIAN,
     chunk: int | None = None,
 ) -> GradientEstimator:
     """Estimates the gradient from exact directional derivatives along random directions.
@@ -49,4 +49,4 @@ def forward_gradient(
     """
     if not callable(space):
         raise ValueError(f"space must be nl.spaces.weights or nl.spaces.nodes, got {space!r}")
-    return perturbation(space(objective), baselines.tangent, directions, num_samples=num_samples, chunk=chunk)
+    return perturbation(space(objective), _TANGENT, directions, sigma=None, num_samples=num_samples, chunk=chunk)

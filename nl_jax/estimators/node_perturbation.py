@@ -1,23 +1,23 @@
 """Node perturbation (seed 000; Williams 1992)."""
 
 from nl_jax.base import GradientEstimator, Objective
-from nl_jax.checks import layered, one_of, positive_number
+from nl_jax.checks import layered
 from nl_jax.estimators import baselines
-from nl_jax.estimators.directions import Direction, gaussian
+from nl_jax.estimators.directions import Law, gaussian
 from nl_jax.estimators.perturbation import perturbation
-from nl_jax.estimators.spaces import Credit, nodes, per_example_credit
+from nl_jax.estimators.spaces import Credit, nodes
 
-_GAUSSIAN = gaussian()
+_CLEAN, _GAUSSIAN = baselines.clean(), gaussian()
 
 
 def node_perturbation(
     objective: Objective,
     *,
-    sigma: float = 1e-3,
+    sigma: float | None = None,
     num_samples: int = 1,
-    baseline: baselines.Baseline = baselines.clean,
-    credit: Credit = per_example_credit,
-    directions: Direction = _GAUSSIAN,
+    baseline: baselines.Baseline = _CLEAN,
+    credit: Credit | None = None,
+    directions: Law = _GAUSSIAN,
     chunk: int | None = None,
 ) -> GradientEstimator:
     """Estimates the gradient from the losses' response to noise γ on every pre-activation (seed 000).
@@ -29,15 +29,17 @@ def node_perturbation(
 
     Args:
       objective: a per-example objective that takes `propagate`.
-      sigma: σ, standard deviation of the noise in units of the pre-activations, above 0.
+      sigma: σ, standard deviation of the noise in units of the pre-activations, above 0; by default what suits their
+        dtype, see `nl_jax.estimators.step_size`.
       num_samples: K, independent directions averaged.
-      baseline: `nl.baselines.none`, `.clean` or `.antithetic`, as for `weight_perturbation`.
-      credit: `nl.spaces.per_example_credit`, or `.per_batch_credit` for objectives whose examples interact.
+      baseline: from `nl.baselines`, as for `weight_perturbation`.
+      credit: `nl.spaces.per_example_credit()`, the default, or `per_batch_credit()` for objectives whose examples
+        interact.
       directions: law of ξ, from `nl.directions`.
       chunk: samples evaluated at once; by default what suits the backend. The result does not depend on it.
 
     Returns:
-      An estimator without state: K + 2 evaluations (one clean pass, K perturbed ones, a local gradient),
+      An estimator with its baseline's state: K + 2 evaluations (one clean pass, K perturbed ones, a local gradient),
       2 K + 2 antithetic.
 
     Raises:
@@ -54,14 +56,10 @@ def node_perturbation(
     (2, 1002)
     """
     layered("node_perturbation", objective)
-    sigma = positive_number("sigma", sigma)
-    baseline = one_of("baseline", baseline, (baselines.none, baselines.clean, baselines.antithetic), "nl.baselines")
-    if not callable(credit):
-        raise ValueError(f"credit must be nl.spaces.per_example_credit or .per_batch_credit, got {credit!r}")
+    if not (credit is None or isinstance(credit, Credit)):
+        raise ValueError(
+            f"credit must be nl.spaces.per_example_credit() or nl.spaces.per_batch_credit(), got {credit!r}"
+        )
     return perturbation(
-        nodes(objective, credit),
-        lambda view: baseline(view, sigma),
-        directions,
-        num_samples=num_samples,
-        chunk=chunk,
+        nodes(objective, credit), baseline, directions, sigma=sigma, num_samples=num_samples, chunk=chunk
     )

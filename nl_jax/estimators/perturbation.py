@@ -1,49 +1,70 @@
-"""The engine of every perturbation estimator: space × direction law × rate of change × sample plan."""
+"""The engine of every perturbation estimator: space × direction law × baseline × sample plan."""
 
-from collections.abc import Callable
-
+import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Batch, GradientEstimator, Info, Key, Params, State, stateless
-from nl_jax.checks import positive_integer, takes, typed_key
-from nl_jax.estimators.baselines import Rate
-from nl_jax.estimators.directions import Direction
-from nl_jax.estimators.sampling import default_chunk, mean_over_samples
-from nl_jax.estimators.spaces import Space, View
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Params, State
+from nl_jax.checks import positive_integer, positive_number, takes, typed_key
+from nl_jax.estimators.baselines import Baseline
+from nl_jax.estimators.directions import Law
+from nl_jax.estimators.sampling import default_chunk, stacked, sum_over_samples
+from nl_jax.estimators.spaces import Space
+from nl_jax.estimators.step_size import step_size
 
 
 def perturbation(
-    space: Space, rate: Callable[[View], Rate], directions: Direction, *, num_samples: int, chunk: int | None
+    space: Space,
+    baseline: Baseline,
+    directions: Law,
+    *,
+    sigma: float | None,
+    num_samples: int,
+    chunk: int | None,
 ) -> GradientEstimator:
     """ĝ = mean over K samples of (dE/dξ) ξ, since E (gᵀξ) ξ = g for directions of unit covariance.
 
     Args:
       space: where to displace, from `nl.spaces`.
-      rate: how to measure the losses' rate of change, from `nl.baselines`, with its step size given.
+      baseline: how to measure the losses' rate of change along a direction, from `nl.baselines`.
       directions: law of ξ, from `nl.directions`.
+      sigma: σ, step along a direction, above 0; None for what suits the dtype.
       num_samples: K, at least 1.
       chunk: samples evaluated at once, at least 1; None for what suits the backend.
 
     Raises:
-      ValueError: if `num_samples` or `chunk` is not a whole number of at least 1.
+      ValueError: if a setting is not as described.
     """
+    if not isinstance(baseline, Baseline):
+        raise ValueError(f"baseline must be one of nl.baselines, made by a call such as clean(); got {baseline!r}")
+    takes("directions", directions, 3, "a law (key, index, template) -> direction, such as nl.directions.gaussian()")
+    sigma = None if sigma is None else positive_number("sigma", sigma)
     num_samples = positive_integer("num_samples", num_samples)
-    if chunk is not None:
-        chunk = positive_integer("chunk", chunk)
-    takes("directions", directions, 2, "a law (key, template) -> direction, such as nl.directions.gaussian()")
+    chunk = None if chunk is None else positive_integer("chunk", chunk)
+
+    def init(key: Key, params: Params) -> State:
+        del key, params
+        return baseline.init()
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
         view = space(params, batch)
-        measure = rate(view)
+        rate = baseline.rate(view, step_size(sigma, baseline.length, view.dtypes, view.components), state)
+        draw = view.draws(directions, key)
 
-        def sample(key: Key) -> State:
-            direction = directions(key, view.template)
-            change, losses = measure.along(direction)
-            return view.credit(change, direction), jnp.mean(losses)
+        def sample(index: Array) -> State:
+            direction = draw(index)
+            return direction, *rate.along(direction)
 
-        credit, loss = mean_over_samples(sample, key, num_samples, chunk or default_chunk(num_samples, view.template))
-        evaluations = view.fixed_cost + measure.fixed_cost + num_samples * measure.cost_per_sample
-        return view.gradient(credit), state, Info(loss, jnp.int32(evaluations))
+        def partial_sum(indices: Array) -> State:
+            directions, change, losses = stacked(sample)(indices)
+            return view.credit(change, directions), jnp.sum(jnp.mean(losses, axis=1))
 
-    return GradientEstimator(stateless, estimate)
+        direction, _, losses = jax.eval_shape(sample, jnp.int32(0))
+        at_once = chunk or default_chunk(num_samples, view.footprint(direction))
+        credit, loss = sum_over_samples(partial_sum, num_samples, at_once)
+        grads = view.gradient(jax.tree.map(lambda c: c / num_samples, credit))
+        loss = (loss / num_samples).astype(losses.dtype)
+        evaluations = view.fixed_cost + rate.fixed_cost + num_samples * rate.cost_per_sample
+        return grads, baseline.update(state, loss), Info(loss, jnp.int32(evaluations))
+
+    return GradientEstimator(init, estimate)

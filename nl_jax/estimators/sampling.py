@@ -1,48 +1,84 @@
-"""Averages over many random samples, in chunks: memory for one chunk, whatever the number of samples."""
+"""Sums over many random samples, in chunks: memory for one chunk, whatever the number of samples."""
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Key, State
+from nl_jax.base import Array, State
 from nl_jax.numerics import wide_dtype
 
 
-def default_chunk(num_samples: int, template: State) -> int:
-    """Samples evaluated at once, for displacements of the template's size.
+class Footprint(NamedTuple):
+    """What one sample asks of the machine.
 
-    One on a CPU, where batches of small products are slow; elsewhere up to 256, and no more than fit in a gigabyte.
+    Attributes:
+      bytes: of the arrays it brings along.
+      weights_of_its_own: whether it multiplies by weights of its own, so that samples share no product.
     """
-    if jax.default_backend() == "cpu":
+
+    bytes: int
+    weights_of_its_own: bool
+
+
+def occupied(tree: State) -> int:
+    """Bytes of a tree's arrays."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def default_chunk(num_samples: int, footprint: Footprint) -> int:
+    """Samples evaluated at once.
+
+    On a CPU one, where samples have weights of their own, for batches of small products are slow there; otherwise
+    as many as share a cache of 4 MiB, up to 32. Elsewhere as many as fit in a gigabyte, up to 256.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and footprint.weights_of_its_own:
         return 1
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
-    return max(1, min(num_samples, 256, 2**30 // max(size, 1)))
+    room, most = (2**22, 32) if on_cpu else (2**30, 256)
+    fitting = 2 ** round(math.log2(max(1, room / max(footprint.bytes, 1))))
+    return min(num_samples, most, fitting)
 
 
-def mean_over_samples(sample: Callable[[Key], State], key: Key, num_samples: int, chunk: int) -> State:
-    """The mean of `sample(key_i)` over i = 0 … num_samples − 1, accumulated by a scan over chunks.
+def sum_over_samples(partial_sum: Callable[[Array], State], num_samples: int, chunk: int) -> State:
+    """Σ over sample indices 0 … num_samples − 1 of a tree, a chunk at a time.
 
-    Sample keys are folded from the sample's own index, so that the result does not depend on the chunk
-    beyond rounding. The last chunk is smaller where the numbers do not divide. Sums are kept in float32 at
-    least: in half precision a long sum would stop growing.
+    Args:
+      partial_sum: `partial_sum(indices) -> tree`, the sum over the samples of the given int32 indices. Indices are
+        the samples' own, so that the result does not depend on the chunk beyond rounding.
+      num_samples: at least 1.
+      chunk: samples at once, at least 1; the last chunk is smaller where the numbers do not divide.
+
+    Returns:
+      The sum, in float32 at least: in half precision a long sum would stop growing.
     """
     chunk = min(chunk, num_samples)
     chunks, rest = divmod(num_samples, chunk)
 
-    def total(indices: Array) -> State:
+    def part(first: Array, size: int) -> State:
+        widened = partial_sum(first + jnp.arange(size, dtype=jnp.int32))
+        return jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), widened)
+
+    if chunks == 1:
+        summed = part(jnp.int32(0), chunk)
+    else:
+        shapes = jax.eval_shape(lambda: part(jnp.int32(0), chunk))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        starts = chunk * jnp.arange(chunks, dtype=jnp.int32)
+        summed, _ = jax.lax.scan(lambda total, i: (jax.tree.map(jnp.add, total, part(i, chunk)), None), zeros, starts)
+    if rest:
+        summed = jax.tree.map(jnp.add, summed, part(jnp.int32(chunk * chunks), rest))
+    return summed
+
+
+def stacked(sample: Callable[[Array], State]) -> Callable[[Array], State]:
+    """`sample(index)` over many indices, leading axis the samples'; of one, without a batch to multiply in."""
+
+    def over(indices: Array) -> State:
         if indices.shape[0] == 1:
-            return sample(jax.random.fold_in(key, indices[0]))
-        samples = jax.vmap(lambda i: sample(jax.random.fold_in(key, i)))(indices)
-        return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=wide_dtype(x.dtype)), samples)
+            return jax.tree.map(lambda x: jnp.expand_dims(x, 0), sample(indices[0]))
+        return jax.vmap(sample)(indices)
 
-    def accumulate(carry: tuple[State, Array], size: int) -> tuple[State, Array]:
-        summed, first = carry
-        part = total(first + jnp.arange(size, dtype=jnp.int32))
-        return jax.tree.map(lambda s, x: s + x.astype(s.dtype), summed, part), first + size
-
-    shapes = jax.eval_shape(sample, key)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, wide_dtype(s.dtype)), shapes)
-    carry, _ = jax.lax.scan(lambda carry, _: (accumulate(carry, chunk), None), (zeros, jnp.int32(0)), length=chunks)
-    summed, _ = accumulate(carry, rest) if rest else carry
-    return jax.tree.map(lambda s, x: (x / num_samples).astype(s.dtype), shapes, summed)
+    return over

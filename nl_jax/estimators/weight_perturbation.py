@@ -1,22 +1,21 @@
 """Weight perturbation (seed 000; Jabri & Flower 1992)."""
 
 from nl_jax.base import GradientEstimator, Objective
-from nl_jax.checks import one_of, positive_number
 from nl_jax.estimators import baselines
-from nl_jax.estimators.directions import Direction, gaussian
+from nl_jax.estimators.directions import Law, gaussian
 from nl_jax.estimators.perturbation import perturbation
 from nl_jax.estimators.spaces import weights
 
-_GAUSSIAN = gaussian()
+_CLEAN, _GAUSSIAN = baselines.clean(), gaussian()
 
 
 def weight_perturbation(
     objective: Objective,
     *,
-    sigma: float = 1e-3,
+    sigma: float | None = None,
     num_samples: int = 1,
-    baseline: baselines.Baseline = baselines.clean,
-    directions: Direction = _GAUSSIAN,
+    baseline: baselines.Baseline = _CLEAN,
+    directions: Law = _GAUSSIAN,
     chunk: int | None = None,
 ) -> GradientEstimator:
     """Estimates the gradient from the losses' response to noise Ω on every parameter (seed 000).
@@ -28,15 +27,16 @@ def weight_perturbation(
 
     Args:
       objective: any per-example objective.
-      sigma: σ, standard deviation of the noise in units of the parameters, above 0.
+      sigma: σ, standard deviation of the noise in units of the parameters, above 0; by default what suits their
+        dtype, see `nl_jax.estimators.step_size`.
       num_samples: K, independent directions averaged.
-      baseline: `nl.baselines.none` (Ẽ Ω/σ², the seed's update), `.clean` (Ẽ − E) or `.antithetic`
+      baseline: from `nl.baselines`, such as `none()` (Ẽ Ω/σ², the seed's update), `clean()` (Ẽ − E) or `antithetic()`
         (two-sided, SPSA).
       directions: law of ξ, from `nl.directions`.
       chunk: samples evaluated at once; by default what suits the backend. The result does not depend on it.
 
     Returns:
-      An estimator without state: K evaluations without baseline, K + 1 with the clean one, 2 K antithetic.
+      An estimator with its baseline's state: K evaluations without baseline, K + 1 with the clean one, 2 K antithetic.
 
     Raises:
       ValueError: if a setting is out of range; when run, if a parameter is not floating-point.
@@ -48,8 +48,4 @@ def weight_perturbation(
     >>> [round(float(g)) for g in grads], int(info.evaluations)
     ([4, 4], 1001)
     """
-    sigma = positive_number("sigma", sigma)
-    baseline = one_of("baseline", baseline, (baselines.none, baselines.clean, baselines.antithetic), "nl.baselines")
-    return perturbation(
-        weights(objective), lambda view: baseline(view, sigma), directions, num_samples=num_samples, chunk=chunk
-    )
+    return perturbation(weights(objective), baseline, directions, sigma=sigma, num_samples=num_samples, chunk=chunk)

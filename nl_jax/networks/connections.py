@@ -17,6 +17,7 @@ from jax.nn import initializers
 
 from nl_jax.base import Array, Key, Params
 from nl_jax.checks import is_size, positive_integer
+from nl_jax.products import product
 
 Shape = tuple[int, ...]
 Initializer = Callable[..., Array]
@@ -124,10 +125,11 @@ def conv(
         if features is None:
             raise ValueError("conv needs channels=… where the layer's shape is left to be inferred")
 
+        def convolve(x: Array, weight: Array) -> Array:
+            return lax.conv_general_dilated(x, weight, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
         def apply(params: Params, x: Array) -> Array:
-            nu = lax.conv_general_dilated(
-                x, params["weight"], strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
+            nu = product(convolve, x, params["weight"])
             return nu + jnp.expand_dims(params["bias"], (0, 1, 2)) if bias else nu
 
         weight = (*window, source_shape[-1], features)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nl_jax.activations import identity
 from nl_jax.base import ActivationFn, Array, Key, Params, Propagate
@@ -211,4 +212,4 @@ def _check_params(params: Params, expected: Params) -> None:
 
 
 def _shapes(params: Params) -> dict[str, Shape]:
-    return {path_name(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    return {path_name(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import estimators, timing
+from benchmarks import estimators
+from nl_jax.diagnostics import timing
 
 
 @pytest.mark.slow
@@ -27,7 +28,7 @@ def test_prints_a_table_and_saves_it(tmp_path, capsys):
 
 def test_ratios_are_taken_round_by_round():
     drifting = np.array([1.0, 2.0, 4.0])  # the machine slows down, the ratio does not
-    assert timing.ratio(3 * drifting, drifting) == timing.Ratio(3.0, 3.0, 3.0)
+    assert timing.ratio(3 * drifting, drifting) == timing.Spread(3.0, 3.0, 3.0)
 
 
 def test_all_functions_take_turns():

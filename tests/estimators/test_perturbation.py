@@ -16,7 +16,7 @@ signs, normal = nl.directions.rademacher(), nl.directions.gaussian()
 def test_weight_update_of_seed_000_to_the_letter(x64):
     """ΔW = −η Ẽ Ω with Ω ~ N(0, σ²): the gradient without baseline is Ẽ Ω/σ²."""
     problem, sigma = problems.chain(), 0.3
-    estimator = nl.weight_perturbation(problem.objective, sigma=sigma, baseline=nl.baselines.none)
+    estimator = nl.weight_perturbation(problem.objective, sigma=sigma, baseline=nl.baselines.none())
     grads, _, info = estimator.estimate(KEY, (), problem.params, problem.batch)
     omega = jax.tree.map(lambda xi: sigma * xi, normal(jax.random.fold_in(KEY, 0), problem.params))
     perturbed = jax.tree.map(jnp.add, problem.params, omega)
@@ -85,12 +85,12 @@ def test_evaluations_are_what_is_evaluated():
 
     params, batch = jnp.ones((3, 1)), jnp.ones((2, 3))
     for make, baseline, local_gradients in [
-        (nl.weight_perturbation, nl.baselines.none, 0),
-        (nl.weight_perturbation, nl.baselines.clean, 0),
-        (nl.weight_perturbation, nl.baselines.antithetic, 0),
-        (nl.node_perturbation, nl.baselines.none, 1),
-        (nl.node_perturbation, nl.baselines.clean, 1),
-        (nl.node_perturbation, nl.baselines.antithetic, 1),
+        (nl.weight_perturbation, nl.baselines.none(), 0),
+        (nl.weight_perturbation, nl.baselines.clean(), 0),
+        (nl.weight_perturbation, nl.baselines.antithetic(), 0),
+        (nl.node_perturbation, nl.baselines.none(), 1),
+        (nl.node_perturbation, nl.baselines.clean(), 1),
+        (nl.node_perturbation, nl.baselines.antithetic(), 1),
     ]:
         calls.clear()
         estimator = make(objective, num_samples=5, baseline=baseline)
@@ -160,14 +160,14 @@ def test_sums_of_half_precision_do_not_stop_growing():
 def test_noise_below_the_resolution_of_the_parameters_is_refused():
     params = jnp.ones(3, jnp.bfloat16)
     objective = lambda p, b: b * jnp.sum(p).astype(jnp.float32)
-    for baseline in (nl.baselines.none, nl.baselines.clean, nl.baselines.antithetic):
+    for baseline in (nl.baselines.none(), nl.baselines.clean(), nl.baselines.antithetic()):
         with pytest.raises(ValueError, match=r"sigma = 0\.001 is lost in bfloat16, which resolves 0\.008 next to 1"):
             nl.weight_perturbation(objective, baseline=baseline).estimate(KEY, (), params, jnp.ones(2))
 
 
 def test_the_antithetic_loss_is_the_mean_of_both_sides():
     objective = lambda p, b: b * (p + 1)
-    estimator = nl.weight_perturbation(objective, sigma=0.5, baseline=nl.baselines.antithetic)
+    estimator = nl.weight_perturbation(objective, sigma=0.5, baseline=nl.baselines.antithetic())
     np.testing.assert_allclose(estimator.estimate(KEY, (), jnp.zeros(()), jnp.ones(2))[2].loss, 1, rtol=1e-6)
 
 
@@ -245,4 +245,6 @@ def test_layers_without_the_batch_axis_need_batch_credit():
 
     with pytest.raises(ValueError, match="per-example credit needs every layer's first axis to be the batch of 2"):
         nl.node_perturbation(objective).estimate(KEY, (), jnp.ones(3), jnp.ones((2, 3)))
-    nl.node_perturbation(objective, credit=nl.spaces.per_batch_credit).estimate(KEY, (), jnp.ones(3), jnp.ones((2, 3)))
+    nl.node_perturbation(objective, credit=nl.spaces.per_batch_credit()).estimate(
+        KEY, (), jnp.ones(3), jnp.ones((2, 3))
+    )

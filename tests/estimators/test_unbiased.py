@@ -87,7 +87,7 @@ def test_no_baseline_is_unbiased_too(make, x64):
     batch = jax.random.normal(jax.random.key(1), (2, 3))
     g = exact(objective, params, batch)
     keys = jax.random.split(jax.random.key(12), 20_000)
-    samples = estimates(make(objective, sigma=1.0, baseline=nl.baselines.none), params, batch, keys)
+    samples = estimates(make(objective, sigma=1.0, baseline=nl.baselines.none()), params, batch, keys)
     assert largest_deviation(samples, g) < 5
     assert largest_deviation(samples + 0.5 * np.abs(g), g) > 5
     with_baseline = estimates(make(objective, sigma=1.0), params, batch, keys)
@@ -118,7 +118,7 @@ def test_examples_that_interact_need_batch_credit(x64):
     objective = nl.supervised(forward, nl.losses.half_squared_error)
     g = exact(objective, params, batch)
     make = functools.partial(nl.node_perturbation, objective, num_samples=4)
-    assert largest_deviation(estimates(make(credit=nl.spaces.per_batch_credit), params, batch), g) < 5
+    assert largest_deviation(estimates(make(credit=nl.spaces.per_batch_credit()), params, batch), g) < 5
     assert largest_deviation(estimates(make(), params, batch), g) > 5
 
 
@@ -165,6 +165,6 @@ def test_perturbation_tends_to_the_forward_gradient(x64):
         estimator = nl.weight_perturbation(problem.objective, num_samples=4, baseline=baseline, sigma=sigma)
         return np.linalg.norm(_flat(estimator.estimate(*at)[0]) - limit)
 
-    first = distance(nl.baselines.clean, 1e-2) / distance(nl.baselines.clean, 1e-3)
-    second = distance(nl.baselines.antithetic, 1e-2) / distance(nl.baselines.antithetic, 1e-3)
+    first = distance(nl.baselines.clean(), 1e-2) / distance(nl.baselines.clean(), 1e-3)
+    second = distance(nl.baselines.antithetic(), 1e-2) / distance(nl.baselines.antithetic(), 1e-3)
     np.testing.assert_allclose([first, second], [10, 100], rtol=0.1)

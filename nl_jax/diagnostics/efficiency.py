@@ -1,0 +1,188 @@
+"""What each estimator's signal costs on the user's own network: by the second and by the evaluation."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nl_jax.base import Batch, GradientEstimator, Key, Params
+from nl_jax.checks import positive_integer, typed_key
+from nl_jax.diagnostics.accuracy import measure
+from nl_jax.diagnostics.timing import Spread, interleaved, spread
+
+
+class Row(NamedTuple):
+    """One estimator; every `*_error` is a standard error, and infinite figures (of exact estimators) have none.
+
+    Attributes:
+      seconds: per estimate, median and quartiles.
+      evaluations: per estimate, in forward passes.
+      cosine, cosine_error: of one estimate to the gradient.
+      signal_to_noise, signal_to_noise_error: ‖g‖²/E‖ĝ − E ĝ‖² of one estimate. Averaging n estimates
+        multiplies it by n: what it costs does not depend on the number of samples in one.
+      per_second, per_second_error: signal to noise over seconds.
+      per_evaluation, per_evaluation_error: signal to noise over evaluations.
+    """
+
+    seconds: Spread
+    evaluations: int
+    cosine: float
+    cosine_error: float
+    signal_to_noise: float
+    signal_to_noise_error: float
+    per_second: float
+    per_second_error: float
+    per_evaluation: float
+    per_evaluation_error: float
+
+
+class Efficiency(NamedTuple):
+    """The candidates' rows by name, as a table (`str` or `print`), a figure (`plot`) or data (`as_dict`)."""
+
+    rows: dict[str, Row]
+
+    def __str__(self) -> str:
+        width = max(len("estimator"), *map(len, self.rows))
+        head = f"{'estimator':{width}}  {'ms/estimate':>11}  {'evals':>6}  {'cosine':>14}"
+        head += f"  {'SNR/second':>20}  {'SNR/1000 evals':>20}"
+        lines = [
+            f"{name:{width}}  {1e3 * row.seconds.median:11.2f}  {row.evaluations:6d}  "
+            f"{row.cosine:7.3f} ± {row.cosine_error:4.3f}  {_figure(row.per_second, row.per_second_error):>20}  "
+            f"{_figure(1e3 * row.per_evaluation, 1e3 * row.per_evaluation_error):>20}"
+            for name, row in self.rows.items()
+        ]
+        return "\n".join([head, *lines])
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain numbers for JSON; infinite ones as None."""
+
+        def plain(value: Any) -> Any:
+            return value._asdict() if isinstance(value, Spread) else value if math.isfinite(value) else None
+
+        return {name: {key: plain(value) for key, value in row._asdict().items()} for name, row in self.rows.items()}
+
+    def plot(self) -> Any:
+        """A Matplotlib figure: signal to noise per second and per 1,000 evaluations, with standard errors.
+
+        Exact estimators, without noise, are left out.
+
+        Raises:
+          ImportError: if Matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("plot needs Matplotlib: pip install matplotlib") from error
+        noisy = {name: row for name, row in reversed(self.rows.items()) if math.isfinite(row.per_second)}
+        canvas = Figure(figsize=(10, 1.4 + 0.34 * len(noisy)), layout="constrained")
+        left, right = canvas.subplots(1, 2, sharey=True)
+        for axes, scale, value, label in (
+            (left, 1, "per_second", "signal to noise per second"),
+            (right, 1e3, "per_evaluation", "signal to noise per 1,000 evaluations"),
+        ):
+            middle = scale * np.array([getattr(row, value) for row in noisy.values()])
+            deviation = scale * np.array([getattr(row, f"{value}_error") for row in noisy.values()])
+            axes.errorbar(
+                middle, list(noisy), xerr=deviation, fmt="o", color="#0072B2", ecolor="#000000", elinewidth=1.5
+            )
+            axes.set(xscale="log", xlabel=label)
+            axes.grid(alpha=0.25, which="both", axis="x")
+            axes.margins(y=0.06)
+            axes.spines[["top", "right"]].set_visible(False)
+        return canvas
+
+
+def efficiency(
+    estimators: Mapping[str, GradientEstimator],
+    objective: Any,
+    params: Params,
+    batch: Batch,
+    *,
+    key: Key | None = None,
+    num_estimates: int = 100,
+    rounds: int = 15,
+    progress: bool = True,
+) -> Efficiency:
+    """Signal to noise per second and per evaluation of each candidate, on this network, batch and machine.
+
+    Signal and noise are measured against `jax.grad` of the objective's mean loss; times are medians of interleaved
+    repeats of the jitted estimate.
+
+    Args:
+      estimators: candidates by name.
+      objective: the per-example objective they estimate the gradient of; it must have derivatives.
+      params: where to measure; after some training the order may be another than before it.
+      batch: on what.
+      key: typed key; by default one of seed 0.
+      num_estimates: independent estimates per candidate, at least 2; each is made twice.
+      rounds: timed repeats, at least 1.
+      progress: whether to show bars, where tqdm is installed.
+
+    Returns:
+      An `Efficiency`; print it, or call its `plot()`.
+
+    Raises:
+      ValueError: if there is no candidate, or a number is out of range.
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> objective = lambda w, batch: (batch @ w) ** 2
+    >>> candidates = {"backprop": nl.backprop(objective), "weights": nl.weight_perturbation(objective, num_samples=8)}
+    >>> table = efficiency(candidates, objective, jnp.ones(4), jnp.ones([2, 4]), num_estimates=20, progress=False)
+    >>> bool(table.rows["backprop"].per_second > table.rows["weights"].per_second > 0)
+    True
+    """
+    if not estimators:
+        raise ValueError("estimators must name at least one candidate, got none")
+    rounds = positive_integer("rounds", rounds)
+    key = jax.random.key(0) if key is None else key
+    typed_key(key)
+    reference = _autodiff(objective)
+
+    def estimate(estimator: GradientEstimator) -> Any:
+        state = estimator.init(key, params)
+        compiled = jax.jit(estimator.estimate)
+        return lambda: compiled(key, state, params, batch)
+
+    runs = {name: estimate(estimator) for name, estimator in estimators.items()}
+    seconds = interleaved(runs, rounds, progress=progress)
+    rows = {}
+    for name, estimator in estimators.items():
+        quality = jax.jit(lambda e=estimator: measure(e, reference, key, params, batch, num_estimates=num_estimates))()
+        rows[name] = _row(seconds[name], int(runs[name]()[2].evaluations), quality)
+    return Efficiency(rows)
+
+
+def _row(seconds: np.ndarray, evaluations: int, quality: Any) -> Row:
+    # The standard error of a median, 0.93 interquartile ranges over the root of their number, for normal deviations.
+    time = spread(seconds)
+    time_error = 0.93 * (time.high - time.low) / len(seconds) ** 0.5 / time.median
+    snr, snr_error = float(quality.signal_to_noise), float(quality.signal_to_noise_error)
+    exact = not snr < 1 / np.finfo(np.float32).eps  # what is left is rounding
+    snr, relative = (math.inf, 0.0) if exact else (snr, snr_error / snr)
+    per_second, per_evaluation = snr / time.median, snr / evaluations
+    return Row(
+        seconds=time,
+        evaluations=evaluations,
+        cosine=float(quality.cosine),
+        cosine_error=float(quality.cosine_error),
+        signal_to_noise=snr,
+        signal_to_noise_error=0.0 if exact else snr_error,
+        per_second=per_second,
+        per_second_error=0.0 if exact else per_second * math.hypot(relative, time_error),
+        per_evaluation=per_evaluation,
+        per_evaluation_error=0.0 if exact else per_evaluation * relative,
+    )
+
+
+def _autodiff(objective: Any) -> GradientEstimator:
+    def estimate(key: Key, state: Any, params: Params, batch: Batch) -> Any:
+        del key
+        return jax.grad(lambda p: objective(p, batch).mean())(params), state, None
+
+    return GradientEstimator(lambda key, params: (), estimate)
+
+
+def _figure(value: float, error: float) -> str:
+    return "exact" if math.isinf(value) else f"{value:.3g} ± {error:.2g}"

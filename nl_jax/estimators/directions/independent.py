@@ -1,0 +1,58 @@
+"""Laws with independent components: of variance 1 and kurtosis κ, their relative variance is (P − 2 + κ)/K."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Key, Params
+from nl_jax.checks import positive_number
+from nl_jax.estimators.directions.flat import drawn
+from nl_jax.estimators.directions.signs import signs
+from nl_jax.estimators.directions.structured import Direction, Law
+
+
+def gaussian() -> Law:
+    """ξ ~ N(0, 1) for every component, as in seed 000.
+
+    Second moment of (gᵀξ) ξ: (P + 2) ‖g‖². Relative variance E‖ĝ − g‖²/‖g‖² of the mean of K in P
+    dimensions: (P + 1)/K.
+    """
+    return _independent("gaussian", jax.random.normal)
+
+
+def rademacher() -> Law:
+    """ξ = ±1 with equal chance for every component; each random word gives 32 signs.
+
+    Second moment P ‖g‖², relative variance (P − 1)/K: the least of any law with independent components.
+    """
+    return _independent("rademacher", signs)
+
+
+def sparse(density: float) -> Law:
+    """ξ = ±1/√p with chance p for every component, and otherwise 0.
+
+    Second moment (P − 1 + 1/p) ‖g‖², relative variance (P − 2 + 1/p)/K: few components are touched at once, and
+    hardly more variance is paid as long as p P is well above 1.
+
+    Args:
+      density: p, above 0 and at most 1.
+    """
+    density = positive_number("density", density)
+    if density > 1:
+        raise ValueError(f"density must be at most 1, the chance of a component to be displaced; got {density}")
+
+    def draw(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        kept = jax.random.uniform(jax.random.fold_in(key, 1), shape) < density
+        return jnp.where(kept, signs(key, shape, dtype) * jnp.asarray(1 / math.sqrt(density), dtype), 0)
+
+    return _independent("sparse", draw)
+
+
+def _independent(name: str, draw: Callable[[Key, tuple[int, ...], jnp.dtype], Array]) -> Law:
+    def law(key: Key, index: Array, template: Params) -> Direction:
+        return drawn(draw, jax.random.fold_in(key, index), template)
+
+    law.__name__ = law.__qualname__ = name  # what help() shows of a default
+    return law

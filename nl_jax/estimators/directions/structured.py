@@ -1,0 +1,29 @@
+"""What a direction is, and how one that is not an array acts on a weight."""
+
+import abc
+from collections.abc import Callable
+
+from nl_jax.base import Array, Key, Params
+from nl_jax.products import StandIn
+
+Direction = Params
+"""A tree like the parameters, its leaves arrays or `Structured`."""
+
+Law = Callable[[Key, Array, Params], Direction]
+"""`law(key, index, template) -> direction`, the index-th (int32 scalar) of the estimate that `key` belongs to."""
+
+
+class Structured(abc.ABC):
+    """A weight's direction V kept as its parts; subclasses are pytrees."""
+
+    @abc.abstractmethod
+    def displace(self, weight: Array, sigma: Array | float) -> StandIn:
+        """W + σ V, to be multiplied without being formed."""
+
+    @abc.abstractmethod
+    def credit(self, change: Array) -> Array:
+        """Σ_k mean_n (change_kn V_kn) over stacked directions, leading axis k, for `change` [k, batch]."""
+
+    @abc.abstractmethod
+    def formed(self, examples: int) -> Array:
+        """V itself, [examples, …]: for each example the array that it stands for."""

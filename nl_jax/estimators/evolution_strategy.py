@@ -1,0 +1,89 @@
+"""Evolution strategies with fitness shaping (Wierstra et al. 2014; Salimans et al. 2017)."""
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.checks import positive_integer, positive_number, takes, typed_key
+from nl_jax.estimators.directions import Law, gaussian
+from nl_jax.estimators.sampling import default_chunk, stacked, sum_over_samples
+from nl_jax.estimators.shaping import Shaping, centred_ranks
+from nl_jax.estimators.spaces import weights
+from nl_jax.estimators.step_size import step_size, unit
+
+_GAUSSIAN = gaussian()
+
+
+def evolution_strategy(
+    objective: Objective,
+    *,
+    sigma: float | None = None,
+    num_samples: int = 32,
+    antithetic: bool = True,
+    shaping: Shaping = centred_ranks,
+    directions: Law = _GAUSSIAN,
+    chunk: int | None = None,
+) -> GradientEstimator:
+    """A search direction from shaped fitness: **not calibrated**, of the gradient's sign but not of its scale.
+
+        ĝ = 1/(K σ) Σ_k u_k ξ_k,   u = shaping(Ẽ_1 … Ẽ_K);   antithetic: u_k = (u_k⁺ − u_k⁻)/2
+
+    All K (or 2 K) mean losses are ranked or standardised together, so that outliers and the loss's scale do not matter
+    and the optimizer alone says how far to go. For a calibrated estimate take `weight_perturbation`.
+
+    Directions are drawn twice, once to be evaluated and once to be summed: memory does not grow with K.
+
+    Args:
+      objective: any per-example objective.
+      sigma: σ, standard deviation of the population in units of the parameters, above 0; by default that of a step
+        ‖σ ξ‖ of length 1.
+      num_samples: K, directions per estimate, at least 2.
+      antithetic: whether each direction is tried both ways.
+      shaping: from `nl.shaping`, or any function of the losses [n] to utilities [n].
+      directions: law of ξ, from `nl.directions`.
+      chunk: samples evaluated at once; by default what suits the backend.
+
+    Returns:
+      An estimator without state: K evaluations, antithetic 2 K.
+
+    Raises:
+      ValueError: if a setting is not as described; when run, if a parameter is not floating-point or σ is lost in its dtype.
+    """
+    sigma = None if sigma is None else positive_number("sigma", sigma)
+    num_samples = positive_integer("num_samples", num_samples)
+    if num_samples < 2:
+        raise ValueError("num_samples must be at least 2: a single fitness has no rank among others")
+    takes("shaping", shaping, 1, "a function of all losses [n], such as nl.shaping.centred_ranks (not called)")
+    takes("directions", directions, 3, "a law (key, index, template) -> direction, such as nl.directions.gaussian()")
+    chunk = None if chunk is None else positive_integer("chunk", chunk)
+    space = weights(objective)
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        typed_key(key)
+        view = space(params, batch)
+        step = step_size(sigma, unit, view.dtypes, view.components)
+        draw = view.draws(directions, key)
+
+        def losses_along(index: Array) -> Array:
+            direction = draw(index)
+            tried = view.both_sides(direction, step) if antithetic else (view.displaced(direction, step),)
+            return jnp.stack(tried)
+
+        indices = jnp.arange(num_samples, dtype=jnp.int32)
+        at_once = chunk or default_chunk(num_samples, view.footprint(jax.eval_shape(draw, indices[0])))
+        losses = jax.lax.map(losses_along, indices, batch_size=at_once)
+        fitness = jnp.mean(losses, axis=2)
+        utilities = shaping(fitness.reshape(-1))
+        if utilities.shape != (fitness.size,):
+            raise ValueError(
+                f"shaping must return one utility per loss, shape {(fitness.size,)}, got {utilities.shape}"
+            )
+        utilities = utilities.reshape(fitness.shape)
+        rates = (utilities[:, 0] - utilities[:, 1]) / 2 if antithetic else utilities[:, 0]
+        change = jnp.broadcast_to(jnp.expand_dims(rates / step, 1), (num_samples, losses.shape[2]))
+
+        credit = sum_over_samples(lambda i: view.credit(change[i], stacked(draw)(i)), num_samples, at_once)
+        grads = view.gradient(jax.tree.map(lambda c: c / num_samples, credit))
+        return grads, state, Info(jnp.mean(fitness), jnp.int32(fitness.size))
+
+    return GradientEstimator(stateless, estimate)

@@ -1,0 +1,61 @@
+"""What a space has to say to be perturbed in."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, Key, Params
+from nl_jax.estimators.directions import Direction, Law
+from nl_jax.estimators.sampling import Footprint
+from nl_jax.numerics import wide_dtype
+
+Draw = Callable[[Array], Direction]
+"""`draw(index) -> direction`, the index-th of an estimate."""
+
+Along = Callable[[Direction], Array]
+"""`along(direction) -> rate of change` of the losses, [batch]."""
+
+
+class View(NamedTuple):
+    """A space seen from given parameters and a given batch.
+
+    Attributes:
+      draws: `draws(law, key) -> draw`, the directions of an estimate.
+      clean: `clean() -> losses` without displacement, [batch].
+      displaced: `displaced(direction, sigma) -> losses`, [batch], a step of σ along the direction.
+      both_sides: `both_sides(direction, sigma) -> (losses, losses)`, a step forth and a step back.
+      tangent: `tangent() -> (losses, along)`, the exact derivative at σ = 0.
+      credit: `credit(change, directions) -> credit`, Σ_k of what sample k's direction earns: directions stacked,
+        leading axis k, and `change` the losses' rate of change along them, [k, batch].
+      gradient: `gradient(mean credit) -> grads`, calibrated to the mean loss.
+      footprint: `footprint(direction) -> Footprint`, what one sample occupies.
+      dtypes: of all that is displaced.
+      components: P, of one direction.
+      fixed_cost: evaluations spent per estimate, whatever the number of samples.
+      clean_cost: evaluations `clean` costs beyond that.
+      tangent_cost: evaluations an exact derivative along one direction costs.
+    """
+
+    draws: Callable[[Law, Key], Draw]
+    clean: Callable[[], Array]
+    displaced: Callable[[Direction, Any], Array]
+    both_sides: Callable[[Direction, float], tuple[Array, Array]]
+    tangent: Callable[[], tuple[Array, Along]]
+    credit: Callable[[Array, Direction], Params]
+    gradient: Callable[[Params], Params]
+    footprint: Callable[[Direction], Footprint]
+    dtypes: list[jnp.dtype]
+    components: int
+    fixed_cost: int
+    clean_cost: int
+    tangent_cost: int
+
+
+Space = Callable[[Params, Batch], View]
+
+
+def weighted_sum(rates: Array, directions: Array) -> Array:
+    """Σ_k rate_k ξ_k, for `rates` [k] and `directions` [k, …], in float32 at least."""
+    wide = wide_dtype(directions.dtype)
+    return jnp.tensordot(rates.astype(wide), directions.astype(wide), axes=1)

@@ -1,0 +1,44 @@
+"""The step of a finite difference: large enough to be seen in a dtype, small enough to be local."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+
+Length = Callable[[float], float]
+"""`length(eps) -> ‖σ ξ‖`, how far to go in a dtype that resolves eps next to 1."""
+
+
+def balanced(order: int) -> Length:
+    """15 eps^(1/(order + 1)): the rounding error, about 30 eps/‖σ ξ‖, is as small as that of the difference.
+
+    Measured on a 784-256-256-10 network, where this is within a factor of three of the best error in weights and in nodes, in
+    float32, float16 and bfloat16. Found for order 1 (one-sided) and 2 (central differences).
+    """
+    return lambda eps: 15 * eps ** (1 / (order + 1))
+
+
+def unit(eps: float) -> float:
+    """1, whatever the resolution: for estimates that compare far points, where a small step drowns in the loss itself."""
+    del eps
+    return 1.0
+
+
+def step_size(sigma: float | None, length: Length | None, dtypes: Sequence[jnp.dtype], components: int) -> float:
+    """σ as given, or ‖σ ξ‖/√P for directions ξ of P components; 0 where no step is made (`length` None).
+
+    Raises:
+      ValueError: if σ is so small that the difference would be rounding noise.
+    """
+    if length is None:
+        return 0.0
+    coarsest = max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps))
+    eps, root = float(jnp.finfo(coarsest).eps), components**0.5
+    if sigma is None:
+        return length(eps) / root
+    if sigma * root < 30 * eps:
+        raise ValueError(
+            f"sigma = {sigma} is lost in {coarsest}: a step of sigma times the root of {components} components is less "
+            f"than {30 * eps:.1g}, and the losses' difference rounding noise. Leave sigma out for the default of "
+            f"{length(eps) / root:.1g}, or use wider parameters"
+        )
+    return sigma

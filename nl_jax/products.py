@@ -1,0 +1,215 @@
+"""Products of inputs with weights, and stand-ins for weights that are multiplied without being formed.
+
+A weight displaced by a structured direction, W + σ V, need not be an array: layers only multiply by it,
+and x (W + σ V) can be computed term by term. A stand-in takes the weight's place among the parameters and
+answers `x @ weight`, `weight.T`, `weight.astype` and `product`; whatever is used otherwise is no weight
+in this sense, and `use` tells the two apart.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.base import Array, Batch, Objective, Params
+
+Bilinear = Callable[[Array, Array], Array]
+"""`bilinear(x, weight) -> y`, linear in each: `x` [batch, …, inputs], `weight` […, inputs, units],
+`y` [batch, …, units]; a weight of fewer units gives as many fewer."""
+
+
+def product(bilinear: Bilinear, x: Array, weight: Any) -> Array:
+    """`bilinear(x, weight)`, for a weight that is an array or a stand-in for one.
+
+    Connections whose product is not `x @ weight` call this, so that structured noise can reach their weight.
+
+    >>> import jax.numpy as jnp
+    >>> product(lambda x, w: jnp.einsum("bi,io->bo", x, w), jnp.ones([1, 2]), jnp.ones([2, 3]))
+    Array([[2., 2., 2.]], dtype=float32)
+    """
+    return weight.product(bilinear, x) if isinstance(weight, StandIn) else bilinear(x, weight)
+
+
+class OtherUse(TypeError):
+    """A stand-in was asked for more than a product."""
+
+
+class StandIn:
+    """Takes the place of a weight among the parameters and answers products alone.
+
+    Not a pytree on purpose: a sum over all parameters' squares must fail, not run over a stand-in's parts.
+    """
+
+    __array_ufunc__ = None  # a NumPy x leaves x @ weight to __rmatmul__
+
+    def __init__(self, weight: Array) -> None:
+        self.weight = weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.weight.ndim
+
+    @property
+    def size(self) -> int:
+        return self.weight.size
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.weight.dtype
+
+    @property
+    def T(self) -> Self:  # noqa: N802 as arrays spell it
+        if self.ndim != 2:
+            raise OtherUse("only a weight of two axes is transposed term by term")
+        return self.map(jnp.transpose, swap=True)
+
+    def astype(self, dtype: jax.typing.DTypeLike) -> Self:
+        return self.map(lambda part: part.astype(dtype), swap=False)
+
+    def map(self, function: Callable[[Array], Array], *, swap: bool) -> Self:
+        """The stand-in with `function` applied to its parts; with `swap`, inputs and units change places."""
+        raise NotImplementedError
+
+    def product(self, bilinear: Bilinear, x: Array) -> Array:
+        """`bilinear(x, weight)`, term by term."""
+        raise NotImplementedError
+
+    def __rmatmul__(self, x: Array) -> Array:
+        return self.product(jnp.matmul, x)
+
+
+def _refuse(self: StandIn, *_: Any) -> Any:
+    raise OtherUse("a weight's stand-in answers products alone")
+
+
+for _operator in (
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow", "matmul", "neg", "abs"),
+    *("getitem", "iter", "len", "float", "lt", "le", "gt", "ge"),
+):
+    setattr(StandIn, f"__{_operator}__", _refuse)
+
+
+class Shifted(StandIn):
+    """W + shift, multiplied term by term: products of one x with several shifts of W share x W.
+
+    Args:
+      weight: W.
+      shift: an array of W's shape.
+      scale: a number it is multiplied by.
+    """
+
+    def __init__(self, weight: Array, shift: Array, scale: float) -> None:
+        super().__init__(weight)
+        self.shift, self.scale = shift, scale
+
+    def map(self, function: Callable[[Array], Array], *, swap: bool) -> Self:
+        del swap
+        return type(self)(function(self.weight), function(self.shift), self.scale)
+
+    def product(self, bilinear: Bilinear, x: Array) -> Array:
+        shifted = bilinear(x, self.shift)
+        return bilinear(x, self.weight) + jnp.asarray(self.scale, shifted.dtype) * shifted
+
+
+class Use(NamedTuple):
+    """How an objective uses its parameters; lists are by leaf, in order.
+
+    Attributes:
+      multiplied: whether a leaf is a weight: of two axes or more, and used in nothing but products with inputs whose
+        first axis is the batch.
+      reads_data: whether it is a weight, and no input of its products depends on any parameter.
+      values: the number of values that all products together have, for one example.
+    """
+
+    multiplied: list[bool]
+    reads_data: list[bool]
+    values: int
+
+
+class _Witness(StandIn):
+    """Stands in for a weight that is not displaced at all, and notes what products are made of it."""
+
+    def __init__(self, weight: Array, examples: int, note: Callable[[Array, int], None]) -> None:
+        super().__init__(weight)
+        self.examples, self.note = examples, note
+
+    def map(self, function: Callable[[Array], Array], *, swap: bool) -> Self:
+        del swap
+        return type(self)(function(self.weight), self.examples, self.note)
+
+    def product(self, bilinear: Bilinear, x: Array) -> Array:
+        if np.ndim(x) < 2 or np.shape(x)[0] != self.examples or np.shape(x)[-1] != self.shape[-2]:
+            raise OtherUse("inputs are [batch, …, inputs]")
+        y = bilinear(x, self.weight)
+        if y.shape[0] != self.examples or y.shape[-1] != self.shape[-1]:
+            raise OtherUse("a product is [batch, …, units]")
+        self.note(x, math.prod(y.shape[1:]))
+        return y
+
+
+def use(objective: Objective, params: Params, batch: Batch) -> Use:
+    """How the objective uses its parameters, found by running it abstractly with witnesses in their place."""
+    leaves, tree = jax.tree.flatten(params)
+    # More examples than any axis is long, so that no other axis is mistaken for the batch.
+    lengths = [length for leaf in (*leaves, *jax.tree.leaves(batch)) for length in np.shape(leaf)]
+    examples = 1 + max(lengths, default=0)
+    enlarged = jax.tree.map(lambda x: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype), batch)
+
+    def products_of(chosen: list[int]) -> tuple[set[int], set[int], int] | None:
+        """Of the chosen leaves: those multiplied, those that multiply what depends on parameters, and how many values."""
+        met: set[int] = set()
+        above: set[int] = set()
+        values = []
+
+        def run(leaves: list[Array], batch: Batch) -> Array:
+            def witness(place: int) -> _Witness:
+                def note(x: Array, size: int) -> None:
+                    met.add(place)
+                    values.append(size)
+                    _if_mapped(x, lambda: above.add(place))
+
+                return _Witness(leaves[place], examples, note)
+
+            placed = [witness(i) if i in chosen else leaf for i, leaf in enumerate(leaves)]
+            return objective(tree.unflatten(placed), batch)
+
+        # Mapped over parameters and not over the batch: what is mapped then depends on parameters.
+        mapped = [jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for leaf in leaves]
+        try:
+            jax.eval_shape(jax.vmap(run, in_axes=(0, None)), mapped, enlarged)
+        except (TypeError, ValueError, AttributeError):
+            return None
+        return met, above, sum(values)
+
+    candidates = [place for place, leaf in enumerate(leaves) if leaf.ndim >= 2]
+    found = products_of(candidates)
+    if found is None:
+        one_by_one = {i: products_of([i]) for i in candidates}
+        found = products_of([i for i, own in one_by_one.items() if own and i in own[0]]) or (set(), set(), 0)
+    met, above, values = found
+    places = range(len(leaves))
+    return Use([i in met for i in places], [i in met and i not in above for i in places], values)
+
+
+def _if_mapped(x: Array, note: Callable[[], None]) -> None:
+    """Calls `note` if x is mapped over by the vmap around."""
+
+    @jax.custom_batching.custom_vmap
+    def identity(x: Array) -> Array:
+        return x
+
+    @identity.def_vmap
+    def rule(axis_size: int, in_batched: list[bool], x: Array) -> tuple[Array, bool]:
+        del axis_size
+        if in_batched[0]:
+            note()
+        return x, in_batched[0]
+
+    identity(x)
