@@ -163,7 +163,7 @@ def use(objective: Objective, params: Params, batch: Batch) -> Use:
     enlarged = jax.tree.map(lambda x: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype), batch)
 
     def products_of(chosen: list[int]) -> tuple[set[int], set[int], int] | None:
-        """Of the chosen leaves: those multiplied, those that multiply what depends on parameters, and how many values."""
+        """Of the chosen leaves: those multiplied, those whose inputs depend on parameters, and how many values."""
         met: set[int] = set()
         above: set[int] = set()
         values = []
@@ -178,7 +178,7 @@ def use(objective: Objective, params: Params, batch: Batch) -> Use:
                 return _Witness(leaves[place], examples, note)
 
             placed = [witness(i) if i in chosen else leaf for i, leaf in enumerate(leaves)]
-            return objective(tree.unflatten(placed), batch)
+            return objective(jax.tree.unflatten(tree, placed), batch)
 
         # Mapped over parameters and not over the batch: what is mapped then depends on parameters.
         mapped = [jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for leaf in leaves]

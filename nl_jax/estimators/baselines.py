@@ -91,9 +91,9 @@ def antithetic() -> Baseline:
 def running_mean(decay: float = 0.9) -> Baseline:
     """(Ẽ(σ) − Ē)/σ: compared with the mean loss of past estimates (Williams 1992, reinforcement baseline).
 
-    Needs no clean pass. Unbiased, for the past knows nothing of the present noise. What remains of the loss, from batch to batch and from
-    example to example, adds ((E − Ē)/σ)² to the variance: it helps over no baseline, at large σ, and falls far
-    behind the clean one at small σ.
+    Needs no clean pass. Unbiased, for the past knows nothing of the present noise. What is left of the loss, which
+    differs from batch to batch and example to example, adds ((E − Ē)/σ)² to the variance: better than no baseline
+    by far, and the worse against the clean one the smaller σ.
 
     Args:
       decay: weight of the past in the exponential mean, at least 0 and below 1. Its start is corrected for; the very

@@ -47,7 +47,8 @@ def evolution_strategy(
       An estimator without state: K evaluations, antithetic 2 K.
 
     Raises:
-      ValueError: if a setting is not as described; when run, if a parameter is not floating-point or σ is lost in its dtype.
+      ValueError: if a setting is not as described; when run, if a parameter is not floating-point or σ is lost in
+        its dtype.
     """
     sigma = None if sigma is None else positive_number("sigma", sigma)
     num_samples = positive_integer("num_samples", num_samples)

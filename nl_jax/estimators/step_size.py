@@ -11,14 +11,14 @@ Length = Callable[[float], float]
 def balanced(order: int) -> Length:
     """15 eps^(1/(order + 1)): the rounding error, about 30 eps/‖σ ξ‖, is as small as that of the difference.
 
-    Measured on a 784-256-256-10 network, where this is within a factor of three of the best error in weights and in nodes, in
-    float32, float16 and bfloat16. Found for order 1 (one-sided) and 2 (central differences).
+    Measured on a 784-256-256-10 network, where its error is within a factor of three of the best, in weights and in
+    nodes, in float32, float16 and bfloat16. Found for order 1 (one-sided) and 2 (central differences).
     """
     return lambda eps: 15 * eps ** (1 / (order + 1))
 
 
 def unit(eps: float) -> float:
-    """1, whatever the resolution: for estimates that compare far points, where a small step drowns in the loss itself."""
+    """1, whatever the resolution: for comparisons in which a small step drowns in the loss itself."""
     del eps
     return 1.0
 

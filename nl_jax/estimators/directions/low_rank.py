@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -42,11 +42,12 @@ def low_rank(rank: int) -> Law:
     rank = positive_integer("rank", rank)
 
     def law(key: Key, index: Array, template: Params) -> Direction:
-        def parts(leaf: Array) -> Array | LowRank:
+        def parts(leaf: Any) -> Any:
             if leaf.ndim < 2:
                 return leaf
             left, right = (*leaf.shape[:-1], rank), (rank, leaf.shape[-1])
-            return LowRank(jax.ShapeDtypeStruct(left, leaf.dtype), jax.ShapeDtypeStruct(right, leaf.dtype))
+            shapes: list[Any] = [jax.ShapeDtypeStruct(shape, leaf.dtype) for shape in (left, right)]
+            return LowRank(*shapes)
 
         return drawn(_signs, jax.random.fold_in(key, index), jax.tree.map(parts, template))
 

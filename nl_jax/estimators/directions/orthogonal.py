@@ -8,7 +8,7 @@ from nl_jax.estimators.directions.flat import cut, size
 from nl_jax.estimators.directions.signs import unpack, words
 from nl_jax.estimators.directions.structured import Direction, Law
 
-# Lower terms of an irreducible polynomial over GF(2) of each degree 1 … 31 (Seroussi 1998): 0b11 under x² is x² + x + 1.
+# Lower terms of an irreducible polynomial over GF(2) of each degree 1 … 31 (Seroussi 1998); the second: x² + x + 1.
 _LOWER_TERMS = (
     *(0b1, 0b11, 0b11, 0b11, 0b101, 0b11, 0b11, 0b11011, 0b11, 0b1001, 0b101, 0b1001, 0b11011, 0b100001, 0b11),
     *(0b101011, 0b1001, 0b1001, 0b100111, 0b1001, 0b101, 0b11, 0b100001, 0b11011, 0b1001, 0b11011, 0b100111, 0b11),
@@ -28,9 +28,7 @@ def orthogonal() -> Law:
         total = size(template)
         degree = max(1, (total - 1).bit_length())
         if degree > 31:
-            raise ValueError(
-                f"orthogonal directions reach 2^31 components, got {total}: use nl.directions.rademacher()"
-            )
+            raise ValueError(f"orthogonal directions reach 2^31 components, got {total}: use rademacher()")
         index = jnp.asarray(index, jnp.uint32)
         sign_key, row_key = jax.random.split(jax.random.fold_in(key, index >> degree))
         # A product with a random factor in GF(2^degree) is a permutation that takes any two rows to any other two
@@ -49,7 +47,7 @@ def orthogonal() -> Law:
 def _hadamard(row: Array, count: int) -> Array:
     """A row of Sylvester's matrix, H_ij = (−1)^(number of ones common to i and j), as `count` words of 32 columns.
 
-    A column's place in its word is the low five bits of its number, so that the row is one pattern, as it stands or inverted.
+    A column's place in its word is the low five bits of its number, so that every word is one pattern or its inverse.
     """
     place, word = jnp.arange(32, dtype=jnp.uint32), jnp.arange(count, dtype=jnp.uint32)
     pattern = jnp.sum((jax.lax.population_count(row & place) & 1) << place, dtype=jnp.uint32)

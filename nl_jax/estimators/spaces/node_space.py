@@ -44,7 +44,7 @@ def per_example_credit() -> Credit:
                 f"{ {name: leaf.shape for name, leaf in template.items()} }: use credit=nl.spaces.per_batch_credit()"
             )
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), template)
-        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(*examples.pop(), dtype=jnp.int32))
+        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(examples.pop()[0], dtype=jnp.int32))
         return lambda index: jax.vmap(lambda key: _independent(law, key, index, one))(keys)
 
     def judge(change: Array, directions: Array) -> Array:

@@ -29,32 +29,34 @@ def weights(objective: Objective) -> Space:
 
         def draws(law: Law, key: Key) -> Draw:
             shown = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-            drawn = jax.eval_shape(law, key, jnp.int32(0), tree.unflatten(shown))
-            if _structured(tree.flatten_up_to(drawn)):
+            drawn = jax.eval_shape(law, key, jnp.int32(0), jax.tree.unflatten(tree, shown))
+            if _structured(_parts(drawn)):
                 shown = [
                     leaf if weight else jax.ShapeDtypeStruct((leaf.size,), leaf.dtype)
                     for leaf, weight in zip(shown, uses().multiplied, strict=True)
                 ]
 
             def draw(index: Array) -> Direction:
-                direction = tree.flatten_up_to(law(key, index, tree.unflatten(shown)))
+                direction = _parts(law(key, index, jax.tree.unflatten(tree, shown)))
                 pairs = zip(direction, leaves, strict=True)
-                return tree.unflatten([xi if isinstance(xi, Structured) else xi.reshape(w.shape) for xi, w in pairs])
+                return jax.tree.unflatten(
+                    tree, [xi if isinstance(xi, Structured) else xi.reshape(w.shape) for xi, w in pairs]
+                )
 
             return draw
 
         def losses_at(moved: list[Any]) -> Array:
-            return per_example(objective(tree.unflatten(moved), batch))
+            return per_example(objective(jax.tree.unflatten(tree, moved), batch))
 
         def displaced(direction: Direction, sigma: Any) -> Array:
-            pairs = zip(leaves, tree.flatten_up_to(direction), strict=True)
+            pairs = zip(leaves, _parts(direction), strict=True)
             return losses_at([_displace(w, xi, sigma) for w, xi in pairs])
 
         def both_sides(direction: Direction, sigma: float) -> tuple[Array, Array]:
-            # A layer that reads the data sees the same x on both sides: x (W ± σ ξ) are two sums of the same two products,
-            # and x W is that of all samples.
+            # A layer that reads the data sees the same x on both sides: x (W ± σ ξ) are two sums of the same two
+            # products, and x W is that of all samples.
             def moved(sigma: float) -> list[Any]:
-                triples = zip(leaves, tree.flatten_up_to(direction), uses().reads_data, strict=True)
+                triples = zip(leaves, _parts(direction), uses().reads_data, strict=True)
                 return [
                     Shifted(w, xi, sigma) if shared and not isinstance(xi, Structured) else _displace(w, xi, sigma)
                     for w, xi, shared in triples
@@ -66,7 +68,7 @@ def weights(objective: Objective) -> Space:
             losses, derivative = jax.linearize(lambda params: per_example(objective(params, batch)), params)
 
             def along(direction: Direction) -> Array:
-                if not _structured(tree.flatten_up_to(direction)):
+                if not _structured(_parts(direction)):
                     return derivative(direction)
                 origin = jnp.zeros((), losses.dtype)
                 return jax.jvp(lambda sigma: displaced(direction, sigma), (origin,), (jnp.ones_like(origin),))[1]
@@ -75,11 +77,12 @@ def weights(objective: Objective) -> Space:
 
         def credit(change: Array, directions: Direction) -> Params:
             rates = jnp.mean(change.astype(wide_dtype(change.dtype)), axis=1)
-            return tree.unflatten(
+            return jax.tree.unflatten(
+                tree,
                 [
                     xi.credit(change) if isinstance(xi, Structured) else weighted_sum(rates, xi)
-                    for xi in tree.flatten_up_to(directions)
-                ]
+                    for xi in _parts(directions)
+                ],
             )
 
         def footprint(direction: Direction) -> Footprint:
@@ -106,6 +109,11 @@ def weights(objective: Objective) -> Space:
         )
 
     return view
+
+
+def _parts(direction: Direction) -> list[Any]:
+    """A direction's parts, parameter by parameter: arrays or `Structured`."""
+    return jax.tree.leaves(direction, is_leaf=lambda part: isinstance(part, Structured))
 
 
 def _structured(direction: list[Any]) -> bool:
