@@ -17,6 +17,7 @@ class Entry(NamedTuple):
       exact: equals the gradient, up to rounding.
       layers: needs an objective that takes `propagate`.
       derivative: needs derivatives of activations and losses.
+      calibrated: is on the gradient's scale.
       evaluations: what one estimate costs.
     """
 
@@ -24,6 +25,7 @@ class Entry(NamedTuple):
     exact: bool = False
     layers: bool = False
     derivative: bool = False
+    calibrated: bool = True
     evaluations: int = 0
 
 
@@ -68,6 +70,27 @@ ESTIMATORS: dict[str, Entry] = {
         _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.antithetic(), directions=rademacher),
         evaluations=2 * K,
     ),
+    "weight_running_mean": Entry(
+        _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.running_mean()), evaluations=K
+    ),
+    "weight_rank_one": Entry(
+        _part(nl.weight_perturbation, num_samples=K, directions=nl.directions.rank_one()), evaluations=K + 1
+    ),
+    "weight_flipout_antithetic": Entry(
+        _part(
+            nl.weight_perturbation,
+            num_samples=K,
+            directions=nl.directions.flipout(),
+            baseline=nl.baselines.antithetic(),
+        ),
+        evaluations=2 * K,
+    ),
+    "node_orthogonal": Entry(
+        _part(nl.node_perturbation, num_samples=K, directions=nl.directions.orthogonal()),
+        layers=True,
+        evaluations=K + 2,
+    ),
+    "evolution_strategy": Entry(_part(nl.evolution_strategy, num_samples=K), calibrated=False, evaluations=2 * K),
     "node_clean": Entry(_part(nl.node_perturbation, num_samples=K), layers=True, evaluations=K + 2),
     "node_none": Entry(
         _part(nl.node_perturbation, num_samples=K, baseline=nl.baselines.none(), sigma=0.1),
@@ -83,6 +106,11 @@ ESTIMATORS: dict[str, Entry] = {
         _part(nl.node_perturbation, num_samples=K, credit=nl.spaces.per_batch_credit()), layers=True, evaluations=K + 2
     ),
     "forward_weights": Entry(_part(nl.forward_gradient, num_samples=K), derivative=True, evaluations=2 * K + 1),
+    "forward_low_rank": Entry(
+        _part(nl.forward_gradient, num_samples=K, directions=nl.directions.low_rank(2)),
+        derivative=True,
+        evaluations=2 * K + 1,
+    ),
     "forward_nodes": Entry(
         _part(nl.forward_gradient, num_samples=K, space=nodes), layers=True, derivative=True, evaluations=K + 2
     ),

@@ -66,8 +66,12 @@ def sum_over_samples(partial_sum: Callable[[Array], State], num_samples: int, ch
     else:
         shapes = jax.eval_shape(lambda: part(jnp.int32(0), chunk))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        starts = chunk * jnp.arange(chunks, dtype=jnp.int32)
-        summed, _ = jax.lax.scan(lambda total, i: (jax.tree.map(jnp.add, total, part(i, chunk)), None), zeros, starts)
+
+        def add(carry: tuple[State, Array], _: None) -> tuple[tuple[State, Array], None]:
+            total, first = carry
+            return (jax.tree.map(jnp.add, total, part(first, chunk)), first + chunk), None
+
+        (summed, _), _ = jax.lax.scan(add, (zeros, jnp.int32(0)), length=chunks)
     if rest:
         summed = jax.tree.map(jnp.add, summed, part(jnp.int32(chunk * chunks), rest))
     return summed

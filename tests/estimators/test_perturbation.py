@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import nl_jax as nl
-from nl_jax.estimators.sampling import mean_over_samples
+from nl_jax.estimators.sampling import Footprint, default_chunk, stacked, sum_over_samples
+from nl_jax.estimators.step_size import balanced, step_size
 from tests import problems
 
 KEY = jax.random.key(1)
@@ -18,7 +20,7 @@ def test_weight_update_of_seed_000_to_the_letter(x64):
     problem, sigma = problems.chain(), 0.3
     estimator = nl.weight_perturbation(problem.objective, sigma=sigma, baseline=nl.baselines.none())
     grads, _, info = estimator.estimate(KEY, (), problem.params, problem.batch)
-    omega = jax.tree.map(lambda xi: sigma * xi, normal(jax.random.fold_in(KEY, 0), problem.params))
+    omega = jax.tree.map(lambda xi: sigma * xi, normal(KEY, 0, problem.params))
     perturbed = jax.tree.map(jnp.add, problem.params, omega)
     error = jnp.mean(problem.objective(perturbed, problem.batch))
     for got, noise in zip(jax.tree.leaves(grads), jax.tree.leaves(omega), strict=True):
@@ -32,8 +34,9 @@ def test_node_update_of_seed_000_to_the_letter(x64):
     x, _ = problem.batch
     estimator = nl.node_perturbation(problem.objective, sigma=sigma)
     grads, _, _ = estimator.estimate(KEY, (), problem.params, problem.batch)
-    template = {"hidden1": jnp.zeros((6, 5)), "output": jnp.zeros((6, 3))}
-    gamma = jax.tree.map(lambda xi: sigma * xi, normal(jax.random.fold_in(KEY, 0), template))
+    template = {"hidden1": jnp.zeros(5), "output": jnp.zeros(3)}
+    draws = jax.vmap(lambda n: normal(jax.random.fold_in(KEY, n), 0, template))(jnp.arange(6))
+    gamma = jax.tree.map(lambda xi: sigma * xi, draws)
     perturbed = nl.propagation.inject(problem.objective)(problem.params, problem.batch, gamma)
     change = perturbed - problem.objective(problem.params, problem.batch)
     delta = change[:, None] * gamma["hidden1"] / sigma**2
@@ -44,8 +47,8 @@ def test_node_update_of_seed_000_to_the_letter(x64):
 def test_only_layers_that_learn_are_disturbed():
     """Noise on pooling or flattening would be noise alone: four layers, two of them displaced."""
     problem = problems.convolution()
-    view = nl.spaces.nodes(problem.objective)(problem.params, problem.batch)
-    assert {name: v.shape for name, v in view.template.items()} == {"features": (4, 4, 4, 3), "output": (4, 3)}
+    direction = nl.spaces.nodes(problem.objective)(problem.params, problem.batch).draws(signs, KEY)(0)
+    assert {name: xi.shape for name, xi in direction.items()} == {"features": (4, 4, 4, 3), "output": (4, 3)}
 
 
 def test_parameters_between_layers_learn_too(x64):
@@ -93,7 +96,7 @@ def test_evaluations_are_what_is_evaluated():
         (nl.node_perturbation, nl.baselines.antithetic(), 1),
     ]:
         calls.clear()
-        estimator = make(objective, num_samples=5, baseline=baseline)
+        estimator = make(objective, num_samples=5, baseline=baseline, chunk=1)
         _, _, info = jax.block_until_ready(jax.jit(estimator.estimate)(KEY, (), params, batch))
         jax.effects_barrier()
         assert len(calls) == int(info.evaluations) - local_gradients
@@ -132,37 +135,49 @@ def test_evaluations_are_what_is_multiplied(make):
     assert 0.75 < spent / counted < 1.25
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
-def test_directions_have_unit_covariance(dtype, x64):
-    template = {"a": jnp.zeros((3,), dtype), "b": {"c": jnp.zeros((2, 2), dtype)}}
-    for law in (normal, signs):
-        draws = jax.vmap(lambda key, law=law: law(key, template))(jax.random.split(KEY, 20_000))
-        assert draws["b"]["c"].dtype == dtype
-        flat = np.concatenate([np.reshape(x, (20_000, -1)) for x in jax.tree.leaves(draws)], axis=1)
-        flat = flat.astype(np.float64)
-        outer = flat[:, :, None] * flat[:, None, :]
-        error = np.maximum(outer.std(axis=0), 1e-3) / 20_000**0.5  # signs squared do not vary at all
-        assert np.max(np.abs(outer.mean(axis=0) - np.eye(7)) / error) < 5
-        assert np.max(np.abs(flat.mean(axis=0)) * 20_000**0.5) < 5
-    assert set(np.unique(flat)) == {-1.0, 1.0}
-
-
 def test_sums_of_half_precision_do_not_stop_growing():
-    def sample(key):
-        return jnp.ones((), jnp.bfloat16)
+    def ones(indices):
+        return jnp.ones(indices.shape[0], jnp.bfloat16).sum()
 
-    for chunk in (1, 5000):
-        mean = mean_over_samples(sample, KEY, 5000, chunk)
-        assert mean.dtype == jnp.bfloat16
-        assert float(mean) == 1
+    for chunk in (1, 7):
+        assert float(sum_over_samples(ones, 5000, chunk)) == 5000
 
 
-def test_noise_below_the_resolution_of_the_parameters_is_refused():
-    params = jnp.ones(3, jnp.bfloat16)
-    objective = lambda p, b: b * jnp.sum(p).astype(jnp.float32)
-    for baseline in (nl.baselines.none(), nl.baselines.clean(), nl.baselines.antithetic()):
-        with pytest.raises(ValueError, match=r"sigma = 0\.001 is lost in bfloat16, which resolves 0\.008 next to 1"):
-            nl.weight_perturbation(objective, baseline=baseline).estimate(KEY, (), params, jnp.ones(2))
+@pytest.mark.parametrize("make", [nl.weight_perturbation, nl.node_perturbation])
+@pytest.mark.parametrize("baseline", [nl.baselines.clean(), nl.baselines.antithetic()], ids=["clean", "antithetic"])
+def test_a_difference_of_rounding_noise_is_refused(make, baseline):
+    problem = problems.chain()
+    half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), (problem.params, problem.batch[0]))
+    batch = half[1], problem.batch[1]
+    with pytest.raises(ValueError, match=r"sigma = 0\.001 is lost in bfloat16.* Leave sigma out for the default of"):
+        make(problem.objective, sigma=1e-3, baseline=baseline).estimate(KEY, (), half[0], batch)
+    make(problem.objective, sigma=1e-3, baseline=baseline).estimate(KEY, (), problem.params, problem.batch)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("make", [nl.weight_perturbation, nl.node_perturbation])
+def test_the_default_step_suits_the_dtype(make, dtype, x64):
+    """Against the exact derivative along the same directions: far better than steps 30 times longer or shorter."""
+    problem = problems.chain()
+    params, inputs = jax.tree.map(lambda w: w.astype(dtype), (problem.params, problem.batch[0]))
+    wide = jax.tree.map(lambda w: w.astype(jnp.float64), (params, inputs))
+    space = nl.spaces.weights if make is nl.weight_perturbation else nl.spaces.nodes
+    exact = nl.forward_gradient(problem.objective, space=space, num_samples=8, directions=signs)
+    reference = exact.estimate(KEY, (), wide[0], (wide[1], problem.batch[1]))[0]
+
+    def error(sigma):
+        estimator = make(
+            problem.objective, sigma=sigma, num_samples=8, directions=signs, baseline=nl.baselines.antithetic()
+        )
+        grads = estimator.estimate(KEY, (), params, (inputs, problem.batch[1]))[0]
+        difference = jax.tree.map(lambda a, b: a.astype(jnp.float64) - b, grads, reference)
+        return float(optax.tree.norm(difference) / optax.tree.norm(reference))
+
+    resolution = float(jnp.finfo(dtype).eps)
+    size = 8 if make is nl.node_perturbation else 43
+    default = step_size(None, balanced(2), [jnp.dtype(dtype)], size)
+    assert error(None) == error(default) < 60 * resolution ** (2 / 3)
+    assert error(None) < error(30 * default) / 3
 
 
 def test_the_antithetic_loss_is_the_mean_of_both_sides():
@@ -173,7 +188,7 @@ def test_the_antithetic_loss_is_the_mean_of_both_sides():
 
 def test_leaves_of_different_dtypes_get_different_noise():
     template = {"a": jnp.zeros(64, jnp.float32), "b": jnp.zeros(64, jnp.float16)}
-    draw = signs(KEY, template)
+    draw = signs(KEY, 0, template)
     assert 16 < int(jnp.sum(draw["a"] == draw["b"].astype(jnp.float32))) < 48
 
 
@@ -184,20 +199,28 @@ def test_mixed_precision_parameters():
         return batch * (jnp.sum(params["a"].astype(jnp.float32)) + jnp.sum(params["b"]))
 
     for law in (normal, signs):
-        estimator = nl.weight_perturbation(objective, sigma=0.1, directions=law)
+        estimator = nl.weight_perturbation(objective, directions=law)
         grads, _, _ = estimator.estimate(KEY, (), params, jnp.ones(2))
         assert jax.tree.map(lambda g: g.dtype, grads) == jax.tree.map(lambda p: p.dtype, params)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_mean_over_samples_is_the_mean(chunk, x64):
-    def sample(key):
-        return {"x": jax.random.normal(key, (2,)), "y": jax.random.uniform(key)}
+def test_sum_over_samples_is_the_sum(chunk, x64):
+    def sample(index):
+        return {"x": jax.random.normal(jax.random.fold_in(KEY, index), (2,)), "y": jnp.asarray(index, float)}
 
-    mean = mean_over_samples(sample, KEY, 10, chunk)
-    one_by_one = [sample(jax.random.fold_in(KEY, i)) for i in range(10)]
-    np.testing.assert_allclose(mean["x"], np.mean([s["x"] for s in one_by_one], axis=0), rtol=1e-12)
-    np.testing.assert_allclose(mean["y"], np.mean([s["y"] for s in one_by_one]), rtol=1e-12)
+    total = sum_over_samples(lambda i: jax.tree.map(lambda x: x.sum(axis=0), stacked(sample)(i)), 10, chunk)
+    one_by_one = [sample(i) for i in range(10)]
+    np.testing.assert_allclose(total["x"], np.sum([s["x"] for s in one_by_one], axis=0), rtol=1e-12)
+    np.testing.assert_allclose(total["y"], 45)
+
+
+def test_chunks_fit_the_backend(monkeypatch):
+    own, shared = Footprint(2**20, weights_of_its_own=True), Footprint(2**20, weights_of_its_own=False)
+    assert (default_chunk(100, own), default_chunk(100, shared), default_chunk(3, shared)) == (1, 4, 3)
+    assert default_chunk(100, Footprint(100, weights_of_its_own=False)) == 32
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert (default_chunk(5000, own), default_chunk(5000, Footprint(2**32, weights_of_its_own=False))) == (256, 1)
 
 
 BAD = [
@@ -208,9 +231,9 @@ BAD = [
     ({"num_samples": 2.5}, "num_samples must be .* got 2.5"),
     ({"num_samples": True}, "num_samples must be .* got True"),
     ({"chunk": -1}, "chunk must be a whole number of at least 1, got -1"),
-    ({"baseline": "clean"}, r"baseline must be one of nl\.baselines\.none, .*got 'clean'"),
-    ({"directions": "gaussian"}, r"directions must take 2 arguments, got 'gaussian': a law .*gaussian\(\)"),
-    ({"directions": nl.directions.rademacher}, "directions must take 2 arguments, got rademacher: a law"),
+    ({"baseline": "clean"}, r"baseline must be one of nl\.baselines, made by a call such as clean\(\); got 'clean'"),
+    ({"directions": "gaussian"}, r"directions must take 3 arguments, got 'gaussian': a law .*gaussian\(\)"),
+    ({"directions": nl.directions.rademacher}, "directions must take 3 arguments, got rademacher: a law"),
 ]
 
 
@@ -227,7 +250,7 @@ def test_bad_spaces_and_credits_are_errors_at_construction():
     objective = problems.chain().objective
     with pytest.raises(ValueError, match=r"space must be nl\.spaces\.weights or nl\.spaces\.nodes, got 'nodes'"):
         nl.forward_gradient(objective, space="nodes")
-    with pytest.raises(ValueError, match=r"credit must be nl\.spaces\.per_example_credit"):
+    with pytest.raises(ValueError, match=r"credit must be nl\.spaces\.per_example_credit\(\)"):
         nl.node_perturbation(objective, credit="batch")
 
 

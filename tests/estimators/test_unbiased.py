@@ -43,7 +43,9 @@ def largest_deviation(samples: np.ndarray, expected: np.ndarray) -> float:
     return float(np.max(np.abs(samples.mean(axis=0) - expected) / error))
 
 
-UNBIASED = [name for name, entry in ESTIMATORS.items() if not entry.exact and not name.endswith("none")]
+# Without a clean baseline the loss itself is noise, at the small steps that make the bias small; judged below.
+STEPS = ("weight_none", "node_none", "weight_running_mean")
+UNBIASED = [name for name, entry in ESTIMATORS.items() if not entry.exact and entry.calibrated and name not in STEPS]
 
 
 @pytest.mark.parametrize("name", UNBIASED)
@@ -63,7 +65,7 @@ def test_shared_noise_across_examples_is_biased(x64):
     def estimate(key, state, params, batch):
         losses, preactivations, pull = local(problem.objective)(params, batch)
         one = jax.tree.map(lambda nu: nu[:1], preactivations)
-        noise = jax.tree.map(lambda xi, nu: jnp.broadcast_to(xi, nu.shape), normal(key, one), preactivations)
+        noise = jax.tree.map(lambda xi, nu: jnp.broadcast_to(xi, nu.shape), normal(key, 0, one), preactivations)
         change = (inject(problem.objective)(params, batch, jax.tree.map(lambda x: 1e-4 * x, noise)) - losses) / 1e-4
         credit = jax.tree.map(lambda xi: jnp.mean(change) * xi / len(losses), noise)
         return pull(jnp.zeros_like(losses), credit), state, None

@@ -65,10 +65,8 @@ class Flipped(Structured):
 
     def formed(self, examples: int) -> Array:
         s, r = self.flips(examples)
-        middle = tuple(range(1, self.noise.ndim - 1))
-        return jnp.expand_dims(self.noise, 0) * jnp.expand_dims(
-            jnp.expand_dims(s, 2) * jnp.expand_dims(r, 1), middle[:-1]
-        )
+        flips = jnp.expand_dims(s, 2) * jnp.expand_dims(r, 1)
+        return jnp.expand_dims(self.noise, 0) * jnp.expand_dims(flips, tuple(range(1, self.noise.ndim - 1)))
 
 
 class _Displaced(StandIn):

@@ -19,12 +19,12 @@ class Credit(NamedTuple):
     """Whose loss judges whose noise.
 
     Attributes:
-      draws: `draws(law, key, template) -> draw`, for a template {layer: pre-activation}.
+      draws: `draws(law, key, template, examples) -> draw`, for a template {layer: pre-activation}.
       judge: `judge(change, directions) -> credit`, Σ_k over one layer's stacked directions.
       together: whether a direction is the whole batch's and not one example's.
     """
 
-    draws: Callable[[Law, Key, Params], Draw]
+    draws: Callable[[Law, Key, dict[str, Array], int], Draw]
     judge: Callable[[Array, Array], Array]
     together: bool
 
@@ -36,15 +36,15 @@ def per_example_credit() -> Credit:
     example explores its own node space: it has the law's directions to itself.
     """
 
-    def draws(law: Law, key: Key, template: Params) -> Draw:
-        examples = {leaf.shape[:1] for leaf in template.values()}
-        if len(examples) > 1 or () in examples:
-            raise ValueError(
-                "per-example credit needs every layer's first axis to be the batch; the layers have shapes "
-                f"{ {name: leaf.shape for name, leaf in template.items()} }: use credit=nl.spaces.per_batch_credit()"
-            )
+    def draws(law: Law, key: Key, template: dict[str, Array], examples: int) -> Draw:
+        for name, leaf in template.items():
+            if leaf.shape[:1] != (examples,):
+                raise ValueError(
+                    f"per-example credit needs every layer's first axis to be the batch of {examples}; layer {name!r} "
+                    f"has shape {leaf.shape}: use credit=nl.spaces.per_batch_credit()"
+                )
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), template)
-        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(examples.pop()[0], dtype=jnp.int32))
+        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(examples, dtype=jnp.int32))
         return lambda index: jax.vmap(lambda key: _independent(law, key, index, one))(keys)
 
     def judge(change: Array, directions: Array) -> Array:
@@ -60,7 +60,8 @@ def per_batch_credit() -> Credit:
     Unbiased also where examples interact (batch normalisation), at a variance that grows with the batch.
     """
 
-    def draws(law: Law, key: Key, template: Params) -> Draw:
+    def draws(law: Law, key: Key, template: dict[str, Array], examples: int) -> Draw:
+        del examples
         return lambda index: _independent(law, key, index, template)
 
     def judge(change: Array, directions: Array) -> Array:
@@ -104,7 +105,7 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
             return pull(per_loss, own)
 
         return View(
-            draws=lambda law, key: chosen.draws(law, key, preactivations),
+            draws=lambda law, key: chosen.draws(law, key, preactivations, examples),
             clean=lambda: losses,
             displaced=displaced,
             both_sides=lambda direction, sigma: (displaced(direction, sigma), displaced(direction, -sigma)),

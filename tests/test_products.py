@@ -1,0 +1,96 @@
+"""Stand-ins for weights, and how an objective's use of its parameters is found out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nl_jax as nl
+from nl_jax.checks import path_name
+from nl_jax.products import OtherUse, Shifted, product, use
+from tests import problems
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+X = jax.random.normal(KEYS[0], (5, 3))
+W, SHIFT = (jax.random.normal(key, (3, 4)) for key in KEYS[1:])
+
+
+def named(problem, flags):
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(problem.params)]
+    return {path for path, flag in zip(paths, flags, strict=True) if flag}
+
+
+def test_a_shifted_weight_multiplies_as_its_sum():
+    stand_in = Shifted(W, SHIFT, 0.5)
+    total = W + 0.5 * SHIFT
+    np.testing.assert_allclose(X @ stand_in, X @ total, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(X) @ stand_in, X @ total, rtol=1e-5)
+    np.testing.assert_allclose((X @ W) @ stand_in.T, (X @ W) @ total.T, rtol=1e-5)
+    np.testing.assert_allclose(product(jnp.matmul, X, stand_in), X @ total, rtol=1e-5)
+    assert (X.astype(jnp.bfloat16) @ stand_in.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert (stand_in.shape, stand_in.ndim, stand_in.size, stand_in.dtype) == ((3, 4), 2, 12, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "other_use",
+    [lambda w: w**2, lambda w: w + 1.0, lambda w: 2.0 * w, lambda w: w[0], lambda w: -w, lambda w: w @ X.T, list],
+    ids=["power", "sum", "product", "item", "negation", "left factor", "iteration"],
+)
+def test_a_stand_in_answers_products_alone(other_use):
+    with pytest.raises(OtherUse):
+        other_use(Shifted(W, SHIFT, 0.5))
+
+
+def test_a_stand_in_is_no_tree_and_no_array():
+    """Neither a sum over all leaves nor a function of arrays may take it for its parts."""
+    assert jax.tree.leaves({"w": Shifted(W, SHIFT, 0.5)})[0].__class__ is Shifted
+    with pytest.raises(TypeError):
+        jnp.sum(Shifted(W, SHIFT, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("problem", "multiplied", "reads_data", "values"),
+    [
+        (problems.chain, {"hidden1/weight", "output/weight"}, {"hidden1/weight"}, 8),
+        (problems.convolution, {"features/weight", "output/weight"}, {"features/weight"}, 51),
+        (problems.tied, {"shared/weight", "mix/weight"}, set(), 3 + 3 + 4),
+        (problems.closed_over, {"hidden", "output"}, {"hidden"}, 8),
+        (
+            problems.skip,
+            {"low/weight", "high/weight", "output/high/weight", "output/low/weight", "output/input/weight"},
+            {"low/weight", "output/input/weight"},
+            5 + 4 + 9,
+        ),
+    ],
+    ids=["chain", "convolution", "tied", "closed_over", "skip"],
+)
+def test_how_parameters_are_used(problem, multiplied, reads_data, values):
+    problem = problem()
+    found = use(problem.objective, problem.params, problem.batch)
+    assert named(problem, found.multiplied) == multiplied
+    assert named(problem, found.reads_data) == reads_data
+    assert found.values == values
+
+
+def test_a_product_that_is_not_over_the_batch_is_none():
+    """W₁ W₂ multiplies a weight by a weight: neither is one of inputs, whatever their sizes."""
+
+    def objective(params, batch):
+        return jnp.sum(batch @ (params["a"] @ params["b"]), axis=1)
+
+    params = {"a": jnp.ones((5, 5)), "b": jnp.ones((5, 5))}
+    found = use(objective, params, jnp.ones((5, 5)))
+    assert (found.multiplied, found.values) == ([False, False], 0)
+
+
+@pytest.mark.usefixtures("lenient")
+def test_any_function_will_do():
+    """A jitted forward function hides its products: no weight is found, and nothing breaks."""
+    network = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
+    forward = jax.jit(lambda params, x: network.apply(params, x))
+    objective = nl.supervised(forward, nl.losses.cross_entropy)
+    params, batch = network.init(jax.random.key(0)), (X, jnp.zeros(5, int))
+    assert not any(use(objective, params, batch).multiplied)
+    estimator = nl.weight_perturbation(objective, directions=nl.directions.rank_one(), num_samples=4)
+    grads = estimator.estimate(jax.random.key(1), (), params, batch)[0]
+    assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
