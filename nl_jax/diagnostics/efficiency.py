@@ -45,7 +45,7 @@ class Efficiency(NamedTuple):
 
     def __str__(self) -> str:
         width = max(len("estimator"), *map(len, self.rows))
-        head = f"{'estimator':{width}}  {'ms/estimate':>11}  {'evals':>6}  {'cosine':>14}"
+        head = f"{'estimator':{width}}  {'ms/estimate':>11}  {'evals':>6}  {'cosine':>15}"
         head += f"  {'SNR/second':>20}  {'SNR/1000 evals':>20}"
         lines = [
             f"{name:{width}}  {1e3 * row.seconds.median:11.2f}  {row.evaluations:6d}  "
@@ -185,4 +185,6 @@ def _autodiff(objective: Any) -> GradientEstimator:
 
 
 def _figure(value: float, error: float) -> str:
-    return "exact" if math.isinf(value) else f"{value:.3g} ± {error:.2g}"
+    if math.isinf(value):
+        return "exact"
+    return f"{value:,.0f} ± {error:,.0f}" if value >= 1000 else f"{value:.3g} ± {error:.2g}"

@@ -1,0 +1,81 @@
+"""Signal to noise by the second and by the evaluation."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import nl_jax as nl
+from nl_jax.diagnostics.timing import Spread
+from tests import problems
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def found():
+    problem = problems.chain()
+    candidates = {
+        "backprop": nl.backprop(problem.objective),
+        "four": nl.weight_perturbation(problem.objective, num_samples=4, directions=nl.directions.rademacher()),
+        "sixteen": nl.weight_perturbation(problem.objective, num_samples=16, directions=nl.directions.rademacher()),
+    }
+    at = problem.params, problem.batch
+    return nl.diagnostics.efficiency(candidates, problem.objective, *at, num_estimates=400, rounds=5, progress=False)
+
+
+def test_signal_to_noise_is_that_of_the_variance_law(found):
+    """K/(P − 1) for signs; a wrong K must fail."""
+    for name, samples in (("four", 4), ("sixteen", 16)):
+        row = found.rows[name]
+        assert abs(row.signal_to_noise - samples / 42) < 5 * row.signal_to_noise_error
+        assert abs(row.signal_to_noise - (samples + 1) / 42) > row.signal_to_noise_error
+        assert row.evaluations == samples + 1
+        np.testing.assert_allclose(row.per_evaluation, row.signal_to_noise / row.evaluations)
+        np.testing.assert_allclose(row.per_second, row.signal_to_noise / row.seconds.median)
+        assert row.per_second_error > row.signal_to_noise_error / row.seconds.median * 0.99
+        assert 0 < row.seconds.low <= row.seconds.median <= row.seconds.high
+
+
+def test_exact_estimators_are_said_to_be(found):
+    row = found.rows["backprop"]
+    assert math.isinf(row.per_second)
+    assert math.isinf(row.per_evaluation)
+    assert row.cosine > 0.999
+    assert str(found).splitlines()[1].split()[-2:] == ["exact", "exact"]
+    assert found.as_dict()["backprop"]["per_second"] is None
+
+
+def test_the_table_and_the_data_hold_every_figure(found):
+    lines = str(found).splitlines()
+    assert len(lines) == 4
+    assert len(set(map(len, lines))) == 1
+    for name, row in found.rows.items():
+        (line,) = (line for line in lines if line.startswith(name))
+        assert f"{1e3 * row.seconds.median:.2f}" in line
+    saved = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert saved["four"]["evaluations"] == 5
+    assert saved["four"]["seconds"] == found.rows["four"].seconds._asdict()
+    assert Spread(**saved["four"]["seconds"]) == found.rows["four"].seconds
+
+
+def test_the_figure_shows_the_noisy_ones(found):
+    left, right = found.plot().axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["sixteen", "four"]
+    for axes, label in ((left, "signal to noise per second"), (right, "signal to noise per 1,000 evaluations")):
+        assert axes.get_xlabel() == label
+        assert axes.get_xscale() == "log"
+    np.testing.assert_allclose(
+        right.lines[0].get_xdata(), [1e3 * found.rows[name].per_evaluation for name in ("sixteen", "four")]
+    )
+
+
+def test_bad_settings():
+    problem = problems.chain()
+    at = problem.objective, problem.params, problem.batch
+    with pytest.raises(ValueError, match="estimators must name at least one candidate"):
+        nl.diagnostics.efficiency({}, *at)
+    with pytest.raises(ValueError, match="rounds must be a whole number of at least 1, got 0"):
+        nl.diagnostics.efficiency({"backprop": nl.backprop(problem.objective)}, *at, rounds=0)
