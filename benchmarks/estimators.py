@@ -1,31 +1,31 @@
-"""What an estimate costs, in forward passes.
+"""What an estimate costs, in forward passes, and how much signal it buys.
 
 python -m benchmarks.estimators --help
 """
 
 import dataclasses
-import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 import nl_jax as nl
+from benchmarks import report
+from benchmarks.problem import Problem, images, problem
 from experiments.failure import exit_code
-from experiments.plotting import figure
 from experiments.results import Folder
 from nl_jax.diagnostics.timing import Spread, interleaved, ratio
 
 
 @dataclass(frozen=True)
 class Config:
-    """Time every estimator on one network and batch, in units of forward passes.
+    """Time every estimator on one network and batch, in units of forward passes, and measure its signal to noise.
 
     Perturbation estimators are given over K times the jitted mean loss of the batch, exact ones over
     `jax.value_and_grad` of it. Writes estimators.json and estimators.png to --out.
@@ -33,134 +33,197 @@ class Config:
 
     sizes: tuple[int, ...] = (784, 256, 256, 10)
     """Units per layer, input to output (tanh, cross-entropy)."""
+    conv: bool = False
+    """A small convolutional network on 28 x 28 images instead."""
     batch_size: int = 128
     """Examples."""
     num_samples: int = 32
     """K, random directions per estimate."""
     rounds: int = 15
     """Interleaved repeats; the table gives medians and quartiles."""
+    num_estimates: int = 40
+    """Independent estimates to measure signal and noise with."""
     out: Path = Path("results/benchmarks")
     """Folder for the results."""
     quick: bool = False
-    """Three rounds instead."""
+    """Three rounds instead, the rows that stand for their kind, and the signal of three of them from four estimates."""
 
 
+NAIVE = "weights: Gaussian, all samples vmapped"
+_STANDARDS = (NAIVE, "weights: rank-one signs", "nodes: signs")  # whose signal a quick run measures
 _CALLS = 10  # of an exact estimate per round: one alone is too short to time
 
 
-Timed = dict[str, Spread]  # by estimator
+class Row(NamedTuple):
+    """One estimator: time over its unit (K forward passes, or value_and_grad) and what it got for it.
+
+    Attributes:
+      time: over the unit.
+      evaluations: per estimate.
+      per_evaluation: time of one evaluation over one forward pass; NaN for exact estimators.
+      temporary_mb: of the compiled program, in 10^6 bytes.
+      signal_to_noise, signal_to_noise_error: of one estimate, with its standard error; infinite for exact ones.
+      signal_rate: signal to noise per second over that of the naive way; NaN where it was not measured.
+    """
+
+    time: Spread
+    evaluations: int
+    per_evaluation: float
+    temporary_mb: float
+    signal_to_noise: float
+    signal_to_noise_error: float
+    signal_rate: float
 
 
-def run(config: Config) -> tuple[Timed, Timed]:
-    """Measures, prints a table and saves; returns (over K forward passes, over value_and_grad)."""
+def run(config: Config) -> dict[str, Row]:
+    """Measures, prints a table and saves."""
     if config.quick:
-        config = dataclasses.replace(config, rounds=min(config.rounds, 3))
+        config = dataclasses.replace(config, rounds=min(config.rounds, 3), num_estimates=min(config.num_estimates, 4))
     folder = Folder(config.out, config)
-    network = nl.mlp(config.sizes, activation=nl.activations.tanh())
-    objective = nl.supervised(network.apply, nl.losses.cross_entropy)
-    keys = jax.random.split(jax.random.key(0), 4)
-    params = network.init(keys[0])
-    images = jax.random.uniform(keys[1], (config.batch_size, config.sizes[0]))
-    batch = images, jax.random.randint(keys[2], (config.batch_size,), 0, config.sizes[-1])
-
-    def mean_loss(params: Any, batch: Any) -> jax.Array:
-        return jnp.mean(objective(params, batch))
-
-    def timed(estimator: nl.GradientEstimator, calls: int = 1) -> Callable[[], Any]:
-        def estimate(params: Any, batch: Any) -> Any:
-            grads, _, info = estimator.estimate(keys[3], estimator.init(keys[3], params), params, batch)
-            return grads, info.loss
-
-        compiled = jax.jit(estimate)
-        return lambda: [compiled(params, batch) for _ in range(calls)]
-
-    sampled, exact = _sampled(objective, config.num_samples), _exact(objective)
-    forward, value_and_grad = jax.jit(mean_loss), jax.jit(jax.value_and_grad(mean_loss))
-    functions = {
-        "forward": lambda: [forward(params, batch) for _ in range(config.num_samples)],
-        "value_and_grad": lambda: [value_and_grad(params, batch) for _ in range(_CALLS)],
-        **{name: timed(estimator) for name, estimator in sampled.items()},
-        **{name: timed(estimator, _CALLS) for name, estimator in exact.items()},
+    task = images(config.batch_size) if config.conv else problem(config.sizes, config.batch_size)
+    sampled, exact = _sampled(task, config.num_samples, config.quick), _exact(task)
+    programs = {name: _compiled(task, estimator) for name, estimator in (sampled | exact).items()}
+    forward, value_and_grad = jax.jit(task.mean_loss), jax.jit(jax.value_and_grad(task.mean_loss))
+    at = task.params, task.data
+    functions: dict[str, Any] = {
+        "forward": lambda: [forward(*at) for _ in range(config.num_samples)],
+        "value_and_grad": lambda: [value_and_grad(*at) for _ in range(_CALLS)],
+        **{name: lambda p=programs[name]: p(*at) for name in sampled},
+        **{name: lambda p=programs[name]: [p(*at) for _ in range(_CALLS)] for name in exact},
     }
     seconds = interleaved(functions, config.rounds)
 
-    over_forward = {name: ratio(seconds[name], seconds["forward"]) for name in sampled}
-    over_exact = {name: ratio(seconds[name], seconds["value_and_grad"]) for name in exact}
+    rows = {}
+    for name, estimator in (sampled | exact).items():
+        evaluations = int(programs[name](*at)[1].evaluations)
+        over = "forward" if name in sampled else "value_and_grad"
+        time = ratio(seconds[name], seconds[over])
+        snr, error = math.inf, 0.0
+        if name in sampled:
+            wanted = not config.quick or name in _STANDARDS
+            snr, error = _signal(task, estimator, config.num_estimates) if wanted else (math.nan, math.nan)
+        per_evaluation = time.median * config.num_samples / evaluations if name in sampled else math.nan
+        memory = programs[name].memory_analysis().temp_size_in_bytes / 1e6
+        rows[name] = Row(time, evaluations, per_evaluation, memory, snr, error, math.nan)
+    naive = rows[NAIVE].signal_to_noise / np.median(seconds[NAIVE])
+    for name in sampled:
+        rate = rows[name].signal_to_noise / np.median(seconds[name]) / naive
+        rows[name] = rows[name]._replace(signal_rate=float(rate))
+
     pass_ms = 1e3 * float(np.median(seconds["forward"])) / config.num_samples
     grad_ms = 1e3 * float(np.median(seconds["value_and_grad"])) / _CALLS
-    print(_table(config, over_forward, over_exact, pass_ms, grad_ms))
+    copy_mb = sum(leaf.nbytes for leaf in jax.tree.leaves(task.params)) / 1e6
+    print(f"{task.title}; batch {config.batch_size}, K = {config.num_samples}, float32, {jax.devices()[0].device_kind}")
+    print(f"one forward pass {pass_ms:.2f} ms, value_and_grad {grad_ms:.2f} ms, parameters {copy_mb:.2f} MB")
+    print(_table(config, rows))
+    groups = {
+        f"time of K = {config.num_samples} samples over K forward passes": {n: rows[n].time for n in sampled},
+        "time over jax.value_and_grad": {n: rows[n].time for n in exact},
+    }
+    canvas = report.ratios_figure(groups, "time (1: dashed)", f"{task.title}, batch {config.batch_size}")
     results = {
-        "over_forward_passes": {name: value._asdict() for name, value in over_forward.items()},
-        "over_value_and_grad": {name: value._asdict() for name, value in over_exact.items()},
+        "rows": {name: row._asdict() | {"time": row.time._asdict()} for name, row in rows.items()},
         "forward_pass_ms": pass_ms,
         "value_and_grad_ms": grad_ms,
+        "parameters_mb": copy_mb,
     }
-    (folder.path / "estimators.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"data and picture: {folder.path} (estimators.json, config.json, {_plot(folder, config, over_forward).name})")
-    return over_forward, over_exact
+    report.save(folder, "estimators", results, canvas)
+    return rows
 
 
-def _exact(objective: Any) -> dict[str, nl.GradientEstimator]:
+def _compiled(task: Problem, estimator: nl.GradientEstimator) -> Any:
+    key = jax.random.key(3)
+
+    def estimate(params: Any, batch: Any) -> Any:
+        grads, _, info = estimator.estimate(key, estimator.init(key, params), params, batch)
+        return grads, info
+
+    return jax.jit(estimate).lower(task.params, task.data).compile()
+
+
+def _signal(task: Problem, estimator: nl.GradientEstimator, num_estimates: int) -> tuple[float, float]:
+    at = jax.random.key(4), task.params, task.data
+    reference = nl.backprop(task.objective)
+    m = jax.jit(lambda: nl.diagnostics.measure(estimator, reference, *at, num_estimates=num_estimates))()
+    return float(m.signal_to_noise), float(m.signal_to_noise_error)
+
+
+def _exact(task: Problem) -> dict[str, nl.GradientEstimator]:
     return {
-        "backprop": nl.backprop(objective),
-        "backprop_recursion": nl.backprop_recursion(objective),
-        "lagrangian_backprop": nl.lagrangian_backprop(objective),
+        "backprop": nl.backprop(task.objective),
+        "backprop_recursion": nl.backprop_recursion(task.objective),
+        "lagrangian_backprop": nl.lagrangian_backprop(task.objective),
     }
 
 
-def _sampled(objective: Any, samples: int) -> dict[str, nl.GradientEstimator]:
-    signs, normal = nl.directions.rademacher(), nl.directions.gaussian()
+def _sampled(task: Problem, samples: int, quick: bool) -> dict[str, nl.GradientEstimator]:
+    laws, baselines = nl.directions, nl.baselines
+    signs, one = laws.rademacher(), laws.rank_one()
+
+    def weights(**settings: Any) -> nl.GradientEstimator:
+        return nl.weight_perturbation(task.objective, num_samples=samples, **settings)
+
+    def nodes(**settings: Any) -> nl.GradientEstimator:
+        return nl.node_perturbation(task.objective, num_samples=samples, **settings)
+
+    def forward(**settings: Any) -> nl.GradientEstimator:
+        return nl.forward_gradient(task.objective, num_samples=samples, **settings)
+
     found = {
-        "weight perturbation, Gaussian, all samples vmapped": nl.weight_perturbation(
-            objective, num_samples=samples, chunk=samples, directions=normal
-        )
+        NAIVE: weights(chunk=samples),
+        "weights: Gaussian": weights(),
+        "weights: signs": weights(directions=signs),
+        "weights: signs, antithetic": weights(directions=signs, baseline=baselines.antithetic()),
+        "weights: rank-one signs": weights(directions=one),
+        "weights: rank-one signs, antithetic": weights(directions=one, baseline=baselines.antithetic()),
+        "weights: flipout": weights(directions=laws.flipout()),
+        "nodes: Gaussian": nodes(),
+        "nodes: signs": nodes(directions=signs),
+        "forward gradient in weights: signs": forward(directions=signs),
+        "forward gradient in weights: rank-one signs": forward(directions=one),
+        "forward gradient in nodes: signs": forward(directions=signs, space=nl.spaces.nodes),
     }
-    for label, law in (("Gaussian", normal), ("signs", signs)):
-        found |= {
-            f"weight perturbation, {label}": nl.weight_perturbation(objective, num_samples=samples, directions=law),
-            f"weight perturbation, {label}, antithetic": nl.weight_perturbation(
-                objective, num_samples=samples, directions=law, baseline=nl.baselines.antithetic()
-            ),
-            f"node perturbation, {label}": nl.node_perturbation(objective, num_samples=samples, directions=law),
-            f"forward gradient, weights, {label}": nl.forward_gradient(objective, num_samples=samples, directions=law),
-            f"forward gradient, nodes, {label}": nl.forward_gradient(
-                objective, space=nl.spaces.nodes, num_samples=samples, directions=law
-            ),
-        }
-    return found
+    if quick:
+        return found
+    return found | {
+        "weights: rank-four signs": weights(directions=laws.low_rank(4)),
+        "weights: orthogonal signs": weights(directions=laws.orthogonal()),
+        "weights: sphere": weights(directions=laws.sphere()),
+        "weights: sparse signs, 10 %": weights(directions=laws.sparse(0.1)),
+        "weights: coordinates": weights(directions=laws.coordinate()),
+        "weights: rank-one signs, no baseline": weights(directions=one, baseline=baselines.none()),
+        "weights: rank-one signs, running mean": _warm(
+            task, weights(directions=one, baseline=baselines.running_mean())
+        ),
+        "nodes: signs, antithetic": nodes(directions=signs, baseline=baselines.antithetic()),
+        "nodes: orthogonal signs": nodes(directions=laws.orthogonal()),
+        "nodes: signs, no baseline": nodes(directions=signs, baseline=baselines.none()),
+        "nodes: signs, running mean": _warm(task, nodes(directions=signs, baseline=baselines.running_mean())),
+    }
 
 
-def _table(config: Config, over_forward: Timed, over_exact: Timed, pass_ms: float, grad_ms: float) -> str:
-    shape = "-".join(map(str, config.sizes))
-    lines = [
-        f"{shape} tanh, cross-entropy, batch {config.batch_size}, K = {config.num_samples}, float32, "
-        f"{jax.devices()[0].device_kind}; medians (quartiles) of {config.rounds} interleaved rounds",
-        f"one forward pass {pass_ms:.2f} ms, value_and_grad {grad_ms:.2f} ms",
-        f"{'over K forward passes':54}time",
-        *(f"  {name:52}{value}" for name, value in over_forward.items()),
-        f"{'over jax.value_and_grad':54}time",
-        *(f"  {name:52}{value}" for name, value in over_exact.items()),
-    ]
-    return "\n".join(lines)
+def _warm(task: Problem, estimator: nl.GradientEstimator) -> nl.GradientEstimator:
+    """The estimator as it is after some estimates: a running mean needs a past."""
+    state = estimator.init(jax.random.key(5), task.params)
+    step = jax.jit(lambda key, state: estimator.estimate(key, state, task.params, task.data)[1])
+    for key in jax.random.split(jax.random.key(6), 5):
+        state = step(key, state)
+    return nl.GradientEstimator(lambda key, params: state, estimator.estimate)
 
 
-def _plot(folder: Folder, config: Config, ratios: Timed) -> Path:
-    canvas, axes = figure(1, 1, size=(9, 4.6))
-    names, values = list(ratios)[::-1], list(ratios.values())[::-1]
-    medians = np.array([value.median for value in values])
-    spread = np.abs(np.array([[value.low, value.high] for value in values]).T - medians)
-    axes.errorbar(medians, names, xerr=spread, fmt="o", color="#0072B2", ecolor="#000000", elinewidth=1.5)
-    axes.axvline(1, color="#000000", linestyle="--", linewidth=1)
-    for row, value in enumerate(values):
-        axes.annotate(f"{value.median:.2f}", (value.high, row), (6, 0), textcoords="offset points", va="center")
-    axes.margins(x=0.12)
-    shape = "-".join(map(str, config.sizes))
-    axes.set(
-        xscale="log",
-        xlabel=f"time of an estimate of K = {config.num_samples} samples, in K forward passes (dashed: 1)",
-        title=f"{shape} tanh, batch {config.batch_size}, {jax.devices()[0].device_kind}",
-    )
-    return folder.picture("estimators", canvas)
+def _table(config: Config, rows: dict[str, Row]) -> str:
+    head = (f"over K = {config.num_samples} forward passes", "time", "per evaluation", "temporary MB")
+    lines: list[tuple[str, ...]] = [(*head, "signal/noise", "signal/noise per second over the first row's")]
+    exact: list[tuple[str, ...]] = [("over jax.value_and_grad", "time", "", "temporary MB")]
+    for name, row in rows.items():
+        if math.isinf(row.signal_to_noise):
+            exact.append((name, str(row.time), "", f"{row.temporary_mb:.2f}"))
+            continue
+        measured = not math.isnan(row.signal_to_noise)
+        signal = f"{row.signal_to_noise:.2e} ± {row.signal_to_noise_error:.0e}" if measured else "-"
+        cost = f"{row.per_evaluation:.2f}", f"{row.temporary_mb:.2f}"
+        lines.append((name, str(row.time), *cost, signal, f"{row.signal_rate:.3g}" if measured else "-"))
+    return "\n".join(report.aligned(lines + exact))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,29 +1,56 @@
 import json
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import estimators
+from benchmarks import estimators, scaling, throughput
 from nl_jax.diagnostics import timing
+
+pytestmark = pytest.mark.usefixtures("lenient")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("lenient")
-def test_prints_a_table_and_saves_it(tmp_path, capsys):
-    small = ["--sizes", "6", "5", "3", "--num-samples", "2", "--batch-size", "4", "--rounds", "2"]
+def test_estimators_print_a_table_and_save_it(tmp_path, capsys):
+    small = ["--sizes", "6", "5", "3", "--num-samples", "2", "--batch-size", "4", "--quick"]
     assert estimators.main([*small, "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     saved = json.loads((tmp_path / "estimators.json").read_text())
     assert json.loads((tmp_path / "config.json").read_text())["config"]["num_samples"] == 2
-    assert len(saved["over_forward_passes"]) == 11
-    assert set(saved["over_value_and_grad"]) == {"backprop", "backprop_recursion", "lagrangian_backprop"}
-    for name, value in (saved["over_forward_passes"] | saved["over_value_and_grad"]).items():
+    exact = {"backprop", "backprop_recursion", "lagrangian_backprop"}
+    assert exact < set(saved["rows"])
+    for name, row in saved["rows"].items():
         assert name in shown
-        assert 0 < value["low"] <= value["median"] <= value["high"]
+        assert 0 < row["time"]["low"] <= row["time"]["median"] <= row["time"]["high"]
+        assert row["evaluations"] >= 3
+        assert (name in exact) == (row["signal_to_noise"] == float("inf"))
+    assert saved["rows"][estimators.NAIVE]["signal_rate"] == 1
     assert (tmp_path / "estimators.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_scaling_varies_one_size_at_a_time(tmp_path, capsys):
+    sizes = ["--widths", "4", "8", "--batch-sizes", "2", "--samples", "1", "2"]
+    assert scaling.main([*sizes, "--rounds", "2", "--out", str(tmp_path)]) == 0
+    saved = json.loads((tmp_path / "scaling.json").read_text())
+    assert {varied: curves["sizes"] for varied, curves in saved.items()} == {"width": [4, 8], "batch": [2], "K": [1, 2]}
+    assert all(value["median"] > 0 for value in saved["K"]["weights: rank-one signs"])
+    assert "nodes: signs" in capsys.readouterr().out
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_throughput_is_a_fraction_of_inference(tmp_path, capsys):
+    small = ["--sizes", "6", "5", "3", "--num-samples", "2", "--batch-size", "4", "--rounds", "2"]
+    assert throughput.main([*small, "--out", str(tmp_path)]) == 0
+    saved = json.loads((tmp_path / "throughput.json").read_text())
+    shown = capsys.readouterr().out
+    assert len(saved) == 2 * 5
+    for name, row in saved.items():
+        assert name in shown
+        assert 0 < row["low"] <= row["median"] <= row["high"]
+        assert row["evaluations_per_second"] > 0
 
 
 def test_ratios_are_taken_round_by_round():
@@ -37,12 +64,13 @@ def test_all_functions_take_turns():
     def function(name):
         def call():
             calls.append(name)
-            time.sleep(0.001)
             return jax.block_until_ready(jnp.zeros(1))
 
         return call
 
     seconds = timing.interleaved({name: function(name) for name in "abc"}, rounds=4)
-    assert calls[:3] == ["a", "b", "c"]  # warm up
-    assert all(sorted(calls[i : i + 3]) == ["a", "b", "c"] for i in range(3, 15, 3))
-    assert all(len(s) == 4 and (s > 0.001).all() for s in seconds.values())
+    assert {name: values.shape for name, values in seconds.items()} == dict.fromkeys("abc", (4,))
+    assert calls[:3] == list("abc")  # warmed up
+    rounds = [calls[i : i + 3] for i in range(3, 15, 3)]
+    assert all(sorted(round_) == list("abc") for round_ in rounds)
+    assert len(set(map(tuple, rounds))) > 1  # in changing order
