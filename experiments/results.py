@@ -48,9 +48,12 @@ class Folder:
 
     def metric(self, **values: Any) -> None:
         """Appends one line to `metrics.jsonl`; arrays become lists, NaN and infinity null."""
-        plain = {name: _plain(value.tolist() if hasattr(value, "tolist") else value) for name, value in values.items()}
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(plain, allow_nan=False) + "\n")
+            file.write(json.dumps(_plain(values), allow_nan=False) + "\n")
+
+    def data(self, name: str, values: Any) -> None:
+        """Writes `name.json`; arrays become lists, NaN and infinity null."""
+        (self.path / f"{name}.json").write_text(json.dumps(_plain(values), indent=2, allow_nan=False) + "\n")
 
     def arrays(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes `name.npz`."""
@@ -65,6 +68,10 @@ class Folder:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, list):
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

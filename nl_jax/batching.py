@@ -27,8 +27,12 @@ def shuffled(key: Key, first_step: Array, num_steps: int, num_examples: int, bat
         order = jax.random.permutation(jax.random.fold_in(key, number), num_examples)
         return order[: per_pass * batch_size].reshape(per_pass, batch_size)
 
-    upcoming = jax.vmap(batches)(first_step // per_pass + jnp.arange(passes))
-    upcoming = upcoming.reshape(passes * per_pass, batch_size)
+    # Whether the last is reached depends on where the first stands; to shuffle a large set is dear, so only if it is.
+    first = first_step // per_pass
+    certain = jax.vmap(batches)(first + jnp.arange(passes - 1))
+    reached = (first_step + num_steps - 1) // per_pass >= first + passes - 1
+    last = jax.lax.cond(reached, batches, lambda number: jnp.zeros_like(certain[0]), first + passes - 1)
+    upcoming = jnp.concatenate([certain, jnp.expand_dims(last, 0)]).reshape(passes * per_pass, batch_size)
     return jax.lax.dynamic_slice_in_dim(upcoming, first_step % per_pass, num_steps)
 
 
