@@ -145,7 +145,7 @@ def drive(
                 steps = min(run.steps_per_dispatch, run.num_steps - done)
                 next_state, (losses, recorded) = dispatch(
                     run.learner, run.order, run.record, run.batch_size, steps,
-                    key, state, run.data, jnp.int32(first_step + done),
+                    key, state, run.data, np.int32(first_step + done),
                 )  # fmt: skip
                 losses, recorded = jax.device_get((losses, recorded))
                 records.append(recorded)
