@@ -24,7 +24,7 @@ def shuffled(key: Key, first_step: Array, num_steps: int, num_examples: int, bat
     passes = -(-num_steps // per_pass) + 1  # one more, as the first may be under way
 
     def batches(number: Array) -> Array:
-        # One sort by 32 random bits each, where jax.random.permutation makes two: a tie, which keeps its order, is rare.
+        # One sort by 32 random bits each, where jax.random.permutation makes two; ties, which keep order, are rare.
         order = jnp.argsort(jax.random.bits(jax.random.fold_in(key, number), (num_examples,), jnp.uint32))
         return order[: per_pass * batch_size].reshape(per_pass, batch_size)
 

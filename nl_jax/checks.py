@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
@@ -31,14 +30,6 @@ def positive_number(name: str, value: Any) -> float:
     return float(value)
 
 
-def one_of(name: str, value: Any, choices: Sequence[Any], where: str) -> Any:
-    """`value` if it is one of `choices` (functions), or ValueError that lists them as `where.<name>`."""
-    if not any(value is choice for choice in choices):
-        names = ", ".join(f"{where}.{choice.__name__}" for choice in choices)
-        raise ValueError(f"{name} must be one of {names} (the function itself), got {value!r}")
-    return value
-
-
 def typed_key(key: Key) -> None:
     """ValueError unless `key` is a typed key, as `jax.random.key` makes them."""
     dtype = getattr(key, "dtype", None)
@@ -65,13 +56,15 @@ def floating(params: Params) -> None:
 
 
 def per_example(losses: Array) -> Array:
-    """`losses` if they have shape [batch] with at least one example, or ValueError."""
+    """`losses` if they are floating-point, of shape [batch] with at least one example, or ValueError."""
     shape = jnp.shape(losses)
     if len(shape) != 1 or shape[0] == 0:
         raise ValueError(
             f"an objective must return one loss per example, shape [batch] with batch of at least 1; "
             f"got shape {shape}: do not average over the batch, the estimator does"
         )
+    if not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise ValueError(f"an objective must return floating-point losses, got {losses.dtype}: cast them to float32")
     return losses
 
 

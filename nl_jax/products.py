@@ -133,6 +133,10 @@ class Use(NamedTuple):
     values: int
 
 
+_ONE_BY_ONE = 32
+"""The most parameters that are tried one by one where all together fail: each costs a trace of the objective."""
+
+
 class _Witness(StandIn):
     """Stands in for a weight that is not displaced at all, and notes what products are made of it."""
 
@@ -157,10 +161,16 @@ class _Witness(StandIn):
 def use(objective: Objective, params: Params, batch: Batch) -> Use:
     """How the objective uses its parameters, found by running it abstractly with witnesses in their place."""
     leaves, tree = jax.tree.flatten(params)
-    # More examples than any axis is long, so that no other axis is mistaken for the batch.
-    lengths = [length for leaf in (*leaves, *jax.tree.leaves(batch)) for length in np.shape(leaf)]
-    examples = 1 + max(lengths, default=0)
-    enlarged = jax.tree.map(lambda x: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype), batch)
+    # A number of examples that no other axis is likely to have, so that none is mistaken for the batch.
+    examples = 10_007
+
+    def enlarged() -> Batch:
+        (number,) = jax.eval_shape(objective, params, batch).shape
+
+        def enlarge(x: Array) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((examples, *x.shape[1:]) if x.shape[:1] == (number,) else x.shape, x.dtype)
+
+        return jax.tree.map(enlarge, batch)
 
     def products_of(chosen: list[int]) -> tuple[set[int], set[int], int] | None:
         """Of the chosen leaves: those multiplied, those whose inputs depend on parameters, and how many values."""
@@ -178,19 +188,24 @@ def use(objective: Objective, params: Params, batch: Batch) -> Use:
                 return _Witness(leaves[place], examples, note)
 
             placed = [witness(i) if i in chosen else leaf for i, leaf in enumerate(leaves)]
-            return objective(jax.tree.unflatten(tree, placed), batch)
+            losses = objective(jax.tree.unflatten(tree, placed), batch)
+            if losses.shape != (examples,):
+                raise OtherUse("losses are [batch]")
+            return losses
 
         # Mapped over parameters and not over the batch: what is mapped then depends on parameters.
         mapped = [jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for leaf in leaves]
         try:
-            jax.eval_shape(jax.vmap(run, in_axes=(0, None)), mapped, enlarged)
-        except (TypeError, ValueError, AttributeError):
+            jax.eval_shape(jax.vmap(run, in_axes=(0, None)), mapped, enlarged())
+        except Exception:  # whatever the user's function makes of stand-ins and another batch: then it has no weights
             return None
         return met, above, sum(values)
 
     candidates = [place for place, leaf in enumerate(leaves) if leaf.ndim >= 2]
     found = products_of(candidates)
-    if found is None:
+    if found is None and len(candidates) > _ONE_BY_ONE:
+        found = set(), set(), 0
+    elif found is None:
         one_by_one = {i: products_of([i]) for i in candidates}
         found = products_of([i for i, own in one_by_one.items() if own and i in own[0]]) or (set(), set(), 0)
     met, above, values = found

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from nl_jax.base import Batch, GradientEstimator, Key, Params
 from nl_jax.checks import positive_integer, typed_key
@@ -20,8 +21,9 @@ class Row(NamedTuple):
       seconds: per estimate, median and quartiles.
       evaluations: per estimate, in forward passes.
       cosine, cosine_error: of one estimate to the gradient.
-      signal_to_noise, signal_to_noise_error: ‖g‖²/E‖ĝ − E ĝ‖² of one estimate. Averaging n estimates
-        multiplies it by n: what it costs does not depend on the number of samples in one.
+      signal_to_noise, signal_to_noise_error: ⟨E ĝ, g⟩²/(‖g‖² E‖ĝ − E ĝ‖²) of one estimate: ‖g‖²/E‖ĝ − g‖² where it is
+        unbiased, and blind to the scale of what is not calibrated. Averaging n estimates multiplies it by n: what
+        signal costs does not depend on the number of samples in one estimate.
       per_second, per_second_error: signal to noise over seconds.
       per_evaluation, per_evaluation_error: signal to noise over evaluations.
     """
@@ -133,34 +135,48 @@ def efficiency(
     >>> bool(table.rows["backprop"].per_second > table.rows["weights"].per_second > 0)
     True
     """
-    if not estimators:
-        raise ValueError("estimators must name at least one candidate, got none")
+    if not isinstance(estimators, Mapping) or not estimators:
+        raise ValueError(f"estimators must map names to at least one candidate, got {estimators!r}")
     rounds = positive_integer("rounds", rounds)
     key = jax.random.key(0) if key is None else key
     typed_key(key)
     reference = _autodiff(objective)
 
-    def estimate(estimator: GradientEstimator) -> Any:
-        state = estimator.init(key, params)
-        compiled = jax.jit(estimator.estimate)
-        return lambda: compiled(key, state, params, batch)
-
-    runs = {name: estimate(estimator) for name, estimator in estimators.items()}
+    runs = {name: _Repeated(estimator, key, params, batch) for name, estimator in estimators.items()}
     seconds = interleaved(runs, rounds, progress=progress)
     rows = {}
-    for name, estimator in estimators.items():
-        quality = jax.jit(lambda e=estimator: measure(e, reference, key, params, batch, num_estimates=num_estimates))()
-        rows[name] = _row(seconds[name], int(runs[name]()[2].evaluations), quality)
+    for name, run in runs.items():
+        evaluations = int(run()[2].evaluations)
+        quality = jax.jit(lambda *at, e=run.warm(): measure(e, reference, *at, num_estimates=num_estimates))
+        rows[name] = _row(seconds[name], evaluations, quality(key, params, batch))
     return Efficiency(rows)
+
+
+class _Repeated:
+    """An estimator run again and again, its state handed on, so that what learns from its past has one."""
+
+    def __init__(self, estimator: GradientEstimator, key: Key, params: Params, batch: Batch) -> None:
+        self.estimator, self.state, self.at = estimator, estimator.init(key, params), (params, batch)
+        self.key, self.compiled = key, jax.jit(estimator.estimate)
+
+    def __call__(self) -> Any:
+        grads, self.state, info = self.compiled(self.key, self.state, *self.at)
+        return grads, self.state, info
+
+    def warm(self) -> GradientEstimator:
+        """The estimator as it is after all that."""
+        return self.estimator._replace(init=lambda key, params: self.state)
 
 
 def _row(seconds: np.ndarray, evaluations: int, quality: Any) -> Row:
     # The standard error of a median, 0.93 interquartile ranges over the root of their number, for normal deviations.
     time = spread(seconds)
     time_error = 0.93 * (time.high - time.low) / len(seconds) ** 0.5 / time.median
-    snr, snr_error = float(quality.signal_to_noise), float(quality.signal_to_noise_error)
-    exact = not snr < 1 / np.finfo(np.float32).eps  # what is left is rounding
-    snr, relative = (math.inf, 0.0) if exact else (snr, snr_error / snr)
+    power = optax.tree.norm(quality.reference, squared=True)
+    scale = float(optax.tree.vdot(quality.mean, quality.reference) / power)
+    snr, snr_error = (scale**2 * float(x) for x in (quality.signal_to_noise, quality.signal_to_noise_error))
+    exact = snr > 1 / np.finfo(np.float32).eps and float(quality.cosine) > 0.999  # what is left is rounding
+    snr, relative = (math.inf, 0.0) if exact else (snr, snr_error / snr if snr else math.nan)
     per_second, per_evaluation = snr / time.median, snr / evaluations
     return Row(
         seconds=time,
@@ -185,6 +201,6 @@ def _autodiff(objective: Any) -> GradientEstimator:
 
 
 def _figure(value: float, error: float) -> str:
-    if math.isinf(value):
-        return "exact"
+    if math.isinf(value) or math.isnan(value):
+        return "exact" if value > 0 else "not a number"
     return f"{value:,.0f} ± {error:,.0f}" if value >= 1000 else f"{value:.3g} ± {error:.2g}"

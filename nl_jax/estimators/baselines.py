@@ -6,6 +6,7 @@ from, [batch], an estimate of the undisplaced ones.
 """
 
 from collections.abc import Callable
+from numbers import Real
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -99,7 +100,7 @@ def running_mean(decay: float = 0.9) -> Baseline:
       decay: weight of the past in the exponential mean, at least 0 and below 1. Its start is corrected for; the very
         first estimate has no baseline.
     """
-    if isinstance(decay, bool) or not 0 <= decay < 1:
+    if isinstance(decay, bool) or not isinstance(decay, Real) or not 0 <= decay < 1:
         raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
 
     def init() -> RunningMean:
@@ -115,9 +116,10 @@ def running_mean(decay: float = 0.9) -> Baseline:
         return Rate(along, 0, 1)
 
     def update(state: State, loss: Array) -> RunningMean:
-        return RunningMean(
-            decay * state.total + (1 - decay) * loss.astype(state.total.dtype), decay * state.weight + (1 - decay)
-        )
+        kept = jnp.isfinite(loss)  # one NaN must not be remembered for good
+        total = decay * state.total + (1 - decay) * loss.astype(state.total.dtype)
+        weight = decay * state.weight + (1 - decay)
+        return RunningMean(jnp.where(kept, total, state.total), jnp.where(kept, weight, state.weight))
 
     return Baseline(init, rate, update, unit)
 
@@ -130,7 +132,7 @@ class RunningMean(NamedTuple):
 
 
 def tangent() -> Baseline:
-    """dẼ/dσ at σ = 0: the exact directional derivative, by forward-mode autodiff."""
+    """dẼ/dσ at σ = 0: the exact directional derivative, by forward-mode autodiff; there is no σ to choose."""
 
     def rate(view: View, sigma: float, state: State) -> Rate:
         del sigma, state

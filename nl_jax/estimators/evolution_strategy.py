@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.checks import positive_integer, positive_number, takes, typed_key
-from nl_jax.estimators.directions import Law, gaussian
+from nl_jax.estimators.directions import Law, Structured, gaussian
+from nl_jax.estimators.directions.structured import parts
 from nl_jax.estimators.sampling import default_chunk, stacked, sum_over_samples
 from nl_jax.estimators.shaping import Shaping, centred_ranks
 from nl_jax.estimators.spaces import weights
@@ -68,12 +69,17 @@ def evolution_strategy(
         def losses_along(index: Array) -> Array:
             direction = draw(index)
             tried = view.both_sides(direction, step) if antithetic else (view.displaced(direction, step),)
-            return jnp.stack(tried)
+            return jnp.mean(jnp.stack(tried), axis=1)
 
         indices = jnp.arange(num_samples, dtype=jnp.int32)
-        at_once = chunk or default_chunk(num_samples, view.footprint(jax.eval_shape(draw, indices[0])))
-        losses = jax.lax.map(losses_along, indices, batch_size=at_once)
-        fitness = jnp.mean(losses, axis=2)
+        direction = jax.eval_shape(draw, indices[0])
+        if any(xi.of_each_example for xi in parts(direction) if isinstance(xi, Structured)):
+            raise ValueError(
+                "directions must be shared by the batch, for its mean loss is one fitness; of nl.directions, flipout() "
+                "gives every example its own: take another law, or weight_perturbation"
+            )
+        at_once = chunk or default_chunk(num_samples, view.footprint(direction))
+        fitness = jax.lax.map(losses_along, indices, batch_size=at_once)
         utilities = shaping(fitness.reshape(-1))
         if utilities.shape != (fitness.size,):
             raise ValueError(
@@ -81,7 +87,7 @@ def evolution_strategy(
             )
         utilities = utilities.reshape(fitness.shape)
         rates = (utilities[:, 0] - utilities[:, 1]) / 2 if antithetic else utilities[:, 0]
-        change = jnp.broadcast_to(jnp.expand_dims(rates / step, 1), (num_samples, losses.shape[2]))
+        change = jnp.expand_dims(rates / step, 1)
 
         credit = sum_over_samples(lambda i: view.credit(change[i], stacked(draw)(i)), num_samples, at_once)
         grads = view.gradient(jax.tree.map(lambda c: c / num_samples, credit))

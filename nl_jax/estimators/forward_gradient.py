@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from nl_jax.base import GradientEstimator, Objective
+from nl_jax.checks import takes
 from nl_jax.estimators import baselines
 from nl_jax.estimators.directions import Law, gaussian
 from nl_jax.estimators.perturbation import perturbation
@@ -49,4 +50,5 @@ def forward_gradient(
     """
     if not callable(space):
         raise ValueError(f"space must be nl.spaces.weights or nl.spaces.nodes, got {space!r}")
+    takes("space", space, 1, "nl.spaces.weights or nl.spaces.nodes, not called with the objective")
     return perturbation(space(objective), _TANGENT, directions, sigma=None, num_samples=num_samples, chunk=chunk)

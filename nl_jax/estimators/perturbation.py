@@ -38,6 +38,8 @@ def perturbation(
         raise ValueError(f"baseline must be one of nl.baselines, made by a call such as clean(); got {baseline!r}")
     takes("directions", directions, 3, "a law (key, index, template) -> direction, such as nl.directions.gaussian()")
     sigma = None if sigma is None else positive_number("sigma", sigma)
+    if sigma is not None and baseline.length is None:
+        raise ValueError(f"sigma must be left out with tangent(), which makes no step; got {sigma}")
     num_samples = positive_integer("num_samples", num_samples)
     chunk = None if chunk is None else positive_integer("chunk", chunk)
 
@@ -56,8 +58,8 @@ def perturbation(
             return direction, *rate.along(direction)
 
         def partial_sum(indices: Array) -> State:
-            directions, change, losses = stacked(sample)(indices)
-            return view.credit(change, directions), jnp.sum(jnp.mean(losses, axis=1))
+            drawn, change, losses = stacked(sample)(indices)
+            return view.credit(change, drawn), jnp.sum(jnp.mean(losses, axis=1))
 
         direction, _, losses = jax.eval_shape(sample, jnp.int32(0))
         at_once = chunk or default_chunk(num_samples, view.footprint(direction))

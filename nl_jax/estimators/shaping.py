@@ -15,25 +15,31 @@ Shaping = Callable[[Array], Array]
 def centred_ranks(losses: Array) -> Array:
     """The losses' ranks, evenly spaced from −1/2 (lowest) to 1/2 (highest): blind to outliers and to scale.
 
-    Salimans et al. 2017. Equal losses share the mean of their ranks. Shape [n], n at least 2.
+    Salimans et al. 2017. Equal losses share the mean of their ranks, and
+    NaN is the highest of all. Shape [n], n at least 2.
 
     >>> import jax.numpy as jnp
     >>> centred_ranks(jnp.array([3.0, 100.0, 1.0]))
     Array([ 0. ,  0.5, -0.5], dtype=float32)
     """
-    below = jnp.sum(jnp.expand_dims(losses, 0) < jnp.expand_dims(losses, 1), axis=1)
-    not_above = jnp.sum(jnp.expand_dims(losses, 0) <= jnp.expand_dims(losses, 1), axis=1)
+    losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)
+    ordered = jnp.sort(losses)
+    below, not_above = (jnp.searchsorted(ordered, losses, side=side) for side in ("left", "right"))
     rank = (below + not_above - 1).astype(losses.dtype) / 2
     return rank / (losses.shape[0] - 1) - 0.5
 
 
 def z_scores(losses: Array) -> Array:
-    """(E − mean)/standard deviation: blind to scale. Shape [n]; all 0 where all losses are equal.
+    """(E − mean)/standard deviation: blind to scale. Shape [n].
+
+    All 0 where losses differ by no more than rounding. A loss that is not finite counts as the highest finite one.
 
     >>> import jax.numpy as jnp
     >>> z_scores(jnp.array([3.0, 5.0]))
     Array([-1.,  1.], dtype=float32)
     """
-    centred = losses - jnp.mean(losses)
-    deviation = jnp.std(losses)
-    return jnp.where(deviation > 0, centred / jnp.where(deviation > 0, deviation, 1), 0)
+    finite = jnp.isfinite(losses)
+    losses = jnp.where(finite, losses, jnp.max(losses, where=finite, initial=-jnp.inf))
+    centred, deviation = losses - jnp.mean(losses), jnp.std(losses)
+    told_apart = deviation > 8 * jnp.finfo(losses.dtype).eps * jnp.max(jnp.abs(losses))
+    return jnp.where(told_apart, centred / jnp.where(told_apart, deviation, 1), 0)

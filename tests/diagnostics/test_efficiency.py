@@ -1,5 +1,6 @@
 """Signal to noise by the second and by the evaluation."""
 
+import functools
 import json
 import math
 
@@ -75,7 +76,37 @@ def test_the_figure_shows_the_noisy_ones(found):
 def test_bad_settings():
     problem = problems.chain()
     at = problem.objective, problem.params, problem.batch
-    with pytest.raises(ValueError, match="estimators must name at least one candidate"):
+    with pytest.raises(ValueError, match="estimators must map names to at least one candidate"):
         nl.diagnostics.efficiency({}, *at)
     with pytest.raises(ValueError, match="rounds must be a whole number of at least 1, got 0"):
         nl.diagnostics.efficiency({"backprop": nl.backprop(problem.objective)}, *at, rounds=0)
+
+
+def test_scale_is_no_signal_and_nan_is_not_exact():
+    """An estimate a thousand times too small is as good; one that is NaN, or zero, is not exact."""
+    problem = problems.chain()
+    honest = nl.weight_perturbation(problem.objective, num_samples=16)
+
+    def scaled(factor):
+        def estimate(key, state, params, batch):
+            grads, state, info = honest.estimate(key, state, params, batch)
+            return jax.tree.map(lambda g: factor * g, grads), state, info
+
+        return nl.GradientEstimator(honest.init, estimate)
+
+    candidates = {"honest": honest, "small": scaled(1e-3), "nan": scaled(math.nan), "zero": scaled(0.0)}
+    at = problem.objective, problem.params, problem.batch
+    rows = nl.diagnostics.efficiency(candidates, *at, num_estimates=50, rounds=1, progress=False).rows
+    np.testing.assert_allclose(rows["small"].signal_to_noise, rows["honest"].signal_to_noise, rtol=1e-3)
+    assert math.isnan(rows["nan"].signal_to_noise)
+    assert not math.isinf(rows["zero"].signal_to_noise)
+
+
+def test_what_learns_from_its_past_is_measured_with_one():
+    problem = problems.chain()
+    baselines = {"none": nl.baselines.none(), "running mean": nl.baselines.running_mean()}
+    make = functools.partial(nl.weight_perturbation, problem.objective, sigma=0.02, num_samples=64, chunk=64)
+    candidates = {name: make(baseline=baseline) for name, baseline in baselines.items()}
+    at = problem.objective, problem.params, problem.batch
+    rows = nl.diagnostics.efficiency(candidates, *at, num_estimates=200, rounds=10, progress=False).rows
+    assert rows["running mean"].signal_to_noise > 3 * rows["none"].signal_to_noise

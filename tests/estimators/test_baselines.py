@@ -58,7 +58,13 @@ def test_the_state_is_handed_on():
     assert np.abs(first).max() > 1
 
 
-@pytest.mark.parametrize("decay", [-0.1, 1.0, True])
+def test_a_running_mean_forgets_what_is_not_finite():
+    baseline = nl.baselines.running_mean(0.5)
+    state = baseline.update(baseline.init(), jnp.float32(2.0))
+    assert baseline.update(state, jnp.float32(jnp.nan)) == state
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, True, "0.9", None])
 def test_decay_is_checked(decay):
     with pytest.raises(ValueError, match="decay must be at least 0 and below 1"):
         nl.baselines.running_mean(decay)

@@ -346,3 +346,69 @@ BAD = [
 def test_bad_settings(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def _slopes(objective, params, batch, law):
+    """⟨mean ĝ, g⟩/‖g‖², with its standard error."""
+    estimator = nl.forward_gradient(objective, directions=law, num_samples=64, chunk=64)
+    samples, g = estimates(estimator, params, batch, jax.random.split(KEY, 200)), exact(objective, params, batch)
+    slopes = samples @ g / (g @ g)
+    return slopes.mean(), slopes.std(ddof=1) / len(slopes) ** 0.5
+
+
+def per_token(params, batch):
+    return jnp.sum(jnp.tanh(batch @ params["w"]) ** 2, axis=-1).reshape(-1)
+
+
+def whole_batch(params, batch):
+    return jnp.mean(jnp.tanh(batch @ params["w"]) ** 2)[None]
+
+
+def flattened(params, batch):
+    tokens = jnp.tanh(batch.reshape(-1, batch.shape[-1]) @ params["w"])
+    return jnp.sum(tokens.reshape(batch.shape[0], -1) ** 2, axis=1)
+
+
+@pytest.mark.parametrize("objective", [per_token, whole_batch, flattened])
+@pytest.mark.parametrize("name", ["flipout", "rank_one"])
+def test_rows_that_are_no_examples(objective, name, x64):
+    """Where a product's rows are not the losses' examples, flipout has nothing to flip: shared noise, and no bias."""
+    params, batch = {"w": jax.random.normal(KEY, (3, 2))}, jax.random.normal(jax.random.key(5), (4, 5, 3))
+    slope, error = _slopes(objective, params, batch, LAWS[name])
+    assert abs(slope - 1) < 5 * error
+    assert abs(1.5 * slope - 1) > 5 * error
+
+
+def test_a_table_that_is_no_batch(x64):
+    """A leaf of the batch that is shared by all examples: its products are no examples' either."""
+
+    def objective(params, batch):
+        x, table = batch
+        return jnp.sum((x @ params["w"]) @ (table @ params["q"]).T, axis=1)
+
+    params = {"w": jax.random.normal(KEY, (3, 2)), "q": jax.random.normal(KEY, (4, 2))}
+    batch = jax.random.normal(jax.random.key(5), (6, 3)), jax.random.normal(jax.random.key(6), (9, 4))
+    slope, error = _slopes(objective, params, batch, LAWS["flipout"])
+    assert abs(slope - 1) < 5 * error
+
+
+@pytest.mark.parametrize("generator", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_signs_of_any_generator_are_independent(generator):
+    keys = jax.random.split(jax.random.key(0, impl=generator), 2000)
+    draws = np.asarray(jax.vmap(lambda key: LAWS["rademacher"](key, 0, jnp.zeros(128)))(keys), float)
+    assert np.max(np.abs(draws.T @ draws / 2000 - np.eye(128))) < 5.5 / 2000**0.5
+
+
+def test_objectives_that_dislike_stand_ins_still_work():
+    """What an objective asserts of parameters and batch, or calls out for, costs the structure and nothing else."""
+
+    def simulated(params, batch):
+        assert batch.shape == (6, 4)
+        assert isinstance(params["w"], jax.Array)
+        y = jnp.tanh(batch @ params["w"])
+        return jax.pure_callback(lambda y: np.asarray(y).sum(axis=1), jax.ShapeDtypeStruct((6,), jnp.float32), y)
+
+    params, batch = {"w": jnp.ones((4, 3))}, jnp.ones((6, 4))
+    for law in (LAWS["rademacher"], LAWS["rank_one"]):
+        estimator = nl.weight_perturbation(simulated, directions=law, baseline=nl.baselines.antithetic(), chunk=1)
+        assert np.isfinite(estimator.estimate(KEY, (), params, batch)[0]["w"]).all()

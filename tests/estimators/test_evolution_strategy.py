@@ -17,7 +17,25 @@ def test_ranks_and_scores():
     losses = jnp.array([3.0, 1.0, 3.0, 10.0, -2.0])
     np.testing.assert_allclose(nl.shaping.centred_ranks(losses), (scipy.stats.rankdata(losses) - 1) / 4 - 0.5)
     np.testing.assert_allclose(nl.shaping.z_scores(losses), scipy.stats.zscore(losses), rtol=1e-5)
-    np.testing.assert_array_equal(nl.shaping.z_scores(jnp.ones(4)), np.zeros(4))
+    for equal in (jnp.ones(4), jnp.full(7, 0.1), jnp.full(32, 0.1)):
+        np.testing.assert_array_equal(nl.shaping.z_scores(equal), 0 * equal)
+
+
+def test_what_is_not_finite_is_worst():
+    ranks = nl.shaping.centred_ranks(jnp.array([1.0, 2.0, jnp.nan, 3.0]))
+    np.testing.assert_allclose(ranks, [-1 / 2, -1 / 6, 1 / 2, 1 / 6], rtol=1e-5)
+    scores = nl.shaping.z_scores(jnp.array([1.0, jnp.nan, 3.0, jnp.inf]))
+    np.testing.assert_allclose(scores, scipy.stats.zscore([1.0, 3.0, 3.0, 3.0]), rtol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_square_of_samples():
+    problem = problems.chain()
+
+    def temporary_bytes(samples):
+        estimate = jax.jit(nl.evolution_strategy(problem.objective, num_samples=samples, chunk=4).estimate)
+        return estimate.lower(KEY, (), problem.params, problem.batch).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(4096) - temporary_bytes(1024) < 3072 * 200  # a few numbers a sample, for the ranking
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
@@ -83,6 +101,9 @@ def test_bad_settings():
         nl.evolution_strategy(objective, num_samples=1)
     with pytest.raises(ValueError, match="shaping must take one argument"):
         nl.evolution_strategy(objective, shaping="ranks")
+    estimator = nl.evolution_strategy(objective, directions=nl.directions.flipout())
+    with pytest.raises(ValueError, match=r"directions must be shared by the batch.* flipout\(\)"):
+        estimator.estimate(KEY, (), problems.chain().params, problems.chain().batch)
     estimator = nl.evolution_strategy(objective, shaping=lambda losses: jnp.mean(losses))
     with pytest.raises(ValueError, match="shaping must return one utility per loss"):
         estimator.estimate(KEY, (), problems.chain().params, problems.chain().batch)

@@ -271,3 +271,36 @@ def test_layers_without_the_batch_axis_need_batch_credit():
     nl.node_perturbation(objective, credit=nl.spaces.per_batch_credit()).estimate(
         KEY, (), jnp.ones(3), jnp.ones((2, 3))
     )
+
+
+def test_losses_must_be_floating():
+    objective = lambda params, batch: (batch * params > 0).astype(jnp.int32)
+    with pytest.raises(ValueError, match="must return floating-point losses, got int32: cast them to float32"):
+        nl.weight_perturbation(objective).estimate(KEY, (), jnp.ones(()), jnp.ones(3))
+
+
+def test_an_exact_derivative_has_no_step():
+    objective = problems.chain().objective
+    with pytest.raises(ValueError, match=r"sigma must be left out with tangent\(\), which makes no step; got 0.1"):
+        nl.weight_perturbation(objective, sigma=0.1, baseline=nl.baselines.tangent())
+    with pytest.raises(ValueError, match="space must take one argument, got view"):
+        nl.forward_gradient(objective, space=nl.spaces.nodes(objective))
+
+
+def test_accelerators_step_further_unless_their_products_are_exact(monkeypatch):
+    step = lambda: step_size(None, balanced(1), [jnp.dtype(jnp.float32)], 100)
+    on_cpu = step()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert step() > 10 * on_cpu
+    with jax.default_matmul_precision("float32"):
+        assert step() == on_cpu
+
+
+def test_a_part_without_layers_of_its_own():
+    """A scale that no layer reads leaves node perturbation nothing to displace; it gets the loss's own derivative."""
+    problem = problems.tied()
+    parts = {"scale": nl.node_perturbation, "*": nl.backprop}
+    estimator = nl.partition(problem.objective, parts)
+    grads = estimator.estimate(KEY, estimator.init(KEY, problem.params), problem.params, problem.batch)[0]
+    exact = nl.backprop(problem.objective).estimate(KEY, (), problem.params, problem.batch)[0]
+    np.testing.assert_allclose(grads["scale"], exact["scale"], rtol=1e-5)

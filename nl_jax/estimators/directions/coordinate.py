@@ -18,6 +18,8 @@ def coordinate() -> Law:
 
     def law(key: Key, index: Array, template: Params) -> Direction:
         total = size(template)
+        if total > 2**30:
+            raise ValueError(f"coordinate directions reach 2^30 components, got {total}: use rademacher()")
         first = jax.random.randint(key, (), 0, total, jnp.int32)
         chosen = (first + jnp.asarray(index, jnp.int32) % total) % total
         leaves, tree = jax.tree.flatten(template)

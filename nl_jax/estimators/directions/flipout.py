@@ -1,7 +1,7 @@
 """Flipout: one noise, for each example with its own signs."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,10 @@ from nl_jax.products import Bilinear, StandIn
 
 def flipout() -> Law:
     """V_n = E ∘ s_n r_nᵀ for example n: signs E shared by the batch, s and r each example's own (Wen et al. 2018).
+
+    Only for objectives in which examples do not interact and keep their places: the n-th loss must depend on the n-th
+    row of every product, and on no other (no batch normalisation, no contrast between examples, no sorting). Otherwise
+    the estimate is biased; `low_rank` and the laws of independent signs do not mind.
 
     Every example judges its own direction by its own loss, for two products a layer:
     x (W + σ V) = x W + σ ((x ∘ s) E) ∘ r; averages are accumulated as E ∘ (Sᵀ diag(change) R). Weights are the
@@ -44,6 +48,7 @@ class Flipped(Structured):
 
     noise: Array
     key: Key
+    of_each_example: ClassVar[bool] = True
 
     def flips(self, examples: int) -> tuple[Array, Array]:
         """s [examples, inputs] and r [examples, units]."""

@@ -27,8 +27,8 @@ def orthogonal() -> Law:
     def law(key: Key, index: Array, template: Params) -> Direction:
         total = size(template)
         degree = max(1, (total - 1).bit_length())
-        if degree > 31:
-            raise ValueError(f"orthogonal directions reach 2^31 components, got {total}: use rademacher()")
+        if degree > 30:
+            raise ValueError(f"orthogonal directions reach 2^30 components, got {total}: use rademacher()")
         index = jnp.asarray(index, jnp.uint32)
         sign_key, row_key = jax.random.split(jax.random.fold_in(key, index >> degree))
         # A product with a random factor in GF(2^degree) is a permutation that takes any two rows to any other two

@@ -11,12 +11,13 @@ from nl_jax.base import Array, Key
 def words(key: Key, size: int) -> Array:
     """Random words that hold `size` bits, uint32.
 
-    They are the words of fresh keys: of the two words that one run of the generator yields a key keeps both, where
-    `jax.random.bits` makes one of them, for twice the work.
+    Of threefry they are the words of fresh keys: of the two words that one run of the generator yields a key keeps
+    both, where `jax.random.bits` makes one of them, for twice the work. Other generators' keys repeat themselves.
     """
     count = -(-size // 32)
-    in_key = jax.random.key_data(key).size
-    return jax.random.key_data(jax.random.split(key, -(-count // in_key))).reshape(-1)[:count]
+    if str(jax.random.key_impl(key)) != "threefry2x32":
+        return jax.random.bits(key, (count,), jnp.uint32)
+    return jax.random.key_data(jax.random.split(key, -(-count // 2))).reshape(-1)[:count]
 
 
 def unpack(words: Array, size: int, dtype: jnp.dtype) -> Array:

@@ -1,7 +1,9 @@
 """Directions uniform on a sphere."""
 
+import functools
+
 import jax
-import optax
+import jax.numpy as jnp
 
 from nl_jax.base import Array, Params
 from nl_jax.estimators.directions.flat import drawn, size
@@ -17,7 +19,9 @@ def sphere() -> Law:
 
     def law(key: jax.Array, index: Array, template: Params) -> Direction:
         normal = widened(drawn(jax.random.normal, jax.random.fold_in(key, index), template))
-        length = size(template) ** 0.5 / optax.tree.norm(normal)
+        widest = functools.reduce(jnp.promote_types, [xi.dtype for xi in jax.tree.leaves(normal)])
+        squares = sum(jnp.sum(jnp.square(xi.astype(widest))) for xi in jax.tree.leaves(normal))
+        length = (size(template) / squares) ** 0.5
         return jax.tree.map(lambda xi, leaf: (xi * length.astype(xi.dtype)).astype(leaf.dtype), normal, template)
 
     law.__name__ = law.__qualname__ = "sphere"

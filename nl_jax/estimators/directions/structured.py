@@ -2,6 +2,9 @@
 
 import abc
 from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
 
 from nl_jax.base import Array, Key, Params
 from nl_jax.products import StandIn
@@ -13,8 +16,19 @@ Law = Callable[[Key, Array, Params], Direction]
 """`law(key, index, template) -> direction`, the index-th (int32 scalar) of the estimate that `key` belongs to."""
 
 
+def parts(direction: Direction) -> list[Any]:
+    """A direction's parts, parameter by parameter: arrays or `Structured`."""
+    return jax.tree.leaves(direction, is_leaf=lambda part: isinstance(part, Structured))
+
+
 class Structured(abc.ABC):
-    """A weight's direction V kept as its parts; subclasses are pytrees."""
+    """A weight's direction V kept as its parts; subclasses are pytrees.
+
+    Attributes:
+      of_each_example: whether V is another one for every example, to be judged by that example's own loss.
+    """
+
+    of_each_example: ClassVar[bool] = False
 
     @abc.abstractmethod
     def displace(self, weight: Array, sigma: Array | float) -> StandIn:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from nl_jax.base import Array, Batch, Key, Objective, Params
 from nl_jax.checks import floating, per_example
 from nl_jax.estimators.directions import Direction, Law, Structured
+from nl_jax.estimators.directions.structured import parts
 from nl_jax.estimators.sampling import Footprint, occupied
 from nl_jax.estimators.spaces.view import Along, Draw, Space, View, weighted_sum
 from nl_jax.numerics import wide_dtype
@@ -18,8 +19,9 @@ from nl_jax.products import Shifted, use
 def weights(objective: Objective) -> Space:
     """Displace every parameter: W + Ω, b + γ (seed 000, weight perturbation). Works on any JAX function.
 
-    Structured laws keep their form for the parameters that an objective only multiplies by (`nl_jax.products`); all
-    others are shown to a law as vectors, for which it has independent noise.
+    Structured laws keep their form for the parameters that an objective only multiplies by (`nl_jax.products`); to them
+    all others are shown as vectors, for which they have independent noise. `flipout` asks for examples that do not
+    interact; all other laws work on any objective.
     """
 
     def view(params: Params, batch: Batch) -> View:
@@ -30,14 +32,14 @@ def weights(objective: Objective) -> Space:
         def draws(law: Law, key: Key) -> Draw:
             shown = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
             drawn = jax.eval_shape(law, key, jnp.int32(0), jax.tree.unflatten(tree, shown))
-            if _structured(_parts(drawn)):
+            if _structured(parts(drawn)):
                 shown = [
                     leaf if weight else jax.ShapeDtypeStruct((leaf.size,), leaf.dtype)
                     for leaf, weight in zip(shown, uses().multiplied, strict=True)
                 ]
 
             def draw(index: Array) -> Direction:
-                direction = _parts(law(key, index, jax.tree.unflatten(tree, shown)))
+                direction = parts(law(key, index, jax.tree.unflatten(tree, shown)))
                 pairs = zip(direction, leaves, strict=True)
                 return jax.tree.unflatten(
                     tree, [xi if isinstance(xi, Structured) else xi.reshape(w.shape) for xi, w in pairs]
@@ -49,14 +51,14 @@ def weights(objective: Objective) -> Space:
             return per_example(objective(jax.tree.unflatten(tree, moved), batch))
 
         def displaced(direction: Direction, sigma: Any) -> Array:
-            pairs = zip(leaves, _parts(direction), strict=True)
+            pairs = zip(leaves, parts(direction), strict=True)
             return losses_at([_displace(w, xi, sigma) for w, xi in pairs])
 
         def both_sides(direction: Direction, sigma: float) -> tuple[Array, Array]:
             # A layer that reads the data sees the same x on both sides: x (W ± σ ξ) are two sums of the same two
             # products, and x W is that of all samples.
             def moved(sigma: float) -> list[Any]:
-                triples = zip(leaves, _parts(direction), uses().reads_data, strict=True)
+                triples = zip(leaves, parts(direction), uses().reads_data, strict=True)
                 return [
                     Shifted(w, xi, sigma) if shared and not isinstance(xi, Structured) else _displace(w, xi, sigma)
                     for w, xi, shared in triples
@@ -68,7 +70,7 @@ def weights(objective: Objective) -> Space:
             losses, derivative = jax.linearize(lambda params: per_example(objective(params, batch)), params)
 
             def along(direction: Direction) -> Array:
-                if not _structured(_parts(direction)):
+                if not _structured(parts(direction)):
                     return derivative(direction)
                 origin = jnp.zeros((), losses.dtype)
                 return jax.jvp(lambda sigma: displaced(direction, sigma), (origin,), (jnp.ones_like(origin),))[1]
@@ -81,7 +83,7 @@ def weights(objective: Objective) -> Space:
                 tree,
                 [
                     xi.credit(change) if isinstance(xi, Structured) else weighted_sum(rates, xi)
-                    for xi in _parts(directions)
+                    for xi in parts(directions)
                 ],
             )
 
@@ -89,7 +91,7 @@ def weights(objective: Objective) -> Space:
             noise, copies = occupied(direction), occupied(params)
             if 2 * noise > copies:
                 return Footprint(copies, weights_of_its_own=True)
-            examples = jax.tree.leaves(batch)[0].shape[0]
+            examples = jax.eval_shape(objective, params, batch).shape[0]
             return Footprint(noise + uses().values * examples * leaves[0].dtype.itemsize, weights_of_its_own=False)
 
         return View(
@@ -109,11 +111,6 @@ def weights(objective: Objective) -> Space:
         )
 
     return view
-
-
-def _parts(direction: Direction) -> list[Any]:
-    """A direction's parts, parameter by parameter: arrays or `Structured`."""
-    return jax.tree.leaves(direction, is_leaf=lambda part: isinstance(part, Structured))
 
 
 def _structured(direction: list[Any]) -> bool:
