@@ -43,7 +43,7 @@ class Config:
     """Interleaved repeats; the table gives medians and quartiles."""
     num_estimates: int = 40
     """Independent estimates to measure signal and noise with."""
-    out: Path = Path("results/benchmarks")
+    out: Path = Path("results/benchmarks/estimators")
     """Folder for the results."""
     quick: bool = False
     """Three rounds instead, the rows that stand for their kind, and the signal of three of them from four estimates."""

@@ -44,7 +44,7 @@ class Config:
     """Interleaved repeats; the table gives medians and quartiles."""
     estimates: int = 20
     """Estimates whose cosine to the exact gradient is averaged."""
-    out: Path = Path("results/benchmarks")
+    out: Path = Path("results/benchmarks/peers")
     """Folder for the results."""
     quick: bool = False
     """Three rounds and three estimates instead."""

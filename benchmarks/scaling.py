@@ -38,7 +38,7 @@ class Config:
     """K, random directions per estimate."""
     rounds: int = 7
     """Interleaved repeats; medians and quartiles are given."""
-    out: Path = Path("results/benchmarks")
+    out: Path = Path("results/benchmarks/scaling")
     """Folder for the results."""
     quick: bool = False
     """Three sizes of each kind and three rounds instead."""

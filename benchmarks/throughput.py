@@ -45,7 +45,7 @@ class Config:
     """Batches that one inference call takes together."""
     rounds: int = 5
     """Interleaved repeats; the table gives medians and quartiles."""
-    out: Path = Path("results/benchmarks")
+    out: Path = Path("results/benchmarks/throughput")
     """Folder for the results."""
     quick: bool = False
     """512-256-256-10, batch 128, K = 32 and three rounds instead."""

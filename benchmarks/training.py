@@ -54,7 +54,7 @@ class Config:
     """K of node perturbation."""
     rounds: int = 11
     """Interleaved repeats; the table gives medians and quartiles."""
-    out: Path = Path("results/benchmarks")
+    out: Path = Path("results/benchmarks/training")
     """Folder for the results."""
     quick: bool = False
     """Three rounds of at most 200 and 100 updates instead: shows that it runs, but fixed costs weigh more."""
