@@ -259,9 +259,15 @@ def test_chunk_invariance(name, x64):
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-8)
 
 
-@each_law
+CLEAN, TANGENT = nl.baselines.clean(), nl.baselines.tangent()
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
-@pytest.mark.parametrize("baseline", [nl.baselines.clean(), nl.baselines.tangent()], ids=["clean", "tangent"])
+@pytest.mark.parametrize(
+    ("name", "baseline"),
+    [(name, CLEAN) for name in LAWS] + [(name, TANGENT) for name in STRUCTURED],
+    ids=[f"{name} clean" for name in LAWS] + [f"{name} tangent" for name in STRUCTURED],
+)
 def test_every_dtype_learns(name, dtype, baseline, x64):
     """With default steps, in parameters' own dtype, the estimate points where the gradient does."""
     problem = problems.convolution()
