@@ -29,8 +29,9 @@ class Config:
     """Samples per second as a fraction of pure batched inference on the same device.
 
     Inference is the jitted mean loss on `inference_batches` batches at once: as many examples as an estimate evaluates,
-    with nothing drawn, compared or averaged. The defaults fill a large GPU; on a CPU take `--quick`. Writes
-    throughput.json and throughput.png to --out.
+    with nothing drawn, compared or averaged. Fractions above 1 are no mistake: samples that share the first layer's
+    product do less than inference does. The defaults fill a large GPU; on a CPU take `--quick`. Writes throughput.json
+    and throughput.png to --out.
     """
 
     sizes: tuple[int, ...] = (8192, 8192, 8192, 8192, 10)

@@ -72,7 +72,7 @@ class Info(NamedTuple):
       evaluations: int32 scalar, what the estimate cost in evaluations of the objective (forward
         passes). Derivative work is counted by its multiply-adds: a full reverse sweep is two evaluations, a
         local parameter gradient (no credit to lower layers) one, a tangent one in node space and two in
-        weight space.
+        weight space (somewhat less in truth for rank-one directions, whose own products are cheap).
       residuals: how far the estimate is from the conditions that define it (a tree of norms), or ()
         for estimators that have none. Free unless used: jit removes what nobody reads.
     """

@@ -4,8 +4,12 @@ A weight displaced by a structured direction, W + σ V, need not be an array: la
 and x (W + σ V) can be computed term by term. A stand-in takes the weight's place among the parameters and
 answers `x @ weight`, `weight.T`, `weight.astype` and `product`; whatever is used otherwise is no weight
 in this sense, and `use` tells the two apart.
+
+It does for a weight what `propagate` does for a layer: `propagate` says how a layer is run, and never sees what its
+connection does with a weight; a stand-in answers there, inside any connection, written by hand or transposed or shared.
 """
 
+import abc
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
@@ -19,6 +23,10 @@ from nl_jax.base import Array, Batch, Objective, Params
 Bilinear = Callable[[Array, Array], Array]
 """`bilinear(x, weight) -> y`, linear in each: `x` [batch, …, inputs], `weight` […, inputs, units],
 `y` [batch, …, units]; a weight of fewer units gives as many fewer."""
+
+
+Part = Callable[[Array], Array]
+"""What is done to every part of a stand-in alike, such as a change of dtype."""
 
 
 def product(bilinear: Bilinear, x: Array, weight: Any) -> Array:
@@ -37,7 +45,7 @@ class OtherUse(TypeError):
     """A stand-in was asked for more than a product."""
 
 
-class StandIn:
+class StandIn(abc.ABC):
     """Takes the place of a weight among the parameters and answers products alone.
 
     Not a pytree on purpose: a sum over all parameters' squares must fail, not run over a stand-in's parts.
@@ -73,13 +81,13 @@ class StandIn:
     def astype(self, dtype: jax.typing.DTypeLike) -> Self:
         return self.map(lambda part: part.astype(dtype), swap=False)
 
-    def map(self, function: Callable[[Array], Array], *, swap: bool) -> Self:
+    @abc.abstractmethod
+    def map(self, function: Part, *, swap: bool) -> Self:
         """The stand-in with `function` applied to its parts; with `swap`, inputs and units change places."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         """`bilinear(x, weight)`, term by term."""
-        raise NotImplementedError
 
     def __rmatmul__(self, x: Array) -> Array:
         return self.product(jnp.matmul, x)
@@ -109,7 +117,7 @@ class Shifted(StandIn):
         super().__init__(weight)
         self.shift, self.scale = shift, scale
 
-    def map(self, function: Callable[[Array], Array], *, swap: bool) -> Self:
+    def map(self, function: Part, *, swap: bool) -> Self:
         del swap
         return type(self)(function(self.weight), function(self.shift), self.scale)
 
@@ -144,12 +152,12 @@ class _Witness(StandIn):
         super().__init__(weight)
         self.examples, self.note = examples, note
 
-    def map(self, function: Callable[[Array], Array], *, swap: bool) -> Self:
+    def map(self, function: Part, *, swap: bool) -> Self:
         del swap
         return type(self)(function(self.weight), self.examples, self.note)
 
     def product(self, bilinear: Bilinear, x: Array) -> Array:
-        if np.ndim(x) < 2 or np.shape(x)[0] != self.examples or np.shape(x)[-1] != self.shape[-2]:
+        if np.ndim(x) < 2 or np.shape(x)[-1] != self.shape[-2]:
             raise OtherUse("inputs are [batch, …, inputs]")
         y = bilinear(x, self.weight)
         if y.shape[0] != self.examples or y.shape[-1] != self.shape[-1]:

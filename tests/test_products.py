@@ -83,6 +83,21 @@ def test_a_product_that_is_not_over_the_batch_is_none():
     assert (found.multiplied, found.values) == ([False, False], 0)
 
 
+@pytest.mark.parametrize(("layers", "traces"), [(10, 13), (40, 2)])
+def test_many_weights_are_not_tried_one_by_one(layers, traces):
+    """Each attempt is a trace of the objective: where all together fail, many weights are taken for none."""
+    runs = []
+
+    def objective(params, batch):
+        runs.append(0)
+        for weight in params:
+            batch = jnp.einsum("bi,ij->bj", batch, weight)
+        return jnp.sum(batch, axis=1)
+
+    use(objective, [jnp.eye(3)] * layers, X)
+    assert len(runs) == traces
+
+
 @pytest.mark.usefixtures("lenient")
 def test_any_function_will_do():
     """A jitted forward function hides its products: no weight is found, and nothing breaks."""

@@ -32,7 +32,8 @@ def evolution_strategy(
     All K (or 2 K) mean losses are ranked or standardised together, so that outliers and the loss's scale do not matter
     and the optimizer alone says how far to go. For a calibrated estimate take `weight_perturbation`.
 
-    Directions are drawn twice, once to be evaluated and once to be summed: memory does not grow with K.
+    Directions are drawn twice, once to be evaluated and once to be summed: memory does not grow with K but for one
+    number an evaluation.
 
     Args:
       objective: any per-example objective.

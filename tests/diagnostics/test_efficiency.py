@@ -5,6 +5,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -83,7 +84,7 @@ def test_bad_settings():
 
 
 def test_scale_is_no_signal_and_nan_is_not_exact():
-    """An estimate a thousand times too small is as good; one that is NaN, or zero, is not exact."""
+    """An estimate a thousand times too small is as good; one that is NaN, zero or always equally wrong is not exact."""
     problem = problems.chain()
     honest = nl.weight_perturbation(problem.objective, num_samples=16)
 
@@ -94,12 +95,18 @@ def test_scale_is_no_signal_and_nan_is_not_exact():
 
         return nl.GradientEstimator(honest.init, estimate)
 
-    candidates = {"honest": honest, "small": scaled(1e-3), "nan": scaled(math.nan), "zero": scaled(0.0)}
+    def constant(key, state, params, batch):
+        _, _, info = honest.estimate(key, state, params, batch)
+        return jax.tree.map(jnp.ones_like, params), state, info
+
+    candidates = {"constant": nl.GradientEstimator(honest.init, constant)}
+    candidates |= {"honest": honest, "small": scaled(1e-3), "nan": scaled(math.nan), "zero": scaled(0.0)}
     at = problem.objective, problem.params, problem.batch
     rows = nl.diagnostics.efficiency(candidates, *at, num_estimates=50, rounds=1, progress=False).rows
     np.testing.assert_allclose(rows["small"].signal_to_noise, rows["honest"].signal_to_noise, rtol=1e-3)
     assert math.isnan(rows["nan"].signal_to_noise)
     assert not math.isinf(rows["zero"].signal_to_noise)
+    assert not math.isinf(rows["constant"].signal_to_noise)
 
 
 def test_what_learns_from_its_past_is_measured_with_one():

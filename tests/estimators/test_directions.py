@@ -12,6 +12,7 @@ import nl_jax as nl
 from nl_jax.estimators.directions import Structured
 from tests import problems
 from tests.estimators.test_unbiased import estimates, exact, largest_deviation
+from tests.formed import formed
 
 KEY = jax.random.key(1)
 d = nl.directions
@@ -30,18 +31,14 @@ STRUCTURED = ("rank_one", "low_rank", "flipout")
 each_law = pytest.mark.parametrize("name", LAWS)
 
 
-def formed(direction, examples=1):
+def of_one(direction, examples=1):
     """A direction as arrays, for the last of some examples."""
-    return jax.tree.map(
-        lambda xi: xi.formed(examples)[-1] if isinstance(xi, Structured) else xi,
-        direction,
-        is_leaf=lambda xi: isinstance(xi, Structured),
-    )
+    return jax.tree.map(lambda xi: xi[-1], formed(direction, examples))
 
 
 def vectors(law, template, count, key=KEY) -> np.ndarray:
     """Independent draws as vectors in float64, [count, P]."""
-    draws = jax.jit(jax.vmap(lambda key: formed(law(key, 0, template), 2)))(jax.random.split(key, count))
+    draws = jax.jit(jax.vmap(lambda key: of_one(law(key, 0, template), 2)))(jax.random.split(key, count))
     leaves = [np.asarray(x, np.float64).reshape(count, -1) for x in jax.tree.leaves(draws)]
     return np.concatenate(leaves, axis=1)
 
@@ -50,7 +47,7 @@ def vectors(law, template, count, key=KEY) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
 def test_unit_covariance(name, dtype, x64):
     template = {"a": jnp.zeros((3,), dtype), "b": {"c": jnp.zeros((2, 3), dtype)}}
-    drawn = formed(LAWS[name](KEY, 0, template))
+    drawn = of_one(LAWS[name](KEY, 0, template))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), drawn) == jax.tree.map(lambda x: (x.shape, x.dtype), template)
     flat = vectors(LAWS[name], template, 20_000)
 
@@ -145,6 +142,18 @@ def test_orthogonal_rows_are_orthogonal_and_change_with_the_key(x64):
     assert not np.allclose(first, second)
 
 
+def test_beyond_the_order_another_matrix_follows():
+    """Rows 8 … 15 of order 8 are no rows of the first matrix, nor their negatives."""
+    blocks = np.stack([np.asarray(LAWS["orthogonal"](KEY, k, jnp.zeros(8))) for k in range(16)]).reshape(2, 8, 8)
+    np.testing.assert_array_equal(blocks[1] @ blocks[1].T, 8 * np.eye(8))
+    assert np.max(np.abs(blocks[0] @ blocks[1].T)) < 8
+
+
+def test_the_sphere_has_one_radius(x64):
+    lengths = np.linalg.norm(vectors(LAWS["sphere"], jnp.zeros(50), 20), axis=1)
+    np.testing.assert_allclose(lengths, 50**0.5, rtol=1e-12)
+
+
 def _degree(polynomial: int) -> int:
     return polynomial.bit_length() - 1
 
@@ -200,11 +209,7 @@ def test_structured_equals_formed(name, problem, x64):
     change = jax.random.normal(KEY, (1, examples))
     stacked = jax.tree.map(lambda x: jnp.expand_dims(x, 0), direction)
     credit = view.gradient(view.credit(change, stacked))
-    of_each = jax.tree.map(
-        lambda xi: xi.formed(examples) if isinstance(xi, Structured) else jnp.broadcast_to(xi, (examples, *xi.shape)),
-        direction,
-        is_leaf=lambda xi: isinstance(xi, Structured),
-    )
+    of_each = formed(direction, examples)
 
     def loss(sigma, xi, n):
         moved = jax.tree.map(lambda w, xi: w + sigma * xi, problem.params, xi)
@@ -329,16 +334,16 @@ def test_both_sides_share_the_products_of_the_data():
     objective = nl.supervised(network.apply, nl.losses.cross_entropy)
     params, batch = network.init(KEY), (jnp.ones((64, 256)), jnp.zeros(64, int))
     view = nl.spaces.weights(objective)
-    direction = d.rademacher()(KEY, 0, params)
+    directions = jax.vmap(lambda k: d.rademacher()(KEY, k, params))(jnp.arange(8))
 
     def flops(sides):
-        return jax.jit(sides).lower(params, direction).compile().cost_analysis()["flops"]
+        samples = jax.jit(lambda p, xis: jax.vmap(lambda xi: sides(view(p, batch), xi))(xis))
+        return samples.lower(params, directions).compile().cost_analysis()["flops"]
 
-    # x W and x ξ; of which x W is every sample's
-    shared = flops(lambda p, xi: view(p, batch).both_sides(xi, 0.1))
-    apart = flops(lambda p, xi: (view(p, batch).displaced(xi, 0.1), view(p, batch).displaced(xi, -0.1)))
-    clean = flops(lambda p, xi: view(p, batch).clean())
-    assert shared - clean < 0.65 * apart
+    # Nine products with the data, x W and each x ξ; apart, sixteen.
+    shared = flops(lambda view, xi: view.both_sides(xi, 0.1))
+    apart = flops(lambda view, xi: (view.displaced(xi, 0.1), view.displaced(xi, -0.1)))
+    assert shared < 0.65 * apart
 
 
 BAD = [
@@ -375,7 +380,12 @@ def flattened(params, batch):
     return jnp.sum(tokens.reshape(batch.shape[0], -1) ** 2, axis=1)
 
 
-@pytest.mark.parametrize("objective", [per_token, whole_batch, flattened])
+def four_copies(params, batch):
+    """Interacting examples, and a batch size written down."""
+    return jnp.full(4, jnp.mean(jnp.tanh(batch @ params["w"]) ** 2))
+
+
+@pytest.mark.parametrize("objective", [per_token, whole_batch, flattened, four_copies])
 @pytest.mark.parametrize("name", ["flipout", "rank_one"])
 def test_rows_that_are_no_examples(objective, name, x64):
     """Where a product's rows are not the losses' examples, flipout has nothing to flip: shared noise, and no bias."""

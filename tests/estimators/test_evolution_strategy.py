@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 
 import nl_jax as nl
-from nl_jax.estimators.directions import Structured
 from tests import problems
+from tests.formed import formed
 
 KEY = jax.random.key(2)
 
@@ -48,14 +48,7 @@ def test_to_the_letter(antithetic, law, x64):
     )
     grads, _, info = jax.jit(estimator.estimate)(KEY, (), problem.params, problem.batch)
 
-    def formed(k):
-        return jax.tree.map(
-            lambda xi: xi.formed(1)[0] if isinstance(xi, Structured) else xi,
-            directions(KEY, k, problem.params),
-            is_leaf=lambda xi: isinstance(xi, Structured),
-        )
-
-    noise = [formed(k) for k in range(count)]
+    noise = [jax.tree.map(lambda xi: xi[0], formed(directions(KEY, k, problem.params))) for k in range(count)]
     loss = lambda xi, s: jnp.mean(
         problem.objective(jax.tree.map(lambda w, x: w + s * x, problem.params, xi), problem.batch)
     )

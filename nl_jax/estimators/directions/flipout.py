@@ -1,5 +1,6 @@
 """Flipout: one noise, for each example with its own signs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -11,7 +12,7 @@ from nl_jax.estimators.directions.flat import drawn
 from nl_jax.estimators.directions.signs import signs
 from nl_jax.estimators.directions.structured import Direction, Law, Structured
 from nl_jax.numerics import wide_dtype
-from nl_jax.products import Bilinear, StandIn
+from nl_jax.products import Bilinear, Part, StandIn
 
 
 def flipout() -> Law:
@@ -41,6 +42,10 @@ def flipout() -> Law:
     return law
 
 
+Flips = Callable[[int], tuple[Array, Array]]
+"""`flips(examples) -> (s, r)`, signs [examples, inputs] and [examples, units]."""
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Flipped(Structured):
@@ -68,20 +73,15 @@ class Flipped(Structured):
         judged = jnp.expand_dims(judged, tuple(range(1, self.noise.ndim - 2)))
         return jnp.sum(self.noise.astype(wide) * judged, axis=0)
 
-    def formed(self, examples: int) -> Array:
-        s, r = self.flips(examples)
-        flips = jnp.expand_dims(s, 2) * jnp.expand_dims(r, 1)
-        return jnp.expand_dims(self.noise, 0) * jnp.expand_dims(flips, tuple(range(1, self.noise.ndim - 1)))
-
 
 class _Displaced(StandIn):
     """W + σ E ∘ s rᵀ, with s and r each example's own."""
 
-    def __init__(self, weight: Array, noise: Array, flips, sigma: Array | float) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, weight: Array, noise: Array, flips: Flips, sigma: Array | float) -> None:
         super().__init__(weight)
         self.noise, self.flips, self.sigma = noise, flips, sigma
 
-    def map(self, function, *, swap: bool) -> Self:  # type: ignore[no-untyped-def]
+    def map(self, function: Part, *, swap: bool) -> Self:
         def flips(examples: int) -> tuple[Array, Array]:
             s, r = self.flips(examples)
             return (r, s) if swap else (s, r)

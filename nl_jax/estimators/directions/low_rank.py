@@ -13,7 +13,7 @@ from nl_jax.estimators.directions.flat import drawn
 from nl_jax.estimators.directions.signs import signs
 from nl_jax.estimators.directions.structured import Direction, Law, Structured
 from nl_jax.numerics import wide_dtype
-from nl_jax.products import Bilinear, StandIn
+from nl_jax.products import Bilinear, Part, StandIn
 
 
 def rank_one() -> Law:
@@ -85,10 +85,6 @@ class LowRank(Structured):
         right = self.right.astype(wide).reshape(left.shape[0], -1)
         return jnp.tensordot(left, right, axes=(0, 0))
 
-    def formed(self, examples: int) -> Array:
-        one = jnp.tensordot(self.left, self.right, axes=1) * jnp.asarray(self.scale, self.left.dtype)
-        return jnp.broadcast_to(one, (examples, *one.shape))
-
 
 class _Displaced(StandIn):
     """W + σ A B."""
@@ -97,7 +93,7 @@ class _Displaced(StandIn):
         super().__init__(weight)
         self.left, self.right, self.sigma = left, right, sigma
 
-    def map(self, function, *, swap: bool) -> Self:  # type: ignore[no-untyped-def]
+    def map(self, function: Part, *, swap: bool) -> Self:
         left, right = function(self.left), function(self.right)
         return type(self)(function(self.weight), *((right, left) if swap else (left, right)), self.sigma)
 

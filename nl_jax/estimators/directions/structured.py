@@ -37,7 +37,3 @@ class Structured(abc.ABC):
     @abc.abstractmethod
     def credit(self, change: Array) -> Array:
         """Σ_k mean_n (change_kn V_kn) over stacked directions, leading axis k, for `change` [k, batch]."""
-
-    @abc.abstractmethod
-    def formed(self, examples: int) -> Array:
-        """V itself, [examples, …]: for each example the array that it stands for."""
