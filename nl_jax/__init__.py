@@ -1,6 +1,6 @@
 """nl_jax, "neuron learning in JAX": one calibrated interface to the ways a network can learn."""
 
-from nl_jax import activations, batching, diagnostics, losses, products, propagation
+from nl_jax import activations, batching, diagnostics, losses, optimizers, products, propagation
 from nl_jax.base import GradientEstimator, Info, Learner, LearnerState
 from nl_jax.estimators import baselines, directions, shaping, spaces
 from nl_jax.estimators.backprop import backprop
@@ -53,6 +53,7 @@ __all__ = [
     "mlp",
     "network",
     "node_perturbation",
+    "optimizers",
     "partition",
     "products",
     "propagation",

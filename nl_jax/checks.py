@@ -30,6 +30,11 @@ def positive_number(name: str, value: Any) -> float:
     return float(value)
 
 
+def positive_hyperparameter(name: str, value: Any) -> Any:
+    """`value`, checked as a `positive_number` unless it is an array, as `optax.inject_hyperparams` hands in."""
+    return value if isinstance(value, jax.Array) else positive_number(name, value)
+
+
 def typed_key(key: Key) -> None:
     """ValueError unless `key` is a typed key, as `jax.random.key` makes them."""
     dtype = getattr(key, "dtype", None)

@@ -1,9 +1,12 @@
 """A learner: a gradient estimator and an optimizer, joined to one step."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax.base import Batch, GradientEstimator, Info, Key, Learner, LearnerState, Params
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Learner, LearnerState, Params, State
 from nl_jax.checks import typed_key
 
 
@@ -12,12 +15,15 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
 
     Args:
       estimator: any `GradientEstimator`.
-      optimizer: any `optax.GradientTransformation`. Those that take extra arguments get `value` (the loss)
-        and `grad`.
+      optimizer: any `optax.GradientTransformation`. Those that take extra arguments get `value` (the loss),
+        `grad` and, for line searches, `value_fn`: the loss as a function of the parameters whose gradient is the
+        estimator's, with the same key and batch throughout one step. So a search needs no derivative that
+        the estimator does not need, and all its trials are of one and the same function.
 
     Returns:
       A `Learner` of pure functions, `init(key, params) -> state` and `step(key, state, batch) -> (state, info)`.
-      Jit the step; give each step a key of its own.
+      Jit the step; give each step a key of its own. `info.evaluations` counts each trial of an optax line search
+      as one more estimate.
 
     Raises:
       ValueError: if either is not what it should be; when run, if a key is not a typed one.
@@ -41,13 +47,43 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
 
     def init(key: Key, params: Params) -> LearnerState:
         typed_key(key)
-        return LearnerState(params, estimator.init(key, params), optimizer.init(params), jnp.int32(0))
+        # optax's line searches begin with weakly typed numbers and go on with others: a second compilation for nothing.
+        optimizer_state = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), optimizer.init(params))
+        return LearnerState(params, estimator.init(key, params), optimizer_state, jnp.int32(0))
 
     def step(key: Key, state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         typed_key(key)
-        grads, estimator_state, info = estimator.estimate(key, state.estimator, state.params, batch)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params, value=info.loss, grad=grads)
+
+        def estimate(params: Params) -> tuple[Params, State, Info]:
+            return estimator.estimate(key, state.estimator, params, batch)
+
+        grads, estimator_state, info = estimate(state.params)
+        updates, optimizer_state = optimizer.update(
+            grads, state.optimizer, state.params, value=info.loss, grad=grads, value_fn=_loss_with_gradient(estimate)
+        )
         params = optax.apply_updates(state.params, updates)
+        info = info._replace(evaluations=info.evaluations * (1 + _trials(optimizer_state)))
         return LearnerState(params, estimator_state, optimizer_state, state.step + 1), info
 
     return Learner(init, step)
+
+
+def _loss_with_gradient(estimate: Callable[[Params], tuple[Params, State, Info]]) -> Callable[[Params], Array]:
+    """The loss that an estimator reports, differentiated as it estimates."""
+
+    def loss_and_grads(params: Params) -> tuple[Array, Params]:
+        grads, _, info = estimate(params)
+        return info.loss, grads
+
+    @jax.custom_vjp
+    def loss(params: Params) -> Array:
+        return loss_and_grads(params)[0]
+
+    loss.defvjp(loss_and_grads, lambda grads, weight: (jax.tree.map(lambda g: weight.astype(g.dtype) * g, grads),))
+    return loss
+
+
+def _trials(optimizer_state: State) -> Array:
+    """How often the line searches in an optimizer's state evaluated the loss in the last step."""
+    found = optax.tree.get_all_with_path(optimizer_state, "num_linesearch_steps")
+    return sum((jnp.int32(trials) for _, trials in found), start=jnp.int32(0))

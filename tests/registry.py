@@ -1,8 +1,11 @@
-"""Every estimator, once: how to make it, and what it claims."""
+"""Every estimator and every optimizer, once: how to make it, and what it claims."""
 
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import jax
+import optax
 
 import nl_jax as nl
 
@@ -118,3 +121,45 @@ ESTIMATORS: dict[str, Entry] = {
     "mix": Entry(_mixture, derivative=True, evaluations=3 + 2 * K + 1),
     "partition": Entry(_partition, layers=True, derivative=True, evaluations=3 + K + 2),
 }
+
+
+def _halves() -> optax.GradientTransformation:
+    """Weights by conjugate directions, biases by Adam."""
+
+    def kind(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key, params)
+
+    return optax.multi_transform({"weight": _directions(), "bias": optax.adam(1e-2)}, kind)
+
+
+def _directions(**settings: Any) -> optax.GradientTransformation:
+    return optax.chain(nl.optimizers.scale_by_conjugate_gradient(**settings), optax.scale_by_learning_rate(1e-2))
+
+
+OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "sgd": _part(optax.sgd, learning_rate=1e-2),
+    "adam": _part(optax.adam, learning_rate=1e-2),
+    **{
+        beta.__name__: _part(_directions, beta=beta)
+        for beta in (
+            nl.optimizers.fletcher_reeves,
+            nl.optimizers.polak_ribiere,
+            nl.optimizers.hestenes_stiefel,
+            nl.optimizers.dai_yuan,
+        )
+    },
+    "one_evaluation": _part(nl.optimizers.one_evaluation_conjugate_gradient, learning_rate=1e-2, renew_every=2),
+    "chain": lambda: optax.chain(optax.clip_by_global_norm(1.0), _directions(), optax.add_decayed_weights(-1e-4)),
+    "multi_transform": _halves,
+    "inject_hyperparams": lambda: optax.inject_hyperparams(
+        nl.optimizers.one_evaluation_conjugate_gradient, static_args=("clip", "renew_every")
+    )(1e-2),
+}
+
+LINE_SEARCHES: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "conjugate_gradient": nl.optimizers.conjugate_gradient,
+    "inject_hyperparams": lambda: optax.inject_hyperparams(
+        nl.optimizers.conjugate_gradient, static_args=("beta", "nonneg", "restart_every", "max_linesearch_steps")
+    )(curv_rtol=0.1),
+}
+"""Optimizers that evaluate again, as often as they need."""

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "objectives": {"base", "checks", "propagation"},
     "estimators": {"base", "checks", "numerics", "products", "propagation"},
     "rules": {"base", "checks", "propagation"},
-    "optimizers": {"base", "checks"},
+    "optimizers": {"base", "checks", "numerics"},
     "learner": {"base", "checks"},
     "training": {"base", "checks", "batching"},
     "diagnostics": {"base", "checks", "numerics"},

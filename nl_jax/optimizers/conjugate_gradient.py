@@ -1,0 +1,191 @@
+"""Nonlinear conjugate gradients: the next direction is the gradient's, bent towards the last."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nl_jax.base import Array, Params, State
+from nl_jax.checks import positive_hyperparameter, positive_integer, takes
+from nl_jax.numerics import widened
+from nl_jax.optimizers.betas import Beta, polak_ribiere
+from nl_jax.optimizers.inner import dot, ratio
+
+
+class ConjugateGradientState(NamedTuple):
+    """What the next direction is made of.
+
+    Attributes:
+      step: steps taken.
+      gradient: g of the last step.
+      direction: p of the last step.
+      restarted: whether that was a step of steepest descent.
+    """
+
+    step: Array
+    gradient: Params
+    direction: Params
+    restarted: Array
+
+
+def scale_by_conjugate_gradient(
+    beta: Beta = polak_ribiere, *, nonneg: bool = True, restart: float | None = 0.3, restart_every: int | None = None
+) -> optax.GradientTransformation:
+    """Turns gradients into conjugate directions (seed 003 §3.2, nonlinear systems).
+
+        p_{n+1} = r_{n+1} + β_n p_n,   r = −g
+
+    As with every optax transformation that scales, the updates are to be subtracted: they are −p. A line search
+    follows (`conjugate_gradient` is the whole), or a small learning rate.
+
+    p falls back to steepest descent, p = r, at the first step, where p would not descend (gᵀp ≥ 0), where β is not
+    finite, and where successive gradients are far from orthogonal, |gᵀg_prev| ≥ ν gᵀg (Powell 1977): without it
+    Fletcher–Reeves and Dai–Yuan stall. That covers a line search that found no step as well, g = g_prev.
+
+    Args:
+      beta: `beta(gradient, previous, direction) -> β`: `nl.optimizers.fletcher_reeves`, `.polak_ribiere`,
+        `.hestenes_stiefel`, `.dai_yuan` or your own.
+      nonneg: whether a negative β counts as 0 (PR+ and HS+, Gilbert and Nocedal 1992).
+      restart: ν, above 0; None for no such restarts.
+      restart_every: steps from one restart to the next, at least 1, such as the number of parameters; None for none.
+
+    Raises:
+      ValueError: if a setting is not as described.
+
+    >>> import jax.numpy as jnp, optax
+    >>> optimizer = optax.chain(scale_by_conjugate_gradient(), optax.scale_by_learning_rate(0.1))
+    >>> w = jnp.array([1.0, 2.0])
+    >>> updates, state = optimizer.update(w, optimizer.init(w))  # at first the gradient's own direction
+    >>> updates
+    Array([-0.1, -0.2], dtype=float32)
+    """
+    takes("beta", beta, 3, "a formula (gradient, previous, direction) -> β, such as nl.optimizers.polak_ribiere")
+    nu = None if restart is None else positive_hyperparameter("restart", restart)
+    period = None if restart_every is None else positive_integer("restart_every", restart_every)
+
+    def init(params: Params) -> ConjugateGradientState:
+        zeros = optax.tree.zeros_like(params)
+        return ConjugateGradientState(jnp.int32(0), zeros, zeros, jnp.bool_(True))
+
+    def update(
+        updates: Params, state: ConjugateGradientState, params: Params | None = None
+    ) -> tuple[Params, ConjugateGradientState]:
+        del params
+        g = updates
+        kept = beta(g, state.gradient, state.direction)
+        kept = jnp.maximum(kept, 0) if nonneg else kept
+        bent = jax.tree.map(lambda g, p: kept.astype(p.dtype) * p - g, widened(g), widened(state.direction))
+        afresh = (state.step == 0) | ~(dot(g, bent) < 0) | ~jnp.isfinite(kept)
+        if nu is not None:
+            afresh |= jnp.abs(dot(g, state.gradient)) >= nu * dot(g, g)
+        if period is not None:
+            afresh |= state.step % period == 0
+        direction = jax.tree.map(lambda g, p: jnp.where(afresh, -g, p.astype(g.dtype)), g, bent)
+        state = ConjugateGradientState(optax.safe_increment(state.step), g, direction, afresh)
+        return optax.tree.scale(-1, direction), state
+
+    return optax.GradientTransformation(init, update)
+
+
+class LineSearchState(NamedTuple):
+    """What the next line search starts from.
+
+    Attributes:
+      conjugate: state of the directions.
+      search: state of optax's line search, with α and the value and gradient at its end.
+      slope: gᵀp, where the last search began.
+      length: ‖α p‖, of the last step.
+    """
+
+    conjugate: ConjugateGradientState
+    search: State
+    slope: Array
+    length: Array
+
+
+def conjugate_gradient(
+    beta: Beta = polak_ribiere,
+    *,
+    nonneg: bool = True,
+    restart: float | None = 0.3,
+    restart_every: int | None = None,
+    curv_rtol: float = 0.05,
+    max_linesearch_steps: int = 30,
+) -> optax.GradientTransformationExtraArgs:
+    """Nonlinear conjugate gradients with optax's zoom line search (seed 003 §3.2, eq. 36).
+
+        α = argmin_α f(x + α p) to the strong Wolfe conditions,  x ← x + α p,  p ← r + β p
+
+    The search is tight, |p·∇f(x + α p)| ≤ 0.05 |p·∇f(x)|: conjugacy lives on it, and optax's own 0.9 is far too
+    loose. It begins at α = α_prev g_prevᵀp_prev / gᵀp, as if f fell as much as before (Nocedal and Wright 2006,
+    eq. 3.60), after a restart with a step as long as the last, and at first with one of length 1.
+
+    `nl.learner` gives what the search asks for. Functions that are not stochastic are best minimised in optax's own
+    way, below, which evaluates nothing twice.
+
+    One search must see one function: with a stochastic estimator it is given the same key and batch from its beginning
+    to its end, which `nl.learner` does. The Wolfe conditions then hold for that batch's loss, with the slope as the
+    estimator has it; between steps the function changes, and no conjugacy is promised. With noisy estimates β is
+    mostly noise: momentum serves better.
+
+    Under `jax.vmap` every lane takes the steps it would take alone, and waits for the slowest: a search costs as many
+    evaluations as the longest of them.
+
+    Args:
+      beta, nonneg, restart, restart_every: as for `scale_by_conjugate_gradient`.
+      curv_rtol: c₂ of the curvature condition, between 0 and 1.
+      max_linesearch_steps: most evaluations in one search, at least 1.
+
+    Returns:
+      An optax optimizer whose `update` takes `value`, `grad` and `value_fn`.
+
+    Raises:
+      ValueError: if a setting is not as described.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> f = lambda x: 50 * x[0] ** 2 + 0.5 * x[1] ** 2
+    >>> optimizer, value_and_grad = conjugate_gradient(), optax.value_and_grad_from_state(f)
+    >>> @jax.jit
+    ... def step(x, state):
+    ...     value, grad = value_and_grad(x, state=state)
+    ...     updates, state = optimizer.update(grad, state, x, value=value, grad=grad, value_fn=f)
+    ...     return optax.apply_updates(x, updates), state
+    >>> x = jnp.array([1.0, 1.0])
+    >>> state = optimizer.init(x)
+    >>> for _ in range(6):
+    ...     x, state = step(x, state)
+    >>> bool(f(x) < 1e-6)
+    True
+    """
+    if isinstance(positive_hyperparameter("curv_rtol", curv_rtol), float) and not curv_rtol < 1:
+        raise ValueError(f"curv_rtol must be below 1, got {curv_rtol}: 0.1 or less keeps directions conjugate")
+    steps = positive_integer("max_linesearch_steps", max_linesearch_steps)
+    directions = scale_by_conjugate_gradient(beta, nonneg=nonneg, restart=restart, restart_every=restart_every)
+    # Its least interval is absolute; where steps are short, optax's own 1e-5 would end the search too early.
+    zoom = optax.scale_by_zoom_linesearch(steps, curv_rtol=curv_rtol, stepsize_precision=1e-8)
+
+    def init(params: Params) -> LineSearchState:
+        one = jnp.ones_like(dot(params, params))
+        return LineSearchState(directions.init(params), zoom.init(params), -one, one)
+
+    def update(
+        updates: Params, state: LineSearchState, params: Params | None = None, **extra: State
+    ) -> tuple[Params, LineSearchState]:
+        if params is None or "value_fn" not in extra:
+            raise ValueError(
+                "conjugate_gradient searches along a line: update needs params, value, grad and value_fn (nl.learner "
+                "gives them); without a search take scale_by_conjugate_gradient and a learning rate"
+            )
+        descent, conjugate = directions.update(updates, state.conjugate)
+        p = optax.tree.scale(-1, descent)
+        slope = dot(updates, p)
+        alike = ratio(state.search.learning_rate.astype(slope.dtype) * state.slope, slope)
+        guess = jnp.where(conjugate.restarted, ratio(state.length, dot(p, p) ** 0.5), alike)
+        # A search that found no step, or a slope of 0, leaves nothing to start from.
+        guess = jnp.where((guess > 0) & jnp.isfinite(guess), guess, 1)
+        search = state.search._replace(learning_rate=guess.astype(state.search.learning_rate.dtype))
+        updates, search = zoom.update(p, search, params, **extra)
+        return updates, LineSearchState(conjugate, search, slope, dot(updates, updates) ** 0.5)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,24 @@
+"""Inner products of trees, and quotients of them."""
+
+import jax.numpy as jnp
+import optax
+
+from nl_jax.base import Array, Params
+from nl_jax.numerics import widened
+
+
+def dot(a: Params, b: Params) -> Array:
+    """aᵀb, summed in float32 at least."""
+    return optax.tree.vdot(widened(a), widened(b))
+
+
+def difference(a: Params, b: Params) -> Params:
+    """a − b, in float32 at least."""
+    return optax.tree.sub(widened(a), widened(b))
+
+
+def ratio(numerator: Array, denominator: Array) -> Array:
+    """numerator / denominator, of finite numbers never NaN."""
+    # Relative to nothing but the dtype: near a minimum both are small, and an absolute epsilon would decide.
+    tiny = jnp.finfo(denominator.dtype).tiny
+    return numerator / jnp.where(jnp.abs(denominator) < tiny, tiny, denominator)

@@ -1,0 +1,84 @@
+"""Every optimizer with every estimator, and inside optax's own combinators."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import nl_jax as nl
+from tests import problems
+from tests.registry import ESTIMATORS, LINE_SEARCHES, OPTIMIZERS
+
+KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("lenient")  # optax.adam's own arithmetic
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_optimizer_takes_every_estimate(name):
+    """One estimate, handed to all optimizers: compiled once for all, twice run."""
+    problem = problems.chain()
+    estimator = ESTIMATORS[name].make(problem.objective)
+    start = estimator.init(KEY, problem.params)
+    traces = []
+
+    def learners(estimated):
+        one = nl.GradientEstimator(estimator.init, lambda *_: estimated)
+        return {of: nl.learner(one, make()) for of, make in OPTIMIZERS.items()}
+
+    @jax.jit
+    def step(key, states):
+        traces.append(1)
+        estimated = estimator.estimate(key, start, problem.params, problem.batch)
+        stepped = {of: learner.step(key, states[of], problem.batch) for of, learner in learners(estimated).items()}
+        return {of: state for of, (state, _) in stepped.items()}, {of: info for of, (_, info) in stepped.items()}
+
+    states = {of: learner.init(KEY, problem.params) for of, learner in learners(None).items()}
+    after, infos = step(KEY, states)
+    again, _ = step(jax.random.key(1), after)
+    assert len(traces) == 1
+    chex.assert_trees_all_equal_shapes_and_dtypes(states, after, again)
+    chex.assert_tree_all_finite((again, infos))
+    for of in OPTIMIZERS:
+        moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), after[of].params, states[of].params)
+        assert max(jax.tree.leaves(moved)) > 0, of
+        assert int(infos[of].evaluations) == ESTIMATORS[name].evaluations
+
+
+def _searching(estimator, search="conjugate_gradient"):
+    problem = problems.chain()
+    learner = nl.learner(ESTIMATORS[estimator].make(problem.objective), LINE_SEARCHES[search]())
+    return learner, learner.init(KEY, problem.params), problem.batch
+
+
+@pytest.mark.parametrize("name", ["lagrangian_backprop", "weight_rank_one", "forward_low_rank", "partition"])
+def test_a_search_keeps_shapes_and_dtypes(name):
+    learner, state, batch = _searching(name)
+    after, info = jax.eval_shape(learner.step, KEY, state, batch)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+    assert info.loss.shape == info.evaluations.shape == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "search"),
+    [
+        *((name, "conjugate_gradient") for name in ("backprop", "weight_running_mean", "node_clean")),
+        ("backprop", "inject_hyperparams"),
+    ],
+)
+def test_lines_are_searched(name, search):
+    """Trials are counted, one compilation serves all steps, the gradient in the search is the estimator's."""
+    learner, state, batch = _searching(name, search)
+    traces = []
+
+    @jax.jit
+    def step(key, state):
+        traces.append(1)
+        return learner.step(key, state, batch)
+
+    after, info = step(KEY, state)
+    again, _ = step(jax.random.key(1), after)
+    assert len(traces) == 1
+    chex.assert_tree_all_finite((again.params, info))
+    trials = int(info.evaluations) / ESTIMATORS[name].evaluations - 1
+    assert trials == int(optax.tree.get(after.optimizer, "num_linesearch_steps")) >= 1
