@@ -40,8 +40,8 @@ def powell_singular(x: jax.Array) -> jax.Array:
 
 def hilbert(x: jax.Array) -> jax.Array:
     """½ (x − 1)ᵀ H (x − 1), H_ij = 1/(i + j − 1): quadratic, of condition number 10^10 in eight dimensions."""
-    places = jnp.arange(x.size)
-    matrix = 1 / (jnp.expand_dims(places, 0) + jnp.expand_dims(places, 1) + 1.0)
+    places = jnp.arange(0.5, x.size)
+    matrix = 1 / (jnp.expand_dims(places, 0) + jnp.expand_dims(places, 1))
     return 0.5 * (x - 1) @ matrix @ (x - 1)
 
 

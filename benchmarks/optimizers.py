@@ -145,14 +145,15 @@ def optimistix_cg(ox: Any, function: Function, config: Config) -> Count:
 
 
 def plot(counts: dict[str, dict[str, Count]]) -> Any:
-    """Evaluations and iterations against each other's: a row for each function, a mark for each optimizer."""
+    """Iterations and evaluations: a row for each function, a mark for each optimizer."""
     from experiments.plotting import figure, style
 
     canvas, panels = figure(1, 2, size=(11, 4.6))
     for axes, what in zip(panels, Count._fields[:2], strict=True):
         for index, by in enumerate(next(iter(counts.values()))):
-            look = {**style(index), "linestyle": "", "markersize": 9, "markevery": 1}
-            axes.plot([getattr(of[by], what) for of in counts.values()], range(len(counts)), label=by, **look)
+            look = {**style(index), "linestyle": "", "markersize": 7, "markevery": 1}
+            rows = np.arange(len(counts)) + 0.12 * (index - 2.5)  # beside each other: many nearly coincide
+            axes.plot([getattr(of[by], what) for of in counts.values()], rows, label=by, **look)
         axes.set_yticks(range(len(counts)), counts)
         axes.set(xscale="log", xlabel=f"{what} to the minimum", ylim=(len(counts) - 0.5, -0.5))
     panels[1].set_yticklabels([])

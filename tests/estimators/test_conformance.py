@@ -11,7 +11,7 @@ import pytest
 import nl_jax as nl
 from nl_jax.base import EstimateFn, EstimatorInitFn
 from tests import problems
-from tests.registry import ESTIMATORS
+from tests.registry import ESTIMATORS, OPTIMIZERS
 
 KEY = jax.random.key(3)
 
@@ -76,6 +76,41 @@ def test_compiles_once(case):
     _, problem, _, state, estimate, traces = case
     for seed in range(3):
         _, state, _ = estimate(jax.random.key(seed), state, problem.params, problem.batch)
+    assert len(traces) == 1
+
+
+@pytest.fixture(scope="module")
+def all_optimizers():
+    """One step of every optimizer on one estimate, compiled once for all estimators; with their states and traces."""
+    params, traces = problems.chain().params, []
+
+    def learners(estimated):
+        estimator = nl.GradientEstimator(lambda key, params: (), lambda *_: estimated)
+        return {name: nl.learner(estimator, make()) for name, make in OPTIMIZERS.items()}
+
+    @jax.jit
+    def step(key, states, estimated, batch):
+        traces.append(1)
+        return {name: learner.step(key, states[name], batch) for name, learner in learners(estimated).items()}
+
+    return step, {name: learner.init(KEY, params) for name, learner in learners(None).items()}, traces
+
+
+@pytest.mark.usefixtures("lenient")  # optax.adam's own arithmetic
+def test_every_optimizer_takes_its_estimates(case, all_optimizers):
+    entry, problem, _, state, estimate, _ = case
+    step, states, traces = all_optimizers
+    grads, _, info = estimate(KEY, state, problem.params, problem.batch)
+    estimated = grads, (), info._replace(residuals=())
+    for _ in range(2):
+        stepped = step(KEY, states, estimated, problem.batch)
+        after = {name: state for name, (state, _) in stepped.items()}
+        chex.assert_trees_all_equal_shapes_and_dtypes(states, after)
+        for name, (_, info) in stepped.items():
+            moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), after[name].params, states[name].params)
+            assert 0 < max(jax.tree.leaves(moved)) < np.inf, name
+            assert int(info.evaluations) == entry.evaluations
+        states = after
     assert len(traces) == 1
 
 
