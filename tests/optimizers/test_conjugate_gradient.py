@@ -159,6 +159,26 @@ def test_a_search_that_fails_does_not_end_the_run():
     assert walled(x) < 1
 
 
+@pytest.mark.usefixtures("lenient")
+def test_where_nothing_descends_it_stays():
+    """A gradient of the wrong sign: no step is one, where optax's search alone takes one that climbs."""
+
+    @jax.custom_vjp
+    def misled(x):
+        return jnp.sum(x**2)
+
+    misled.defvjp(lambda x: (jnp.sum(x**2), x), lambda x, weight: (-2 * weight * x,))
+    start = jnp.array([1.0, 2.0])
+    (x, state), (values, _, _) = jax.jit(lambda x: search(misled, x, 3))(start)
+    np.testing.assert_array_equal(x, start)
+    np.testing.assert_array_equal(values, [5, 5, 5])
+    np.testing.assert_array_equal(optax.tree.get(state, "grad"), -2 * start)
+    zoom = optax.scale_by_zoom_linesearch(30, curv_rtol=0.05)
+    alone = optax.chain(optimizers.scale_by_conjugate_gradient(), optax.scale(-1), zoom)
+    (x, _), _ = jax.jit(lambda x: search(misled, x, 1, alone))(start)
+    assert misled(x) > 5
+
+
 BAD = [
     ({"beta": "polak_ribiere"}, "beta must take 3 arguments"),
     ({"restart": 0}, "restart must be a finite Python number above 0, got 0"),
