@@ -168,12 +168,12 @@ def test_where_nothing_descends_it_stays():
         return jnp.sum(x**2)
 
     misled.defvjp(lambda x: (jnp.sum(x**2), x), lambda x, weight: (-2 * weight * x,))
-    start = jnp.array([1.0, 2.0])
-    (x, state), (values, _, _) = jax.jit(lambda x: search(misled, x, 3))(start)
+    start, few = jnp.array([1.0, 2.0]), optimizers.conjugate_gradient(max_linesearch_steps=3)
+    (x, state), (values, _, _) = jax.jit(lambda x: search(misled, x, 3, few))(start)
     np.testing.assert_array_equal(x, start)
     np.testing.assert_array_equal(values, [5, 5, 5])
     np.testing.assert_array_equal(optax.tree.get(state, "grad"), -2 * start)
-    zoom = optax.scale_by_zoom_linesearch(30, curv_rtol=0.05)
+    zoom = optax.scale_by_zoom_linesearch(3, curv_rtol=0.05)
     alone = optax.chain(optimizers.scale_by_conjugate_gradient(), optax.scale(-1), zoom)
     (x, _), _ = jax.jit(lambda x: search(misled, x, 1, alone))(start)
     assert misled(x) > 5
