@@ -13,6 +13,7 @@ from nl_jax.estimators.node_perturbation import node_perturbation
 from nl_jax.estimators.weight_perturbation import weight_perturbation
 from nl_jax.learner import learner
 from nl_jax.networks import connections
+from nl_jax.networks.conversion import tanh_from_sigmoid
 from nl_jax.networks.layers import Layer, Network, network
 from nl_jax.networks.mlp import mlp
 from nl_jax.objectives import supervised
@@ -61,5 +62,6 @@ __all__ = [
     "shaping",
     "spaces",
     "supervised",
+    "tanh_from_sigmoid",
     "weight_perturbation",
 ]

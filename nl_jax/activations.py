@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array
+from nl_jax.checks import nonzero_number
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,48 @@ def sigmoid() -> Activation:
     return Activation(jax.nn.sigmoid, lambda x: x * (1 - x))
 
 
-def tanh() -> Activation:
-    """f(ν) = tanh ν, df(x) = 1 − x² (seed 003 eq. 11 with α = β = 1).
+def tanh(*, alpha: float = 1, beta: float = 1) -> Activation:
+    """f(ν) = α tanh(βν), df(x) = αβ (1 − x²/α²) (seed 003 eq. 11).
+
+    Args:
+      alpha: α, the bound of |x|, a finite number other than 0; a negative one turns f over.
+      beta: β, a finite number other than 0; αβ is the slope at 0.
+
+    Raises:
+      ValueError: if α or β is not as described.
 
     >>> import jax.numpy as jnp
     >>> tanh().derivative(tanh()(jnp.zeros(2)))
     Array([1., 1.], dtype=float32)
     """
-    return Activation(jnp.tanh, lambda x: 1 - x**2)
+    alpha, beta = nonzero_number("alpha", alpha), nonzero_number("beta", beta)
+    if alpha == beta == 1:  # nothing to multiply by
+        return Activation(jnp.tanh, lambda x: 1 - x**2)
+    return Activation(lambda nu: alpha * jnp.tanh(beta * nu), lambda x: alpha * beta * (1 - (x / alpha) ** 2))
+
+
+def exp(*, alpha: float = 1, beta: float = 1) -> Activation:
+    """f(ν) = α e^{βν}, df(x) = βx (seed 003 eq. 11, whose f′ = βx is written with the value x = f).
+
+    Args:
+      alpha: α, the value at 0, a finite number other than 0; its sign is that of every x.
+      beta: β, a finite number other than 0; below 0, |x| falls with ν.
+
+    Raises:
+      ValueError: if α or β is not as described.
+    """
+    alpha, beta = nonzero_number("alpha", alpha), nonzero_number("beta", beta)
+    return Activation(lambda nu: alpha * jnp.exp(beta * nu), lambda x: beta * x)
+
+
+def tanh_by_sigmoid() -> Activation:
+    """f(ν) = 2σ(2ν) − 1, which is tanh ν (seed 000, logistic sigmoid and hyperbolic tangent); df(x) = 1 − x²."""
+    return Activation(lambda nu: 2 * jax.nn.sigmoid(2 * nu) - 1, lambda x: 1 - x**2)
+
+
+def sigmoid_by_tanh() -> Activation:
+    """f(ν) = (tanh(ν/2) + 1)/2, which is σ(ν) (seed 000, ibid.); df(x) = x (1 − x)."""
+    return Activation(lambda nu: (jnp.tanh(nu / 2) + 1) / 2, lambda x: x * (1 - x))
 
 
 def relu() -> Activation:

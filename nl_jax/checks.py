@@ -35,6 +35,13 @@ def positive_hyperparameter(name: str, value: Any) -> Any:
     return value if isinstance(value, jax.Array) else positive_number(name, value)
 
 
+def nonzero_number(name: str, value: Any) -> float:
+    """`value` as a float, or ValueError if it is not a finite number other than 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value == 0:
+        raise ValueError(f"{name} must be a finite Python number other than 0, got {value!r}")
+    return float(value)
+
+
 def typed_key(key: Key) -> None:
     """ValueError unless `key` is a typed key, as `jax.random.key` makes them."""
     dtype = getattr(key, "dtype", None)

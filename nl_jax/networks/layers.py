@@ -69,12 +69,14 @@ class Network(NamedTuple):
       apply: `apply(params, inputs, propagate=feedforward) -> outputs`, the last layer's axons.
       axons: `axons(params, inputs) -> {layer: axons}`, every layer's values, the input's included.
       shapes: one example's shape by layer, from the input up.
+      layers: what it was built from.
     """
 
     init: Callable[..., Params]
     apply: Callable[..., Array]
     axons: Callable[[Params, Array], dict[str, Array]]
     shapes: dict[str, Shape]
+    layers: tuple[Layer, ...]
 
 
 class _Wired(NamedTuple):
@@ -159,7 +161,7 @@ def network(*layers: Layer) -> Network:
     def axons(params: Params, inputs: Array) -> dict[str, Array]:
         return {source.name: inputs} | record(apply)(params, inputs)[1]
 
-    return Network(init, apply, axons, shapes)
+    return Network(init, apply, axons, shapes, layers)
 
 
 def _join(layer: Layer, below: str, shapes: Mapping[str, Shape]) -> dict[str, Joint]:

@@ -90,6 +90,40 @@ def test_max_pool_does_not_lose_a_nan():
         assert np.isnan(network.apply({"output": {}}, x)).all()
 
 
+def _one_hot_matrix(x, groups):
+    """M of seed 003 eq. 11 for one example: 1 from the first largest input of each group to its own unit."""
+    M = np.zeros((len(x), len(x)))
+    for members in np.split(np.arange(len(x)), groups):
+        winner = members[np.argmax(x[members])]
+        M[winner, winner] = 1
+    return M
+
+
+@pytest.mark.parametrize(("group", "groups"), [(None, 1), (6, 1), (3, 2), (np.int64(2), 3), (1, 6)])
+def test_winner_take_all_is_a_product_with_a_one_hot_matrix(group, groups):
+    """ν = x M, and credit flows as through M: to the winners alone, of equals to the first."""
+    network = nl.network(nl.Layer("input", 6), nl.Layer("output", None, c.winner_take_all(group=group)))
+    x = np.array([[1, 3, 2, -4, -2, -3], [5, 5, 5, 5, 5, 5], [-1, -1, 0, 2, 7, 7], [0, -2, 0, -9, -3, -3]])
+    credit = np.arange(24.0).reshape(4, 6) + 1
+    nu, pull = jax.vjp(lambda x: network.apply({"output": {}}, x), jnp.asarray(x, jnp.float32))
+    M = [_one_hot_matrix(row, groups) for row in x]
+    np.testing.assert_array_equal(nu, np.einsum("bi,bij->bj", x, M))
+    np.testing.assert_array_equal(pull(jnp.asarray(credit, jnp.float32))[0], np.einsum("bij,bj->bi", M, credit))
+
+
+def test_winner_take_all_competes_along_the_last_axis():
+    network = image_network(c.winner_take_all(), source=(2, 2, 3))
+    x = jax.random.normal(KEY, (4, 2, 2, 3))
+    np.testing.assert_array_equal(network.apply({"output": {}}, x), np.where(x == x.max(-1, keepdims=True), x, 0))
+
+
+def test_winner_take_all_does_not_lose_a_nan():
+    network = nl.network(nl.Layer("input", 4), nl.Layer("output", 4, c.winner_take_all(group=2)))
+    for place in range(4):
+        spoilt = np.isnan(network.apply({"output": {}}, jnp.arange(4.0).at[place].set(jnp.nan)[None]))
+        np.testing.assert_array_equal(spoilt[0], np.arange(4) == place)
+
+
 def test_flatten_and_reshape_are_inverse():
     network = nl.network(
         nl.Layer("image", (2, 3, 2)), nl.Layer("flat", None, c.flatten()), nl.Layer("again", (2, 3, 2), c.reshape())
@@ -138,6 +172,11 @@ BAD = {
         [nl.Layer("image", (2, 2, 1)), nl.Layer("o", None, c.max_pool(3))],
         r"layer 'o'.*a window of \(3, 3\) does not fit",
     ),
+    "groups": (
+        [INPUT, nl.Layer("o", 3, c.winner_take_all(group=2))],
+        "layer 'o', connection from 'input': winner_take_all cannot part 3 units into groups of 2",
+    ),
+    "winners of another shape": ([INPUT, nl.Layer("o", 2, c.winner_take_all())], r"layer 'o' has shape \(2,\), but"),
     "reshape": ([INPUT, nl.Layer("o", (2, 2), c.reshape())], r"layer 'o'.*reshape cannot fit .*\(3,\) into \(2, 2\)"),
     "sum of two shapes": (
         [nl.Layer("a", (4, 4, 1)), nl.Layer("b", None, c.max_pool(2)),
@@ -172,6 +211,7 @@ def test_a_network_that_does_not_fit_says_which_layer(name):
         (lambda: c.conv(2, padding="same"), "padding must be 'VALID', 'SAME' or .* got 'same'"),
         (lambda: c.conv(2, channels=0), "channels must be a whole number"),
         (lambda: c.max_pool(2, padding=((0, -1), (0, 0))), "padding must be"),
+        (lambda: c.winner_take_all(group=0), "group must be a whole number"),
         (lambda: nl.mlp([3], activation=jnp.tanh), r"sizes must list at least .* got \[3\]"),
     ],
 )

@@ -1,12 +1,10 @@
-"""Losses: `loss(outputs, targets) -> [batch]`, one value per example, never averaged.
-
-Losses optax has are optax's; a loss here says how they act on a batch of examples and checks shapes.
-"""
+"""Cross-entropies of logits, which are optax's."""
 
 import jax.numpy as jnp
 import optax
 
 from nl_jax.base import Array
+from nl_jax.losses.summed import summed
 
 
 def cross_entropy(outputs: Array, targets: Array) -> Array:
@@ -43,27 +41,21 @@ def cross_entropy(outputs: Array, targets: Array) -> Array:
     )
 
 
-def half_squared_error(outputs: Array, targets: Array) -> Array:
-    """½ ‖x − x̄‖² over all but the first axis (seed 000, weight perturbation; seed 001 §1).
+def binary_cross_entropy(outputs: Array, targets: Array) -> Array:
+    """−Σ_i [p̄_i log σ(x_i) + (1 − p̄_i) log(1 − σ(x_i))], in nats: every unit a yes or no of its own.
 
     Args:
-      outputs: x, shape [batch, …].
-      targets: x̄, of the same shape.
+      outputs: logits x, shape [batch, …].
+      targets: probabilities p̄ in [0, 1], of the same shape.
 
     Returns:
-      Losses, shape [batch]; the derivative by the outputs is x − x̄.
+      Losses, shape [batch]; the derivative by the logits is σ(x) − p̄.
 
     Raises:
       ValueError: if the shapes differ.
 
     >>> import jax.numpy as jnp
-    >>> half_squared_error(jnp.ones([1, 2]), jnp.zeros([1, 2]))
-    Array([1.], dtype=float32)
+    >>> binary_cross_entropy(jnp.zeros([1, 2]), jnp.array([[0.0, 1.0]]))
+    Array([1.3862944], dtype=float32)
     """
-    if jnp.shape(outputs) != jnp.shape(targets):
-        raise ValueError(
-            f"half_squared_error compares arrays of one shape; got outputs {jnp.shape(outputs)} and targets "
-            f"{jnp.shape(targets)} (labels need jax.nn.one_hot first)"
-        )
-    losses = optax.losses.l2_loss(outputs, targets)
-    return jnp.sum(losses, axis=tuple(range(1, losses.ndim)))
+    return summed("binary_cross_entropy", optax.losses.sigmoid_binary_cross_entropy, outputs, targets)

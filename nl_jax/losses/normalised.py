@@ -1,0 +1,66 @@
+"""Losses of normalised outputs: what counts is each output's share of their sum."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from nl_jax.base import Array
+from nl_jax.checks import takes
+from nl_jax.losses.kullback_leibler import kullback_leibler
+
+
+def normalised(loss: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """L(x) = ℓ(x/X), X = Σ_i x_i over all but the first axis (seed 003 eq. 13).
+
+    The derivative by the outputs is (∂_i ℓ − C)/X with C = Σ_j x_j ∂_j ℓ / X, so that Σ_i x_i ∂_i L = 0: no
+    step is taken along x, of whose length and sign L knows nothing. Where X = 0 there are no shares: the
+    loss is +∞ and its derivative 0.
+
+    Args:
+      loss: ℓ, `loss(outputs, targets) -> [batch]`; targets go to it as they are.
+
+    Returns:
+      L, of the same form.
+
+    Raises:
+      ValueError: if loss does not take two arguments; when called, whatever ℓ raises.
+
+    >>> import jax.numpy as jnp, nl_jax as nl
+    >>> normalised(nl.losses.half_squared_error)(jnp.array([[2.0, 2.0]]), jnp.array([[0.5, 0.5]]))
+    Array([0.], dtype=float32)
+    """
+    takes("loss", loss, 2, "a function of outputs and targets; some are made by a call, nl.losses.p_norm(2)")
+
+    def normalised_loss(outputs: Array, targets: Array) -> Array:
+        outputs = jnp.asarray(outputs)
+        total = jnp.sum(outputs, axis=tuple(range(1, outputs.ndim)), keepdims=True)
+        empty = total == 0
+        # Constant shares where there are none: whatever ℓ makes of them, no derivative comes back through `where`.
+        shares = jnp.where(empty, 1, outputs / jnp.where(empty, 1, total))
+        losses = loss(shares, targets)
+        return jnp.where(empty.reshape(losses.shape), jnp.inf, losses)
+
+    return normalised_loss
+
+
+def normalised_kullback_leibler(outputs: Array, targets: Array) -> Array:
+    """L = (1/X) Σ_i x_i log(x_i / (X x̄_i)), X = Σ_i x_i, in nats (seed 003 eq. 16).
+
+    This is `normalised(kullback_leibler)`: the divergence of the shares x/X from the targets, least at x/X = x̄
+    where these sum to 1.
+
+    Args:
+      outputs: x, shape [batch, …]; shares x/X below 0 make the loss +∞, and so does X = 0.
+      targets: x̄, at least 0, of the same shape; edges as for `kullback_leibler`.
+
+    Returns:
+      Losses, shape [batch]. The derivative by the outputs is (log(x_i / (X x̄_i)) − L)/X.
+
+    Raises:
+      ValueError: if the shapes differ.
+
+    >>> import jax.numpy as jnp
+    >>> normalised_kullback_leibler(jnp.array([[2.0, 2.0], [3.0, 0.0]]), jnp.full([2, 2], 0.5))
+    Array([0.       , 0.6931472], dtype=float32)
+    """
+    return normalised(kullback_leibler)(outputs, targets)

@@ -1,0 +1,29 @@
+"""What losses share that compare outputs and targets element by element."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from nl_jax.base import Array
+
+
+def summed(name: str, terms: Callable[[Array, Array], Array], outputs: Array, targets: Array) -> Array:
+    """Σ terms(outputs, targets) over all but the first axis.
+
+    Args:
+      name: the loss's, for its error.
+      terms: elementwise, given both arrays in the dtype that JAX promotes them to.
+      outputs: shape [batch, …].
+      targets: of the same shape.
+
+    Raises:
+      ValueError: if the shapes differ or have no batch axis.
+    """
+    outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
+    if outputs.shape != targets.shape or outputs.ndim == 0:
+        raise ValueError(
+            f"{name} compares arrays of one shape [batch, …]; got outputs {outputs.shape} and targets "
+            f"{targets.shape} (labels need jax.nn.one_hot first)"
+        )
+    dtype = jnp.result_type(outputs, targets)
+    return jnp.sum(terms(outputs.astype(dtype), targets.astype(dtype)), axis=tuple(range(1, outputs.ndim)))
