@@ -1,6 +1,6 @@
 """nl_jax, "neuron learning in JAX": one calibrated interface to the ways a network can learn."""
 
-from nl_jax import activations, batching, diagnostics, losses, products, propagation
+from nl_jax import activations, batching, diagnostics, losses, products, propagation, theory
 from nl_jax.base import GradientEstimator, Info, Learner, LearnerState
 from nl_jax.estimators import baselines, directions, shaping, spaces
 from nl_jax.estimators.backprop import backprop
@@ -60,5 +60,6 @@ __all__ = [
     "shaping",
     "spaces",
     "supervised",
+    "theory",
     "weight_perturbation",
 ]
