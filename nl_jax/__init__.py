@@ -1,6 +1,6 @@
 """nl_jax, "neuron learning in JAX": one calibrated interface to the ways a network can learn."""
 
-from nl_jax import activations, batching, diagnostics, losses, optimizers, products, propagation
+from nl_jax import activations, batching, diagnostics, losses, optimizers, products, propagation, theory
 from nl_jax.base import GradientEstimator, Info, Learner, LearnerState
 from nl_jax.estimators import baselines, directions, shaping, spaces
 from nl_jax.estimators.backprop import backprop
@@ -63,5 +63,6 @@ __all__ = [
     "spaces",
     "supervised",
     "tanh_from_sigmoid",
+    "theory",
     "weight_perturbation",
 ]

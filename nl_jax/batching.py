@@ -30,7 +30,7 @@ def shuffled(key: Key, first_step: Array, num_steps: int, num_examples: int, bat
 
     # Whether the last is reached depends on where the first stands; to shuffle a large set is dear, so only if it is.
     first = first_step // per_pass
-    certain = jax.vmap(batches)(first + jnp.arange(passes - 1))
+    certain = jax.vmap(batches)(first + jnp.arange(passes - 1, dtype=jnp.int32))
     reached = (first_step + num_steps - 1) // per_pass >= first + passes - 1
     last = jax.lax.cond(reached, batches, lambda number: jnp.zeros_like(certain[0]), first + passes - 1)
     upcoming = jnp.concatenate([certain, jnp.expand_dims(last, 0)]).reshape(passes * per_pass, batch_size)
@@ -43,4 +43,4 @@ def uniform(key: Key, first_step: Array, num_steps: int, num_examples: int, batc
     def batch(step: Array) -> Array:
         return jax.random.randint(jax.random.fold_in(key, step), (batch_size,), 0, num_examples)
 
-    return jax.vmap(batch)(first_step + jnp.arange(num_steps))
+    return jax.vmap(batch)(first_step + jnp.arange(num_steps, dtype=jnp.int32))

@@ -92,7 +92,7 @@ def _steps(
         state, info = learner.step(jax.random.fold_in(step_key, step), state, batch)
         return state, (info.loss, record(state, info))
 
-    return jax.lax.scan(one, state, (first_step + jnp.arange(num_steps), chosen))
+    return jax.lax.scan(one, state, (first_step + jnp.arange(num_steps, dtype=jnp.int32), chosen))
 
 
 _SETTINGS = (0, 1, 2, 3, 4)

@@ -85,33 +85,6 @@ def test_layered_sweeps_cost_little_more(make):
     assert cost(make) < 1.05 * cost(nl.backprop)
 
 
-def test_delta_rule(x64):
-    """Seed 001 §1: for one sigmoid layer under ½‖ŷ − y‖² the gradient is (ŷ − y) ŷ (1 − ŷ) x."""
-    problem = problems.one_layer()
-    x, y = problem.batch
-    prediction = problem.forward(problem.params, x)
-    delta = (prediction - y) * prediction * (1 - prediction)
-    grads, _, _ = nl.backprop_recursion(problem.objective).estimate(KEY, (), problem.params, problem.batch)
-    np.testing.assert_allclose(grads["output"]["weight"], x.T @ delta / len(x), rtol=1e-12)
-    np.testing.assert_allclose(grads["output"]["bias"], delta.mean(axis=0), rtol=1e-12)
-
-
-def test_two_layer_recursion_of_seed_001(x64):
-    """Seed 001 §2: γ_m = Σ_k δ_k v_km h_m (1 − h_m) for sigmoid layers."""
-    sigmoid = nl.activations.sigmoid()
-    network = nl.mlp([4, 5, 3], activation=sigmoid, output_activation=sigmoid)
-    objective = nl.supervised(network.apply, nl.losses.half_squared_error)
-    params = network.init(KEY, jnp.float64)
-    x, y = jax.random.normal(KEY, (6, 4)), jnp.full((6, 3), 0.3)
-    axons = network.axons(params, x)
-    h, prediction = axons["hidden1"], axons["output"]
-    delta = (prediction - y) * prediction * (1 - prediction)
-    gamma = (delta @ params["output"]["weight"].T) * h * (1 - h)
-    grads, _, _ = nl.backprop_recursion(objective).estimate(KEY, (), params, (x, y))
-    np.testing.assert_allclose(grads["output"]["weight"], h.T @ delta / 6, rtol=1e-12)
-    np.testing.assert_allclose(grads["hidden1"]["weight"], x.T @ gamma / 6, rtol=1e-12)
-
-
 def test_recursion_uses_the_derivative_from_the_value():
     """A wrong derivative-from-value must show: the sweep does not fall back on autodiff."""
     wrong = nl.activations.Activation(jnp.tanh, lambda x: 2 * (1 - x**2))

@@ -1,0 +1,53 @@
+"""The delta rule and its extension to two layers, of sigmoid units under ½|ŷ − y|² (seed 001 §1–2).
+
+All gradients are of one example; `jax.vmap` makes them those of many. Biases are weights of a constant x_0 = 1.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def delta(output: jax.Array, target: jax.Array) -> jax.Array:
+    """δ = (ŷ − y) ŷ (1 − ŷ): the loss's derivative by the pre-activation of a sigmoid unit, elementwise."""
+    return (output - target) * output * (1 - output)
+
+
+def gradient(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """∇f_i(w) = x δᵀ for one layer ŷ = σ(wᵀx) (seed 001 §1).
+
+    Args:
+      w: weights, [D] for one unit, or [D, q] for q of them.
+      x: one input, [D].
+      y: its target, a scalar or [q].
+
+    Returns:
+      The gradient, shaped as w.
+
+    >>> import jax.numpy as jnp
+    >>> gradient(jnp.zeros(2), jnp.array([1.0, 4.0]), jnp.array(1.0))
+    Array([-0.125, -0.5  ], dtype=float32)
+    """
+    return jnp.multiply.outer(x, delta(jax.nn.sigmoid(x @ w), y))
+
+
+def two_layer_gradients(v: jax.Array, w: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """∂f_i/∂v = h δᵀ and ∂f_i/∂w = x γᵀ for two layers ŷ = σ(vᵀh), h = (1, σ(wᵀx)) (seed 001 §2).
+
+        δ_k = (ŷ_k − y_k) ŷ_k (1 − ŷ_k),  γ_m = Σ_k δ_k v_km h_m (1 − h_m)
+
+    The constant h_0 = 1 receives nothing, so that w has a column for each of the other M hidden units only.
+
+    Args:
+      v: weights of the upper layer, [M + 1, q], those of the constant first.
+      w: weights of the lower layer, [D, M].
+      x: one input, [D].
+      y: its target, [q].
+
+    Returns:
+      (∂f/∂v, ∂f/∂w), shaped as v and w.
+    """
+    hidden = jax.nn.sigmoid(x @ w)
+    h = jnp.concatenate([jnp.ones_like(hidden[:1]), hidden])
+    deltas = delta(jax.nn.sigmoid(h @ v), y)
+    gammas = v[1:] @ deltas * hidden * (1 - hidden)
+    return jnp.multiply.outer(h, deltas), jnp.multiply.outer(x, gammas)
