@@ -1,6 +1,7 @@
 """nl_jax, "neuron learning in JAX": one calibrated interface to the ways a network can learn."""
 
 from nl_jax import activations, batching, diagnostics, losses, optimizers, products, propagation, theory
+from nl_jax.alternating import Stage, alternating
 from nl_jax.base import GradientEstimator, Info, Learner, LearnerState
 from nl_jax.estimators import baselines, directions, shaping, spaces
 from nl_jax.estimators.backprop import backprop
@@ -12,10 +13,11 @@ from nl_jax.estimators.lagrangian import lagrangian, lagrangian_backprop
 from nl_jax.estimators.node_perturbation import node_perturbation
 from nl_jax.estimators.weight_perturbation import weight_perturbation
 from nl_jax.learner import learner
-from nl_jax.networks import connections
+from nl_jax.networks import connections, normalisation
 from nl_jax.networks.conversion import tanh_from_sigmoid
 from nl_jax.networks.layers import Layer, Network, network
 from nl_jax.networks.mlp import mlp
+from nl_jax.networks.normalisation import batch_norm
 from nl_jax.objectives import supervised
 from nl_jax.training.dispatch import Diverged, Interrupted
 from nl_jax.training.fit import fit
@@ -33,11 +35,14 @@ __all__ = [
     "LearnerState",
     "Network",
     "Restarts",
+    "Stage",
     "activations",
+    "alternating",
     "average",
     "backprop",
     "backprop_recursion",
     "baselines",
+    "batch_norm",
     "batch_sum",
     "batching",
     "connections",
@@ -54,6 +59,7 @@ __all__ = [
     "mlp",
     "network",
     "node_perturbation",
+    "normalisation",
     "optimizers",
     "partition",
     "products",

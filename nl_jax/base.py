@@ -29,7 +29,11 @@ State: TypeAlias = Any
 """Any tree of arrays, never a key."""
 
 Connection = Callable[..., Array]
-"""`connection(params, *inputs) -> pre-activation`: lower layers' axons to ν, batch axis first."""
+"""`connection(params, *inputs) -> pre-activation`: lower layers' axons to ν, batch axis first.
+
+One that mixes examples, so that an example's ν depends on the others (batch normalisation), says so by an attribute
+`mixes_examples = True`; a function written by hand as well, `centred.mixes_examples = True`. Estimators that judge an
+example's noise by its own loss alone would be biased there, and refuse."""
 
 ActivationFn = Callable[[Array], Array]
 """`activation(pre-activation) -> axons`, the seeds' "update" of a layer."""

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.base import Array, Batch, Objective, Params
+from nl_jax.tracing import if_mapped
 
 Bilinear = Callable[[Array, Array], Array]
 """`bilinear(x, weight) -> y`, linear in each: `x` [batch, …, inputs], `weight` […, inputs, units],
@@ -191,7 +192,7 @@ def use(objective: Objective, params: Params, batch: Batch) -> Use:
                 def note(x: Array, size: int) -> None:
                     met.add(place)
                     values.append(size)
-                    _if_mapped(x, lambda: above.add(place))
+                    if_mapped(x, lambda: above.add(place))
 
                 return _Witness(leaves[place], examples, note)
 
@@ -219,20 +220,3 @@ def use(objective: Objective, params: Params, batch: Batch) -> Use:
     met, above, values = found
     places = range(len(leaves))
     return Use([i in met for i in places], [i in met and i not in above for i in places], values)
-
-
-def _if_mapped(x: Array, note: Callable[[], None]) -> None:
-    """Calls `note` if x is mapped over by the vmap around."""
-
-    @jax.custom_batching.custom_vmap
-    def identity(x: Array) -> Array:
-        return x
-
-    @identity.def_vmap
-    def rule(axis_size: int, in_batched: list[bool], x: Array) -> tuple[Array, bool]:
-        del axis_size
-        if in_batched[0]:
-            note()
-        return x, in_batched[0]
-
-    identity(x)

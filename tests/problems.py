@@ -130,4 +130,24 @@ def closed_over() -> Problem:
     return _labelled(forward, params, _inputs(6, 4), 3)
 
 
+@_once
+def batch_normed() -> Problem:
+    """Examples interact: two normalised layers, the higher of two connections. Not for per-example credit."""
+    c = nl.connections
+    network = nl.network(
+        nl.Layer("input", 2),
+        nl.batch_norm(nl.Layer("low", 3, c.dense(bias=False), nl.activations.tanh())),
+        nl.batch_norm(
+            nl.Layer("high", 2, [c.dense("low", bias=False), c.dense("input")], nl.activations.sigmoid()), epsilon=0.1
+        ),
+        nl.Layer("output", 2, c.dense()),
+    )
+    params = jax.jit(network.init, static_argnums=1)(jax.random.key(3), _dtype())
+    for layer in ("low", "high"):  # not ones and zeros, where a wrong γ or β could hide
+        params[layer] |= {"gamma": jnp.linspace(0.7, 1.5, params[layer]["gamma"].size, dtype=_dtype())}
+        params[layer] |= {"beta": jnp.linspace(-0.3, 0.4, params[layer]["beta"].size, dtype=_dtype())}
+    params["output"]["weight"] *= 3  # so that much hangs on what the examples do to one another
+    return _labelled(network.apply, params, _inputs(4, 2), 2)
+
+
 PROBLEMS = {f.__name__: f for f in (one_layer, chain, skip, convolution, tied, closed_over)}

@@ -1,15 +1,14 @@
 """Estimators made of estimators; each is an estimator again."""
 
-import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, Propagate, State
-from nl_jax.checks import path_name, positive_integer, takes_propagate, typed_key
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
+from nl_jax.checks import positive_integer, typed_key
 from nl_jax.numerics import wide_dtype
-from nl_jax.propagation import feedforward
+from nl_jax.parts import assign, by_path, replaced, restricted
 
 Factory = Callable[[Objective], GradientEstimator]
 
@@ -129,12 +128,10 @@ def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEst
         factory(objective)  # bad settings are errors here, not at the first step
 
     def built(params: Params) -> list[tuple[dict[str, Array], GradientEstimator]]:
-        leaves = _by_path(params)
-        shares = _assign(list(leaves), list(parts))
+        leaves = by_path(params)
         built = []
-        for pattern, factory in parts.items():
-            share = {path: leaves[path] for path in shares[pattern]}
-            built.append((share, factory(_restricted(objective, params))))
+        for factory, paths in zip(parts.values(), assign(list(leaves), list(parts), "parts"), strict=True):
+            built.append(({path: leaves[path] for path in paths}, factory(restricted(objective, params))))
         return built
 
     def init(key: Key, params: Params) -> State:
@@ -148,7 +145,7 @@ def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEst
         estimates = [e.estimate(k, s, share, batch) for k, s, (share, e) in zip(keys, state, members, strict=True)]
         grads, states, infos = zip(*estimates, strict=True)
         merged = {path: g for share in grads for path, g in share.items()}
-        return _replaced(params, merged), tuple(states), _joined(infos, tuple(info.residuals for info in infos))
+        return replaced(params, merged), tuple(states), _joined(infos, tuple(info.residuals for info in infos))
 
     return GradientEstimator(init, estimate)
 
@@ -186,44 +183,3 @@ def _joined(infos: Sequence[Info], residuals: State) -> Info:
     loss = jnp.mean(jnp.stack([info.loss for info in infos]))
     evaluations = jnp.sum(jnp.stack([info.evaluations for info in infos]), dtype=jnp.int32)
     return Info(loss, evaluations, residuals)
-
-
-def _by_path(params: Params) -> dict[str, Array]:
-    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-    paths = [path for path, _ in leaves]
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise ValueError(f"two parameters have the path {twice!r}: rename one, its name holds a '/'")
-    return dict(leaves)
-
-
-def _replaced(params: Params, leaves: Mapping[str, Array]) -> Params:
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(path_name(path), leaf), params)
-
-
-def _assign(paths: Sequence[str], patterns: Sequence[str]) -> dict[str, list[str]]:
-    shares: dict[str, list[str]] = {pattern: [] for pattern in patterns}
-    for path in paths:
-        pattern = next((p for p in patterns if fnmatch.fnmatchcase(path, p)), None)
-        if pattern is None:
-            raise ValueError(f"no pattern of parts matches parameter {path!r}; add one, such as '*'")
-        shares[pattern].append(path)
-    for pattern, share in shares.items():
-        if not share:
-            raise ValueError(
-                f"pattern {pattern!r} of parts gets no parameter, none matches or an earlier pattern took them; "
-                f"the paths are {', '.join(paths)}"
-            )
-    return shares
-
-
-def _restricted(objective: Objective, params: Params) -> Objective:
-    """The objective as a function of some parameters, by path, the others held at `params`."""
-    if takes_propagate(objective):
-
-        def restricted(share: Params, batch: Batch, propagate: Propagate = feedforward) -> Array:
-            return objective(_replaced(params, share), batch, propagate=propagate)
-
-        return restricted
-
-    return lambda share, batch: objective(_replaced(params, share), batch)

@@ -44,7 +44,8 @@ def node_perturbation(
 
     Raises:
       ValueError: if a setting is out of range or the objective takes no `propagate`; when run, for layers
-        that share a name or whose first axis is not the batch.
+        that share a name or whose first axis is not the batch, and for per-example credit of noise that reaches a
+        layer which mixes examples.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([2, 1], activation=nl.activations.tanh(), weight_init=jax.nn.initializers.ones)

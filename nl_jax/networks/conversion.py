@@ -1,5 +1,6 @@
 """The same function by other units: a network of logistic sigmoids as one of hyperbolic tangents."""
 
+import copy
 import itertools
 from collections.abc import Container
 from typing import Any
@@ -57,7 +58,9 @@ def _is_sigmoid(layer: Layer) -> bool:
 
 
 def _respond(layer: Layer, activation: Activation) -> Layer:
-    return Layer(layer.name, layer.shape, layer.connections, activation)
+    layer = copy.copy(layer)
+    layer.activation = activation
+    return layer
 
 
 def _read_tanh(layer: Layer, lower: str, params: Params, sigmoids: Container[str]) -> Params:

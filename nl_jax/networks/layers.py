@@ -4,9 +4,10 @@ The seed's four words are here: axons (a layer's values), layer (their geometry)
 lower layers), update (the activation).
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,22 @@ from nl_jax.base import ActivationFn, Array, Key, Params, Propagate
 from nl_jax.checks import is_size, path_name, takes
 from nl_jax.networks.connections import Connection, Joint, Shape
 from nl_jax.propagation import feedforward, record
+
+
+class Transform(NamedTuple):
+    """What becomes of a layer's whole pre-activation, the sum over its connections.
+
+    Attributes:
+      init: `init(shape, dtype) -> params`, the transform's own by name, for one example's shape; they stand beside
+        the layer's.
+      apply: `apply(connection) -> connection`, both functions `(params, *inputs) -> pre-activation` of all of them.
+    """
+
+    init: Callable[[Shape, Any], dict[str, Array]]
+    apply: Callable[[Callable[..., Array]], Callable[..., Array]]
+
+
+_UNCHANGED = Transform(lambda shape, dtype: {}, lambda connection: connection)
 
 
 class Layer:
@@ -58,6 +75,21 @@ class Layer:
         if activation is not None and not self.connections:
             raise ValueError(f"layer {name!r} receives no connection, so that its activation would never be used")
         self.activation: ActivationFn = identity() if activation is None else activation
+        self.transform = _UNCHANGED
+
+    def transformed(self, transform: Transform) -> Self:
+        """The same layer with its pre-activation transformed.
+
+        Raises:
+          ValueError: if it has no connections, or is transformed already.
+        """
+        if not self.connections:
+            raise ValueError(f"layer {self.name!r} receives no connection, so that there is nothing to transform")
+        if self.transform is not _UNCHANGED:
+            raise ValueError(f"layer {self.name!r} is transformed twice; once is all a layer can be")
+        layer = copy.copy(self)
+        layer.transform = transform
+        return layer
 
 
 class Network(NamedTuple):
@@ -83,15 +115,25 @@ class _Wired(NamedTuple):
     """A layer with its connections joined to the layers below."""
 
     name: str
+    shape: Shape
     joints: dict[str, Joint]
     activation: ActivationFn
+    transform: Transform
 
     def init(self, key: Key, dtype: jax.typing.DTypeLike) -> Params:
         keys = jax.random.split(key, len(self.joints))
         parts = {source: joint.init(k, dtype) for k, (source, joint) in zip(keys, self.joints.items(), strict=True)}
-        return parts if len(parts) > 1 else next(iter(parts.values()))
+        joined = parts if len(parts) > 1 else next(iter(parts.values()))
+        own = self.transform.init(self.shape, dtype)
+        for taken in joined.keys() & own.keys():
+            raise ValueError(f"layer {self.name!r} has a parameter {taken!r} of its own: rename its source {taken!r}")
+        return joined | own
 
-    def connection(self, params: Params, *inputs: Array) -> Array:
+    @property
+    def connection(self) -> Callable[..., Array]:
+        return self.transform.apply(self.total)
+
+    def total(self, params: Params, *inputs: Array) -> Array:
         # z_i starts at 0 and accumulates (seed 003 eq. 12); so does the pre-activation.
         if len(self.joints) == 1:
             (joint,) = self.joints.values()
@@ -141,7 +183,7 @@ def network(*layers: Layer) -> Network:
             raise ValueError(f"two layers are named {layer.name!r}: give every layer a name of its own")
         joints = _join(layer, below.name, shapes)
         shapes[layer.name] = _agreed_shape(layer, joints)
-        wired.append(_Wired(layer.name, joints, layer.activation))
+        wired.append(_Wired(layer.name, shapes[layer.name], joints, layer.activation, layer.transform))
 
     def init(key: Key, dtype: jax.typing.DTypeLike = jnp.float32) -> Params:
         keys = jax.random.split(key, len(wired))

@@ -52,12 +52,14 @@ def test_the_new_weights_are_the_seeds(x64):
 
 
 def test_a_hierarchy_is_converted_where_it_reads_sigmoids(x64):
-    """Skip connections, one bias for several connections or one each, other units between, a plain function."""
+    """Skip connections, one bias for several or one each, other units between, batch normalisation, a plain function."""
     network = nl.network(
         nl.Layer("input", 3),
         nl.Layer("low", 4, c.dense(bias_init=biased), sigmoid()),
         nl.Layer("other", 4, [c.dense("low", bias_init=biased), c.dense("input", bias=False)], nl.activations.tanh()),
-        nl.Layer("high", 5, [c.dense("low", bias=False), c.dense("other", bias_init=biased)], jax.nn.sigmoid),
+        nl.batch_norm(
+            nl.Layer("high", 5, [c.dense("low", bias=False), c.dense("other", bias_init=biased)], jax.nn.sigmoid)
+        ),
         nl.Layer("best", None, c.winner_take_all("other")),
         nl.Layer("output", 5, [c.dense("low"), c.dense("high"), c.dense("best"), c.dense("input", bias=False)]),
     )

@@ -20,7 +20,8 @@ def flipout() -> Law:
 
     Only for objectives in which examples do not interact and keep their places: the n-th loss must depend on the n-th
     row of every product, and on no other (no batch normalisation, no contrast between examples, no sorting). Otherwise
-    the estimate is biased; `low_rank` and the laws of independent signs do not mind.
+    the estimate is biased; `low_rank` and the laws of independent signs do not mind. A layer whose connection says that
+    it mixes examples (`nl_jax.base.Connection`) is refused, the rest cannot be seen.
 
     Every example judges its own direction by its own loss, for two products a layer:
     x (W + σ V) = x W + σ ((x ∘ s) E) ∘ r; averages are accumulated as E ∘ (Sᵀ diag(change) R). Weights are the

@@ -10,6 +10,7 @@ from nl_jax.base import Array, Batch, Key, Objective, Params
 from nl_jax.checks import floating, layered, per_example
 from nl_jax.estimators.directions import Direction, Law
 from nl_jax.estimators.sampling import Footprint, occupied
+from nl_jax.estimators.spaces.coupling import refuse_coupling
 from nl_jax.estimators.spaces.view import Along, Draw, Space, View, weighted_sum
 from nl_jax.numerics import wide_dtype
 from nl_jax.propagation import inject, local
@@ -32,8 +33,9 @@ class Credit(NamedTuple):
 def per_example_credit() -> Credit:
     """(Ẽ_n − E_n) γ_n: each example's noise is judged by its own loss (seed 000, node perturbation).
 
-    Right where one example's nodes act on that example's loss alone; variance does not grow with the batch. Every
-    example explores its own node space: it has the law's directions to itself.
+    Right where one example's nodes act on that example's loss alone, and refused where a layer says that they do not
+    (`nl_jax.base.Connection`); variance does not grow with the batch. Every example explores its own node space: it
+    has the law's directions to itself.
     """
 
     def draws(law: Law, key: Key, template: dict[str, Array], examples: int) -> Draw:
@@ -81,7 +83,8 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
       credit: `per_example_credit()`, the default, or `per_batch_credit()` where examples interact.
 
     Raises:
-      ValueError: if the objective takes no `propagate`.
+      ValueError: if the objective takes no `propagate`; when run, for per-example credit of noise that reaches a layer
+        which mixes examples.
     """
     layered("perturbing nodes", objective)
     chosen = per_example_credit() if credit is None else credit
@@ -90,6 +93,12 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
         floating(params)
         losses, preactivations, pull = local(objective)(params, batch)
         examples = per_example(losses).shape[0]
+        if not chosen.together:
+            refuse_coupling(
+                objective, params, batch, lambda objective, offsets: inject(objective)(params, batch, offsets),
+                preactivations,
+                "use credit=nl.spaces.per_batch_credit(), which node_perturbation and nl.spaces.nodes take",
+            )  # fmt: skip
 
         def displaced(direction: Direction, sigma: Any) -> Array:
             offsets = jax.tree.map(lambda gamma: jnp.asarray(sigma, gamma.dtype) * gamma, direction)

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, Key, Objective, Params
-from nl_jax.checks import floating, per_example
+from nl_jax.checks import floating, per_example, takes_propagate
 from nl_jax.estimators.directions import Direction, Law, Structured
 from nl_jax.estimators.directions.structured import parts
 from nl_jax.estimators.sampling import Footprint, occupied
+from nl_jax.estimators.spaces.coupling import refuse_coupling
 from nl_jax.estimators.spaces.view import Along, Draw, Space, View, weighted_sum
 from nl_jax.numerics import wide_dtype
 from nl_jax.products import Shifted, use
@@ -37,6 +38,13 @@ def weights(objective: Objective) -> Space:
                     leaf if weight else jax.ShapeDtypeStruct((leaf.size,), leaf.dtype)
                     for leaf, weight in zip(shown, uses().multiplied, strict=True)
                 ]
+                places = zip(parts(drawn), uses().multiplied, strict=True)
+                apart = {i: leaves[i] for i, (xi, weight) in enumerate(places) if weight and _of_each_example(xi)}
+                if apart and takes_propagate(objective):
+                    refuse_coupling(
+                        objective, params, batch, losses_with, apart,
+                        "use directions that the whole batch shares, such as nl.directions.rank_one()",
+                    )  # fmt: skip
 
             def draw(index: Array) -> Direction:
                 direction = parts(law(key, index, jax.tree.unflatten(tree, shown)))
@@ -46,6 +54,9 @@ def weights(objective: Objective) -> Space:
                 )
 
             return draw
+
+        def losses_with(objective: Objective, some: dict[int, Array]) -> Array:
+            return objective(jax.tree.unflatten(tree, [some.get(i, leaf) for i, leaf in enumerate(leaves)]), batch)
 
         def losses_at(moved: list[Any]) -> Array:
             return per_example(objective(jax.tree.unflatten(tree, moved), batch))
@@ -115,6 +126,10 @@ def weights(objective: Objective) -> Space:
 
 def _structured(direction: list[Any]) -> bool:
     return any(isinstance(xi, Structured) for xi in direction)
+
+
+def _of_each_example(xi: Any) -> bool:
+    return isinstance(xi, Structured) and xi.of_each_example
 
 
 def _displace(weight: Array, xi: Any, sigma: Any) -> Any:

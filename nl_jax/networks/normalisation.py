@@ -1,0 +1,198 @@
+"""Batch normalisation (seed 001 §5; Ioffe & Szegedy 2015).
+
+    μ_q = 1/B Σ_i z_iq,   σ_q² = 1/B Σ_i (z_iq − μ_q)²,   z̃ = (z − μ)/√(σ² + ε),   ẑ = γ z̃ + β,   ŷ = f(ẑ)
+
+Examples act on one another through μ and σ. For inference, where an answer must not depend on who else is asked,
+`population` gathers the statistics of the data and `inference` puts them in the place of the batch's: both are ways to
+run the same forward function, and nothing is kept between its calls.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import ActivationFn, Array, Connection, Forward, Params, Propagate
+from nl_jax.checks import positive_number
+from nl_jax.networks.connections import Shape
+from nl_jax.networks.layers import Layer, Transform
+from nl_jax.numerics import wide_dtype
+from nl_jax.propagation import feedforward, survey
+
+
+class Moments(NamedTuple):
+    """Mean μ and variance σ² of each unit, or channel, [units], in float32 at least."""
+
+    mean: Array
+    variance: Array
+
+
+@dataclass(frozen=True)
+class BatchNormalised:
+    """A connection with its pre-activation z normalised over the batch: γ (z − μ)/√(σ² + ε) + β.
+
+    Attributes:
+      connection: any `connection(params, *inputs) -> z`, [batch, …, units]; γ and β, [units], stand beside its own
+        parameters as `params["gamma"]` and `params["beta"]`. A bias of its own would be taken off with the mean.
+      epsilon: ε.
+    """
+
+    connection: Connection
+    epsilon: float
+    mixes_examples: ClassVar[bool] = True
+
+    def __call__(self, params: Params, *inputs: Array) -> Array:
+        z = self.connection(params, *inputs)
+        return self._rescaled(params, z, _moments(z))
+
+    def with_moments(self, moments: Moments) -> Connection:
+        """The connection with given moments in the place of the batch's: examples no longer interact."""
+        return lambda params, *inputs: self._rescaled(params, self.connection(params, *inputs), moments)
+
+    def unbiased_moments(self, params: Params, *inputs: Array) -> Moments:
+        """The batch's μ and B/(B − 1) σ², B the number of values a unit has."""
+        z = self.connection(params, *inputs)
+        mean, variance = _moments(z)
+        values = z.size // z.shape[-1]
+        return Moments(mean, variance * (values / (values - 1)))
+
+    def _rescaled(self, params: Params, z: Array, moments: Moments) -> Array:
+        of_units = {**moments._asdict(), "gamma": params["gamma"], "beta": params["beta"]}
+        for name, value in of_units.items():
+            if value.shape != z.shape[-1:]:
+                raise ValueError(
+                    f"batch normalisation: {name} must have shape {z.shape[-1:]}, one for each unit, got {value.shape}"
+                )
+        wide, over = wide_dtype(z.dtype), tuple(range(z.ndim - 1))
+        mean, variance, gamma, beta = (jnp.expand_dims(value.astype(wide), over) for value in of_units.values())
+        return (gamma * (z.astype(wide) - mean) / jnp.sqrt(variance + self.epsilon) + beta).astype(z.dtype)
+
+
+def batch_normalised(connection: Connection, *, epsilon: float = 1e-5) -> BatchNormalised:
+    """A connection with its pre-activation normalised over the batch, for forward functions written by hand.
+
+    Args:
+      connection: any connection; `params["gamma"]` and `params["beta"]`, [units], are then asked for beside its own.
+      epsilon: ε, above 0, in units of z².
+
+    Raises:
+      ValueError: if `epsilon` is not above 0; when run, if γ or β has another shape or a unit has but one value.
+
+    >>> import jax.numpy as jnp, nl_jax as nl
+    >>> linear = lambda params, x: x @ params["weight"]
+    >>> params = {"weight": jnp.ones([2, 1]), "gamma": jnp.ones(1), "beta": jnp.zeros(1)}
+    >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> nl.propagation.feedforward("hidden", batch_normalised(linear), jnp.tanh, params, x).round(3).tolist()
+    [[-0.7620000243186951], [0.7620000243186951]]
+    """
+    return BatchNormalised(connection, positive_number("epsilon", epsilon))
+
+
+def batch_norm(layer: Layer, *, epsilon: float = 1e-5) -> Layer:
+    """The layer with its pre-activation, the sum over its connections, normalised over the batch.
+
+    Its parameters get a γ of ones and a β of zeros, [units] or [channels]; β does what a bias would, so that its
+    connections need none.
+
+    Args:
+      layer: any layer that receives a connection.
+      epsilon: ε, above 0, in units of z².
+
+    Raises:
+      ValueError: if `layer` receives no connection or is normalised already, or `epsilon` is not above 0; when the
+        network is built, if a source is named "gamma" or "beta".
+
+    >>> import jax, nl_jax as nl
+    >>> hidden = nl.Layer("hidden", 8, nl.connections.dense(bias=False), nl.activations.tanh())
+    >>> net = nl.network(nl.Layer("input", 4), batch_norm(hidden), nl.Layer("output", 2, nl.connections.dense()))
+    >>> jax.tree.map(jax.numpy.shape, net.init(jax.random.key(0)))["hidden"]
+    {'beta': (8,), 'gamma': (8,), 'weight': (4, 8)}
+    """
+    epsilon = positive_number("epsilon", epsilon)
+
+    def init(shape: Shape, dtype: Any) -> dict[str, Array]:
+        return {"gamma": jnp.ones(shape[-1:], dtype), "beta": jnp.zeros(shape[-1:], dtype)}
+
+    return layer.transformed(Transform(init, lambda connection: BatchNormalised(connection, epsilon)))
+
+
+def population(forward: Forward) -> Callable[[Params, Any], dict[str, Moments]]:
+    """Gathers the statistics for inference: the averages over batches of μ and of B/(B − 1) σ².
+
+    Every layer sees what it saw in training, lower layers normalised by each batch's own moments (Ioffe & Szegedy
+    2015, algorithm 2).
+
+    Args:
+      forward: `forward(params, inputs, propagate=feedforward) -> outputs`.
+
+    Returns:
+      `statistics(params, batches) -> {layer: Moments}` of its batch-normalised layers, for inputs stacked to
+      [batches, batch, …]; the batches are run one after the other.
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> net = nl.network(nl.Layer("input", 2), nl.batch_norm(nl.Layer("output", 2, nl.connections.dense())))
+    >>> params, x = net.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), [100, 2])
+    >>> statistics = population(net.apply)(params, x.reshape(4, 25, 2))
+    >>> outputs = inference(net.apply, statistics)(params, x)
+    >>> bool(jnp.allclose(outputs.mean(axis=0), 0, atol=1e-5)), bool(jnp.allclose(outputs.std(axis=0), 1, atol=0.1))
+    (True, True)
+    """
+
+    def moments(params: Params, inputs: Any) -> dict[str, Moments]:
+        _, sites = survey(forward)(params, inputs)
+        return {
+            name: site.connection.unbiased_moments(site.params, *site.inputs)
+            for name, site in sites.items()
+            if isinstance(site.connection, BatchNormalised)
+        }
+
+    def statistics(params: Params, batches: Any) -> dict[str, Moments]:
+        each = jax.lax.map(lambda inputs: moments(params, inputs), batches)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
+
+    return statistics
+
+
+def inference(forward: Forward, statistics: Mapping[str, Moments]) -> Forward:
+    """The forward function with given statistics in the place of each batch's own: examples no longer interact.
+
+    Args:
+      forward: `forward(params, inputs, propagate=feedforward) -> outputs`.
+      statistics: of every batch-normalised layer, from `population`.
+
+    Returns:
+      A forward function of the same form, to be run by any `propagate`; its γ and β are as they were.
+
+    Raises:
+      ValueError: when run, if a batch-normalised layer has no statistics, or they are of another shape.
+    """
+
+    def inferring(params: Params, inputs: Any, propagate: Propagate = feedforward) -> Any:
+        def given(
+            name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
+        ) -> Array:
+            if isinstance(connection, BatchNormalised):
+                if name not in statistics:
+                    known = ", ".join(statistics) or "none"
+                    raise ValueError(f"there are no statistics of layer {name!r}, only of {known}: gather them anew")
+                connection = connection.with_moments(statistics[name])
+            return propagate(name, connection, activation, params, *inputs)
+
+        return forward(params, inputs, propagate=given)
+
+    return inferring
+
+
+def _moments(z: Array) -> Moments:
+    """μ and σ² over all axes but the last."""
+    if math.prod(z.shape[:-1]) < 2:
+        raise ValueError(
+            f"batch normalisation needs two values of a unit or more, got pre-activations of shape {z.shape}: give it "
+            "a batch, or for inference nl.normalisation.inference(forward, statistics)"
+        )
+    over = tuple(range(z.ndim - 1))
+    wide = z.astype(wide_dtype(z.dtype))
+    return Moments(jnp.mean(wide, axis=over), jnp.var(wide, axis=over))
