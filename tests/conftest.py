@@ -1,9 +1,16 @@
+import os
+from importlib.metadata import version
+
+# Most of a test's time is machine code being optimised that runs once; what XLA makes of a program (its FLOPs, its
+# memory) is decided before, and stays as it is. Set in the environment, for the processes that tests start as well.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+if version("jaxlib").startswith("0.10."):  # a third of the time to compile; XLA ends the process at flags it has lost
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
 import jax
 import pytest
 
-# Most of a test's time is machine code being optimised that runs once; what XLA makes of a program (its FLOPs, its
-# memory) is decided before, and stays as it is.
-jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_disable_most_optimizations", True)  # here, should JAX have read its environment before
 
 
 @pytest.fixture(autouse=True)

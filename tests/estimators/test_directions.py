@@ -204,21 +204,26 @@ def _displaced(problem, law, sigma):
 def test_structured_equals_formed(name, problem, x64):
     """Losses, rates of change and credit are those of the arrays a direction stands for, example by example."""
     problem = problem()
-    view, direction, losses = _displaced(problem, LAWS[name], 0.3)
-    examples = len(losses)
+    examples = len(jax.tree.leaves(problem.batch)[0])
     change = jax.random.normal(KEY, (1, examples))
-    stacked = jax.tree.map(lambda x: jnp.expand_dims(x, 0), direction)
-    credit = view.gradient(view.credit(change, stacked))
-    of_each = formed(direction, examples)
 
     def loss(sigma, xi, n):
         moved = jax.tree.map(lambda w, xi: w + sigma * xi, problem.params, xi)
         return problem.objective(moved, problem.batch)[n]
 
-    one_by_one = jax.vmap(loss, in_axes=(None, 0, 0))(0.3, of_each, jnp.arange(examples))
+    @jax.jit
+    def both():
+        view, direction, losses = _displaced(problem, LAWS[name], 0.3)
+        stacked = jax.tree.map(lambda x: jnp.expand_dims(x, 0), direction)
+        of_each, n = formed(direction, examples), jnp.arange(examples)
+        one_by_one = jax.vmap(loss, in_axes=(None, 0, 0))(0.3, of_each, n)
+        rates = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(0.0, of_each, n)
+        found = losses, view.tangent()[1](direction)
+        return found, (one_by_one, rates), view.gradient(view.credit(change, stacked)), of_each
+
+    (losses, along), (one_by_one, rates), credit, of_each = both()
     np.testing.assert_allclose(losses, one_by_one, rtol=1e-10)
-    rates = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(0.0, of_each, jnp.arange(examples))
-    np.testing.assert_allclose(view.tangent()[1](direction), rates, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(along, rates, rtol=1e-8, atol=1e-12)
     for got, xi in zip(jax.tree.leaves(credit), jax.tree.leaves(of_each), strict=True):
         np.testing.assert_allclose(got, np.tensordot(change[0], xi, axes=1) / examples, rtol=1e-10, atol=1e-12)
 

@@ -52,7 +52,7 @@ def test_the_new_weights_are_the_seeds(x64):
 
 
 def test_a_hierarchy_is_converted_where_it_reads_sigmoids(x64):
-    """Skip connections, one bias for several or one each, other units between, batch normalisation, a plain function."""
+    """Skip connections, one bias for several or one each, other units between, batch norm, a plain function."""
     network = nl.network(
         nl.Layer("input", 3),
         nl.Layer("low", 4, c.dense(bias_init=biased), sigmoid()),
