@@ -117,6 +117,11 @@ ESTIMATORS: dict[str, Entry] = {
     "forward_nodes": Entry(
         _part(nl.forward_gradient, num_samples=K, space=nodes), layers=True, derivative=True, evaluations=K + 2
     ),
+    "reinforce": Entry(
+        _without_chunk(_part(nl.reinforce, units=nl.units.gaussian(sigma=0.01), num_samples=K)),
+        layers=True,
+        evaluations=2 * K,
+    ),
     "average": Entry(_average, layers=True, evaluations=2 * (K + 2)),
     "mix": Entry(_mixture, derivative=True, evaluations=3 + 2 * K + 1),
     "partition": Entry(_partition, layers=True, derivative=True, evaluations=3 + K + 2),

@@ -6,13 +6,11 @@ from, [batch], an estimate of the undisplaced ones.
 """
 
 from collections.abc import Callable
-from numbers import Real
 from typing import NamedTuple
-
-import jax.numpy as jnp
 
 from nl_jax.base import Array, State
 from nl_jax.estimators.directions import Direction
+from nl_jax.estimators.running_mean import checked_decay, nothing_seen
 from nl_jax.estimators.spaces.view import View
 from nl_jax.estimators.step_size import Length, balanced, unit
 
@@ -100,35 +98,16 @@ def running_mean(decay: float = 0.9) -> Baseline:
       decay: weight of the past in the exponential mean, at least 0 and below 1. Its start is corrected for; the very
         first estimate has no baseline.
     """
-    if isinstance(decay, bool) or not isinstance(decay, Real) or not 0 <= decay < 1:
-        raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
-
-    def init() -> RunningMean:
-        return RunningMean(jnp.zeros(()), jnp.zeros(()))
+    decay = checked_decay(decay)
 
     def rate(view: View, sigma: float, state: State) -> Rate:
-        mean = jnp.where(state.weight > 0, state.total / jnp.where(state.weight > 0, state.weight, 1), 0)
-
         def along(direction: Direction) -> tuple[Array, Array]:
             losses = view.displaced(direction, sigma)
-            return (losses - mean.astype(losses.dtype)) / sigma, losses
+            return (losses - state.mean.astype(losses.dtype)) / sigma, losses
 
         return Rate(along, 0, 1)
 
-    def update(state: State, loss: Array) -> RunningMean:
-        kept = jnp.isfinite(loss)  # one NaN must not be remembered for good
-        total = decay * state.total + (1 - decay) * loss.astype(state.total.dtype)
-        weight = decay * state.weight + (1 - decay)
-        return RunningMean(jnp.where(kept, total, state.total), jnp.where(kept, weight, state.weight))
-
-    return Baseline(init, rate, update, unit)
-
-
-class RunningMean(NamedTuple):
-    """An exponential mean as its total and its weight, so that its start is no bias."""
-
-    total: Array
-    weight: Array
+    return Baseline(nothing_seen, rate, lambda state, loss: state.seen(loss, decay), unit)
 
 
 def tangent() -> Baseline:

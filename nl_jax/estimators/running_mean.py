@@ -1,0 +1,39 @@
+"""An exponential mean of past losses."""
+
+from numbers import Real
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from nl_jax.base import Array
+
+
+class RunningMean(NamedTuple):
+    """An exponential mean as its total and its weight, so that its start is no bias."""
+
+    total: Array
+    weight: Array
+
+    @property
+    def mean(self) -> Array:
+        """The mean; 0 before anything was seen."""
+        return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1), 0)
+
+    def seen(self, loss: Array, decay: float) -> "RunningMean":
+        """With one more loss; one that is not finite is forgotten, or it would be remembered for good."""
+        kept = jnp.isfinite(loss)
+        total = decay * self.total + (1 - decay) * loss.astype(self.total.dtype)
+        weight = decay * self.weight + (1 - decay)
+        return RunningMean(jnp.where(kept, total, self.total), jnp.where(kept, weight, self.weight))
+
+
+def nothing_seen() -> RunningMean:
+    """The mean of no losses."""
+    return RunningMean(jnp.zeros(()), jnp.zeros(()))
+
+
+def checked_decay(decay: float) -> float:
+    """`decay`, the weight of the past, or ValueError if it is not at least 0 and below 1."""
+    if isinstance(decay, bool) or not isinstance(decay, Real) or not 0 <= decay < 1:
+        raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
+    return float(decay)

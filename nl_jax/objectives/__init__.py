@@ -1,0 +1,28 @@
+"""Objectives: a forward function and what is asked of it, as one per-example loss.
+
+`supervised` compares with targets, `bandit` with nothing: a reward is returned, and that is all. `reconstruction`,
+`denoising` and `forward_forward` need no labels. What is drawn anew for every step (a corruption, a wrong label) is a
+function `(key, batch) -> batch` for `nl.augmented`.
+"""
+
+from nl_jax.objectives.bandit import bandit, graded, greedy
+from nl_jax.objectives.corruption import gaussian_noise, masking_noise
+from nl_jax.objectives.forward_forward import contrast, forward_forward, goodness, overlay, predict
+from nl_jax.objectives.self_supervised import denoising, reconstruction
+from nl_jax.objectives.supervised import supervised
+
+__all__ = [
+    "bandit",
+    "contrast",
+    "denoising",
+    "forward_forward",
+    "gaussian_noise",
+    "goodness",
+    "graded",
+    "greedy",
+    "masking_noise",
+    "overlay",
+    "predict",
+    "reconstruction",
+    "supervised",
+]

@@ -1,0 +1,52 @@
+"""Corruptions: pure functions `corrupt(key, clean) -> (corrupted, clean)`, for `nl.augmented`."""
+
+from collections.abc import Callable
+from numbers import Real
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Key
+from nl_jax.checks import positive_number
+
+Corruption = Callable[[Key, Array], tuple[Array, Array]]
+
+
+def masking_noise(fraction: float) -> Corruption:
+    """Every input is put to 0 with the given probability, each by itself (Vincent et al. 2008).
+
+    Args:
+      fraction: above 0 and below 1.
+
+    Raises:
+      ValueError: if `fraction` is not as described.
+
+    >>> corrupted, clean = masking_noise(0.5)(jax.random.key(0), jnp.ones([1, 8]))
+    >>> corrupted
+    Array([[1., 1., 0., 0., 1., 0., 0., 1.]], dtype=float32)
+    """
+    if isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction < 1:
+        raise ValueError(f"fraction must be above 0 and below 1, got {fraction!r}")
+
+    def corrupt(key: Key, clean: Array) -> tuple[Array, Array]:
+        masked = jax.random.bernoulli(key, fraction, clean.shape)
+        return jnp.where(masked, jnp.zeros_like(clean), clean), clean
+
+    return corrupt
+
+
+def gaussian_noise(sigma: float) -> Corruption:
+    """x + σ ξ, ξ standard normal (Vincent et al. 2010).
+
+    Args:
+      sigma: σ, in units of the inputs, above 0.
+
+    Raises:
+      ValueError: if `sigma` is not as described.
+    """
+    sigma = positive_number("sigma", sigma)
+
+    def corrupt(key: Key, clean: Array) -> tuple[Array, Array]:
+        return clean + sigma * jax.random.normal(key, clean.shape, clean.dtype), clean
+
+    return corrupt

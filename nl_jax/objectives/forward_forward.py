@@ -1,0 +1,165 @@
+"""The forward-forward algorithm: every layer an objective of its own (Hinton 2022)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import ActivationFn, Array, Batch, Connection, Forward, Key, Objective, Params, Propagate
+from nl_jax.checks import layered, positive_integer, positive_number
+from nl_jax.objectives.judged import pair
+from nl_jax.propagation import feedforward
+
+
+def goodness(forward: Forward) -> Callable[..., dict[str, Array]]:
+    """How strongly each layer responds, told no more than the direction of what is below it (Hinton 2022 §2).
+
+        g^l = mean_i (x_i^l)²,   x^l = f(W x̂^{l−1} + b),   x̂ = x / root mean square of x
+
+    Lengths are taken off between layers, or a layer could read the goodness of the one below; and derivatives stop
+    there, so that no credit crosses from a layer to another.
+
+    Args:
+      forward: `forward(params, inputs, propagate=feedforward)`; its outputs are not used.
+
+    Returns:
+      `goodnesses(params, inputs, propagate=feedforward) -> {layer: [batch]}`, of the layers that have parameters.
+
+    Raises:
+      ValueError: if `forward` takes no `propagate`.
+    """
+    layered("goodness", forward)
+
+    def goodnesses(params: Params, inputs: Array, propagate: Propagate = feedforward) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+
+        def on_its_own(
+            name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
+        ) -> Array:
+            alone = (_direction(jax.lax.stop_gradient(x)) for x in inputs)
+            axons = propagate(name, connection, activation, params, *alone)
+            if jax.tree.leaves(params):
+                found[name] = _mean_square(axons)
+            return axons
+
+        forward(params, inputs, propagate=on_its_own)
+        return found
+
+    return goodnesses
+
+
+def forward_forward(forward: Forward, *, threshold: float = 1.0) -> Objective:
+    """Every layer tells positive from negative inputs by its goodness (Hinton 2022 §2).
+
+        E = Σ_l −log σ(± (g^l − θ)),   + for positive inputs, − for negative ones
+
+    Derivatives stop between layers: ∂E/∂W^l is that of layer l's own term, although no layer waits for another.
+    This is not the gradient of E as a function of all parameters, so take an estimator that differentiates
+    (`nl.backprop`); perturbation, which evaluates, sees what higher layers make of lower ones.
+
+    Args:
+      forward: as for `goodness`.
+      threshold: θ, above 0, in units of a squared axon.
+
+    Returns:
+      `objective(params, (inputs, positive), propagate=feedforward) -> losses`, shape [batch], where `positive` is
+      True or False for each example, as `contrast` makes them.
+
+    Raises:
+      ValueError: if `forward` takes no `propagate` or the threshold is not as described; when called, if the
+        batch is no such pair.
+    """
+    layered("forward_forward", forward)
+    threshold = positive_number("threshold", threshold)
+    goodnesses = goodness(forward)
+
+    def objective(params: Params, batch: Batch, propagate: Propagate = feedforward) -> Array:
+        inputs, positive = pair(batch, "positive")
+        if positive.dtype != jnp.bool_ or positive.shape != inputs.shape[:1]:
+            raise ValueError(
+                f"positive must be one truth value per example, bool of shape {inputs.shape[:1]}; "
+                f"got {positive.dtype}{list(positive.shape)}"
+            )
+        excess = (g - threshold for g in goodnesses(params, inputs, propagate=propagate).values())
+        return sum((jax.nn.softplus(jnp.where(positive, -e, e)) for e in excess), start=jnp.zeros(()))
+
+    return objective
+
+
+def overlay(inputs: Array, labels: Array, num_classes: int) -> Array:
+    """Inputs whose first `num_classes` features give way to the label, one of them 1, the others 0 (Hinton 2022 §3.3).
+
+    Args:
+      inputs: shape [batch, features], at least as many features as classes.
+      labels: integers of shape [batch].
+      num_classes: at least 1.
+
+    Raises:
+      ValueError: if the inputs have no room for the label.
+
+    >>> overlay(2 * jnp.ones([1, 4]), jnp.array([1]), 3)
+    Array([[0., 1., 0., 2.]], dtype=float32)
+    """
+    inputs, num_classes = jnp.asarray(inputs), positive_integer("num_classes", num_classes)
+    if inputs.ndim != 2 or inputs.shape[1] < num_classes:
+        raise ValueError(
+            f"inputs must be of shape [batch, features], {num_classes} features at least; got {inputs.shape}"
+        )
+    return inputs.at[:, :num_classes].set(jax.nn.one_hot(labels, num_classes, dtype=inputs.dtype))
+
+
+def contrast(num_classes: int) -> Callable[[Key, Batch], tuple[Array, Array]]:
+    """Positive inputs, overlaid with their label, then as many negative ones, with a wrong label (Hinton 2022 §3.3).
+
+    Args:
+      num_classes: at least 2.
+
+    Returns:
+      `(key, (inputs, labels)) -> (inputs, positive)`, twice the examples, for `nl.augmented`: every wrong label is as
+      likely as any other, and drawn anew for each key.
+
+    Raises:
+      ValueError: if `num_classes` is not as described.
+    """
+    if positive_integer("num_classes", num_classes) < 2:
+        raise ValueError("num_classes must be at least 2: of a single class there is no wrong label")
+
+    def contrasted(key: Key, batch: Batch) -> tuple[Array, Array]:
+        inputs, labels = pair(batch, "labels")
+        wrong = (labels + jax.random.randint(key, labels.shape, 1, num_classes, labels.dtype)) % num_classes
+        both = [overlay(inputs, chosen, num_classes) for chosen in (labels, wrong)]
+        return jnp.concatenate(both), jnp.repeat(jnp.array([True, False]), len(labels))
+
+    return contrasted
+
+
+def predict(forward: Forward, num_classes: int) -> Callable[[Params, Array], Array]:
+    """The label that, overlaid on an input, gives the greatest goodness, summed over layers (Hinton 2022 §3.3).
+
+    Args:
+      forward: as for `goodness`.
+      num_classes: at least 1.
+
+    Returns:
+      `(params, inputs) -> labels`, int32 of shape [batch], by `num_classes` forward passes.
+    """
+    goodnesses = goodness(forward)
+
+    def predicted(params: Params, inputs: Array) -> Array:
+        def total(label: Array) -> Array:
+            labels = jnp.full(inputs.shape[0], label)
+            return sum(goodnesses(params, overlay(inputs, labels, num_classes)).values(), start=jnp.zeros(()))
+
+        return jnp.argmax(jax.lax.map(total, jnp.arange(num_classes)), axis=0).astype(jnp.int32)
+
+    return predicted
+
+
+def _mean_square(axons: Array) -> Array:
+    return jnp.mean(axons**2, axis=tuple(range(1, axons.ndim)))
+
+
+def _direction(axons: Array) -> Array:
+    """x over its root mean square; silent layers stay silent."""
+    size = jnp.sqrt(_mean_square(axons)).reshape(-1, *[1] * (axons.ndim - 1))
+    return axons / jnp.where(size > 0, size, 1)

@@ -1,0 +1,48 @@
+"""What every objective of a forward function's outputs shares."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, Forward, Objective, Params, Propagate
+from nl_jax.checks import takes_propagate
+from nl_jax.propagation import feedforward
+
+Run = Callable[[Any], Any]
+"""`run(inputs) -> outputs`: the forward function with its parameters, and its layers run as the objective's are."""
+
+
+def judged(forward: Forward, judge: Callable[[Run, Batch], Array]) -> Objective:
+    """`judge(run, batch) -> losses` as an objective, which takes `propagate` if the forward function does."""
+    if takes_propagate(forward):
+
+        def objective(params: Params, batch: Batch, propagate: Propagate = feedforward) -> Array:
+            return judge(functools.partial(forward, params, propagate=propagate), batch)
+
+        return objective
+
+    def layerless_objective(params: Params, batch: Batch) -> Array:
+        return judge(functools.partial(forward, params), batch)
+
+    return layerless_objective
+
+
+def pair(batch: Batch, second: str, first: str = "inputs") -> tuple[Any, Any]:
+    """`batch` if it is a pair, or ValueError."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"batch must be a pair ({first}, {second}), got {type(batch).__name__}: {batch!r}")
+    return batch[0], batch[1]
+
+
+def one_per_example(what: str, values: Array, given: str, tree: Any) -> Array:
+    """`values` if they are one number for each example of `tree`, or ValueError."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    if jnp.ndim(values) != 1 or any(shape[:1] != jnp.shape(values) for shape in shapes):
+        raise ValueError(
+            f"{what} must return one value per example, shape [batch]; got shape {jnp.shape(values)} "
+            f"for {given} of shape {', '.join(map(str, shapes))}: sum over everything but the first axis"
+        )
+    return values

@@ -1,0 +1,35 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+import nl_jax as nl
+
+KEY = jax.random.key(0)
+
+
+def test_each_estimate_sees_noise_of_its_own_and_all_its_evaluations_the_same():
+    objective = lambda w, batch: w * batch
+    augment = lambda key, batch: batch + jax.random.normal(key, batch.shape)
+    estimator = nl.augmented(nl.weight_perturbation(objective, num_samples=3), augment)
+    one, _, first = estimator.estimate(KEY, (), jnp.float32(1.0), jnp.ones(4))
+    _, _, again = estimator.estimate(KEY, (), jnp.float32(1.0), jnp.ones(4))
+    _, _, other = estimator.estimate(jax.random.key(1), (), jnp.float32(1.0), jnp.ones(4))
+    assert first.loss == again.loss != other.loss
+    assert abs(float(one)) < 100  # losses of different batches would differ by much more than a step of 1e-3 explains
+
+
+def test_its_noise_is_not_the_estimators():
+    """One key, two uses: the estimator must not draw what the batch was made with."""
+    keys = []
+    inner = nl.GradientEstimator(lambda key, params: (), lambda key, state, params, batch: keys.append(key))
+    nl.augmented(inner, lambda key, batch: keys.append(key)).estimate(KEY, (), None, None)
+    assert len({jax.random.key_data(key).tobytes() for key in [KEY, *keys]}) == 3
+
+
+def test_what_it_is_given_is_checked():
+    with pytest.raises(ValueError, match="augment must take 2 arguments"):
+        nl.augmented(nl.backprop(lambda w, batch: w * batch), lambda batch: batch)
+    with pytest.raises(ValueError, match=r"typed key made by jax\.random\.key"):
+        nl.augmented(nl.backprop(lambda w, batch: w * batch), lambda key, batch: batch).estimate(
+            jnp.zeros(2, jnp.uint32), (), jnp.float32(1.0), jnp.ones(4)
+        )
