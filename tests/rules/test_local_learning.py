@@ -123,9 +123,10 @@ DEEP = nl.network(
     nl.Layer("high", 4, c.dense(bias=False)),
 )
 DEEP_RULES = {"low": rules.soft_hebb(), "middle": rules.soft_hebb(), "high": rules.oja()}
+RATES = {"low": 0.3, "middle": 0.01, "high": 0.003}  # inputs grow from layer to layer
 
 
-def residual(params, layer):
+def unrest(params, layer):
     """How far a layer is from where its rule rests, given the layers below."""
     return optax.tree.norm(estimate(DEEP.apply, {layer: DEEP_RULES[layer]}, params, images())[0])
 
@@ -133,58 +134,67 @@ def residual(params, layer):
 def test_a_deep_stack_learns_at_once_or_layer_by_layer():
     """Either way each layer comes to rest on what those below it send."""
     start = DEEP.init(KEY)
-    at_once, history = fitted(
-        nl.learner(local_learning(DEEP.apply, DEEP_RULES), optax.sgd(0.1)), start, images(), num_steps=600
+    optimizer = optax.multi_transform(
+        {name: optax.sgd(rate) for name, rate in RATES.items()},
+        lambda params: {name: name if name in RATES else "low" for name in params},
     )
-    assert history.loss[-1] < 1e-2 * history.loss[0]
+    at_once, history = fitted(
+        nl.learner(local_learning(DEEP.apply, DEEP_RULES), optimizer), start, images(), num_steps=600
+    )
+    assert history.loss[-1] < 1e-3 * history.loss[0]
     in_turn = start
     for name, rule in DEEP_RULES.items():
+        learner = nl.learner(local_learning(DEEP.apply, {name: rule}), optax.sgd(RATES[name]))
         before = in_turn
-        in_turn, _ = fitted(
-            nl.learner(local_learning(DEEP.apply, {name: rule}), optax.sgd(0.1)), before, images(), num_steps=600
-        )
+        in_turn, _ = fitted(learner, before, images(), num_steps=600)
         others = [other for other in DEEP_RULES if other != name]
         jax.tree.map(np.testing.assert_array_equal, [in_turn[o] for o in others], [before[o] for o in others])
     for name in DEEP_RULES:
         for params in (at_once, in_turn):
-            assert residual(params, name) < 0.1 * residual({**params, name: start[name]}, name), name
+            assert unrest(params, name) < 0.01 * unrest({**params, name: start[name]}, name), name
 
 
-def test_soft_hebb_learns_weights_of_norm_one():
-    network = nl.mlp([64, 5], activation=jnp.tanh, bias=False)
-    learner = nl.learner(local_learning(network.apply, rules.soft_hebb(temperature=0.1)), optax.sgd(0.3))
+def test_soft_competition_makes_distinct_features_of_norm_one():
     x = images().reshape(-1, 64)
     x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
-    params, _ = fitted(learner, network.init(KEY), x, num_steps=800)
-    W = params["output"]["weight"]
-    np.testing.assert_allclose(jnp.linalg.norm(W, axis=0), 1, atol=0.02)
-    assert jnp.max(W.T @ W - jnp.eye(5)) < 0.9
+    network = nl.mlp([64, 5], activation=jnp.tanh, bias=False)
+
+    def overlaps(temperature):
+        learner = nl.learner(local_learning(network.apply, rules.soft_hebb(temperature=temperature)), optax.sgd(0.5))
+        params, _ = fitted(learner, {"output": {"weight": x[:5].T}}, x, num_steps=600)
+        W = params["output"]["weight"]
+        return W.T @ W
+
+    hard, soft = overlaps(0.02), overlaps(1.0)
+    np.testing.assert_allclose(jnp.diag(hard), 1, atol=1e-3)
+    assert jnp.max(hard - jnp.eye(5)) < 0.93
+    np.testing.assert_allclose(soft, 1, atol=1e-3)  # whom nobody keeps out, all learn the mean
 
 
-def test_competitive_learning_finds_the_centres_of_clusters(x64):
+def test_competitive_learning_finds_the_centres_of_clusters():
     centres = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0][:3]
-    x = jnp.asarray(np.repeat(centres, 8, axis=0) + 0.05 * np.random.default_rng(1).normal(size=(24, 6)))
+    x = jnp.asarray(np.repeat(centres, 8, axis=0) + 0.05 * np.random.default_rng(1).normal(size=(24, 6)), jnp.float32)
     network = nl.mlp([6, 3], activation=jnp.tanh, bias=False)
     learner = nl.learner(local_learning(network.apply, rules.competitive()), optax.sgd(0.5))
     start = {"output": {"weight": x[jnp.array([0, 8, 16])].T}}
     params, _ = fitted(learner, start, x, num_steps=200)
-    np.testing.assert_allclose(params["output"]["weight"].T, x.reshape(3, 8, 6).mean(axis=1), atol=1e-10)
+    np.testing.assert_allclose(params["output"]["weight"].T, x.reshape(3, 8, 6).mean(axis=1), atol=1e-5)
 
 
-def test_bcm_units_become_selective(x64):
+def test_bcm_units_become_selective():
     """On two patterns a unit comes to answer one by 1/p = 2, θ, and the other by 0; both answers alike do not last."""
     network = nl.mlp([2, 2], activation=nl.activations.identity(), bias=False)
     patterns = jnp.array([[1.0, 0.2], [0.2, 1.0]])
     learner = nl.learner(local_learning(network.apply, rules.bcm(rate=0.5)), optax.sgd(0.05))
     start = {"output": {"weight": jnp.array([[0.6, 0.5], [0.5, 0.6]])}}
     params, _ = fitted(learner, start, patterns, num_steps=2000)
-    np.testing.assert_allclose(network.apply(params, patterns), 2 * np.eye(2), atol=1e-8)
+    np.testing.assert_allclose(network.apply(params, patterns), 2 * np.eye(2), atol=1e-4)
 
 
-def test_the_perceptron_makes_no_more_mistakes_than_novikoff_allows(x64):
+def test_the_perceptron_makes_no_more_mistakes_than_novikoff_allows():
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 3))
-    w = np.array([2.0, -1.0, 2.0]) / 3
+    x = rng.normal(size=(200, 3)).astype(np.float32)
+    w = np.array([2.0, -1.0, 2.0], np.float32) / 3
     x = x[np.abs(x @ w) > 0.2]
     t = np.sign(x @ w)[:, None]
     network = nl.mlp([3, 1], activation=jnp.tanh, output_activation=nl.activations.sign(), bias=False)
