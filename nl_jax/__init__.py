@@ -1,9 +1,22 @@
 """nl_jax, "neuron learning in JAX": one calibrated interface to the ways a network can learn."""
 
-from nl_jax import activations, batching, diagnostics, losses, optimizers, products, propagation, theory
+from nl_jax import (
+    activations,
+    batching,
+    diagnostics,
+    losses,
+    objectives,
+    optimizers,
+    products,
+    propagation,
+    rules,
+    theory,
+)
 from nl_jax.alternating import Stage, alternating
 from nl_jax.base import GradientEstimator, Info, Learner, LearnerState
-from nl_jax.estimators import baselines, directions, shaping, spaces
+from nl_jax.estimators import baselines, directions, reward_baselines, shaping, spaces
+from nl_jax.estimators import stochastic_units as units
+from nl_jax.estimators.augmented import augmented
 from nl_jax.estimators.backprop import backprop
 from nl_jax.estimators.backprop_recursion import backprop_recursion
 from nl_jax.estimators.compose import average, batch_sum, mix, partition
@@ -11,6 +24,7 @@ from nl_jax.estimators.evolution_strategy import evolution_strategy
 from nl_jax.estimators.forward_gradient import forward_gradient
 from nl_jax.estimators.lagrangian import lagrangian, lagrangian_backprop
 from nl_jax.estimators.node_perturbation import node_perturbation
+from nl_jax.estimators.reinforce import reinforce
 from nl_jax.estimators.weight_perturbation import weight_perturbation
 from nl_jax.learner import learner
 from nl_jax.networks import connections, normalisation
@@ -18,7 +32,8 @@ from nl_jax.networks.conversion import tanh_from_sigmoid
 from nl_jax.networks.layers import Layer, Network, network
 from nl_jax.networks.mlp import mlp
 from nl_jax.networks.normalisation import batch_norm
-from nl_jax.objectives import supervised
+from nl_jax.objectives import bandit, supervised
+from nl_jax.rules.local_learning import local_learning
 from nl_jax.training.dispatch import Diverged, Interrupted
 from nl_jax.training.fit import fit
 from nl_jax.training.restarts import Restarts, restarts
@@ -38,9 +53,11 @@ __all__ = [
     "Stage",
     "activations",
     "alternating",
+    "augmented",
     "average",
     "backprop",
     "backprop_recursion",
+    "bandit",
     "baselines",
     "batch_norm",
     "batch_sum",
@@ -54,21 +71,27 @@ __all__ = [
     "lagrangian",
     "lagrangian_backprop",
     "learner",
+    "local_learning",
     "losses",
     "mix",
     "mlp",
     "network",
     "node_perturbation",
     "normalisation",
+    "objectives",
     "optimizers",
     "partition",
     "products",
     "propagation",
+    "reinforce",
     "restarts",
+    "reward_baselines",
+    "rules",
     "shaping",
     "spaces",
     "supervised",
     "tanh_from_sigmoid",
     "theory",
+    "units",
     "weight_perturbation",
 ]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.base import Array, Batch, Objective, Params
+from nl_jax.base import Array, Batch, Connection, Objective, Params
 from nl_jax.tracing import if_mapped
 
 Bilinear = Callable[[Array, Array], Array]
@@ -125,6 +125,55 @@ class Shifted(StandIn):
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         shifted = bilinear(x, self.shift)
         return bilinear(x, self.weight) + jnp.asarray(self.scale, shifted.dtype) * shifted
+
+
+def unfold(connection: Connection, params: Params, x: Array) -> Array:
+    """What a connection multiplies its weight with, a row for every product: of a convolution, the patches.
+
+    Args:
+      connection: any with one product, `x @ params["weight"]` or by way of `product`.
+      params: its parameters, `params["weight"]` of shape […, units].
+      x: its input, batch axis first.
+
+    Returns:
+      [products, inputs], such that `unfold(…) @ weight.reshape(inputs, units)` is [products, units].
+
+    Raises:
+      OtherUse: if the weight is used otherwise. JAX's own functions of a weight raise another TypeError.
+
+    >>> import jax.numpy as jnp
+    >>> unfold(lambda params, x: x @ params["weight"], {"weight": jnp.ones([3, 2])}, jnp.ones([4, 5, 3])).shape
+    (20, 3)
+    """
+    noted: list[Array] = []
+    connection({**params, "weight": _Unfolding(params["weight"], noted)}, x)
+    if len(noted) != 1:
+        raise OtherUse(f"the weight is in {len(noted)} products, not in one")
+    return noted[0]
+
+
+class _Unfolding(StandIn):
+    """Stands in for a weight and notes what it is multiplied with."""
+
+    def __init__(self, weight: Array, noted: list[Array]) -> None:
+        super().__init__(weight)
+        self.noted = noted
+
+    def map(self, function: Part, *, swap: bool) -> Self:
+        if swap:
+            raise OtherUse("a transposed weight has its units first")
+        return type(self)(function(self.weight), self.noted)
+
+    def product(self, bilinear: Bilinear, x: Array) -> Array:
+        *window, _ = self.shape
+        inputs = math.prod(window)
+        if bilinear is jnp.matmul and self.ndim == 2:
+            unfolded = x
+        else:  # units that each pass one input on
+            with jax.default_matmul_precision("highest"):
+                unfolded = bilinear(x, jnp.eye(inputs, dtype=self.dtype).reshape(*window, inputs))
+        self.noted.append(unfolded.reshape(-1, inputs))
+        return bilinear(x, self.weight)
 
 
 class Use(NamedTuple):

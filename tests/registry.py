@@ -1,4 +1,4 @@
-"""Every estimator and every optimizer, once: how to make it, and what it claims."""
+"""Every estimator, optimizer and local rule, once: how to make it, and what it claims."""
 
 import functools
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import jax
 import optax
 
 import nl_jax as nl
+from nl_jax import rules
 
 rademacher = nl.directions.rademacher()
 
@@ -168,3 +169,19 @@ LINE_SEARCHES: dict[str, Callable[[], optax.GradientTransformation]] = {
     )(curv_rtol=0.1),
 }
 """Optimizers that evaluate again, as often as they need."""
+
+RULES: dict[str, Callable[[], rules.Rule]] = {
+    "hebb": rules.hebb,
+    "oja": rules.oja,
+    "subspace": rules.subspace,
+    "sanger": rules.sanger,
+    "apex": rules.apex,
+    "bcm": rules.bcm,
+    "instar": rules.instar,
+    "competitive": rules.competitive,
+    "soft_hebb": rules.soft_hebb,
+    "soft_hebb_anti_hebbian": _part(rules.soft_hebb, anti_hebbian=True, temperature=0.5),
+    "perceptron": rules.perceptron,
+    "delta": rules.delta,
+    "delta_tanh": _part(rules.delta, derivative=nl.activations.tanh().derivative),
+}

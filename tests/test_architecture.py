@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "networks": {"base", "checks", "numerics", "products", "propagation", "activations"},
     "objectives": {"base", "checks", "propagation"},
     "estimators": {"base", "checks", "numerics", "parts", "products", "propagation", "tracing"},
-    "rules": {"base", "checks", "propagation"},
+    "rules": {"base", "checks", "products", "propagation"},
     "optimizers": {"base", "checks", "numerics"},
     "learner": {"base", "checks"},
     "alternating": {"base", "checks", "learner", "parts"},

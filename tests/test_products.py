@@ -7,7 +7,7 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.checks import path_name
-from nl_jax.products import OtherUse, Shifted, product, use
+from nl_jax.products import OtherUse, Shifted, product, unfold, use
 from tests import problems
 
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -109,3 +109,43 @@ def test_any_function_will_do():
     estimator = nl.weight_perturbation(objective, directions=nl.directions.rank_one(), num_samples=4)
     grads = estimator.estimate(jax.random.key(1), (), params, batch)[0]
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
+
+
+CONV = nl.connections.conv((2, 3), channels=2, stride=2, padding="SAME", bias=False).join((5, 4, 3), None).apply
+
+
+def locally_connected(params, x):
+    """Every position has a weight of its own, [positions, inputs, units]."""
+    return product(lambda x, w: jnp.einsum("bpi,pio->bpo", x, w), x, params["weight"])
+
+
+@pytest.mark.parametrize(
+    ("connection", "weight", "x"),
+    [
+        (lambda params, x: x @ params["weight"] + 1, (3, 2), (4, 3)),
+        (lambda params, x: x @ params["weight"].astype(jnp.float32), (3, 2), (4, 5, 3)),
+        (CONV, (2, 3, 3, 2), (4, 5, 4, 3)),
+        (locally_connected, (5, 3, 2), (4, 5, 3)),
+    ],
+    ids=["matrix", "positions", "convolution", "locally connected"],
+)
+def test_an_unfolded_connection_is_a_product_of_matrices(connection, weight, x):
+    W, x = jax.random.normal(KEYS[1], weight), jax.random.normal(KEYS[0], x)
+    nu = connection({"weight": W}, x) - connection({"weight": jnp.zeros_like(W)}, x)
+    unfolded = unfold(connection, {"weight": W}, x)
+    np.testing.assert_allclose(unfolded @ W.reshape(-1, 2), nu.reshape(-1, 2), rtol=1e-4, atol=1e-5)
+    # Inputs are passed on as they are: where there are several of one, as a selection of them.
+    assert set(np.ravel(unfolded).tolist()) <= {0.0, *np.ravel(x).tolist()}
+
+
+@pytest.mark.parametrize(
+    ("connection", "message"),
+    [
+        (lambda params, x: x @ params["weight"].T, "transposed"),
+        (lambda params, x: x @ params["weight"] @ params["weight"], "2 products"),
+        (lambda params, x: x, "0 products"),
+    ],
+)
+def test_only_a_single_product_is_unfolded(connection, message):
+    with pytest.raises(OtherUse, match=message):
+        unfold(connection, {"weight": jnp.eye(3)}, X)

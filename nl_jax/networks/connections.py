@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
+from jax.scipy.linalg import solve_triangular
 
 from nl_jax.base import Array, Key, Params
 from nl_jax.checks import is_size, positive_integer
@@ -88,6 +89,44 @@ def dense(
         return Joint(shape, init, apply)
 
     return Dense(join, source)
+
+
+def lateral_dense(
+    source: str | None = None,
+    *,
+    weight_init: Initializer = initializers.lecun_normal(),
+    lateral_init: Initializer = initializers.zeros,
+    bias: bool = True,
+    bias_init: Initializer = initializers.zeros,
+) -> Connection:
+    """All to all, each unit inhibited by those before it: ν_j = (x W + b)_j − Σ_{i<j} ν_i C_ij.
+
+    The lateral inhibition of Kung and Diamantaras (1990) among linear units, see `nl.rules.apex`: a triangle of
+    connections, so that ν solves ν (I + C) = x W + b in one pass.
+
+    Args:
+      source: name of the lower layer; by default the layer listed just before.
+      weight_init: scheme for W, shape [inputs, units].
+      lateral_init: scheme for C, `params["lateral"]` of shape [units, units]; on and below its diagonal it is not read.
+      bias: whether there is a b, shape [units].
+      bias_init: scheme for b.
+    """
+
+    def join(source_shape: Shape, shape: Shape | None) -> Joint:
+        plain = dense(weight_init=weight_init, bias=bias, bias_init=bias_init).join(source_shape, shape)
+        (units,) = plain.shape
+
+        def init(key: Key, dtype: Any) -> Params:
+            key, lateral_key = jax.random.split(key)
+            return {**plain.init(key, dtype), "lateral": lateral_init(lateral_key, (units, units), dtype)}
+
+        def apply(params: Params, x: Array) -> Array:
+            C = jnp.triu(params["lateral"], k=1)
+            return solve_triangular(C, plain.apply(params, x).T, trans=1, unit_diagonal=True).T
+
+        return Joint(plain.shape, init, apply)
+
+    return Connection(join, source)
 
 
 def conv(

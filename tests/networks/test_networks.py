@@ -48,6 +48,24 @@ def test_a_layer_adds_up_its_connections(x64):
     np.testing.assert_allclose(network.apply(params, x), expected, rtol=1e-12)
 
 
+def test_lateral_units_inhibit_those_after_them(x64):
+    connection = c.lateral_dense(lateral_init=jax.nn.initializers.normal(1.0), bias_init=jax.nn.initializers.ones)
+    network = nl.network(nl.Layer("input", 3), nl.Layer("output", 4, connection))
+    params = network.init(KEY, jnp.float64)
+    x = jax.random.normal(KEY, (5, 3))
+    W, C, b = (np.asarray(params["output"][name]) for name in ("weight", "lateral", "bias"))
+    expected = np.asarray(x) @ W + b
+    for j in range(4):
+        for i in range(j):
+            expected[:, j] -= expected[:, i] * C[i, j]
+    np.testing.assert_allclose(network.apply(params, x), expected, rtol=1e-12)
+    assert (
+        not nl.network(nl.Layer("input", 3), nl.Layer("output", 4, c.lateral_dense()))
+        .init(KEY)["output"]["lateral"]
+        .any()
+    )
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),

@@ -1,0 +1,32 @@
+"""Local rules of plasticity: how one layer changes by what it sees, and nothing else (seed 000, PCA networks).
+
+Each is made by a function without a network, `nl.rules.oja()`, and taught in one by `nl.local_learning`.
+"""
+
+from nl_jax.rules.apex import apex
+from nl_jax.rules.bcm import bcm
+from nl_jax.rules.competitive import competitive
+from nl_jax.rules.delta import delta
+from nl_jax.rules.hebb import hebb
+from nl_jax.rules.instar import instar
+from nl_jax.rules.oja import oja
+from nl_jax.rules.perceptron import perceptron
+from nl_jax.rules.rule import Rule
+from nl_jax.rules.sanger import sanger
+from nl_jax.rules.soft_hebb import soft_hebb
+from nl_jax.rules.subspace import subspace
+
+__all__ = [
+    "Rule",
+    "apex",
+    "bcm",
+    "competitive",
+    "delta",
+    "hebb",
+    "instar",
+    "oja",
+    "perceptron",
+    "sanger",
+    "soft_hebb",
+    "subspace",
+]

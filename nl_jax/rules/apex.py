@@ -1,0 +1,27 @@
+"""APEX: principal components by lateral inhibition (Kung and Diamantaras 1990)."""
+
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Params
+from nl_jax.rules.rule import Change, Rule, mean, mean_outer, unsupervised
+
+
+def apex() -> Rule:
+    """Δw_j = ⟨y_j (x − y_j w_j)⟩, Δc_ij = ⟨y_j (y_i − y_j c_ij)⟩ for i < j (Kung and Diamantaras 1990).
+
+    Each unit inhibits those after it, y_j = w_jᵀ x − Σ_{i<j} c_ij y_i, and both its kinds of connection learn by Oja's
+    rule; taken with the sign of inhibition the lateral ones are anti-Hebbian. w_j comes to ± the j-th eigenvector of
+    ⟨x xᵀ⟩ as by `sanger`, but no unit needs another's weights; then nothing is left to inhibit, C = 0.
+
+    For layers joined by `nl.connections.lateral_dense`, whose C is `params["lateral"]`. Biases stay.
+    """
+
+    def change(params: Params, x: Array, y: Array) -> Change:
+        W, C = params["weight"], params["lateral"]
+        activity = mean(y**2)
+        return {
+            "weight": mean_outer(x, y) - W * activity,
+            "lateral": jnp.triu(mean_outer(y, y) - C * activity, k=1),
+        }
+
+    return unsupervised(change)

@@ -1,0 +1,38 @@
+"""The rule of Bienenstock, Cooper and Munro (1982)."""
+
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Params, State
+from nl_jax.checks import positive_number
+from nl_jax.rules.rule import Change, Rule, mean, mean_outer
+
+
+def bcm(*, rate: float = 0.1) -> Rule:
+    """Δw_j = ⟨y_j (y_j − θ_j) x⟩, where θ_j slides after ⟨y_j²⟩ (Bienenstock, Cooper and Munro 1982).
+
+    Responses above the threshold θ grow, those below shrink; since θ grows faster than they do, units become selective
+    instead of unbounded. θ ← θ + rate (⟨y²⟩ − θ), the threshold of Intrator and Cooper (1992), slides before it is
+    used and starts at 1, where a unit rests that answers all inputs alike. Biases stay.
+
+    Args:
+      rate: the part of the way that θ goes at each step, above 0 and at most 1; learning must be slower than θ, or
+        responses oscillate.
+
+    Returns:
+      A rule with state θ [1, units].
+
+    Raises:
+      ValueError: if rate is not as described.
+    """
+    if positive_number("rate", rate) > 1:
+        raise ValueError(f"rate must be at most 1, where the threshold follows each batch; got {rate!r}")
+
+    def init(params: Params) -> State:
+        return jnp.ones_like(params["weight"][:1])
+
+    def change(state: State, params: Params, pre: Array, post: Array, teacher: Array | None) -> tuple[Change, State]:
+        del params, teacher
+        theta = state + rate * (mean(post**2) - state)
+        return {"weight": mean_outer(pre, post * (post - theta))}, theta
+
+    return Rule(init, change)

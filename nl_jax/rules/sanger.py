@@ -1,0 +1,19 @@
+"""Sanger's rule, the generalised Hebbian algorithm (Sanger 1989)."""
+
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Params
+from nl_jax.rules.rule import Change, Rule, mean_outer, unsupervised
+
+
+def sanger() -> Rule:
+    """Δw_j = ⟨y_j (x − Σ_{k≤j} y_k w_k)⟩ (Sanger 1989; seed 000, Sanger's rule).
+
+    Unit j learns from what the units up to itself leave unexplained: w_j comes to ± the j-th eigenvector of
+    ⟨x xᵀ⟩, in order. Biases stay.
+    """
+
+    def change(params: Params, x: Array, y: Array) -> Change:
+        return {"weight": mean_outer(x, y) - params["weight"] @ jnp.triu(mean_outer(y, y))}
+
+    return unsupervised(change)

@@ -1,0 +1,37 @@
+"""SoftHebb: Hebbian learning in a soft winner-take-all layer (Moraitis et al. 2022, Journé et al. 2023)."""
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Params
+from nl_jax.checks import positive_number
+from nl_jax.rules.rule import Change, Rule, mean, mean_outer, unsupervised
+
+
+def soft_hebb(*, temperature: float = 1.0, anti_hebbian: bool = False) -> Rule:
+    """Δw_j = ⟨s_j (x − u_j w_j)⟩ with u = Wᵀ x and s = softmax(u / τ) (Moraitis et al. 2022, Journé et al. 2023).
+
+    Units compete softly for each input, and the forgetting keeps ‖w_j‖ at 1. The competition belongs to the rule: the
+    layer's activation may be another, so that layers can be stacked. Biases neither compete nor change.
+
+    Args:
+      temperature: τ, above 0; near 0 the winner takes all.
+      anti_hebbian: whether s_j has the opposite sign for all but the winner, which drives features apart; what
+        Journé et al. (2023) stack.
+
+    Raises:
+      ValueError: if temperature is not a finite number above 0.
+    """
+    positive_number("temperature", temperature)
+
+    def change(params: Params, x: Array, y: Array) -> Change:
+        del y
+        W = params["weight"]
+        u = x @ W
+        s = jax.nn.softmax(u / temperature, axis=1)
+        if anti_hebbian:
+            wins = jax.nn.one_hot(jnp.argmax(u, axis=1), u.shape[1], dtype=bool)
+            s = jnp.where(wins, s, -s)
+        return {"weight": mean_outer(x, s) - W * mean(s * u)}
+
+    return unsupervised(change)

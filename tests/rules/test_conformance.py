@@ -1,0 +1,100 @@
+"""What every local rule owes its user, whatever it is."""
+
+import inspect
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nl_jax as nl
+from nl_jax import rules
+from nl_jax.rules.local_learning import local_learning
+from nl_jax.rules.rule import ChangeFn, InitFn
+from tests.registry import RULES
+
+KEY = jax.random.key(0)
+TANH = nl.activations.tanh()
+LATERAL = nl.connections.lateral_dense(lateral_init=jax.nn.initializers.normal(0.3))
+# Lateral connections throughout, for the rule that needs them; to all others they are one more parameter.
+NETWORK = nl.network(
+    nl.Layer("input", 4),
+    nl.Layer("low", 5, LATERAL, TANH),
+    nl.Layer("middle", 4, LATERAL, TANH),
+    nl.Layer("high", 3, LATERAL, TANH),
+)
+PARAMS = NETWORK.init(jax.random.key(1))
+INPUTS = jax.random.normal(jax.random.key(2), (6, 4))
+TARGETS = {name: jnp.sign(jax.random.normal(jax.random.key(3), (6, n))) for name, n in (("middle", 4), ("high", 3))}
+
+
+@pytest.fixture(scope="module", params=RULES)
+def case(request):
+    """A rule at work in the middle layer, compiled once for all tests here."""
+    estimator = local_learning(NETWORK.apply, {"middle": RULES[request.param]()})
+    traces = []
+
+    @jax.jit
+    def estimate(key, state, params, batch):
+        traces.append(1)
+        return estimator.estimate(key, state, params, batch)
+
+    return RULES[request.param](), estimator, estimator.init(KEY, PARAMS), estimate, traces
+
+
+def test_follows_the_contract(case):
+    rule, estimator, state, estimate, traces = case
+    assert isinstance(rule, rules.Rule)
+    assert isinstance(estimator, nl.GradientEstimator)
+    for function, protocol in ((rule.init, InitFn), (rule.change, ChangeFn)):
+        assert list(inspect.signature(function).parameters) == list(inspect.signature(protocol.__call__).parameters)[1:]
+    grads, next_state, info = estimate(KEY, state, PARAMS, (INPUTS, TARGETS))
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, PARAMS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(next_state, state)
+    chex.assert_tree_all_finite((grads, info))
+    np.testing.assert_allclose(info.loss, sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)), rtol=1e-5)
+    assert info.evaluations.dtype == jnp.int32
+    eager = estimator.estimate(KEY, state, PARAMS, (INPUTS, TARGETS))
+    chex.assert_trees_all_close(eager, (grads, next_state, info), rtol=1e-4, atol=1e-6)
+    again = estimate(jax.random.key(9), next_state, PARAMS, (INPUTS, TARGETS))
+    if not jax.tree.leaves(state):
+        chex.assert_trees_all_equal(again, (grads, next_state, info))
+    assert len(traces) == 1
+
+
+def test_changes_its_own_layer_and_sees_nothing_above(case):
+    rule, _, state, estimate, _ = case
+    grads, _, _ = estimate(KEY, state, PARAMS, (INPUTS, TARGETS))
+    for name in ("low", "high"):
+        chex.assert_trees_all_equal(grads[name], jax.tree.map(jnp.zeros_like, PARAMS[name]))
+    assert float(jnp.linalg.norm(grads["middle"]["weight"])) > 1e-3
+    above = jax.tree.map(lambda w: w + 1, PARAMS["high"])
+    other, _, _ = estimate(KEY, state, {**PARAMS, "high": above}, (INPUTS, {**TARGETS, "high": -TARGETS["high"]}))
+    chex.assert_trees_all_equal(other, grads)
+    # The same functions with the layer's own targets reversed: whoever asks for a teacher hears it, nobody else.
+    taught, _, _ = estimate(KEY, state, PARAMS, (INPUTS, {**TARGETS, "middle": -TARGETS["middle"]}))
+    same = all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(taught), jax.tree.leaves(grads), strict=True))
+    assert same != rule.supervised
+
+
+@pytest.mark.usefixtures("lenient")  # optax.adam's own arithmetic
+def test_learns_by_any_optimizer(case):
+    _, estimator, _, estimate, _ = case
+    for optimizer in (optax.sgd(0.1), optax.adam(0.1)):
+        learner = nl.learner(estimator._replace(estimate=estimate), optimizer)
+        start = learner.init(KEY, PARAMS)
+        state, _ = learner.step(KEY, start, (INPUTS, TARGETS))
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, start)
+        moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, PARAMS)
+        assert moved["middle"]["weight"] > 1e-4
+        assert max(jax.tree.leaves([moved["low"], moved["high"]])) == 0
+
+
+def test_sgd_adds_the_change():
+    learner = nl.learner(local_learning(NETWORK.apply, {"low": rules.hebb()}), optax.sgd(0.1))
+    state, _ = learner.step(KEY, learner.init(KEY, PARAMS), INPUTS)
+    hebb = INPUTS.T @ NETWORK.axons(PARAMS, INPUTS)["low"] / 6
+    expected = PARAMS["low"]["weight"] + 0.1 * hebb
+    np.testing.assert_allclose(state.params["low"]["weight"], expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,118 @@
+"""Every rule beside its equation, unit by unit and example by example."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nl_jax as nl
+from nl_jax import rules
+from tests.registry import RULES
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(7, 4))
+Y = RNG.normal(size=(7, 3))
+W = RNG.normal(size=(4, 3))
+C = RNG.normal(size=(3, 3))
+T = np.sign(RNG.normal(size=(7, 3)))
+UNITS = range(3)
+
+
+def softmax(u):
+    return np.exp(u) / np.exp(u).sum()
+
+
+def soft(x, temperature, sign_of_losers):
+    u = W.T @ x
+    s = softmax(u / temperature)
+    signed = [s[j] if u[j] == u.max() else sign_of_losers * s[j] for j in UNITS]
+    return [signed[j] * (x - u[j] * W[:, j]) for j in UNITS]
+
+
+THETA = [1 + 0.1 * (np.mean(Y[:, j] ** 2) - 1) for j in UNITS]
+
+# One example's change of every unit's incoming weights, Δw_j for each j.
+EQUATIONS = {
+    "hebb": lambda x, y, t: [y[j] * x for j in UNITS],
+    "oja": lambda x, y, t: [y[j] * (x - y[j] * W[:, j]) for j in UNITS],
+    "subspace": lambda x, y, t: [y[j] * (x - sum(y[k] * W[:, k] for k in UNITS)) for j in UNITS],
+    "sanger": lambda x, y, t: [y[j] * (x - sum(y[k] * W[:, k] for k in range(j + 1))) for j in UNITS],
+    "apex": lambda x, y, t: [y[j] * (x - y[j] * W[:, j]) for j in UNITS],
+    "bcm": lambda x, y, t: [y[j] * (y[j] - THETA[j]) * x for j in UNITS],
+    "instar": lambda x, y, t: [y[j] * (x - W[:, j]) for j in UNITS],
+    "competitive": lambda x, y, t: [(y[j] == max(y)) * (x - W[:, j]) for j in UNITS],
+    "soft_hebb": lambda x, y, t: soft(x, 1.0, 1),
+    "soft_hebb_anti_hebbian": lambda x, y, t: soft(x, 0.5, -1),
+    "perceptron": lambda x, y, t: [(np.sign(y[j]) != t[j]) * t[j] * x for j in UNITS],
+    "delta": lambda x, y, t: [(t[j] - y[j]) * x for j in UNITS],
+    "delta_tanh": lambda x, y, t: [(t[j] - y[j]) * (1 - y[j] ** 2) * x for j in UNITS],
+}
+
+
+def changed(rule):
+    params = {"weight": jnp.asarray(W), "bias": jnp.ones(3), "lateral": jnp.asarray(C)}
+    teacher = jnp.asarray(T) if rule.supervised else None
+    return rule.change(rule.init(params), params, jnp.asarray(X), jnp.asarray(Y), teacher)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_weights_change_by_the_equation(name):
+    change, _ = changed(RULES[name]())
+    examples = [np.stack(EQUATIONS[name](x, y, t), axis=1) for x, y, t in zip(X, Y, T, strict=True)]
+    np.testing.assert_allclose(change["weight"], np.mean(examples, axis=0), rtol=1e-12, atol=1e-12)
+
+
+def test_lateral_connections_are_oja_among_units():
+    change, _ = changed(rules.apex())
+    expected = np.zeros((3, 3))
+    for y in Y:
+        for j in UNITS:
+            for i in range(j):
+                expected[i, j] += y[j] * (y[i] - y[j] * C[i, j]) / len(Y)
+    np.testing.assert_allclose(change["lateral"], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_biases_change_by_supervised_rules_alone():
+    for name, make in RULES.items():
+        change, _ = changed(make())
+        assert ("bias" in change) == make().supervised, name
+    np.testing.assert_allclose(changed(rules.delta())[0]["bias"], np.mean(T - Y, axis=0), rtol=1e-12)
+    mistakes = np.where(np.sign(Y) == T, 0, T)
+    np.testing.assert_allclose(changed(rules.perceptron())[0]["bias"], np.mean(mistakes, axis=0), rtol=1e-12)
+
+
+def test_an_axon_of_zero_is_a_mistake():
+    params = {"weight": jnp.zeros((2, 1))}
+    change, _ = rules.perceptron().change((), params, jnp.eye(2), jnp.zeros((2, 1)), jnp.ones((2, 1)))
+    np.testing.assert_array_equal(change["weight"], [[0.5], [0.5]])
+
+
+def test_the_first_of_equal_axons_wins():
+    params = {"weight": jnp.zeros((2, 2))}
+    change, _ = rules.competitive().change((), params, jnp.ones((3, 2)), jnp.ones((3, 2)), None)
+    np.testing.assert_array_equal(change["weight"], [[1, 0], [1, 0]])
+
+
+def test_the_threshold_slides_to_the_mean_square():
+    rule = rules.bcm(rate=0.5)
+    params = {"weight": jnp.asarray(W)}
+    theta = rule.init(params)
+    for step in range(1, 4):
+        _, theta = rule.change(theta, params, jnp.asarray(X), jnp.asarray(Y), None)
+        rest = 0.5**step
+        np.testing.assert_allclose(theta[0], rest + (1 - rest) * np.mean(Y**2, axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", [lambda v: rules.bcm(rate=v), lambda v: rules.soft_hebb(temperature=v)])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), True])
+def test_bad_settings_are_named(make, value):
+    with pytest.raises(ValueError, match=r"(rate|temperature) must be a finite Python number above 0"):
+        make(value)
+
+
+def test_bad_settings_of_single_rules_are_named():
+    with pytest.raises(ValueError, match=r"rate must be at most 1.*got 1\.5"):
+        rules.bcm(rate=1.5)
+    with pytest.raises(ValueError, match=r"derivative must take one argument"):
+        rules.delta(derivative=nl.activations.tanh)

@@ -1,0 +1,283 @@
+"""Networks taught by local rules: patches, teachers, schedules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.datasets import load_digits
+
+import nl_jax as nl
+from nl_jax import rules
+from nl_jax.propagation import feedforward
+from nl_jax.rules.local_learning import local_learning
+from tests import problems
+
+KEY = jax.random.key(0)
+c = nl.connections
+
+
+def estimate(forward, rule, params, batch, **settings):
+    estimator = local_learning(forward, rule, **settings)
+    return estimator.estimate(KEY, estimator.init(KEY, params), params, batch)
+
+
+def patches(x, kernel, stride, pads):
+    """Every window of every image as a row, by loops."""
+    (top, bottom), (left, right) = pads
+    x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    down, across = stride
+    return np.stack([
+        image[i : i + kernel[0], j : j + kernel[1]].ravel()
+        for image in x
+        for i in range(0, x.shape[1] - kernel[0] + 1, down)
+        for j in range(0, x.shape[2] - kernel[1] + 1, across)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("pads", [((0, 0), (0, 0)), ((1, 0), (0, 2))])
+def test_a_convolution_learns_from_its_patches(stride, pads, x64):
+    kernel = (3, 2)
+    network = nl.network(
+        nl.Layer("image", (6, 5, 2)),
+        nl.Layer("features", None, c.conv(kernel, channels=4, stride=stride, padding=pads), jnp.tanh),
+    )
+    params = network.init(KEY, jnp.float64)
+    images = jax.random.normal(jax.random.key(1), (3, 6, 5, 2))
+    x, W = patches(images, kernel, stride, pads), np.asarray(params["features"]["weight"]).reshape(-1, 4)
+    y = np.asarray(network.apply(params, images)).reshape(-1, 4)
+    np.testing.assert_allclose(np.tanh(x @ W), y, atol=1e-12)
+    expected = x.T @ y / len(x) - W @ np.triu(y.T @ y / len(x))
+    grads, _, _ = estimate(network.apply, rules.sanger(), params, images)
+    np.testing.assert_allclose(grads["features"]["weight"].reshape(-1, 4), -expected, atol=1e-12)
+    assert not grads["features"]["bias"].any()
+
+
+def test_a_convolution_learns_without_seeing_the_image_as_a_whole(x64):
+    """Hebb's rule once more, by the convolution's own transpose: Σ ν y is linear in W."""
+    p = problems.convolution()
+    params = {"features": p.params["features"]}
+
+    def layer(params, x, propagate=feedforward):
+        return propagate("features", conv, jnp.tanh, params["features"], x)
+
+    conv = c.conv(3, channels=3).join((6, 6, 2), None).apply
+    x = p.batch[0]
+    y = layer(params, x)
+    credit = jax.grad(lambda own: jnp.sum(conv(own, x) * y))(params["features"])["weight"] / (4 * 4 * 4)
+    grads, _, _ = estimate(layer, rules.hebb(), params, x)
+    np.testing.assert_allclose(grads["features"]["weight"], -credit, atol=1e-12)
+
+
+def test_the_delta_rule_is_backprop_of_one_layer(x64):
+    p = problems.one_layer()
+    exact, _, _ = nl.backprop(p.objective).estimate(KEY, (), p.params, p.batch)
+    sigmoid = nl.activations.sigmoid().derivative
+    grads, _, info = estimate(p.forward, rules.delta(derivative=sigmoid), p.params, p.batch, objective=p.objective)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), grads, exact)
+    np.testing.assert_allclose(info.loss, jnp.mean(p.objective(p.params, p.batch)), rtol=1e-12)
+    assert int(info.evaluations) == 3
+
+
+def test_targets_are_the_last_layer_s_or_those_of_the_layers_they_name():
+    p = problems.chain()
+    inputs = p.batch[0]
+    low, high = jnp.ones((6, 5)), jnp.ones((6, 3))
+    last, _, _ = estimate(p.forward, {"output": rules.delta()}, p.params, (inputs, high))
+    both, _, _ = estimate(p.forward, rules.delta(), p.params, (inputs, {"hidden1": low, "output": high}))
+    np.testing.assert_array_equal(last["output"]["weight"], both["output"]["weight"])
+    assert not last["hidden1"]["weight"].any()
+    assert both["hidden1"]["weight"].any()
+
+
+def test_batches_with_and_without_labels_are_one_to_rules_without_teacher():
+    p = problems.chain()
+    with_labels, _, _ = estimate(p.forward, rules.oja(), p.params, p.batch)
+    without, _, _ = estimate(p.forward, rules.oja(), p.params, p.batch[0])
+    jax.tree.map(np.testing.assert_array_equal, with_labels, without)
+
+
+def test_layers_without_parameters_are_passed_over():
+    p = problems.convolution()
+    grads, _, _ = estimate(p.forward, rules.oja(), p.params, p.batch)
+    assert grads["features"]["weight"].any()
+    assert grads["output"]["weight"].any()
+
+
+def fitted(learner, params, data, **settings):
+    state, history = nl.fit(learner, KEY, learner.init(KEY, params), data, progress=False, **settings)
+    return state.params, history
+
+
+def images():
+    return jnp.asarray(load_digits().images[:400, ..., None] / 16, jnp.float32)
+
+
+DEEP = nl.network(
+    nl.Layer("image", (8, 8, 1)),
+    nl.Layer("low", None, c.conv(3, channels=6, bias=False), nl.activations.relu()),
+    nl.Layer("pooled", None, c.max_pool(2)),
+    nl.Layer("vector", None, c.flatten()),
+    nl.Layer("middle", 8, c.dense(bias=False), nl.activations.relu()),
+    nl.Layer("high", 4, c.dense(bias=False)),
+)
+DEEP_RULES = {"low": rules.soft_hebb(), "middle": rules.soft_hebb(), "high": rules.oja()}
+RATES = {"low": 0.3, "middle": 0.01, "high": 0.003}  # inputs grow from layer to layer
+
+
+def unrest(params, layer):
+    """How far a layer is from where its rule rests, given the layers below."""
+    return optax.tree.norm(estimate(DEEP.apply, {layer: DEEP_RULES[layer]}, params, images())[0])
+
+
+def test_a_deep_stack_learns_at_once_or_layer_by_layer():
+    """Either way each layer comes to rest on what those below it send."""
+    start = DEEP.init(KEY)
+    optimizer = optax.multi_transform(
+        {name: optax.sgd(rate) for name, rate in RATES.items()},
+        lambda params: {name: name if name in RATES else "low" for name in params},
+    )
+    at_once, history = fitted(
+        nl.learner(local_learning(DEEP.apply, DEEP_RULES), optimizer), start, images(), num_steps=600
+    )
+    assert history.loss[-1] < 1e-3 * history.loss[0]
+    in_turn = start
+    for name, rule in DEEP_RULES.items():
+        learner = nl.learner(local_learning(DEEP.apply, {name: rule}), optax.sgd(RATES[name]))
+        before = in_turn
+        in_turn, _ = fitted(learner, before, images(), num_steps=600)
+        others = [other for other in DEEP_RULES if other != name]
+        jax.tree.map(np.testing.assert_array_equal, [in_turn[o] for o in others], [before[o] for o in others])
+    for name in DEEP_RULES:
+        for params in (at_once, in_turn):
+            assert unrest(params, name) < 0.01 * unrest({**params, name: start[name]}, name), name
+
+
+def test_soft_competition_makes_distinct_features_of_norm_one():
+    x = images().reshape(-1, 64)
+    x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    network = nl.mlp([64, 5], activation=jnp.tanh, bias=False)
+
+    def overlaps(temperature):
+        learner = nl.learner(local_learning(network.apply, rules.soft_hebb(temperature=temperature)), optax.sgd(0.5))
+        params, _ = fitted(learner, {"output": {"weight": x[:5].T}}, x, num_steps=600)
+        W = params["output"]["weight"]
+        return W.T @ W
+
+    hard, soft = overlaps(0.02), overlaps(1.0)
+    np.testing.assert_allclose(jnp.diag(hard), 1, atol=1e-3)
+    assert jnp.max(hard - jnp.eye(5)) < 0.93
+    np.testing.assert_allclose(soft, 1, atol=1e-3)  # whom nobody keeps out, all learn the mean
+
+
+def test_competitive_learning_finds_the_centres_of_clusters():
+    centres = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0][:3]
+    x = jnp.asarray(np.repeat(centres, 8, axis=0) + 0.05 * np.random.default_rng(1).normal(size=(24, 6)), jnp.float32)
+    network = nl.mlp([6, 3], activation=jnp.tanh, bias=False)
+    learner = nl.learner(local_learning(network.apply, rules.competitive()), optax.sgd(0.5))
+    start = {"output": {"weight": x[jnp.array([0, 8, 16])].T}}
+    params, _ = fitted(learner, start, x, num_steps=200)
+    np.testing.assert_allclose(params["output"]["weight"].T, x.reshape(3, 8, 6).mean(axis=1), atol=1e-5)
+
+
+def test_bcm_units_become_selective():
+    """On two patterns a unit comes to answer one by 1/p = 2, θ, and the other by 0; both answers alike do not last."""
+    network = nl.mlp([2, 2], activation=nl.activations.identity(), bias=False)
+    patterns = jnp.array([[1.0, 0.2], [0.2, 1.0]])
+    learner = nl.learner(local_learning(network.apply, rules.bcm(rate=0.5)), optax.sgd(0.05))
+    start = {"output": {"weight": jnp.array([[0.6, 0.5], [0.5, 0.6]])}}
+    params, _ = fitted(learner, start, patterns, num_steps=2000)
+    np.testing.assert_allclose(network.apply(params, patterns), 2 * np.eye(2), atol=1e-4)
+
+
+def test_the_perceptron_makes_no_more_mistakes_than_novikoff_allows():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 3)).astype(np.float32)
+    w = np.array([2.0, -1.0, 2.0], np.float32) / 3
+    x = x[np.abs(x @ w) > 0.2]
+    t = np.sign(x @ w)[:, None]
+    network = nl.mlp([3, 1], activation=jnp.tanh, output_activation=nl.activations.sign(), bias=False)
+    learner = nl.learner(local_learning(network.apply, rules.perceptron()), optax.sgd(1.0))
+    start = {"output": {"weight": jnp.zeros((3, 1))}}
+    params, history = fitted(learner, start, (jnp.asarray(x), jnp.asarray(t)), num_steps=20 * len(x), batch_size=1)
+    bound = (np.linalg.norm(x, axis=1).max() / np.abs(x @ w).min()) ** 2
+    assert 5 < np.count_nonzero(history.loss) <= bound
+    np.testing.assert_array_equal(network.apply(params, jnp.asarray(x)), t)
+
+
+def test_a_rule_that_diverges_is_told():
+    network = nl.mlp([3, 2], activation=jnp.tanh)
+    learner = nl.learner(local_learning(network.apply, rules.hebb()), optax.sgd(10.0))
+    with pytest.raises(nl.Diverged):
+        fitted(learner, network.init(KEY), jnp.ones((4, 3)), num_steps=100)
+
+
+def layerless(params, x):
+    return x
+
+
+def transposed(params, x, propagate=feedforward):
+    return propagate("hidden", lambda own, x: x @ own["weight"].T, jnp.tanh, params["hidden"], x)
+
+
+def squared(params, x, propagate=feedforward):
+    return propagate("hidden", lambda own, x: jnp.dot(x, own["weight"]), jnp.tanh, params["hidden"], x)
+
+
+def twice(params, x, propagate=feedforward):
+    return propagate("hidden", lambda own, x: x @ own["weight"] @ own["weight"], jnp.tanh, params["hidden"], x)
+
+
+def pooling(params, x, propagate=feedforward):
+    return propagate(
+        "hidden", lambda own, x: x @ own["weight"], lambda nu: nu.max(axis=1, keepdims=True), params["hidden"], x
+    )
+
+
+def joined(params, x, propagate=feedforward):
+    return propagate("hidden", lambda own, x, z: x @ own["weight"] + z, jnp.tanh, params["hidden"], x, x)
+
+
+SQUARE = {"hidden": {"weight": jnp.eye(3)}}
+ONES = jnp.ones((2, 3))
+skip, chain = problems.skip, problems.chain
+BAD = {
+    "no layers": (layerless, rules.oja(), SQUARE, ONES, "takes no argument `propagate`"),
+    "a factory": (transposed, rules.oja, SQUARE, ONES, r"such as nl\.rules\.oja\(\).*got <function oja"),
+    "factories": (transposed, {"hidden": rules.oja}, SQUARE, ONES, "got <function oja"),
+    "several connections": (skip, rules.oja(), None, None, "layer 'output' has parameters high/bias, high/weight"),
+    "no parameters": (
+        problems.convolution,
+        {"pooled": rules.oja()},
+        None,
+        None,
+        "layer 'pooled' has parameters none",
+    ),
+    "no such layer": (chain, {"ghost": rules.oja()}, None, None, "no entry for layer 'ghost'; they have hidden1"),
+    "never run": (
+        transposed,
+        {"ghost": rules.oja()},
+        {**SQUARE, "ghost": SQUARE["hidden"]},
+        ONES,
+        "no layer is named 'ghost'; the layers are hidden",
+    ),
+    "a transpose": (transposed, rules.oja(), SQUARE, ONES, "layer 'hidden' does not multiply.*transposed"),
+    "another function": (squared, rules.oja(), SQUARE, ONES, "layer 'hidden' does not multiply"),
+    "two products": (twice, rules.oja(), SQUARE, ONES, "layer 'hidden' does not multiply.*in 2 products"),
+    "fewer axons": (pooling, rules.oja(), SQUARE, ONES, r"layer 'hidden' has axons of shape \(2, 1\)"),
+    "two inputs": (joined, rules.oja(), SQUARE, ONES, "layer 'hidden' has 2 inputs"),
+    "no targets": (chain, {"output": rules.delta()}, None, jnp.ones((6, 4)), "layer 'output' learns from.*got none"),
+    "labels": (chain, {"output": rules.delta()}, None, None, r"layer 'output' learns from.*shape \(6,\).*one-hot"),
+    "a hidden teacher": (chain, {"hidden1": rules.delta()}, None, None, "layer 'hidden1' learns from.*got none"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_does_not_fit_is_named(name):
+    forward, rule, params, batch, message = BAD[name]
+    if params is None:
+        p = forward()
+        forward, params, batch = p.forward, p.params, p.batch if batch is None else batch
+    with pytest.raises(ValueError, match=message):
+        estimate(forward, rule, params, batch)
