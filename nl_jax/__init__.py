@@ -12,6 +12,7 @@ from nl_jax.estimators.lagrangian import lagrangian, lagrangian_backprop
 from nl_jax.estimators.node_perturbation import node_perturbation
 from nl_jax.estimators.weight_perturbation import weight_perturbation
 from nl_jax.learner import learner
+from nl_jax.locality.audit import audit
 from nl_jax.networks import connections
 from nl_jax.networks.conversion import tanh_from_sigmoid
 from nl_jax.networks.layers import Layer, Network, network
@@ -34,6 +35,7 @@ __all__ = [
     "Network",
     "Restarts",
     "activations",
+    "audit",
     "average",
     "backprop",
     "backprop_recursion",

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "rules": {"base", "checks", "propagation"},
     "optimizers": {"base", "checks", "numerics"},
     "learner": {"base", "checks"},
+    "locality": {"base", "checks", "propagation"},
     "training": {"base", "checks", "batching"},
     "diagnostics": {"base", "checks", "numerics"},
     "theory": set(),
