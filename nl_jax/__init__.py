@@ -27,6 +27,7 @@ from nl_jax.estimators.node_perturbation import node_perturbation
 from nl_jax.estimators.reinforce import reinforce
 from nl_jax.estimators.weight_perturbation import weight_perturbation
 from nl_jax.learner import learner
+from nl_jax.locality.audit import audit
 from nl_jax.networks import connections, normalisation
 from nl_jax.networks.conversion import tanh_from_sigmoid
 from nl_jax.networks.layers import Layer, Network, network
@@ -53,6 +54,7 @@ __all__ = [
     "Stage",
     "activations",
     "alternating",
+    "audit",
     "augmented",
     "average",
     "backprop",

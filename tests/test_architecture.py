@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "optimizers": {"base", "checks", "numerics"},
     "learner": {"base", "checks"},
     "alternating": {"base", "checks", "learner", "parts"},
+    "locality": {"base", "checks", "propagation"},
     "training": {"base", "checks", "batching"},
     "diagnostics": {"base", "checks", "numerics"},
     "theory": set(),

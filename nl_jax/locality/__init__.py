@@ -1,0 +1,1 @@
+"""What an update was made of: the locality audit."""

@@ -1,0 +1,188 @@
+"""The locality audit: what can reach the update of each parameter."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+
+from nl_jax.base import Batch, GradientEstimator, Params, Program
+from nl_jax.checks import path_name, takes
+from nl_jax.locality.dependence import EVERYTHING, NOTHING, Cut, Flow, Flows, sources_of_outputs
+from nl_jax.locality.marking import LOSS, marked, post, pre
+from nl_jax.locality.report import COLUMNS, Audit, Row, Source
+
+Sites: TypeAlias = dict[str, Flows]
+"""By mark, what the program itself puts there."""
+
+
+def audit(
+    factory: Callable[[Program], GradientEstimator],
+    program: Program,
+    params: Params,
+    batch: Batch,
+    *,
+    inputs: Callable[[Batch], Any] | None = None,
+    targets: Callable[[Batch], Any] | None = None,
+) -> Audit:
+    """What an estimator's updates can see, found in their own jaxpr; nothing is run.
+
+    Everything an estimator computes is a function of parameters, batch and key; what tells one rule from another is
+    the way it takes. So what the program puts where a layer receives its inputs (*pre*) and holds its values (*post*:
+    pre-activation, axons), and the loss it returns for each example, stand for themselves, and are not followed
+    further down. All else is: what an estimator brings into a layer that the program does not (a target to which it
+    is clamped), what flows back in a derivative, what a state keeps of earlier steps.
+
+    Where it says that a source does not reach an update, changing that source alone (pre, post and loss held) cannot
+    change it. `docs/audit.md` has the definitions, and what they leave open.
+
+    Args:
+      factory: `factory(program) -> estimator`, such as `nl.backprop` or `functools.partial(nl.node_perturbation,
+        num_samples=4)`; it is given the program with its layers marked.
+      program: an objective or a forward function, whichever the factory takes. If it takes no `propagate` it has no
+        layers, and every leaf is on its own.
+      params: of the program; of the arrays only shapes and dtypes are used.
+      batch: as the estimator takes it; of the arrays only shapes and dtypes are used.
+      inputs: `inputs(batch) -> tree`, what the program is called with: by default the batch, as objectives are; for a
+        forward function `lambda batch: batch[0]`.
+      targets: `targets(batch) -> tree`, the part of the batch that is a target, possibly `()`; by default the second of
+        a pair (inputs, targets). The rest is the input.
+
+    Returns:
+      An `Audit`; print it, or ask for its `verdict`, its `verdicts` or its `plot()`.
+
+    Raises:
+      ValueError: if the batch is not a pair and `targets` is not given, the factory is an estimator, or two
+        parameters have the same path.
+
+    >>> import functools, jax, jax.numpy as jnp, nl_jax as nl
+    >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
+    >>> objective = nl.supervised(net.apply, nl.losses.cross_entropy)
+    >>> at = objective, net.init(jax.random.key(0)), (jnp.ones([5, 3]), jnp.zeros(5, int))
+    >>> audit(functools.partial(nl.node_perturbation, num_samples=4), *at).verdict
+    'three-factor'
+    >>> audit(nl.backprop, *at).verdicts["hidden1/weight"]
+    'reads other axons, weight transport, sees the target'
+    """
+    takes("factory", factory, 1, "hand in nl.backprop or functools.partial(nl.node_perturbation, …), not the estimator")
+    leaves = _paths(params)
+    of_params = [_one(_Leaf(leaf)) for leaf in leaves]
+    of_batch = _batch_sources(batch, targets)
+    layers: dict[str, None] = {}
+    watched = marked(program, lambda layer: layers.setdefault(layer))
+
+    alone = watched if inputs is None else lambda params, batch: watched(params, inputs(batch))
+    own = _what_the_program_puts(alone, params, batch, [*of_params, *of_batch])
+    updates = _updates(factory(watched), params, batch, of_params, of_batch, _seen_beyond(own))
+    users = {leaf: tuple(layer for layer in layers if _uses(own, layer, leaf)) for leaf in leaves}
+    everything = [*map(_Leaf, leaves), *map(pre, layers), *map(post, layers), "input", "target", "noise", LOSS]
+    return Audit(
+        {leaf: _row(leaf, users, _spelled_out(flows, everything)) for leaf, flows in zip(leaves, updates, strict=True)}
+    )
+
+
+class _Leaf(NamedTuple):
+    """The source that a parameter is."""
+
+    path: str
+
+
+def _paths(params: Params) -> list[str]:
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ValueError(f"two parameters have the path {path!r}: rename one, its name holds a '/'")
+    return paths
+
+
+def _one(source: Any) -> Flows:
+    return frozenset({Flow(source)})
+
+
+def _batch_sources(batch: Batch, targets: Callable[[Batch], Any] | None) -> list[Flows]:
+    if targets is None:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(
+                f"batch is no pair (inputs, targets) but {type(batch).__name__}: say which part of it is a target, "
+                "targets=lambda batch: batch['label'], or that none is, targets=lambda batch: ()"
+            )
+        targets = lambda batch: batch[1]
+    leaves, tree = jax.tree.flatten(batch)
+    numbered = jax.tree.unflatten(tree, range(len(leaves)))
+    chosen = jax.tree.leaves(targets(numbered))
+    return [_one("target" if i in chosen else "input") for i in jax.tree.leaves(numbered)]
+
+
+def _what_the_program_puts(program: Program, params: Params, batch: Batch, arguments: list[Flows]) -> Sites:
+    """What arrives at each mark when the program runs by itself."""
+    sites: Sites = {}
+
+    def note(name: str, arriving: Flows) -> Flows:
+        sites[name] = sites.get(name, NOTHING) | arriving
+        return _seen_beyond(sites)(name, arriving)
+
+    sources_of_outputs(jax.make_jaxpr(program)(params, batch), arguments, note)
+    return sites
+
+
+def _seen_beyond(own: Sites) -> Cut:
+    """A mark stands for what the program itself puts there; what else arrives goes on, and so does the target.
+
+    The loss stands for whatever it is made of: one number an example is what the third factor is.
+    """
+
+    def cut(name: str, arriving: Flows) -> Flows:
+        if name == LOSS:
+            return _one(name)
+        hidden = frozenset(flow for flow in own.get(name, NOTHING) if flow.source not in ("target", EVERYTHING))
+        return _one(name) | (arriving - hidden)
+
+    return cut
+
+
+def _updates(
+    estimator: GradientEstimator,
+    params: Params,
+    batch: Batch,
+    of_params: list[Flows],
+    of_batch: list[Flows],
+    cut: Cut,
+) -> list[Flows]:
+    """What reaches the gradient of each leaf, in this step or by way of the state from any step before it."""
+    key, of_key = jax.random.key(0), _one("noise")
+    init, state = jax.make_jaxpr(estimator.init, return_shape=True)(key, params)
+    estimate, shapes = jax.make_jaxpr(estimator.estimate, return_shape=True)(key, state, params, batch)
+    of_state = sources_of_outputs(init, [of_key, *of_params], cut)
+    while True:
+        outputs = sources_of_outputs(estimate, [of_key, *of_state, *of_params, *of_batch], cut)
+        grads, remembered, _ = jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+        arrived = [before | after for before, after in zip(of_state, jax.tree.leaves(remembered), strict=True)]
+        if arrived == of_state:
+            return jax.tree.leaves(grads)
+        of_state = arrived
+
+
+def _uses(own: Sites, layer: str, leaf: str) -> bool:
+    return any(flow.source == _Leaf(leaf) for flow in own.get(post(layer), NOTHING))
+
+
+def _spelled_out(flows: Flows, everything: Sequence[Any]) -> Flows:
+    opaque = [flow.through for flow in flows if flow.source == EVERYTHING]
+    return frozenset(flow for flow in flows if flow.source != EVERYTHING) | {
+        Flow(source, through) for source in everything for through in opaque
+    }
+
+
+def _row(leaf: str, users: dict[str, tuple[str, ...]], flows: Flows) -> Row:
+    layers = users[leaf]
+    places: dict[Any, str] = {
+        _Leaf(other): "own layer" if {*layers} & {*users[other]} else "other weights" for other in users
+    }
+    places[_Leaf(leaf)] = "own weight"
+    for layer in layers:
+        places |= {pre(layer): "own pre", post(layer): "own post"}
+    sources: dict[str, set[Source]] = {column: set() for column in COLUMNS}
+    for source, through in flows:
+        name = source.path if isinstance(source, _Leaf) else str(source)
+        column = places.get(source, name if name in COLUMNS else "other axons")
+        sources[column].add(Source(name.removeprefix("pre:").removeprefix("post:"), through))
+    return Row(layers, {column: frozenset(found) for column, found in sources.items()})

@@ -1,0 +1,218 @@
+"""Which sources can reach a program's outputs: dependence analysis of its jaxpr.
+
+Sources are followed from equation to equation, array by array. Every rule errs on the side of dependence, so that a
+source that is not found cannot reach the output; one that is found may yet cancel (x − x depends on x).
+
+- An ordinary equation's outputs depend on all its inputs.
+- Calls (jit, checkpoint, custom derivatives, shard_map) and control flow (scan, while, cond) are entered. What a loop
+  carries is followed until nothing new arrives; a predicate reaches all that it governs.
+- Any other equation that holds a program or a Python function is *opaque*: its outputs may depend on all its
+  inputs, and each such source is said to come through it. After a side effect (an `io_callback`, a mutable array) they
+  may depend on everything there is.
+
+Dependence can be cut: at a *mark*, the caller of `sources_of_outputs` says what is seen of what arrives.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from nl_jax.base import Array
+
+
+class Flow(NamedTuple):
+    """A source that arrives.
+
+    Attributes:
+      source: any label, or `EVERYTHING`.
+      through: the opaque primitive it may have come through; None if every step of its way is known.
+    """
+
+    source: Hashable
+    through: str | None = None
+
+
+Flows: TypeAlias = frozenset[Flow]
+
+Cut = Callable[[str, Flows], Flows]
+"""`cut(name, arriving) -> flows` seen of the value marked `name`."""
+
+EVERYTHING = "everything"
+"""The source of what a side effect returns."""
+
+NOTHING: Flows = frozenset()
+
+_MARK = "nl_jax mark: "
+_TANGENT = "nl_jax tangent: "
+
+
+def mark(name: str, value: Array) -> Array:
+    """The identity, visible to the analysis as a cut; derivatives pass by unmarked."""
+    return checkpoint_name(value, _MARK + name)
+
+
+def mark_tangent(name: str, tangent: Array) -> Array:
+    """The identity on a tangent, cut in forward mode alone: a cotangent on its way back passes by unmarked.
+
+    A name has no transpose, so the tangent is contracted with a named 1 × 1 matrix: with its first axis forward, and
+    transposed with its second.
+    """
+    one = checkpoint_name(jnp.ones((1, 1), tangent.dtype), _TANGENT + name)
+    return jax.lax.dot_general(tangent[..., None], one, (((tangent.ndim,), (0,)), ((), ())))[..., 0]
+
+
+def sources_of_outputs(closed: ClosedJaxpr, arguments: Sequence[Flows], cut: Cut) -> list[Flows]:
+    """The sources that can reach each output of a program.
+
+    Args:
+      closed: as `jax.make_jaxpr` returns it.
+      arguments: for each flat argument, its sources.
+      cut: what is seen of a marked value.
+
+    Returns:
+      For each flat output, the sources it can depend on. Constants the program holds are no sources.
+
+    >>> program = jax.make_jaxpr(lambda x, y, z: (x * y, jnp.zeros_like(y), jnp.where(z > 0, x, 0.0)))(1.0, 2.0, 3.0)
+    >>> arguments = [frozenset({Flow(name)}) for name in "xyz"]
+    >>> [sorted(flow.source for flow in flows) for flows in sources_of_outputs(program, arguments, lambda _, x: x)]
+    [['x', 'y'], [], ['x', 'z']]
+    """
+    outputs = _Analysis(cut).run(closed, arguments)
+    return [frozenset(flow for flow in flows if not isinstance(flow.source, _Unit)) for flows in outputs]
+
+
+class _Analysis:
+    def __init__(self, cut: Cut) -> None:
+        self.cut = cut
+
+    def run(self, program: Any, arguments: Sequence[Flows]) -> list[Flows]:
+        jaxpr: Jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+        known = dict.fromkeys(jaxpr.constvars, NOTHING) | dict(zip(jaxpr.invars, arguments, strict=True))
+
+        def flows(atom: Any) -> Flows:
+            return NOTHING if isinstance(atom, Literal) else known[atom]
+
+        for equation in jaxpr.eqns:
+            outputs = self.equation(equation, [flows(atom) for atom in equation.invars])
+            known |= zip(equation.outvars, outputs, strict=True)
+        return [flows(atom) for atom in jaxpr.outvars]
+
+    def equation(self, equation: JaxprEqn, inputs: list[Flows]) -> list[Flows]:
+        name, programs = equation.primitive.name, list(_programs(equation.params))
+        everywhere = len(equation.outvars)
+        if name in _ENTERED:
+            return _ENTERED[name](self, equation.params, inputs)
+        if name in _CALLS and len(programs) == 1 and _arity(programs[0]) == (len(inputs), everywhere):
+            return self.run(programs[0], inputs)
+        if equation.effects and not _only_names_axes(equation):
+            return [frozenset({Flow(EVERYTHING, name)})] * everywhere
+        if name in _PARALLEL and len(inputs) == everywhere:
+            return inputs
+        if (programs or _holds_function(equation.params)) and not name.startswith(_SCALAR_PROGRAMS):
+            return [frozenset(Flow(flow.source, flow.through or name) for flow in _union(inputs))] * everywhere
+        return [_union(inputs)] * everywhere
+
+    def name(self, params: dict[str, Any], inputs: list[Flows]) -> list[Flows]:
+        named = params["name"]
+        if named.startswith(_MARK):
+            return [self.cut(named.removeprefix(_MARK), inputs[0])]
+        if named.startswith(_TANGENT):
+            return [frozenset({Flow(_Unit(named.removeprefix(_TANGENT)))})]
+        return inputs
+
+    def dot_general(self, params: dict[str, Any], inputs: list[Flows]) -> list[Flows]:
+        tangent, unit = inputs
+        (_, contracted), _ = params["dimension_numbers"]
+        units = [flow.source.name for flow in unit if isinstance(flow.source, _Unit)]
+        if len(unit) == len(units) == 1:
+            return [self.cut(units[0], tangent) if tuple(contracted) == (0,) else tangent]
+        return [_union(inputs)]
+
+    def scan(self, params: dict[str, Any], inputs: list[Flows]) -> list[Flows]:
+        consts, carried = params["num_consts"], params["num_carry"]
+        constants, carry, slices = inputs[:consts], inputs[consts : consts + carried], inputs[consts + carried :]
+        while True:
+            outputs = self.run(params["jaxpr"], [*constants, *carry, *slices])
+            arrived = [before | after for before, after in zip(carry, outputs[:carried], strict=True)]
+            if arrived == carry:
+                return [*carry, *outputs[carried:]]
+            carry = arrived
+
+    def while_loop(self, params: dict[str, Any], inputs: list[Flows]) -> list[Flows]:
+        of_test, of_body = params["cond_nconsts"], params["body_nconsts"]
+        test, body = inputs[:of_test], inputs[of_test : of_test + of_body]
+        carry = inputs[of_test + of_body :]
+        while True:
+            (going_on,) = self.run(params["cond_jaxpr"], [*test, *carry])
+            outputs = self.run(params["body_jaxpr"], [*body, *carry])
+            arrived = [before | after | going_on for before, after in zip(carry, outputs, strict=True)]
+            if arrived == carry:
+                return carry
+            carry = arrived
+
+    def cond(self, params: dict[str, Any], inputs: list[Flows]) -> list[Flows]:
+        chosen, *operands = inputs
+        branches = [self.run(branch, operands) for branch in params["branches"]]
+        return [_union([chosen, *outputs]) for outputs in zip(*branches, strict=True)]
+
+
+_ENTERED = {
+    "name": _Analysis.name,
+    "dot_general": _Analysis.dot_general,
+    "scan": _Analysis.scan,
+    "while": _Analysis.while_loop,
+    "cond": _Analysis.cond,
+}
+
+_CALLS = frozenset(
+    {
+        *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "shard_map"),
+        *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call"),
+    }
+)
+"""Primitives that apply the one program they hold to their inputs."""
+
+_PARALLEL = frozenset({"optimization_barrier", "device_put"})
+"""Primitives of several arrays, each to itself."""
+
+_SCALAR_PROGRAMS = ("reduce", "scatter", "select_and")
+"""Beginnings of the names of primitives whose programs combine two numbers of their inputs and hold nothing else."""
+
+
+class _Unit(NamedTuple):
+    """The source of a named 1 × 1 matrix, see `mark_tangent`."""
+
+    name: str
+
+
+def _union(several: Sequence[Flows]) -> Flows:
+    return NOTHING.union(*several)
+
+
+def _programs(value: Any) -> Iterator[Any]:
+    """The jaxprs among an equation's parameters."""
+    if isinstance(value, Jaxpr | ClosedJaxpr):
+        yield value
+    elif isinstance(value, dict):
+        yield from _programs(tuple(value.values()))
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _programs(part)
+
+
+def _arity(program: Any) -> tuple[int, int]:
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    return len(jaxpr.invars), len(jaxpr.outvars)
+
+
+def _holds_function(params: dict[str, Any]) -> bool:
+    return any(callable(value) and not isinstance(value, type) for value in params.values())
+
+
+def _only_names_axes(equation: JaxprEqn) -> bool:
+    """Whether the only effect is that a collective names a mesh axis, which hides nothing."""
+    return all(type(effect).__name__ == "NamedAxisEffect" for effect in equation.effects)

@@ -1,0 +1,80 @@
+"""A program that tells what enters and leaves its layers, to whoever analyses a run of it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import ActivationFn, Array, Connection, Params, Program, Propagate
+from nl_jax.checks import takes_propagate
+from nl_jax.locality.dependence import mark, mark_tangent
+from nl_jax.propagation import feedforward
+
+LOSS = "loss"
+
+
+def pre(layer: str) -> str:
+    """The mark of what a layer receives."""
+    return f"pre:{layer}"
+
+
+def post(layer: str) -> str:
+    """The mark of a layer's own values: its pre-activation and its axons."""
+    return f"post:{layer}"
+
+
+def marked(program: Program, met: Callable[[str], Any]) -> Program:
+    """The program with every layer's inputs, pre-activation and axons marked, and its losses.
+
+    Whatever `propagate` it is run with sees the marked values. A program's outputs count as losses if they are one
+    number an example, shape [batch].
+
+    Args:
+      program: an objective or a forward function; one that takes no `propagate` has no layers to mark.
+      met: called with every layer's name, in the order of propagation.
+    """
+    if not takes_propagate(program):
+        return lambda params, batch: _mark_loss(program(params, batch))
+
+    def run(params: Params, batch: Any, propagate: Propagate = feedforward) -> Any:
+        def marking(
+            name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
+        ) -> Array:
+            met(name)
+            own = functools.partial(mark, post(name))
+
+            @_like(connection)
+            def marked_connection(params: Params, *inputs: Array) -> Array:
+                return own(connection(params, *inputs))
+
+            @_like(activation)
+            def marked_activation(preactivation: Array) -> Array:
+                return own(activation(own(preactivation)))
+
+            received = [mark(pre(name), jnp.asarray(x)) for x in inputs]
+            return own(propagate(name, marked_connection, marked_activation, params, *received))
+
+        return _mark_loss(program(params, batch, propagate=marking))
+
+    return run
+
+
+def _like(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What a layer's function knows about itself comes along, such as an activation's derivative."""
+    return functools.wraps(function, assigned=(), updated=("__dict__",))
+
+
+def _mark_loss(outputs: Any) -> Any:
+    return _loss(outputs) if isinstance(outputs, jax.Array) and outputs.ndim == 1 else outputs
+
+
+@jax.custom_jvp
+def _loss(losses: Array) -> Array:
+    return mark(LOSS, losses)
+
+
+@_loss.defjvp
+def _rate_of_change(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _loss(*primals), mark_tangent(LOSS, *tangents)
