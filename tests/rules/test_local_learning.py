@@ -211,6 +211,19 @@ def test_the_perceptron_makes_no_more_mistakes_than_novikoff_allows():
     np.testing.assert_array_equal(network.apply(params, jnp.asarray(x)), t)
 
 
+def test_changes_have_their_parameters_dtype(lenient):
+    p = problems.chain()
+    half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), p.params)
+    grads, _, _ = estimate(p.forward, {"output": rules.sanger()}, half, p.batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_an_objective_is_per_example():
+    p = problems.chain()
+    with pytest.raises(ValueError, match="one loss per example"):
+        estimate(p.forward, rules.oja(), p.params, p.batch, objective=lambda params, batch: jnp.ones(()))
+
+
 def test_a_rule_that_diverges_is_told():
     network = nl.mlp([3, 2], activation=jnp.tanh)
     learner = nl.learner(local_learning(network.apply, rules.hebb()), optax.sgd(10.0))
@@ -226,8 +239,12 @@ def transposed(params, x, propagate=feedforward):
     return propagate("hidden", lambda own, x: x @ own["weight"].T, jnp.tanh, params["hidden"], x)
 
 
-def squared(params, x, propagate=feedforward):
+def dotted(params, x, propagate=feedforward):
     return propagate("hidden", lambda own, x: jnp.dot(x, own["weight"]), jnp.tanh, params["hidden"], x)
+
+
+def summed(params, x, propagate=feedforward):
+    return propagate("hidden", lambda own, x: x * own["weight"].sum(), jnp.tanh, params["hidden"], x)
 
 
 def twice(params, x, propagate=feedforward):
@@ -268,10 +285,12 @@ BAD = {
         "no layer is named 'ghost'; the layers are hidden",
     ),
     "a transpose": (transposed, rules.oja(), SQUARE, ONES, "layer 'hidden' does not multiply.*transposed"),
-    "another function": (squared, rules.oja(), SQUARE, ONES, "layer 'hidden' does not multiply"),
+    "another function": (dotted, rules.oja(), SQUARE, ONES, "layer 'hidden' does not multiply"),
     "two products": (twice, rules.oja(), SQUARE, ONES, "layer 'hidden' does not multiply.*in 2 products"),
     "fewer axons": (pooling, rules.oja(), SQUARE, ONES, r"layer 'hidden' has axons of shape \(2, 1\)"),
     "two inputs": (joined, rules.oja(), SQUARE, ONES, "layer 'hidden' has 2 inputs"),
+    "nothing lateral": (chain, rules.apex(), None, None, r"join its layer by nl\.connections\.lateral_dense"),
+    "an attribute": (summed, rules.oja(), SQUARE, ONES, "layer 'hidden' does not multiply"),
     "no targets": (chain, {"output": rules.delta()}, None, jnp.ones((6, 4)), "layer 'output' learns from.*got none"),
     "labels": (chain, {"output": rules.delta()}, None, None, r"layer 'output' learns from.*shape \(6,\).*one-hot"),
     "a hidden teacher": (chain, {"hidden1": rules.delta()}, None, None, "layer 'hidden1' learns from.*got none"),
