@@ -17,13 +17,13 @@ from tests.registry import RULES
 
 KEY = jax.random.key(0)
 TANH = nl.activations.tanh()
+# Lateral connections for the rule that needs them; to all others they are one more parameter.
 LATERAL = nl.connections.lateral_dense(lateral_init=jax.nn.initializers.normal(0.3))
-# Lateral connections throughout, for the rule that needs them; to all others they are one more parameter.
 NETWORK = nl.network(
     nl.Layer("input", 4),
-    nl.Layer("low", 5, LATERAL, TANH),
+    nl.Layer("low", 5, nl.connections.dense(), TANH),
     nl.Layer("middle", 4, LATERAL, TANH),
-    nl.Layer("high", 3, LATERAL, TANH),
+    nl.Layer("high", 3, nl.connections.dense(), TANH),
 )
 PARAMS = NETWORK.init(jax.random.key(1))
 INPUTS = jax.random.normal(jax.random.key(2), (6, 4))

@@ -87,7 +87,7 @@ def test_the_delta_rule_is_backprop_of_one_layer(x64):
 def test_targets_are_the_last_layer_s_or_those_of_the_layers_they_name():
     p = problems.chain()
     inputs = p.batch[0]
-    low, high = jnp.ones((6, 5)), jnp.ones((6, 3))
+    low, high = np.ones((6, 5), np.float32), np.ones((6, 3), np.float32)
     last, _, _ = estimate(p.forward, {"output": rules.delta()}, p.params, (inputs, high))
     both, _, _ = estimate(p.forward, rules.delta(), p.params, (inputs, {"hidden1": low, "output": high}))
     np.testing.assert_array_equal(last["output"]["weight"], both["output"]["weight"])
