@@ -9,14 +9,19 @@ from nl_jax.rules.rule import Change, Rule, mean, mean_outer, unsupervised
 def apex() -> Rule:
     """Δw_j = ⟨y_j (x − y_j w_j)⟩, Δc_ij = ⟨y_j (y_i − y_j c_ij)⟩ for i < j (Kung and Diamantaras 1990).
 
-    Each unit inhibits those after it, y_j = w_jᵀ x − Σ_{i<j} c_ij y_i, and both its kinds of connection learn by Oja's
-    rule; taken with the sign of inhibition the lateral ones are anti-Hebbian. w_j comes to ± the j-th eigenvector of
-    ⟨x xᵀ⟩ as by `sanger`, but no unit needs another's weights; then nothing is left to inhibit, C = 0.
+    Each unit inhibits those after it, y_j = w_jᵀ x − Σ_{i<j} c_ij y_i, and connections of both kinds learn by Oja's
+    rule: the lateral ones, since they inhibit, against Hebb. w_j comes to ± the j-th eigenvector of ⟨x xᵀ⟩ as by
+    `sanger`, though no unit needs another's weights; in the end nothing is left to inhibit, C = 0. Biases stay.
 
-    For layers joined by `nl.connections.lateral_dense`, whose C is `params["lateral"]`. Biases stay.
+    For layers joined by `nl.connections.lateral_dense`, whose C is `params["lateral"]`.
+
+    Raises:
+      ValueError: when run, for a layer without lateral connections.
     """
 
     def change(params: Params, x: Array, y: Array) -> Change:
+        if "lateral" not in params:
+            raise ValueError("apex changes lateral connections too: join its layer by nl.connections.lateral_dense()")
         W, C = params["weight"], params["lateral"]
         activity = mean(y**2)
         return {

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from nl_jax.base import Array, Batch, Forward, GradientEstimator, Info, Key, Objective, Params, State
-from nl_jax.checks import path_name, takes_propagate
+from nl_jax.checks import path_name, per_example, takes_propagate
 from nl_jax.products import unfold
 from nl_jax.propagation import Site, survey
 from nl_jax.rules.rule import Rule
@@ -32,9 +32,9 @@ def local_learning(
     Returns:
       An estimator without randomness, with its rules' states by layer. A batch is the inputs, or a pair
       (inputs, targets): targets reach supervised rules alone, an array the last layer's, a mapping
-      {layer: targets} those it names. Rules have no loss. Without an objective `info.loss` is ‖Δ‖², the squared norm
-      of all changes: 0 where the rules are at rest, and infinite where they diverge. 2 evaluations, a forward
-      pass and as much again for the changes; 3 with an objective.
+      {layer: targets} those it names. Rules have no loss, and nothing for a line search to search by: without an
+      objective `info.loss` is ‖Δ‖², the squared norm of all changes, 0 where the rules are at rest and infinite where
+      they diverge. 2 evaluations, a forward pass and as much again for the changes; 3 with an objective.
 
     Raises:
       ValueError: if forward takes no `propagate` or a rule is not one; when run, for a layer that is not there, has
@@ -77,7 +77,7 @@ def local_learning(
         del key
         inputs, targets = batch if isinstance(batch, tuple | list) else (batch, None)
         _, sites = survey(forward)(params, inputs)
-        teachers = targets if isinstance(targets, Mapping) else {list(sites)[-1]: targets}
+        teachers = targets if isinstance(targets, Mapping) else {next(reversed(sites), None): targets}
         grads, states = jax.tree.map(jnp.zeros_like, params), {}
         for name, own in by_layer(params).items():
             if name not in sites:
@@ -85,11 +85,11 @@ def local_learning(
             site = sites[name]
             pre, post = _examples(name, site)
             teacher = _teacher(name, site, teachers.get(name)) if own.supervised else None
-            change, states[name] = own.change(state[name], _flat(params[name]), pre, post, teacher)
-            grads[name] |= {part: -delta.reshape(params[name][part].shape) for part, delta in change.items()}
+            change, states[name] = own.change(state[name], _flat(site.params), pre, post, teacher)
+            grads[name] |= {part: -_like(params[name][part], delta) for part, delta in change.items()}
         if objective is None:
             return grads, states, Info(optax.tree.norm(grads, squared=True), jnp.int32(2))
-        return grads, states, Info(jnp.mean(objective(params, batch)), jnp.int32(3))
+        return grads, states, Info(jnp.mean(per_example(objective(params, batch))), jnp.int32(3))
 
     return GradientEstimator(init, estimate)
 
@@ -111,13 +111,17 @@ def _flat(params: Params) -> Params:
     return {**params, "weight": weight.reshape(-1, weight.shape[-1])}
 
 
+def _like(weight: Array, change: Array) -> Array:
+    return change.reshape(weight.shape).astype(weight.dtype)
+
+
 def _examples(name: str, site: Site) -> tuple[Array, Array]:
     """What the layer's weight is multiplied with and what its units answer, position by position."""
     if len(site.inputs) != 1:
         raise ValueError(f"layer {name!r} has {len(site.inputs)} inputs; a local rule changes a layer of one")
     try:
         pre = unfold(site.connection, site.params, *site.inputs)
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:
         raise ValueError(
             f"layer {name!r} does not multiply its weight once by its inputs, as `x @ weight` or with "
             f"nl.products.product: {error}"

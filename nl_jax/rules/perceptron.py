@@ -10,8 +10,9 @@ from nl_jax.rules.rule import Change, Rule, supervised
 def perceptron() -> Rule:
     """ΔW = ⟨x δᵀ⟩, Δb = ⟨δ⟩ with δ = t where sign y ≠ t, else 0 (Rosenblatt 1958; seed 000, nonlinear models).
 
-    Learns from mistakes alone; targets are −1 and 1, and an axon of 0 is a mistake. On classes that a plane with
-    margin γ parts, one example a step at rate 1 makes at most (R/γ)² mistakes (Novikoff 1962).
+    Learns from mistakes alone; targets are −1 and 1, and an axon of 0 is a mistake. From W = 0, with one example a step
+    at rate 1, on inputs of at most R that a plane through the origin parts with margin γ, it makes at most (R/γ)²
+    mistakes (Novikoff 1962).
     """
 
     def change(params: Params, x: Array, y: Array, t: Array) -> Change:
