@@ -44,8 +44,8 @@ def reinforce(
     eligibility: a three-factor rule, in which one number tells every unit how it went. Exact in expectation, for
     any amount of noise and any K; no derivative is taken but of each connection by its own parameters and of log p.
 
-    With Gaussian units it is node perturbation without a clean pass. In the first layer both have the same expectation;
-    above it node perturbation multiplies by the clean inputs, which is the gradient as σ → 0 alone.
+    With Gaussian units it is node perturbation but for x^{l−1}, which that takes from a clean pass. So in the first
+    layer both have the same expectation, and above it only as σ → 0: what noise does to x and ℓ together is lost there.
 
     Args:
       objective: a per-example objective that takes `propagate`, such as `nl.bandit`'s; examples must not interact.
@@ -66,7 +66,7 @@ def reinforce(
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([2, 3], activation=nl.activations.tanh(), weight_init=jax.nn.initializers.zeros)
-    >>> objective = nl.objectives.bandit(net.apply, lambda action, label: action == label)
+    >>> objective = nl.bandit(net.apply, lambda action, label: action == label)
     >>> estimator = reinforce(objective, units=nl.units.categorical(), num_samples=2000)
     >>> batch = jnp.ones([4, 2]), jnp.full(4, 2)
     >>> grads, _, info = estimator.estimate(jax.random.key(0), (), net.init(jax.random.key(1)), batch)

@@ -35,7 +35,7 @@ def none() -> RewardBaseline:
 
 
 def running_mean(decay: float = 0.9) -> RewardBaseline:
-    """The mean loss of past estimates (reinforcement comparison; Williams 1992 §5).
+    """The mean loss of past estimates (reinforcement comparison; Sutton 1984, Williams 1992).
 
     Args:
       decay: weight of the past in the exponential mean, at least 0 and below 1. Its start is corrected for; the very

@@ -17,7 +17,7 @@ def goodness(forward: Forward) -> Callable[..., dict[str, Array]]:
         g^l = mean_i (x_i^l)²,   x^l = f(W x̂^{l−1} + b),   x̂ = x / root mean square of x
 
     Lengths are taken off between layers, or a layer could read the goodness of the one below; and derivatives stop
-    there, so that no credit crosses from a layer to another.
+    there, so that no credit crosses from a layer to another. A mean, where Hinton sums, is the same for any width.
 
     Args:
       forward: `forward(params, inputs, propagate=feedforward)`; its outputs are not used.
@@ -55,7 +55,8 @@ def forward_forward(forward: Forward, *, threshold: float = 1.0) -> Objective:
 
     Derivatives stop between layers: ∂E/∂W^l is that of layer l's own term, although no layer waits for another.
     This is not the gradient of E as a function of all parameters, so take an estimator that differentiates
-    (`nl.backprop`); perturbation, which evaluates, sees what higher layers make of lower ones.
+    (`nl.backprop`, which has nothing to carry back, or `nl.forward_gradient`): perturbation, which only evaluates,
+    sees what higher layers make of lower ones.
 
     Args:
       forward: as for `goodness`.
@@ -80,8 +81,8 @@ def forward_forward(forward: Forward, *, threshold: float = 1.0) -> Objective:
                 f"positive must be one truth value per example, bool of shape {inputs.shape[:1]}; "
                 f"got {positive.dtype}{list(positive.shape)}"
             )
-        excess = (g - threshold for g in goodnesses(params, inputs, propagate=propagate).values())
-        return sum((jax.nn.softplus(jnp.where(positive, -e, e)) for e in excess), start=jnp.zeros(()))
+        excess = jnp.stack(list(goodnesses(params, inputs, propagate=propagate).values())) - threshold
+        return jnp.sum(jax.nn.softplus(jnp.where(positive[None], -excess, excess)), axis=0)
 
     return objective
 
@@ -148,7 +149,8 @@ def predict(forward: Forward, num_classes: int) -> Callable[[Params, Array], Arr
     def predicted(params: Params, inputs: Array) -> Array:
         def total(label: Array) -> Array:
             labels = jnp.full(inputs.shape[0], label)
-            return sum(goodnesses(params, overlay(inputs, labels, num_classes)).values(), start=jnp.zeros(()))
+            found = goodnesses(params, overlay(inputs, labels, num_classes))
+            return jnp.sum(jnp.stack(list(found.values())), axis=0)
 
         return jnp.argmax(jax.lax.map(total, jnp.arange(num_classes)), axis=0).astype(jnp.int32)
 

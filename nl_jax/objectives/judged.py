@@ -30,10 +30,10 @@ def judged(forward: Forward, judge: Callable[[Run, Batch], Array]) -> Objective:
     return layerless_objective
 
 
-def pair(batch: Batch, second: str, first: str = "inputs") -> tuple[Any, Any]:
-    """`batch` if it is a pair, or ValueError."""
+def pair(batch: Batch, second: str) -> tuple[Any, Any]:
+    """`batch` if it is a pair of inputs and something else, or ValueError that calls it `second`."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise ValueError(f"batch must be a pair ({first}, {second}), got {type(batch).__name__}: {batch!r}")
+        raise ValueError(f"batch must be a pair (inputs, {second}), got {type(batch).__name__}: {batch!r}")
     return batch[0], batch[1]
 
 

@@ -14,7 +14,7 @@ from tests.problems import Problem
 
 b, units = nl.reward_baselines, nl.units
 KEY = jax.random.key(1)
-KEYS = jax.random.split(jax.random.key(2), 20_000)
+KEYS = jax.random.split(jax.random.key(2), 6000)
 REWARDS = jnp.array([[2.0, 3.0, 2.5], [0.2, 1.0, -1.0], [-0.7, 0.1, 0.5]])  # of each action, by label
 
 
@@ -88,6 +88,11 @@ def test_a_baseline_that_knows_its_own_sample_is_biased(samples, drawn, x64):
     estimated = estimates(_estimator(drawn, own, 4), *drawn[1:3], KEYS)
     assert largest_deviation(estimated, g) > 5
     assert largest_deviation(4 / 3 * estimated, g) < 5
+
+
+def test_leave_one_out_is_the_mean_of_the_others():
+    losses = jnp.array([[1.0, 5.0], [2.0, 5.0], [6.0, 8.0]])
+    np.testing.assert_allclose(b.leave_one_out().expected(losses, ()), [[4.0, 6.5], [3.5, 6.5], [1.5, 5.0]])
 
 
 def _square(estimated, g):
