@@ -103,18 +103,18 @@ class _Analysis:
 
     def equation(self, equation: JaxprEqn, inputs: list[Flows]) -> list[Flows]:
         name, programs = equation.primitive.name, list(_programs(equation.params))
-        everywhere = len(equation.outvars)
+        count = len(equation.outvars)
         if name in _ENTERED:
             return _ENTERED[name](self, equation.params, inputs)
-        if name in _CALLS and len(programs) == 1 and _arity(programs[0]) == (len(inputs), everywhere):
+        if name in _CALLS and len(programs) == 1 and _arity(programs[0]) == (len(inputs), count):
             return self.run(programs[0], inputs)
         if equation.effects and not _only_names_axes(equation):
-            return [frozenset({Flow(EVERYTHING, name)})] * everywhere
-        if name in _PARALLEL and len(inputs) == everywhere:
+            return [frozenset({Flow(EVERYTHING, name)})] * count
+        if name in _PARALLEL and len(inputs) == count:
             return inputs
         if (programs or _holds_function(equation.params)) and not name.startswith(_SCALAR_PROGRAMS):
-            return [frozenset(Flow(flow.source, flow.through or name) for flow in _union(inputs))] * everywhere
-        return [_union(inputs)] * everywhere
+            return [frozenset(Flow(flow.source, flow.through or name) for flow in _union(inputs))] * count
+        return [_union(inputs)] * count
 
     def name(self, params: dict[str, Any], inputs: list[Flows]) -> list[Flows]:
         named = params["name"]
