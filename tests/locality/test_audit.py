@@ -26,6 +26,8 @@ VERDICTS = {
     # (Ẽ − E) ξ x: the same, and the layer's own input.
     **dict.fromkeys((name for name in registry.ESTIMATORS if name.startswith("node_")), ("three-factor",) * 2),
     "average": ("three-factor", "three-factor"),
+    # (ℓ − b) ∂log p/∂ν x: how far the unit's own draw was from what it expected.
+    "reinforce": ("three-factor", "three-factor"),
     # (∇E · ξ) ξ: the rate of change of the loss is one number as well.
     **dict.fromkeys(("forward_weights", "forward_low_rank", "forward_nodes"), ("three-factor",) * 2),
     # What any of its parts sees, and each part's own.
@@ -57,6 +59,21 @@ def test_every_estimator_is_judged_as_its_formula_says(name):
         **dict.fromkeys(("output/bias", "output/weight"), output),
     }
     assert audit.verdict == (hidden if hidden == EVERYTHING else output)
+
+
+@pytest.mark.parametrize("name", registry.RULES)
+def test_rules_are_local_and_supervised_ones_see_their_target(name):
+    rule = registry.RULES[name]()
+    join = nl.connections.lateral_dense() if name == "apex" else nl.connections.dense()
+    network = nl.network(nl.Layer("input", 4), nl.Layer("hidden", 3, join), nl.Layer("output", 3, join))
+    batch = jnp.ones((5, 4)), {name: jnp.ones((5, 3)) for name in ("hidden", "output")}
+    params = network.init(jax.random.key(0))
+    local = lambda forward: nl.local_learning(forward, rule)
+    audit = nl.audit(local, network.apply, params, batch, inputs=lambda batch: batch[0])
+    verdict = "sees the target" if rule.supervised else "local"
+    assert {leaf: found for leaf, found in audit.verdicts.items() if leaf.endswith("weight")} == dict.fromkeys(
+        ("hidden/weight", "output/weight"), verdict
+    )
 
 
 def test_what_backprop_reads_leaf_by_leaf():
