@@ -44,26 +44,25 @@ def marked(program: Program, met: Callable[[str], Any]) -> Program:
         ) -> Array:
             met(name)
             own = functools.partial(mark, post(name))
-
-            @_like(connection)
-            def marked_connection(params: Params, *inputs: Array) -> Array:
-                return own(connection(params, *inputs))
-
-            @_like(activation)
-            def marked_activation(preactivation: Array) -> Array:
-                return own(activation(own(preactivation)))
-
             received = [mark(pre(name), jnp.asarray(x)) for x in inputs]
-            return own(propagate(name, marked_connection, marked_activation, params, *received))
+            return own(propagate(name, _Marked(connection, own), activation, params, *received))
 
         return _mark_loss(program(params, batch, propagate=marking))
 
     return run
 
 
-def _like(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """What a layer's function knows about itself comes along, such as an activation's derivative."""
-    return functools.wraps(function, assigned=(), updated=("__dict__",))
+class _Marked:
+    """A connection whose pre-activation is marked; what it says of itself comes along."""
+
+    def __init__(self, connection: Connection, own: Callable[[Array], Array]) -> None:
+        self._connection, self._own = connection, own
+
+    def __call__(self, params: Params, *inputs: Array) -> Array:
+        return self._own(self._connection(params, *inputs))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
 
 
 def _mark_loss(outputs: Any) -> Any:

@@ -153,7 +153,7 @@ def rule(change, init=lambda key, params: (), remember=lambda params, batch, sta
     def factory(program):
         def estimate(key, state, params, batch):
             losses, sites = survey(program)(params, batch)
-            changes = change(sites, params, batch, key, state)
+            changes = change({**sites, "loss": losses}, params, batch, key, state)
             grads = jax.tree.map(jnp.zeros_like, params)
             for layer, delta in changes.items():
                 grads[layer]["weight"] = -delta
@@ -165,11 +165,15 @@ def rule(change, init=lambda key, params: (), remember=lambda params, batch, sta
 
 
 def hebb(sites, params, batch, key, state):
-    return {name: site.inputs[0].T @ site.axons for name, site in sites.items()}
+    return {name: site.inputs[0].T @ site.axons for name, site in layers(sites)}
+
+
+def layers(sites):
+    return [(name, site) for name, site in sites.items() if name != "loss"]
 
 
 def oja(sites, params, batch, key, state):
-    post = {name: site.axons for name, site in sites.items()}
+    post = {name: site.axons for name, site in layers(sites)}
     return {
         name: change - params[name]["weight"] @ (post[name].T @ post[name])
         for name, change in hebb(sites, params, batch, key, state).items()
@@ -231,6 +235,12 @@ CHEATS = {
         ),
         "sees the target",
     ),
+    "sees the loss through a callback": (
+        lambda sites, params, batch, key, state: jax.pure_callback(
+            np.sum, jax.ShapeDtypeStruct((), "float32"), sites["loss"]
+        ),
+        "maybe three-factor",
+    ),
     "has a callback": (
         lambda sites, params, batch, key, state: jax.pure_callback(
             np.sum, jax.ShapeDtypeStruct((), "float32"), params["output"]["weight"]
@@ -276,6 +286,20 @@ def test_a_layer_clamped_to_the_target_sees_it():
     verdicts = of(clamped).verdicts
     assert verdicts["output/weight"] == "sees the target"
     assert verdicts["output/bias"] == "local"
+
+
+def test_a_target_painted_on_the_input_is_seen_though_the_program_itself_put_it_there():
+    """As in the forward-forward algorithm (Hinton 2022)."""
+    problem = problems.chain()
+
+    def painted(params, batch, propagate=feedforward):
+        inputs, labels = batch
+        marked = jnp.concatenate([inputs[:, :1], jax.nn.one_hot(labels, 3)], axis=1)
+        return jnp.sum(problem.forward(params, marked, propagate), axis=1)
+
+    assert of(rule(hebb)).verdict == "local"
+    assert of(rule(hebb), problem._replace(objective=painted)).verdicts["hidden1/weight"] == "sees the target"
+    assert of(rule(hebb), problem._replace(objective=painted)).verdicts["hidden1/bias"] == "local"
 
 
 def test_a_program_run_with_weights_of_another_layer_reads_them():
@@ -371,6 +395,31 @@ def test_forward_functions_and_networks_without_layers():
     rows = nl.audit(nl.backprop, layerless, {"a": jnp.ones((4, 2)), "b": jnp.ones((2, 3))}, batch).rows
     assert seen(rows["a"]) == {"own weight", "input", "other weights", "target"}
     assert rows["a"].layers == ()
+
+
+def test_what_a_layers_functions_say_of_themselves_comes_along():
+    class Wide:
+        wide = True
+
+        def __call__(self, params, x):
+            return x @ params
+
+    connection, activation = Wide(), nl.activations.tanh()
+
+    def forward(params, x, propagate=feedforward):
+        return propagate("only", connection, activation, params, x)
+
+    def asking(forward):
+        def estimate(key, state, params, batch):
+            (site,) = survey(forward)(params, batch)[1].values()
+            assert site.connection.wide
+            assert site.activation.derivative is activation.derivative
+            return params, state, nl.Info(jnp.float32(0), jnp.int32(1))
+
+        return nl.GradientEstimator(lambda key, params: (), estimate)
+
+    audit = nl.audit(asking, forward, jnp.ones((3, 2)), jnp.ones((4, 3)), targets=lambda batch: ())
+    assert seen(audit.rows[""]) == {"own weight"}
 
 
 def test_targets_are_what_one_says():

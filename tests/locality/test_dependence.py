@@ -227,7 +227,8 @@ def test_a_marked_tangent_is_cut_forward_alone():
     pushed = lambda x, w: jax.vmap(jax.linearize(lambda w: f(w, x), w)[1])(jnp.ones((3, 2)))
     for program in (forward, jax.jit(forward), jax.vmap(forward), pushed):
         assert sources(program, X, SECRET, cut=cut) == [{"rate"}]
-    for program in (backward, jax.jit(backward), jax.vmap(lambda x, w: backward(x[None], w[None])[0])):
+    branched = lambda x, w: jax.grad(lambda w: jax.lax.cond(x[0] > 0, lambda: f(w, x).sum(), lambda: 0.0))(w)
+    for program in (backward, jax.jit(backward), branched, jax.vmap(lambda x, w: backward(x[None], w[None])[0])):
         assert sources(program, X, SECRET, cut=cut) == [{"x", "secret"}]
     twice = lambda x, w: jax.jvp(lambda w: backward(x, w), (w,), (jnp.ones_like(w),))[1]
     assert sources(twice, X, SECRET, cut=cut) == [{"x", "secret"}]
