@@ -71,11 +71,16 @@ class Config:
 
 
 class Images(NamedTuple):
-    """The training images as rows, their mean taken off, and their labels."""
+    """The training images as rows, without their mean and all of one length, and their labels."""
 
     images: jax.Array
     labels: jax.Array
     num_classes: int
+
+    @property
+    def length(self) -> float:
+        """‖x‖ of every image, to which the local rules' rates and temperature are in proportion."""
+        return float(jnp.linalg.norm(self.images[0]))
 
 
 class Teaching(NamedTuple):
@@ -124,12 +129,13 @@ def principal_components(config: Config, train: Images) -> Teaching:
 
 def sanger(config: Config, train: Images) -> Teaching:
     """Principal components one by one, each unit from what those before it leave unexplained."""
-    return _local(nl.rules.sanger(), nl.activations.identity(), 0.1, config, train)
+    return _local(nl.rules.sanger(), nl.activations.identity(), 0.5 / train.length**2, config, train)
 
 
 def soft_hebb(config: Config, train: Images) -> Teaching:
-    """The features are what the units compete by: the chance of each to win."""
-    return _local(nl.rules.soft_hebb(), functools.partial(jax.nn.softmax, axis=1), 0.1, config, train)
+    """Prototypes that compete for each image."""
+    rule = nl.rules.soft_hebb(temperature=0.05 * train.length)
+    return _local(rule, nl.activations.relu(), 2 / train.length, config, train)
 
 
 def reconstruction(config: Config, train: Images) -> Teaching:
@@ -145,29 +151,35 @@ def reward_reinforce(config: Config, train: Images) -> Teaching:
     """Bernoulli units hidden, a categorical unit to act; asked, the network answers without noise."""
     units = {"output": nl.units.categorical(), "*": nl.units.bernoulli()}
     factory = functools.partial(nl.reinforce, units=units, num_samples=config.num_samples)
-    return _answering(factory, _rewarded, 1e-2, config, train)
+    return _answering(factory, _rewarded, _decaying(2e-2, config), config, train)
 
 
 def reward_node_perturbation(config: Config, train: Images) -> Teaching:
     """The network answers greedily, and explores by noise large enough to change its mind."""
     factory = functools.partial(nl.node_perturbation, sigma=1.0, num_samples=config.num_samples)
-    return _answering(factory, _rewarded, 1e-2, config, train)
+    return _answering(factory, _rewarded, _decaying(2e-2, config), config, train)
 
 
 def forward_forward(config: Config, train: Images) -> Teaching:
-    """The label stands in pixels of its own before the image; features are taken with none there."""
+    """The label stands in pixels of its own before the image; features are taken with none there.
+
+    Layers are given no more than the direction of their inputs, of mean square 1, and so are features taken.
+    """
     network = _network(config, train, nl.activations.relu(), room=train.num_classes)
     predict, hidden = nl.objectives.predict(network.apply, train.num_classes), _hidden(network)
 
     def with_room(images: jax.Array) -> jax.Array:
         return jnp.pad(images, ((0, 0), (train.num_classes, 0)))
 
+    def of_mean_square_1(inputs: jax.Array) -> jax.Array:
+        return inputs / jnp.sqrt(jnp.mean(inputs**2, axis=1, keepdims=True))
+
     def factory(objective: nl.base.Objective) -> nl.GradientEstimator:
         return nl.augmented(nl.backprop(objective), nl.objectives.contrast(train.num_classes))
 
     return Teaching(
         network.init,
-        lambda params, images: hidden(params, with_room(images)),
+        lambda params, images: hidden(params, of_mean_square_1(with_room(images))),
         lambda params, images: predict(params, with_room(images)),
         Lesson(
             factory, nl.objectives.forward_forward(network.apply), (with_room(train.images), train.labels),
@@ -180,12 +192,12 @@ def error_node_perturbation(config: Config, train: Images) -> Teaching:
     """The loss of every answer as a number, where backprop has its derivative."""
     signs = nl.directions.rademacher()
     factory = functools.partial(nl.node_perturbation, num_samples=config.num_samples, directions=signs)
-    return _answering(factory, _compared, 1e-2, config, train)
+    return _answering(factory, _compared, _adam(1e-2, config), config, train)
 
 
 def error_backprop(config: Config, train: Images) -> Teaching:
     """Every example's label, and the derivative of the loss, sent back through the outputs' weights."""
-    return _answering(nl.backprop, _compared, 1e-2, config, train)
+    return _answering(nl.backprop, _compared, _adam(1e-2, config), config, train)
 
 
 METHODS: dict[str, Callable[[Config, Images], Teaching]] = {
@@ -263,12 +275,12 @@ def _local(
 def _answering(
     factory: Callable[[Any], nl.GradientEstimator],
     objective: Callable[[nl.Network], nl.base.Objective],
-    rate: float,
+    optimizer: optax.GradientTransformation,
     config: Config,
     train: Images,
 ) -> Teaching:
     network = _network(config, train, nl.activations.sigmoid(), outputs=train.num_classes)
-    lesson = Lesson(factory, objective(network), (train.images, train.labels), _adam(rate, config))
+    lesson = Lesson(factory, objective(network), (train.images, train.labels), optimizer)
     return Teaching(
         network.init, _hidden(network), lambda params, x: nl.objectives.greedy(network.apply(params, x)), lesson
     )
@@ -283,8 +295,13 @@ def _compared(network: nl.Network) -> nl.base.Objective:
     return nl.supervised(network.apply, nl.losses.cross_entropy)
 
 
-def _adam(rate: float, config: Config) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_decay_schedule(rate, config.updates, alpha=0.1))
+def _adam(rate: float, config: Config, weight_decay: float = 0) -> optax.GradientTransformation:
+    return optax.adamw(optax.cosine_decay_schedule(rate, config.updates, alpha=0.1), weight_decay=weight_decay)
+
+
+def _decaying(rate: float, config: Config) -> optax.GradientTransformation:
+    """Weights decay, for a policy sure of itself before it has tried every answer never learns of the others."""
+    return _adam(rate, config, weight_decay=0.1)
 
 
 class Scores(NamedTuple):
@@ -354,8 +371,7 @@ def _check(config: Config) -> None:
 
 def _teach(name: str, config: Config, dataset: data.Dataset) -> Scores:
     """All seeds by one method, then the scores of what they learned."""
-    mean = dataset.train.images.mean(axis=0, keepdims=True)
-    train, test = (jnp.asarray(split.images - mean) for split in (dataset.train, dataset.test))
+    train, test = map(jnp.asarray, _of_one_length(dataset))
     teaching = METHODS[name](config, Images(train, jnp.asarray(dataset.train.labels), dataset.num_classes))
     params, evaluations = _taught(name, teaching, config)
     seen_features, new_features = (np.asarray(jax.vmap(teaching.features, (0, None))(params, x)) for x in (train, test))
@@ -371,6 +387,14 @@ def _teach(name: str, config: Config, dataset: data.Dataset) -> Scores:
         )
     weights = np.asarray(params["hidden1"]["weight"])[:, -train.shape[1] :]
     return Scores(readout, class_mean, answers, evaluations, weights)
+
+
+def _of_one_length(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Training and test images without the training images' mean, all brought to their mean length."""
+    mean = dataset.train.images.mean(axis=0, keepdims=True)
+    train, test = dataset.train.images - mean, dataset.test.images - mean
+    length = np.linalg.norm(train, axis=1).mean()
+    return tuple(length * x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test))
 
 
 def _taught(name: str, teaching: Teaching, config: Config) -> tuple[Any, int]:
