@@ -55,7 +55,7 @@ class Config:
     methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(
         name for names in RUNGS.values() for name in names
     )
-    """Which methods to compare, in this order; these are all."""
+    """Which methods to compare, shown by rung; these are all."""
     hidden: int = 32
     """Hidden units, the features; at most as many as pixels."""
     updates: int = 3000
@@ -231,13 +231,13 @@ SEEN = {
     "random": "nothing",
     "pca": "all images at once",
     "sanger": "own inputs, axons and weights",
-    "soft_hebb": "own inputs, axons and weights",
-    "reconstruction": "reconstruction error, sent back",
+    "soft_hebb": "own inputs and weights",
+    "reconstruction": "error of the image, sent back by weights above",
     "reward_node_perturbation": "own inputs and noise, reward",
-    "reward_reinforce": "own inputs and noise, reward",
+    "reward_reinforce": "own inputs, axons and noise, reward",
     "forward_forward": "own inputs and axons, label as an input",
     "error_node_perturbation": "own inputs and noise, loss",
-    "error_backprop": "label, error sent back",
+    "error_backprop": "error of the label, sent back by weights above",
 }
 
 
@@ -375,6 +375,8 @@ def _teach(name: str, config: Config, dataset: data.Dataset) -> Scores:
     teaching = METHODS[name](config, Images(train, jnp.asarray(dataset.train.labels), dataset.num_classes))
     params, evaluations = _taught(name, teaching, config)
     seen_features, new_features = (np.asarray(jax.vmap(teaching.features, (0, None))(params, x)) for x in (train, test))
+    if not np.isfinite(new_features).all():
+        raise ExperimentError(f"{name}: features are no longer finite; try a larger --batch-size")
     judged = [
         _judged(*features, dataset.train.labels, dataset.test.labels)
         for features in zip(seen_features, new_features, strict=True)
@@ -455,7 +457,8 @@ def plot(scores: dict[str, Scores], title: str) -> Any:
 
     rows, rungs = _rows(scores)
     canvas, (accuracies, costs) = figure(1, 2, size=(12.5, 1.9 + 0.42 * (max(rows.values()) + 1)))
-    measures = {"own answers": "answers", "linear read-out, supervised": "readout", "nearest class mean": "class_mean"}
+    accuracies.get_gridspec().set_width_ratios([2, 1])
+    measures = {"own answers": "answers", "linear read-out": "readout", "nearest class mean": "class_mean"}
     for index, (label, measure) in enumerate(measures.items()):
         found = {name: getattr(s, measure) for name, s in scores.items() if getattr(s, measure) is not None}
         if found:
@@ -483,13 +486,17 @@ def plot(scores: dict[str, Scores], title: str) -> Any:
     for tick, row in zip(accuracies.get_yticklabels(), ticks, strict=True):
         tick.set_fontweight("bold" if row in rungs.values() else "normal")
     costs.set_yticks([])
-    accuracies.set(xlabel="test accuracy (%)", title="how good the features and answers are")
+    accuracies.set(xlabel="test accuracy (%)", title="how good features and answers are")
+    accuracies.xaxis.get_major_locator().set_params(integer=True)
     costs.set(xlabel="objective evaluations", title="what it cost")
     costs.annotate(
         "the hidden layer's update sees", (1.02, 1), xycoords="axes fraction", xytext=(0, 6),
         textcoords="offset points", fontsize=costs.title.get_fontsize(), annotation_clip=False,
     )  # fmt: skip
-    canvas.legend(*accuracies.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    canvas.legend(
+        *accuracies.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False,
+        title="read-out and class means are supervised: they score features that are learned by then",
+    )  # fmt: skip
     canvas.suptitle(f"{title}: one hidden layer, taught with ever more to compare with")
     return canvas
 

@@ -1,5 +1,6 @@
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,7 +45,7 @@ def test_runs_and_writes(tmp_path, capsys):
 
 
 def test_no_method_that_is_without_labels_is_given_any():
-    images = without_targets.Images(np.zeros((4, 9), np.float32), np.arange(4), 4)
+    images = without_targets.Images(jnp.eye(4, 9), jnp.arange(4), 4)
     config = without_targets.Config(hidden=3)
     for name in RUNGS["no label"]:
         assert METHODS[name](config, images).lesson.batch is images.images
