@@ -1,0 +1,553 @@
+"""The ladder: one small layer of features, taught with ever more to compare with, from nothing to the full error.
+
+python -m experiments.without_targets --help
+"""
+
+import dataclasses
+import functools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import nl_jax as nl
+from experiments import data
+from experiments.failure import ExperimentError, exit_code
+from experiments.results import Folder
+
+DATASETS = {"digits": data.digits, "mnist": data.mnist}
+
+RUNGS = {
+    "for comparison": ("random", "pca"),
+    "no label": ("sanger", "soft_hebb", "reconstruction"),
+    "a reward alone": ("reward_node_perturbation", "reward_reinforce"),
+    "each layer its own objective": ("forward_forward",),
+    "the full error": ("error_node_perturbation", "error_backprop"),
+}
+"""Rungs of the ladder, and the methods on each."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Teach the same small network without labels, by a reward alone, layer by layer, and by the full error.
+
+    Features are what the hidden layer answers. Whatever taught them, they are scored by a linear read-out trained
+    afterwards and by the nearest class mean: both are supervised, and neither changes the features. Networks that
+    learned to answer are scored by their own answers too. Prints a table and writes config.json, metrics.jsonl,
+    weights (.npz), without_targets.png and receptive_fields.png to --out.
+    """
+
+    dataset: str = "digits"
+    """digits (ships with scikit-learn) or mnist (downloaded through scikit-learn)."""
+    data_dir: Path | None = None
+    """Folder of MNIST-style IDX files, gzipped or not, to use instead of --dataset: train-images-idx3-ubyte[.gz]
+    and so on; t10k files alone are divided, four fifths to train."""
+    out: Path = Path("results/without_targets")
+    """Folder for the results; files of an earlier run there are replaced."""
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(
+        name for names in RUNGS.values() for name in names
+    )
+    """Which methods to compare, shown by rung; these are all."""
+    hidden: int = 32
+    """Hidden units, the features; at most as many as pixels."""
+    updates: int = 3000
+    """Parameter updates of each method that learns."""
+    batch_size: int = 50
+    """Examples per update."""
+    num_samples: int = 10
+    """Tries of each example per update where noise explores."""
+    seeds: int = 5
+    """Independent runs of each method, trained at once."""
+    quick: bool = False
+    """A small version, 200 updates of 2 seeds, in under a minute."""
+
+
+class Images(NamedTuple):
+    """The training images as rows, without their mean and all of one length, and their labels."""
+
+    images: jax.Array
+    labels: jax.Array
+    num_classes: int
+
+    @property
+    def length(self) -> float:
+        """‖x‖ of every image, to which the local rules' rates and temperature are in proportion."""
+        return float(jnp.linalg.norm(self.images[0]))
+
+
+class Teaching(NamedTuple):
+    """A hidden layer and how it is taught.
+
+    Attributes:
+      init: `init(key) -> params`.
+      features: `features(params, images) -> [batch, units]`.
+      answers: `answers(params, images) -> labels`, of networks that learned to answer.
+      lesson: None of what does not learn.
+    """
+
+    init: Callable[[jax.Array], Any]
+    features: Callable[[Any, jax.Array], jax.Array]
+    answers: Callable[[Any, jax.Array], jax.Array] | None = None
+    lesson: "Lesson | None" = None
+
+
+class Lesson(NamedTuple):
+    """What is learned: the estimator is `factory(program)`, and `batch` all examples, of the kind it takes."""
+
+    factory: Callable[[Any], nl.GradientEstimator]
+    program: Any
+    batch: Any
+    optimizer: optax.GradientTransformation
+
+
+def random_features(config: Config, train: Images) -> Teaching:
+    """The weights as they were drawn, the units linear."""
+    network = _network(config, train, nl.activations.identity())
+    return Teaching(network.init, _hidden(network))
+
+
+def principal_components(config: Config, train: Images) -> Teaching:
+    """The directions of most variance, solved for: what Sanger's rule should come to."""
+    from sklearn.decomposition import PCA
+
+    network = _network(config, train, nl.activations.identity())
+    components = jnp.asarray(PCA(config.hidden, random_state=0).fit(np.asarray(train.images)).components_.T)
+    params = {**network.init(jax.random.key(0)), "hidden1": {"weight": components, "bias": jnp.zeros(config.hidden)}}
+    return Teaching(lambda key: params, _hidden(network))
+
+
+# Step sizes, temperatures and activations were chosen on a fifth of the training images, held out for that.
+
+
+def sanger(config: Config, train: Images) -> Teaching:
+    """Principal components one by one, each unit from what those before it leave unexplained."""
+    return _local(nl.rules.sanger(), nl.activations.identity(), 0.5 / train.length**2, config, train)
+
+
+def soft_hebb(config: Config, train: Images) -> Teaching:
+    """Prototypes that compete for each image."""
+    rule = nl.rules.soft_hebb(temperature=0.05 * train.length)
+    return _local(rule, nl.activations.relu(), 2 / train.length, config, train)
+
+
+def reconstruction(config: Config, train: Images) -> Teaching:
+    """An autoencoder: the error is the full one, the target the image itself."""
+    network = _network(config, train, nl.activations.sigmoid(), outputs=train.images.shape[1])
+    objective = nl.objectives.reconstruction(network.apply, nl.losses.half_squared_error)
+    return Teaching(
+        network.init, _hidden(network), lesson=Lesson(nl.backprop, objective, train.images, _adam(1e-2, config))
+    )
+
+
+def reward_reinforce(config: Config, train: Images) -> Teaching:
+    """Bernoulli units hidden, a categorical unit to act; asked, the network answers without noise."""
+    units = {"output": nl.units.categorical(), "*": nl.units.bernoulli()}
+    factory = functools.partial(nl.reinforce, units=units, num_samples=config.num_samples)
+    return _answering(factory, _rewarded, _decaying(2e-2, config), config, train)
+
+
+def reward_node_perturbation(config: Config, train: Images) -> Teaching:
+    """The network answers greedily, and explores by noise large enough to change its mind."""
+    factory = functools.partial(nl.node_perturbation, sigma=1.0, num_samples=config.num_samples)
+    return _answering(factory, _rewarded, _decaying(2e-2, config), config, train)
+
+
+def forward_forward(config: Config, train: Images) -> Teaching:
+    """The label stands in pixels of its own before the image; features are taken with none there.
+
+    Layers are given no more than the direction of their inputs, of mean square 1, and so are features taken.
+    """
+    network = _network(config, train, nl.activations.relu(), room=train.num_classes)
+    predict, hidden = nl.objectives.predict(network.apply, train.num_classes), _hidden(network)
+
+    def with_room(images: jax.Array) -> jax.Array:
+        return jnp.pad(images, ((0, 0), (train.num_classes, 0)))
+
+    def of_mean_square_1(inputs: jax.Array) -> jax.Array:
+        return inputs / jnp.sqrt(jnp.mean(inputs**2, axis=1, keepdims=True))
+
+    def factory(objective: nl.base.Objective) -> nl.GradientEstimator:
+        return nl.augmented(nl.backprop(objective), nl.objectives.contrast(train.num_classes))
+
+    return Teaching(
+        network.init,
+        lambda params, images: hidden(params, of_mean_square_1(with_room(images))),
+        lambda params, images: predict(params, with_room(images)),
+        Lesson(
+            factory, nl.objectives.forward_forward(network.apply), (with_room(train.images), train.labels),
+            _adam(1e-2, config),
+        ),
+    )  # fmt: skip
+
+
+def error_node_perturbation(config: Config, train: Images) -> Teaching:
+    """The loss of every answer as a number, where backprop has its derivative."""
+    signs = nl.directions.rademacher()
+    factory = functools.partial(nl.node_perturbation, num_samples=config.num_samples, directions=signs)
+    return _answering(factory, _compared, _adam(1e-2, config), config, train)
+
+
+def error_backprop(config: Config, train: Images) -> Teaching:
+    """Every example's label, and the derivative of the loss, sent back through the outputs' weights."""
+    return _answering(nl.backprop, _compared, _adam(1e-2, config), config, train)
+
+
+METHODS: dict[str, Callable[[Config, Images], Teaching]] = {
+    "random": random_features,
+    "pca": principal_components,
+    "sanger": sanger,
+    "soft_hebb": soft_hebb,
+    "reconstruction": reconstruction,
+    "reward_node_perturbation": reward_node_perturbation,
+    "reward_reinforce": reward_reinforce,
+    "forward_forward": forward_forward,
+    "error_node_perturbation": error_node_perturbation,
+    "error_backprop": error_backprop,
+}
+
+LABELS = {
+    "random": "random features",
+    "pca": "principal components",
+    "sanger": "Sanger",
+    "soft_hebb": "SoftHebb",
+    "reconstruction": "reconstruction",
+    "reward_node_perturbation": "node perturbation",
+    "reward_reinforce": "REINFORCE",
+    "forward_forward": "forward-forward",
+    "error_node_perturbation": "node perturbation",
+    "error_backprop": "backprop",
+}
+
+# What reaches the update of the hidden layer's weights, by each method's definition.
+SEEN = {
+    "random": "nothing",
+    "pca": "all images at once",
+    "sanger": "own inputs, axons and weights",
+    "soft_hebb": "own inputs and weights",
+    "reconstruction": "error of the image, sent back by weights above",
+    "reward_node_perturbation": "own inputs and noise, reward",
+    "reward_reinforce": "own inputs, axons and noise, reward",
+    "forward_forward": "own inputs and axons, label as an input",
+    "error_node_perturbation": "own inputs and noise, loss",
+    "error_backprop": "error of the label, sent back by weights above",
+}
+
+
+def seen(name: str) -> str:
+    """What the method's update of the hidden weights is allowed to see."""
+    return SEEN[name]
+
+
+def _network(
+    config: Config, train: Images, activation: nl.base.ActivationFn, *, room: int = 0, outputs: int | None = None
+) -> nl.Network:
+    """Pixels, hidden units and, where there is something to answer, linear outputs."""
+    dense = nl.connections.dense()
+    answering = [] if outputs is None else [nl.Layer("output", outputs, dense)]
+    return nl.network(
+        nl.Layer("input", room + train.images.shape[1]),
+        nl.Layer("hidden1", config.hidden, dense, activation),
+        *answering,
+    )
+
+
+def _hidden(network: nl.Network) -> Callable[[Any, jax.Array], jax.Array]:
+    return lambda params, images: network.axons(params, images)["hidden1"]
+
+
+def _local(
+    rule: nl.rules.Rule, activation: nl.base.ActivationFn, rate: float, config: Config, train: Images
+) -> Teaching:
+    network = _network(config, train, activation)
+    optimizer = optax.sgd(optax.linear_schedule(rate, rate / 10, config.updates))
+    lesson = Lesson(lambda forward: nl.local_learning(forward, rule), network.apply, train.images, optimizer)
+    return Teaching(network.init, _hidden(network), lesson=lesson)
+
+
+def _answering(
+    factory: Callable[[Any], nl.GradientEstimator],
+    objective: Callable[[nl.Network], nl.base.Objective],
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    train: Images,
+) -> Teaching:
+    network = _network(config, train, nl.activations.sigmoid(), outputs=train.num_classes)
+    lesson = Lesson(factory, objective(network), (train.images, train.labels), optimizer)
+    return Teaching(
+        network.init, _hidden(network), lambda params, x: nl.objectives.greedy(network.apply(params, x)), lesson
+    )
+
+
+def _rewarded(network: nl.Network) -> nl.base.Objective:
+    """One bit: right or wrong."""
+    return nl.bandit(network.apply, lambda action, label: action == label)
+
+
+def _compared(network: nl.Network) -> nl.base.Objective:
+    return nl.supervised(network.apply, nl.losses.cross_entropy)
+
+
+def _adam(rate: float, config: Config, weight_decay: float = 0) -> optax.GradientTransformation:
+    return optax.adamw(optax.cosine_decay_schedule(rate, config.updates, alpha=0.1), weight_decay=weight_decay)
+
+
+def _decaying(rate: float, config: Config) -> optax.GradientTransformation:
+    """Weights decay, for a policy sure of itself before it has tried every answer never learns of the others."""
+    return _adam(rate, config, weight_decay=0.1)
+
+
+class Scores(NamedTuple):
+    """What one method came to; test accuracies are [seeds]."""
+
+    readout: np.ndarray
+    class_mean: np.ndarray
+    answers: np.ndarray | None
+    evaluations: int
+    weights: np.ndarray
+    """Of the hidden layer, [seeds, pixels, units]."""
+
+
+def run(config: Config) -> dict[str, Scores]:
+    """Teaches by every method in turn, saving as it goes; returns what each came to.
+
+    Raises:
+      ExperimentError: for a setting, data or folder that will not do, or learning that diverges.
+    """
+    if config.quick:
+        config = dataclasses.replace(config, updates=min(config.updates, 200), seeds=min(config.seeds, 2))
+    _check(config)
+    dataset = data.idx_folder(config.data_dir) if config.data_dir else DATASETS[config.dataset]()
+    examples, pixels = dataset.train.images.shape
+    if config.batch_size > examples:
+        raise ExperimentError(f"--batch-size must be at most the {examples} training examples")
+    if config.hidden > min(examples, pixels):
+        raise ExperimentError(f"--hidden must be at most {min(examples, pixels)}, as there are principal components")
+    pictures = ["without_targets.png", "receptive_fields.png"]
+    folder = Folder(config.out, config, outputs=[*pictures, *(f"{name}.npz" for name in METHODS)])
+    print(
+        f"{dataset.name}: {examples} images to train, {len(dataset.test.labels)} to test, {config.hidden} hidden "
+        f"units, {config.seeds} seeds, {config.updates} updates of batch {config.batch_size}"
+    )
+    scores: dict[str, Scores] = {}
+    try:
+        for name in config.methods:
+            print(name)
+            scores[name] = _teach(name, config, dataset)
+            measured = scores[name]._asdict()
+            folder.arrays(name, {"weights": measured.pop("weights")})
+            folder.metric(method=name, **measured, seen=seen(name))
+    finally:  # also after an error or Ctrl-C: what was learned so far is shown
+        if scores:
+            folder.picture("without_targets", plot(scores, dataset.name))
+            fields = receptive_fields(scores, dataset.name)
+            if fields is not None:
+                folder.picture("receptive_fields", fields)
+            print(table(scores))
+            print(f"pictures and data: {folder.path} (*.png, metrics.jsonl, *.npz, config.json)")
+    return scores
+
+
+def _check(config: Config) -> None:
+    unknown = [name for name in config.methods if name not in METHODS]
+    if unknown or not config.methods:
+        raise ExperimentError(f"unknown method {', '.join(unknown) or '(none)'}; there are {', '.join(METHODS)}")
+    twice = {name for name in config.methods if config.methods.count(name) > 1}
+    if twice:
+        raise ExperimentError(f"--methods names {', '.join(sorted(twice))} twice")
+    if config.dataset not in DATASETS:
+        raise ExperimentError(f"unknown dataset {config.dataset}; there are {', '.join(DATASETS)}")
+    for name, least in {"hidden": 1, "updates": 1, "batch_size": 1, "num_samples": 2, "seeds": 1}.items():
+        if getattr(config, name) < least:
+            raise ExperimentError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+
+
+def _teach(name: str, config: Config, dataset: data.Dataset) -> Scores:
+    """All seeds by one method, then the scores of what they learned."""
+    train, test = map(jnp.asarray, _of_one_length(dataset))
+    teaching = METHODS[name](config, Images(train, jnp.asarray(dataset.train.labels), dataset.num_classes))
+    params, evaluations = _taught(name, teaching, config)
+    seen_features, new_features = (np.asarray(jax.vmap(teaching.features, (0, None))(params, x)) for x in (train, test))
+    if not np.isfinite(new_features).all():
+        raise ExperimentError(f"{name}: features are no longer finite; try a larger --batch-size")
+    judged = [
+        _judged(*features, dataset.train.labels, dataset.test.labels)
+        for features in zip(seen_features, new_features, strict=True)
+    ]
+    readout, class_mean = np.array(judged).T
+    answers = None
+    if teaching.answers is not None:
+        answers = np.mean(
+            np.asarray(jax.vmap(teaching.answers, (0, None))(params, test)) == dataset.test.labels, axis=1
+        )
+    weights = np.asarray(params["hidden1"]["weight"])[:, -train.shape[1] :]
+    return Scores(readout, class_mean, answers, evaluations, weights)
+
+
+def _of_one_length(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Training and test images without the training images' mean, all brought to their mean length."""
+    mean = dataset.train.images.mean(axis=0, keepdims=True)
+    train, test = dataset.train.images - mean, dataset.test.images - mean
+    length = np.linalg.norm(train, axis=1).mean()
+    return tuple(length * x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test))
+
+
+def _taught(name: str, teaching: Teaching, config: Config) -> tuple[Any, int]:
+    """The params of all seeds, stacked, and the objective evaluations spent on each."""
+    key = jax.random.key(0)
+    if teaching.lesson is None:
+        return jax.vmap(teaching.init)(jax.random.split(key, config.seeds)), 0
+    factory, program, batch, optimizer = teaching.lesson
+    try:
+        found = nl.restarts(
+            nl.learner(factory(program), optimizer), key, teaching.init, batch, num_restarts=config.seeds,
+            num_steps=config.updates, batch_size=config.batch_size, steps_per_dispatch=max(1, config.updates // 20),
+            score=lambda params: jnp.zeros(()),  # no run is chosen: all count
+        )  # fmt: skip
+    except nl.Diverged as lost:
+        raise ExperimentError(f"{name}: {lost}") from lost
+    return found.states.params, int(found.history.evaluations[0].sum())
+
+
+def _judged(features: np.ndarray, new: np.ndarray, labels: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+    """Test accuracy of a linear read-out of standardised features, and of the nearest class mean."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import NearestCentroid
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    readout = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(features, labels)
+    return readout.score(new, true), NearestCentroid().fit(features, labels).score(new, true)
+
+
+def table(scores: dict[str, Scores]) -> str:
+    """The ladder as text, a row for each method; ± is one standard error over seeds."""
+    lines = [
+        f"{'test accuracy %':30}{'own answers':>14}{'linear read-out':>18}{'class means':>15}{'evaluations':>13}  "
+        "the hidden layer's update sees"
+    ]
+    for rung, names in RUNGS.items():
+        here = [name for name in names if name in scores]
+        lines += [rung] if here else []
+        for name in here:
+            own, readout, class_mean = (
+                "–" if values is None else "{:.2f} ± {:.2f}".format(*_mean_and_error(100 * values))
+                for values in (scores[name].answers, scores[name].readout, scores[name].class_mean)
+            )
+            price = f"{scores[name].evaluations:>13,}"
+            lines.append(f"  {LABELS[name]:28}{own:>14}{readout:>18}{class_mean:>15}{price}  {seen(name)}")
+    lines += [
+        "± one standard error over seeds; the test images are the same for all. Linear read-out and class means are",
+        "supervised: trained with all labels after the features, which they leave as they are. Own answers: of the",
+        "network that was taught. evaluations: forward passes of the batch per seed, a reverse sweep counted as two.",
+    ]
+    return "\n".join(lines)
+
+
+def plot(scores: dict[str, Scores], title: str) -> Any:
+    """Test accuracies of every method from rung to rung, beside the evaluations spent and what was seen."""
+    from experiments.plotting import figure, style
+
+    rows, rungs = _rows(scores)
+    canvas, (accuracies, costs) = figure(1, 2, size=(12.5, 1.9 + 0.42 * (max(rows.values()) + 1)))
+    accuracies.get_gridspec().set_width_ratios([2, 1])
+    measures = {"own answers": "answers", "linear read-out": "readout", "nearest class mean": "class_mean"}
+    for index, (label, measure) in enumerate(measures.items()):
+        found = {name: getattr(s, measure) for name, s in scores.items() if getattr(s, measure) is not None}
+        if found:
+            means, errors = np.transpose([_mean_and_error(100 * values) for values in found.values()])
+            look = {**style((0, 2, 3)[index]), "linestyle": "none", "markevery": None}
+            accuracies.errorbar(
+                means, [rows[name] + 0.2 * (index - 1) for name in found], capsize=3, label=label, **look,
+                xerr=np.where(np.isfinite(errors), errors, 0),
+            )  # fmt: skip
+    spent = {name: s.evaluations for name, s in scores.items() if s.evaluations}
+    costs.plot(
+        list(spent.values()), [rows[name] for name in spent], **{**style(0), "linestyle": "none", "markevery": None}
+    )
+    if spent:
+        costs.set_xscale("log")
+        costs.set_xlim(min(spent.values()) / 3, max(spent.values()) * 3)
+    for name, row in rows.items():
+        costs.annotate(seen(name), (1.02, row), xycoords=("axes fraction", "data"), va="center", annotation_clip=False)
+    for axes in (accuracies, costs):
+        axes.set_ylim(max(rows.values()) + 0.6, min(rungs.values()) - 0.6)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+    ticks = {**{row: LABELS[name] for name, row in rows.items()}, **{row: rung for rung, row in rungs.items()}}
+    accuracies.set_yticks(list(ticks), list(ticks.values()))
+    for tick, row in zip(accuracies.get_yticklabels(), ticks, strict=True):
+        tick.set_fontweight("bold" if row in rungs.values() else "normal")
+    costs.set_yticks([])
+    accuracies.set(xlabel="test accuracy (%)", title="how good features and answers are")
+    accuracies.xaxis.get_major_locator().set_params(integer=True)
+    costs.set(xlabel="objective evaluations", title="what it cost")
+    costs.annotate(
+        "the hidden layer's update sees", (1.02, 1), xycoords="axes fraction", xytext=(0, 6),
+        textcoords="offset points", fontsize=costs.title.get_fontsize(), annotation_clip=False,
+    )  # fmt: skip
+    canvas.legend(
+        *accuracies.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False,
+        title="read-out and class means are supervised: they score features that are learned by then",
+    )  # fmt: skip
+    canvas.suptitle(f"{title}: one hidden layer, taught with ever more to compare with")
+    return canvas
+
+
+def _rows(scores: dict[str, Scores]) -> tuple[dict[str, int], dict[str, int]]:
+    """Where methods and the headings of their rungs stand, from the top."""
+    rows: dict[str, int] = {}
+    rungs: dict[str, int] = {}
+    for rung, names in RUNGS.items():
+        here = [name for name in names if name in scores]
+        if here:
+            rungs[rung] = len(rows) + len(rungs)
+            rows |= {name: len(rows) + len(rungs) + i for i, name in enumerate(here)}
+    return rows, rungs
+
+
+def receptive_fields(scores: dict[str, Scores], title: str) -> Any:
+    """The incoming weights of the first units of seed 0, a row for each method; None if images are not square."""
+    from experiments.plotting import figure
+
+    weights = {name: scores[name].weights[0] for names in RUNGS.values() for name in names if name in scores}
+    pixels, units = next(iter(weights.values())).shape
+    side, shown = math.isqrt(pixels), min(units, 16)
+    if side**2 != pixels:
+        return None
+    canvas, axes = figure(len(weights), shown, size=(2.4 + 0.62 * shown, 1.2 + 0.66 * len(weights)))
+    axes = np.reshape(axes, (len(weights), shown))
+    rung_of = {name: rung for rung, names in RUNGS.items() for name in names}
+    for (name, fields), row in zip(weights.items(), axes, strict=True):
+        for field, panel in zip(fields.T, row, strict=False):
+            size = np.abs(field).max() or 1
+            panel.imshow(field.reshape(side, side), cmap="RdBu_r", vmin=-size, vmax=size)
+            panel.grid(visible=False)
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(False)
+        row[0].set_ylabel(f"{LABELS[name]}\n({rung_of[name]})", rotation=0, ha="right", va="center", labelpad=8)
+    canvas.suptitle(f"{title}: weights into {shown} hidden units, red positive, blue negative, each to its own scale")
+    return canvas
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Over seeds; one seed alone says nothing of the error."""
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("inf")
+    return float(values.mean()), float(error)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    config = tyro.cli(Config, args=arguments, prog="python -m experiments.without_targets")
+    return exit_code(lambda: run(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
