@@ -106,6 +106,8 @@ class Lesson(NamedTuple):
     program: Any
     batch: Any
     optimizer: optax.GradientTransformation
+    inputs: Callable[[Any], Any] | None = None
+    """What the program is called with, if not with the batch as it is."""
 
 
 def random_features(config: Config, train: Images) -> Teaching:
@@ -183,7 +185,7 @@ def forward_forward(config: Config, train: Images) -> Teaching:
         lambda params, images: predict(params, with_room(images)),
         Lesson(
             factory, nl.objectives.forward_forward(network.apply), (with_room(train.images), train.labels),
-            _adam(1e-2, config),
+            _adam(1e-2, config), inputs=lambda batch: (batch[0], jnp.ones(batch[1].shape, bool)),
         ),
     )  # fmt: skip
 
@@ -226,24 +228,17 @@ LABELS = {
     "error_backprop": "backprop",
 }
 
-# What reaches the update of the hidden layer's weights, by each method's definition.
-SEEN = {
-    "random": "nothing",
-    "pca": "all images at once",
-    "sanger": "own inputs, axons and weights",
-    "soft_hebb": "own inputs and weights",
-    "reconstruction": "error of the image, sent back by weights above",
-    "reward_node_perturbation": "own inputs and noise, reward",
-    "reward_reinforce": "own inputs, axons and noise, reward",
-    "forward_forward": "own inputs and axons, label as an input",
-    "error_node_perturbation": "own inputs and noise, loss",
-    "error_backprop": "error of the label, sent back by weights above",
-}
 
-
-def seen(name: str) -> str:
-    """What the method's update of the hidden weights is allowed to see."""
-    return SEEN[name]
+def seen(teaching: Teaching) -> str:
+    """What can reach the update of the hidden layer's weights, by the audit of its own program; a dash without one."""
+    if teaching.lesson is None:
+        return "–"
+    lesson, params = teaching.lesson, teaching.init(jax.random.key(0))
+    few = jax.tree.map(lambda x: x[:2], lesson.batch)
+    targets = None if isinstance(few, tuple) else lambda batch: ()  # images alone have no target
+    audit = nl.audit(lesson.factory, lesson.program, params, few, inputs=lesson.inputs, targets=targets)
+    found = audit.rows["hidden1/weight"].sources
+    return ", ".join(kind for kind, sources in found.items() if sources)
 
 
 def _network(
@@ -313,6 +308,8 @@ class Scores(NamedTuple):
     evaluations: int
     weights: np.ndarray
     """Of the hidden layer, [seeds, pixels, units]."""
+    seen: str
+    """What could reach their update."""
 
 
 def run(config: Config) -> dict[str, Scores]:
@@ -343,7 +340,7 @@ def run(config: Config) -> dict[str, Scores]:
             scores[name] = _teach(name, config, dataset)
             measured = scores[name]._asdict()
             folder.arrays(name, {"weights": measured.pop("weights")})
-            folder.metric(method=name, **measured, seen=seen(name))
+            folder.metric(method=name, **measured)
     finally:  # also after an error or Ctrl-C: what was learned so far is shown
         if scores:
             folder.picture("without_targets", plot(scores, dataset.name))
@@ -388,7 +385,7 @@ def _teach(name: str, config: Config, dataset: data.Dataset) -> Scores:
             np.asarray(jax.vmap(teaching.answers, (0, None))(params, test)) == dataset.test.labels, axis=1
         )
     weights = np.asarray(params["hidden1"]["weight"])[:, -train.shape[1] :]
-    return Scores(readout, class_mean, answers, evaluations, weights)
+    return Scores(readout, class_mean, answers, evaluations, weights, seen(teaching))
 
 
 def _of_one_length(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -404,7 +401,7 @@ def _taught(name: str, teaching: Teaching, config: Config) -> tuple[Any, int]:
     key = jax.random.key(0)
     if teaching.lesson is None:
         return jax.vmap(teaching.init)(jax.random.split(key, config.seeds)), 0
-    factory, program, batch, optimizer = teaching.lesson
+    factory, program, batch, optimizer, _ = teaching.lesson
     try:
         found = nl.restarts(
             nl.learner(factory(program), optimizer), key, teaching.init, batch, num_restarts=config.seeds,
@@ -442,11 +439,13 @@ def table(scores: dict[str, Scores]) -> str:
                 for values in (scores[name].answers, scores[name].readout, scores[name].class_mean)
             )
             price = f"{scores[name].evaluations:>13,}"
-            lines.append(f"  {LABELS[name]:28}{own:>14}{readout:>18}{class_mean:>15}{price}  {seen(name)}")
+            lines.append(f"  {LABELS[name]:28}{own:>14}{readout:>18}{class_mean:>15}{price}  {scores[name].seen}")
     lines += [
         "± one standard error over seeds; the test images are the same for all. Linear read-out and class means are",
         "supervised: trained with all labels after the features, which they leave as they are. Own answers: of the",
         "network that was taught. evaluations: forward passes of the batch per seed, a reverse sweep counted as two.",
+        "The update sees what the audit finds in its program (docs/audit.md): pre is what a layer receives, post its",
+        "values.",
     ]
     return "\n".join(lines)
 
@@ -476,7 +475,8 @@ def plot(scores: dict[str, Scores], title: str) -> Any:
         costs.set_xscale("log")
         costs.set_xlim(min(spent.values()) / 3, max(spent.values()) * 3)
     for name, row in rows.items():
-        costs.annotate(seen(name), (1.02, row), xycoords=("axes fraction", "data"), va="center", annotation_clip=False)
+        beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
+        costs.annotate(scores[name].seen, (1.02, row), **beside)
     for axes in (accuracies, costs):
         axes.set_ylim(max(rows.values()) + 0.6, min(rungs.values()) - 0.6)
         axes.grid(visible=False, axis="y")
