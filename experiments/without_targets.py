@@ -124,7 +124,8 @@ def principal_components(config: Config, train: Images) -> Teaching:
     return Teaching(lambda key: params, _hidden(network))
 
 
-# Step sizes, temperatures and activations were chosen on a fifth of the training images, held out for that.
+# What SoftHebb, REINFORCE and forward-forward learn with was searched for on a fifth of the training images, held out
+# for that (most settings were tried for the first two); the others' settings are first guesses, or nearly so.
 
 
 def sanger(config: Config, train: Images) -> Teaching:
