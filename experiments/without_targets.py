@@ -443,10 +443,10 @@ def table(scores: dict[str, Scores]) -> str:
             price = f"{scores[name].evaluations:>13,}"
             lines.append(f"  {LABELS[name]:28}{own:>14}{readout:>18}{class_mean:>15}{price}  {scores[name].seen}")
     lines += [
-        "± one standard error over seeds; the test images are the same for all, and being few add an error of their own",
-        "that is not in it. Linear read-out and class means are supervised: trained with all labels after the features,",
-        "which they leave as they are. Own answers: of the network that was taught. evaluations: forward passes of the",
-        "batch per seed, a reverse sweep counted as two.",
+        "± one standard error over seeds; the test images are the same for all, and being few add an error of their",
+        "own that is not in it. Linear read-out and class means are supervised: trained with all labels after the",
+        "features, which they leave as they are. Own answers: of the network that was taught. evaluations: forward",
+        "passes of the batch per seed, a reverse sweep counted as two.",
         "The update sees what the audit finds in its program (docs/audit.md): pre is what a layer receives, post its",
         "values.",
     ]
