@@ -4,10 +4,9 @@ python -m experiments.without_targets --help
 """
 
 import dataclasses
-import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -15,24 +14,15 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 
 import nl_jax as nl
 from experiments import data
 from experiments.failure import ExperimentError, exit_code
+from experiments.ladder import LABELS, METHODS, RUNGS, Images, Settings, Teaching, seen
 from experiments.results import Folder
 
 DATASETS = {"digits": data.digits, "mnist": data.mnist}
-
-RUNGS = {
-    "for comparison": ("random", "pca"),
-    "no label": ("sanger", "soft_hebb", "reconstruction"),
-    "a reward alone": ("reward_node_perturbation", "reward_reinforce"),
-    "each layer its own objective": ("forward_forward",),
-    "the full error": ("error_node_perturbation", "error_backprop"),
-}
-"""Rungs of the ladder, and the methods on each."""
 
 
 @dataclass(frozen=True)
@@ -68,236 +58,6 @@ class Config:
     """Independent runs of each method, trained at once."""
     quick: bool = False
     """A small version, 200 updates of 2 seeds, in under a minute."""
-
-
-class Images(NamedTuple):
-    """The training images as rows, without their mean and all of one length, and their labels."""
-
-    images: jax.Array
-    labels: jax.Array
-    num_classes: int
-
-    @property
-    def length(self) -> float:
-        """‖x‖ of every image, to which the local rules' rates and temperature are in proportion."""
-        return float(jnp.linalg.norm(self.images[0]))
-
-
-class Teaching(NamedTuple):
-    """A hidden layer and how it is taught.
-
-    Attributes:
-      init: `init(key) -> params`.
-      features: `features(params, images) -> [batch, units]`.
-      answers: `answers(params, images) -> labels`, of networks that learned to answer.
-      lesson: None of what does not learn.
-    """
-
-    init: Callable[[jax.Array], Any]
-    features: Callable[[Any, jax.Array], jax.Array]
-    answers: Callable[[Any, jax.Array], jax.Array] | None = None
-    lesson: "Lesson | None" = None
-
-
-class Lesson(NamedTuple):
-    """What is learned: the estimator is `factory(program)`, and `batch` all examples, of the kind it takes."""
-
-    factory: Callable[[Any], nl.GradientEstimator]
-    program: Any
-    batch: Any
-    optimizer: optax.GradientTransformation
-    inputs: Callable[[Any], Any] | None = None
-    """What the program is called with, if not with the batch as it is."""
-
-
-def random_features(config: Config, train: Images) -> Teaching:
-    """The weights as they were drawn, the units linear."""
-    network = _network(config, train, nl.activations.identity())
-    return Teaching(network.init, _hidden(network))
-
-
-def principal_components(config: Config, train: Images) -> Teaching:
-    """The directions of most variance, solved for: what Sanger's rule should come to."""
-    from sklearn.decomposition import PCA
-
-    network = _network(config, train, nl.activations.identity())
-    components = jnp.asarray(PCA(config.hidden, random_state=0).fit(np.asarray(train.images)).components_.T)
-    params = {**network.init(jax.random.key(0)), "hidden1": {"weight": components, "bias": jnp.zeros(config.hidden)}}
-    return Teaching(lambda key: params, _hidden(network))
-
-
-# What SoftHebb, REINFORCE and forward-forward learn with was searched for on a fifth of the training images, held out
-# for that (most settings were tried for the first two); the others' settings are first guesses, or nearly so.
-
-
-def sanger(config: Config, train: Images) -> Teaching:
-    """Principal components one by one, each unit from what those before it leave unexplained."""
-    return _local(nl.rules.sanger(), nl.activations.identity(), 0.5 / train.length**2, config, train)
-
-
-def soft_hebb(config: Config, train: Images) -> Teaching:
-    """Prototypes that compete for each image."""
-    rule = nl.rules.soft_hebb(temperature=0.05 * train.length)
-    return _local(rule, nl.activations.relu(), 2 / train.length, config, train)
-
-
-def reconstruction(config: Config, train: Images) -> Teaching:
-    """An autoencoder: the error is the full one, the target the image itself."""
-    network = _network(config, train, nl.activations.sigmoid(), outputs=train.images.shape[1])
-    objective = nl.objectives.reconstruction(network.apply, nl.losses.half_squared_error)
-    return Teaching(
-        network.init, _hidden(network), lesson=Lesson(nl.backprop, objective, train.images, _adam(1e-2, config))
-    )
-
-
-def reward_reinforce(config: Config, train: Images) -> Teaching:
-    """Bernoulli units hidden, a categorical unit to act; asked, the network answers without noise."""
-    units = {"output": nl.units.categorical(), "*": nl.units.bernoulli()}
-    factory = functools.partial(nl.reinforce, units=units, num_samples=config.num_samples)
-    return _answering(factory, _rewarded, _decaying(2e-2, config), config, train)
-
-
-def reward_node_perturbation(config: Config, train: Images) -> Teaching:
-    """The network answers greedily, and explores by noise large enough to change its mind."""
-    factory = functools.partial(nl.node_perturbation, sigma=1.0, num_samples=config.num_samples)
-    return _answering(factory, _rewarded, _decaying(2e-2, config), config, train)
-
-
-def forward_forward(config: Config, train: Images) -> Teaching:
-    """The label stands in pixels of its own before the image; features are taken with none there.
-
-    Layers are given no more than the direction of their inputs, of mean square 1, and so are features taken.
-    """
-    network = _network(config, train, nl.activations.relu(), room=train.num_classes)
-    predict, hidden = nl.objectives.predict(network.apply, train.num_classes), _hidden(network)
-
-    def with_room(images: jax.Array) -> jax.Array:
-        return jnp.pad(images, ((0, 0), (train.num_classes, 0)))
-
-    def of_mean_square_1(inputs: jax.Array) -> jax.Array:
-        return inputs / jnp.sqrt(jnp.mean(inputs**2, axis=1, keepdims=True))
-
-    def factory(objective: nl.base.Objective) -> nl.GradientEstimator:
-        return nl.augmented(nl.backprop(objective), nl.objectives.contrast(train.num_classes))
-
-    return Teaching(
-        network.init,
-        lambda params, images: hidden(params, of_mean_square_1(with_room(images))),
-        lambda params, images: predict(params, with_room(images)),
-        Lesson(
-            factory, nl.objectives.forward_forward(network.apply), (with_room(train.images), train.labels),
-            _adam(1e-2, config), inputs=lambda batch: (batch[0], jnp.ones(batch[1].shape, bool)),
-        ),
-    )  # fmt: skip
-
-
-def error_node_perturbation(config: Config, train: Images) -> Teaching:
-    """The loss of every answer as a number, where backprop has its derivative."""
-    signs = nl.directions.rademacher()
-    factory = functools.partial(nl.node_perturbation, num_samples=config.num_samples, directions=signs)
-    return _answering(factory, _compared, _adam(1e-2, config), config, train)
-
-
-def error_backprop(config: Config, train: Images) -> Teaching:
-    """Every example's label, and the derivative of the loss, sent back through the outputs' weights."""
-    return _answering(nl.backprop, _compared, _adam(1e-2, config), config, train)
-
-
-METHODS: dict[str, Callable[[Config, Images], Teaching]] = {
-    "random": random_features,
-    "pca": principal_components,
-    "sanger": sanger,
-    "soft_hebb": soft_hebb,
-    "reconstruction": reconstruction,
-    "reward_node_perturbation": reward_node_perturbation,
-    "reward_reinforce": reward_reinforce,
-    "forward_forward": forward_forward,
-    "error_node_perturbation": error_node_perturbation,
-    "error_backprop": error_backprop,
-}
-
-LABELS = {
-    "random": "random features",
-    "pca": "principal components",
-    "sanger": "Sanger",
-    "soft_hebb": "SoftHebb",
-    "reconstruction": "reconstruction",
-    "reward_node_perturbation": "node perturbation",
-    "reward_reinforce": "REINFORCE",
-    "forward_forward": "forward-forward",
-    "error_node_perturbation": "node perturbation",
-    "error_backprop": "backprop",
-}
-
-
-def seen(teaching: Teaching) -> str:
-    """What can reach the update of the hidden layer's weights, by the audit of its own program; a dash without one."""
-    if teaching.lesson is None:
-        return "–"
-    lesson, params = teaching.lesson, teaching.init(jax.random.key(0))
-    few = jax.tree.map(lambda x: x[:2], lesson.batch)
-    targets = None if isinstance(few, tuple) else lambda batch: ()  # images alone have no target
-    audit = nl.audit(lesson.factory, lesson.program, params, few, inputs=lesson.inputs, targets=targets)
-    found = audit.rows["hidden1/weight"].sources
-    return ", ".join(kind for kind, sources in found.items() if sources)
-
-
-def _network(
-    config: Config, train: Images, activation: nl.base.ActivationFn, *, room: int = 0, outputs: int | None = None
-) -> nl.Network:
-    """Pixels, hidden units and, where there is something to answer, linear outputs."""
-    dense = nl.connections.dense()
-    answering = [] if outputs is None else [nl.Layer("output", outputs, dense)]
-    return nl.network(
-        nl.Layer("input", room + train.images.shape[1]),
-        nl.Layer("hidden1", config.hidden, dense, activation),
-        *answering,
-    )
-
-
-def _hidden(network: nl.Network) -> Callable[[Any, jax.Array], jax.Array]:
-    return lambda params, images: network.axons(params, images)["hidden1"]
-
-
-def _local(
-    rule: nl.rules.Rule, activation: nl.base.ActivationFn, rate: float, config: Config, train: Images
-) -> Teaching:
-    network = _network(config, train, activation)
-    optimizer = optax.sgd(optax.linear_schedule(rate, rate / 10, config.updates))
-    lesson = Lesson(lambda forward: nl.local_learning(forward, rule), network.apply, train.images, optimizer)
-    return Teaching(network.init, _hidden(network), lesson=lesson)
-
-
-def _answering(
-    factory: Callable[[Any], nl.GradientEstimator],
-    objective: Callable[[nl.Network], nl.base.Objective],
-    optimizer: optax.GradientTransformation,
-    config: Config,
-    train: Images,
-) -> Teaching:
-    network = _network(config, train, nl.activations.sigmoid(), outputs=train.num_classes)
-    lesson = Lesson(factory, objective(network), (train.images, train.labels), optimizer)
-    return Teaching(
-        network.init, _hidden(network), lambda params, x: nl.objectives.greedy(network.apply(params, x)), lesson
-    )
-
-
-def _rewarded(network: nl.Network) -> nl.base.Objective:
-    """One bit: right or wrong."""
-    return nl.bandit(network.apply, lambda action, label: action == label)
-
-
-def _compared(network: nl.Network) -> nl.base.Objective:
-    return nl.supervised(network.apply, nl.losses.cross_entropy)
-
-
-def _adam(rate: float, config: Config, weight_decay: float = 0) -> optax.GradientTransformation:
-    return optax.adamw(optax.cosine_decay_schedule(rate, config.updates, alpha=0.1), weight_decay=weight_decay)
-
-
-def _decaying(rate: float, config: Config) -> optax.GradientTransformation:
-    """Weights decay, for a policy sure of itself before it has tried every answer never learns of the others."""
-    return _adam(rate, config, weight_decay=0.1)
 
 
 class Scores(NamedTuple):
@@ -370,7 +130,8 @@ def _check(config: Config) -> None:
 def _teach(name: str, config: Config, dataset: data.Dataset) -> Scores:
     """All seeds by one method, then the scores of what they learned."""
     train, test = map(jnp.asarray, _of_one_length(dataset))
-    teaching = METHODS[name](config, Images(train, jnp.asarray(dataset.train.labels), dataset.num_classes))
+    settings = Settings(config.hidden, config.updates, config.num_samples)
+    teaching = METHODS[name](settings, Images(train, jnp.asarray(dataset.train.labels), dataset.num_classes))
     params, evaluations = _taught(name, teaching, config)
     seen_features, new_features = (np.asarray(jax.vmap(teaching.features, (0, None))(params, x)) for x in (train, test))
     if not np.isfinite(new_features).all():

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import without_targets
-from experiments.without_targets import METHODS, RUNGS, Scores
+from experiments import ladder, without_targets
+from experiments.ladder import METHODS, RUNGS
+from experiments.without_targets import Scores
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -20,14 +21,12 @@ SCORES = {
 
 def test_every_method_stands_on_one_rung():
     on_rungs = [name for names in RUNGS.values() for name in names]
-    assert on_rungs == list(METHODS) == list(without_targets.LABELS)
+    assert on_rungs == list(METHODS) == list(ladder.LABELS)
 
 
 def test_what_each_update_sees_is_what_its_rung_says():
-    images = without_targets.Images(jnp.eye(4, 9), jnp.arange(4), 4)
-    seen = {
-        name: without_targets.seen(make(without_targets.Config(hidden=3), images)) for name, make in METHODS.items()
-    }
+    at = ladder.Settings(hidden=3, updates=10, num_samples=2), ladder.Images(jnp.eye(4, 9), jnp.arange(4), 4)
+    seen = {name: ladder.seen(make(*at)) for name, make in METHODS.items()}
     assert seen["random"] == seen["pca"] == "–"
     assert seen["sanger"] == "own weight, own pre, own post"
     assert seen["soft_hebb"] == "own weight, own pre"
@@ -63,10 +62,10 @@ def test_runs_and_writes(tmp_path, capsys):
 
 
 def test_no_method_that_is_without_labels_is_given_any():
-    images = without_targets.Images(jnp.eye(4, 9), jnp.arange(4), 4)
-    config = without_targets.Config(hidden=3)
+    images = ladder.Images(jnp.eye(4, 9), jnp.arange(4), 4)
+    settings = ladder.Settings(hidden=3, updates=10, num_samples=2)
     for name in RUNGS["no label"]:
-        assert METHODS[name](config, images).lesson.batch is images.images
+        assert METHODS[name](settings, images).lesson.batch is images.images
 
 
 def test_the_table_and_the_pictures_show_what_was_measured():

@@ -1,0 +1,26 @@
+"""Connections: how the axons of a lower layer enter the pre-activation of a higher one.
+
+Each function here says what a connection is, without shapes; the shapes come from the two layers it
+joins, when `nl.network` builds it. Images are [height, width, channels], as in JAX's own NHWC.
+"""
+
+from nl_jax.networks.connections.connection import Connection, Initializer, Joint, Shape
+from nl_jax.networks.connections.dense import Dense, dense, lateral_dense
+from nl_jax.networks.connections.images import conv, max_pool
+from nl_jax.networks.connections.shapes import flatten, reshape
+from nl_jax.networks.connections.winner_take_all import winner_take_all
+
+__all__ = [
+    "Connection",
+    "Dense",
+    "Initializer",
+    "Joint",
+    "Shape",
+    "conv",
+    "dense",
+    "flatten",
+    "lateral_dense",
+    "max_pool",
+    "reshape",
+    "winner_take_all",
+]

@@ -1,0 +1,55 @@
+"""What a connection is, before and after it is joined to its layers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+
+from nl_jax.base import Array, Key, Params
+
+Shape = tuple[int, ...]
+Initializer = Callable[..., Array]
+"""`initializer(key, shape, dtype) -> array`, as `jax.nn.initializers` makes them, by scheme:
+`lecun_normal()`, `glorot_uniform()` (Xavier), `he_normal()` (Kaiming), `orthogonal()`, …"""
+
+
+class Joint(NamedTuple):
+    """A connection between two layers of known shapes.
+
+    Attributes:
+      shape: of one example's pre-activation.
+      init: `init(key, dtype) -> params`.
+      apply: `apply(params, axons) -> pre-activation`, batch axis first.
+    """
+
+    shape: Shape
+    init: Callable[[Key, Any], Params]
+    apply: Callable[[Params, Array], Array]
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A connection from a lower layer, yet without shapes.
+
+    Attributes:
+      join: `join(source_shape, shape) -> Joint`, where `shape` is the receiving layer's, or None if it
+        is to be inferred. Raises ValueError if the shapes do not fit.
+      source: the lower layer's name, or None for the layer listed just before.
+    """
+
+    join: Callable[[Shape, Shape | None], Joint]
+    source: str | None = None
+
+
+def weights(
+    schemes: dict[str, tuple[Initializer, Shape]], bias_init: Initializer | None, features: int
+) -> Callable[[Key, Any], Params]:
+    """The `init` of a joint with these weights and, if it has a scheme, a bias of so many features."""
+    drawn = dict(schemes) if bias_init is None else {**schemes, "bias": (bias_init, (features,))}
+
+    def init(key: Key, dtype: Any) -> Params:
+        keys = jax.random.split(key, len(drawn))
+        return {name: draw(k, shape, dtype) for k, (name, (draw, shape)) in zip(keys, drawn.items(), strict=True)}
+
+    return init

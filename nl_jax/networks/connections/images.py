@@ -1,0 +1,161 @@
+"""Connections of images, [height, width, channels]: convolution and pooling."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.nn import initializers
+
+from nl_jax.base import Array, Params
+from nl_jax.checks import is_size, positive_integer
+from nl_jax.networks.connections.connection import Connection, Initializer, Joint, Shape, weights
+from nl_jax.products import product
+
+
+def conv(
+    kernel: int | tuple[int, int],
+    source: str | None = None,
+    *,
+    channels: int | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: str | tuple[tuple[int, int], tuple[int, int]] = "VALID",
+    weight_init: Initializer = initializers.lecun_normal(),
+    bias: bool = True,
+    bias_init: Initializer = initializers.zeros,
+) -> Connection:
+    """2-D convolution, ν = x ∗ W + b, from an image to an image.
+
+    Args:
+      kernel: height and width of W in pixels, one number if equal.
+      source: name of the lower layer; by default the layer listed just before.
+      channels: output channels; by default the receiving layer's last axis.
+      stride: step in pixels, down and across, one number if equal.
+      padding: "VALID", "SAME", or ((top, bottom), (left, right)) in pixels.
+      weight_init: scheme for W, shape [height, width, channels in, channels out].
+      bias: whether there is a b, shape [channels out].
+      bias_init: scheme for b.
+
+    Raises:
+      ValueError: if kernel, stride, channels or padding are not of these forms.
+    """
+    window, strides = _pair("kernel", kernel), _pair("stride", stride)
+    _check_padding(padding)
+    if channels is not None:
+        positive_integer("channels", channels)
+
+    def join(source_shape: Shape, shape: Shape | None) -> Joint:
+        _require_image("conv", source_shape)
+        if shape is not None and len(shape) != 3:
+            raise ValueError(f"conv needs a layer of shape (height, width, channels), got {shape}")
+        features = channels if channels is not None else shape[-1] if shape is not None else None
+        if features is None:
+            raise ValueError("conv needs channels=… where the layer's shape is left to be inferred")
+
+        def convolve(x: Array, weight: Array) -> Array:
+            return lax.conv_general_dilated(x, weight, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+        def apply(params: Params, x: Array) -> Array:
+            nu = product(convolve, x, params["weight"])
+            return nu + jnp.expand_dims(params["bias"], (0, 1, 2)) if bias else nu
+
+        weight = (*window, source_shape[-1], features)
+        init = weights({"weight": (weight_init, weight)}, bias_init if bias else None, features)
+        return Joint((*_spatial(source_shape, window, strides, padding), features), init, apply)
+
+    return Connection(join, source)
+
+
+def max_pool(
+    window: int | tuple[int, int],
+    source: str | None = None,
+    *,
+    stride: int | tuple[int, int] | None = None,
+    padding: str | tuple[tuple[int, int], tuple[int, int]] = "VALID",
+) -> Connection:
+    """The largest input of each window, from an image to an image (seed 003 eq. 11).
+
+    In the seed's words a connection of weight 1 on the largest input and 0 elsewhere, so credit flows
+    to the winner alone; of equal inputs, the first (row by row) wins.
+
+    Args:
+      window: height and width in pixels, one number if equal.
+      source: name of the lower layer; by default the layer listed just before.
+      stride: step in pixels; by default the window.
+      padding: as for `conv`; padding never wins.
+
+    Raises:
+      ValueError: if window, stride or padding are not of these forms.
+    """
+    size = _pair("window", window)
+    strides = size if stride is None else _pair("stride", stride)
+    _check_padding(padding)
+
+    def join(source_shape: Shape, shape: Shape | None) -> Joint:
+        del shape
+        _require_image("max_pool", source_shape)
+        height, width = _spatial(source_shape, size, strides, padding)
+        pads = _explicit(source_shape, size, strides, padding)
+        if any(max(side) >= length for side, length in zip(pads, size, strict=True)):
+            raise ValueError(
+                f"padding {pads} leaves windows of {size} with nothing but padding; keep it below the window"
+            )
+
+        def apply(params: Params, x: Array) -> Array:
+            del params
+            if any(map(any, pads)):
+                x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+            down, across = strides
+            # Place (i, j) of all windows at once, for every place.
+            contenders = [
+                x[:, i : i + down * (height - 1) + 1 : down, j : j + across * (width - 1) + 1 : across]
+                for i in range(size[0])
+                for j in range(size[1])
+            ]
+            return functools.reduce(_winner, contenders)
+
+        return Joint((height, width, source_shape[-1]), lambda key, dtype: {}, apply)
+
+    return Connection(join, source)
+
+
+def _winner(best: Array, challenger: Array) -> Array:
+    # Not jnp.maximum, whose credit splits between equals; a NaN wins, so that it is not lost.
+    return jnp.where((best >= challenger) | jnp.isnan(best), best, challenger)
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    pair = value if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2 or not all(map(is_size, pair)):
+        raise ValueError(f"{name} must be a whole number of at least 1 or a pair of them, got {value!r}")
+    return int(pair[0]), int(pair[1])
+
+
+def _check_padding(padding: Any) -> None:
+    named = padding in ("VALID", "SAME")
+    explicit = not isinstance(padding, str) and all(
+        len(side) == 2 and all(isinstance(p, int) and p >= 0 for p in side) for side in padding
+    )
+    if not named and not (explicit and len(padding) == 2):
+        raise ValueError(f"padding must be 'VALID', 'SAME' or ((top, bottom), (left, right)), got {padding!r}")
+
+
+def _require_image(what: str, shape: Shape) -> None:
+    if len(shape) != 3:
+        raise ValueError(f"{what} reads an image (height, width, channels), its source has shape {shape}")
+
+
+def _explicit(source: Shape, window: Shape, strides: Shape, padding: Any) -> tuple[tuple[int, int], ...]:
+    if isinstance(padding, str):
+        return tuple(lax.padtype_to_pads(source[:2], window, strides, padding))
+    return tuple(padding)
+
+
+def _spatial(source: Shape, window: Shape, strides: Shape, padding: Any) -> Shape:
+    pads = _explicit(source, window, strides, padding)
+    axes = zip(source[:2], window, strides, pads, strict=True)
+    sides = tuple((n + low + high - w) // s + 1 for n, w, s, (low, high) in axes)
+    if min(sides) < 1:
+        raise ValueError(f"a window of {window} does not fit into the source's shape {source}")
+    return sides

@@ -1,0 +1,25 @@
+"""Connections that change the shape of what they carry and nothing else."""
+
+import math
+
+from nl_jax.networks.connections.connection import Connection, Joint, Shape
+
+
+def reshape(source: str | None = None) -> Connection:
+    """The source's axons in the receiving layer's shape, row-major."""
+
+    def join(source_shape: Shape, shape: Shape | None) -> Joint:
+        if shape is None or math.prod(shape) != math.prod(source_shape):
+            raise ValueError(f"reshape cannot fit the source's shape {source_shape} into {shape}")
+        return Joint(shape, lambda key, dtype: {}, lambda params, x: x.reshape(x.shape[0], *shape))
+
+    return Connection(join, source)
+
+
+def flatten(source: str | None = None) -> Connection:
+    """The source's axons as one vector, row-major."""
+
+    def join(source_shape: Shape, shape: Shape | None) -> Joint:
+        return reshape().join(source_shape, (math.prod(source_shape),))
+
+    return Connection(join, source)
