@@ -89,7 +89,7 @@ def survey(
         def propagate(
             name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
         ) -> Array:
-            _new(name, sites)
+            require_new(name, sites)
             axons = feedforward(name, connection, activation, params, *inputs) if given is None else _known(name, given)
             sites[name] = Site(connection, activation, params, inputs, axons)
             return axons
@@ -150,7 +150,7 @@ def inject(program: Program) -> Callable[[Params, Any, Mapping[str, Array]], Any
         def propagate(
             name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
         ) -> Array:
-            _new(name, met)
+            require_new(name, met)
             met.add(name)
             preactivation = connection(params, *inputs)
             if name in offsets:
@@ -197,7 +197,7 @@ def local(program: Program) -> Callable[[Params, Any], Local]:
             def propagate(
                 name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
             ) -> Array:
-                _new(name, met)
+                require_new(name, met)
                 met.add(name)
                 preactivation = connection(params, *inputs)
                 preactivations[name] = _mark_if_differentiated(name, preactivation, learned)
@@ -273,7 +273,8 @@ def _require_own_body(values: Mapping[str, Array]) -> None:
             ) from error
 
 
-def _new(name: str, met: Collection[str]) -> None:
+def require_new(name: str, met: Collection[str]) -> None:
+    """ValueError if a layer of this name was met already in this run."""
     if name in met:
         raise ValueError(f"layer {name!r} is propagated twice in one run: give every layer a name of its own")
 

@@ -8,7 +8,7 @@ import jax
 from nl_jax.base import Batch, GradientEstimator, Params, Program
 from nl_jax.checks import path_name, takes
 from nl_jax.locality.dependence import EVERYTHING, NOTHING, Cut, Flow, Flows, sources_of_outputs
-from nl_jax.locality.marking import LOSS, marked, post, pre
+from nl_jax.locality.marking import LOSS, STAGES, marked, post, pre, stage
 from nl_jax.locality.report import COLUMNS, Audit, Row, Source
 
 Sites: TypeAlias = dict[str, Flows]
@@ -107,9 +107,15 @@ def _batch_sources(batch: Batch, targets: Callable[[Batch], Any] | None) -> list
             )
         targets = lambda batch: batch[1]
     leaves, tree = jax.tree.flatten(batch)
-    numbered = jax.tree.unflatten(tree, range(len(leaves)))
-    chosen = jax.tree.leaves(targets(numbered))
-    return [_one("target" if i in chosen else "input") for i in jax.tree.leaves(numbered)]
+    tokens = [object() for _ in leaves]  # with which nothing can be computed
+    remedy = "targets must return leaves of the batch as they are, such as targets=lambda batch: batch['label']"
+    try:
+        chosen = jax.tree.leaves(targets(jax.tree.unflatten(tree, tokens)))
+    except TypeError as error:
+        raise ValueError(f"{remedy}; {error}") from error
+    if not all(any(one is token for token in tokens) for one in chosen):
+        raise ValueError(f"{remedy}; got {chosen}")
+    return [_one("target" if any(token is one for one in chosen) else "input") for token in tokens]
 
 
 def _what_the_program_puts(program: Program, params: Params, batch: Batch, arguments: list[Flows]) -> Sites:
@@ -134,7 +140,8 @@ def _seen_beyond(own: Sites) -> Cut:
         if name == LOSS:
             return _one(name)
         hidden = frozenset(flow for flow in own.get(name, NOTHING) if flow.source not in ("target", EVERYTHING))
-        return _one(name) | (arriving - hidden)
+        kind, layer = name.split(":", maxsplit=1)
+        return _one(post(layer) if kind in STAGES else name) | (arriving - hidden)
 
     return cut
 
@@ -162,7 +169,7 @@ def _updates(
 
 
 def _uses(own: Sites, layer: str, leaf: str) -> bool:
-    return any(flow.source == _Leaf(leaf) for flow in own.get(post(layer), NOTHING))
+    return any(flow.source == _Leaf(leaf) for which in STAGES for flow in own.get(stage(layer, which), NOTHING))
 
 
 def _spelled_out(flows: Flows, everything: Sequence[Any]) -> Flows:

@@ -13,6 +13,7 @@ source that is not found cannot reach the output; one that is found may yet canc
 Dependence can be cut: at a *mark*, the caller of `sources_of_outputs` says what is seen of what arrives.
 """
 
+import uuid
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -46,8 +47,9 @@ EVERYTHING = "everything"
 
 NOTHING: Flows = frozenset()
 
-_MARK = "nl_jax mark: "
-_TANGENT = "nl_jax tangent: "
+# Of this process alone, so that no program's own names are taken for marks.
+_OWN = uuid.uuid4().hex
+_MARK, _TANGENT = f"{_OWN} mark: ", f"{_OWN} tangent: "
 
 
 def mark(name: str, value: Array) -> Array:

@@ -10,9 +10,19 @@ import jax.numpy as jnp
 from nl_jax.base import ActivationFn, Array, Connection, Params, Program, Propagate
 from nl_jax.checks import takes_propagate
 from nl_jax.locality.dependence import mark, mark_tangent
-from nl_jax.propagation import feedforward
+from nl_jax.propagation import feedforward, require_new
 
 LOSS = "loss"
+
+STAGES = ("preactivation", "response", "axons")
+"""Where a layer's own values are marked: what its connection makes, what its activation makes of that, and what
+`propagate` returns. Each has a mark of its own, so that what an estimator's `propagate` returns besides is not taken
+for what the connection makes of the weight."""
+
+
+def stage(layer: str, which: str) -> str:
+    """The mark of one stage of a layer."""
+    return f"{which}:{layer}"
 
 
 def pre(layer: str) -> str:
@@ -42,27 +52,31 @@ def marked(program: Program, met: Callable[[str], Any]) -> Program:
         def marking(
             name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
         ) -> Array:
+            require_new(name, names)
+            names.add(name)
             met(name)
-            own = functools.partial(mark, post(name))
+            preactivation, response, axons = (functools.partial(mark, stage(name, which)) for which in STAGES)
             received = [mark(pre(name), jnp.asarray(x)) for x in inputs]
-            return own(propagate(name, _Marked(connection, own), activation, params, *received))
+            layer = _Marked(connection, preactivation), _Marked(activation, response)
+            return axons(propagate(name, *layer, params, *received))
 
+        names: set[str] = set()
         return _mark_loss(program(params, batch, propagate=marking))
 
     return run
 
 
 class _Marked:
-    """A connection whose pre-activation is marked; what it says of itself comes along."""
+    """A connection or activation whose result is marked; what it says of itself comes along."""
 
-    def __init__(self, connection: Connection, own: Callable[[Array], Array]) -> None:
-        self._connection, self._own = connection, own
+    def __init__(self, function: Callable[..., Array], own: Callable[[Array], Array]) -> None:
+        self._function, self._own = function, own
 
-    def __call__(self, params: Params, *inputs: Array) -> Array:
-        return self._own(self._connection(params, *inputs))
+    def __call__(self, *arguments: Any) -> Array:
+        return self._own(self._function(*arguments))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
+        return getattr(self._function, name)
 
 
 def _mark_loss(outputs: Any) -> Any:

@@ -478,3 +478,56 @@ def test_a_long_list_is_shortened_in_the_table_alone():
     (line,) = (line for line in str(audit).splitlines() if line.startswith("low/weight"))
     assert "high/weight +2" in line
     assert len(audit.as_dict()["leaves"]["low/weight"]["sources"]["other weights"]) == 3
+
+
+def _writing(leak):
+    """An estimator whose output layer's update is `leak(program, params, batch)`."""
+
+    def factory(program):
+        def estimate(key, state, params, batch):
+            grads = jax.tree.map(jnp.zeros_like, params)
+            grads["output"]["weight"] += leak(program, params, batch)
+            return grads, state, nl.Info(jnp.float32(0), jnp.int32(1))
+
+        return nl.GradientEstimator(lambda key, params: (), estimate)
+
+    return factory
+
+
+def test_axons_that_carry_a_weight_are_no_axons():
+    def leak(program, params, batch):
+        received = {}
+
+        def carrying(name, connection, activation, params, *inputs):
+            axons = activation(connection(params, *inputs))
+            received[name] = inputs[0]
+            return jnp.broadcast_to(params["weight"][0], axons.shape) if name == "hidden1" else axons
+
+        program(params, batch, propagate=carrying)
+        return received["output"].sum()
+
+    assert of(_writing(leak)).verdicts["output/weight"] == "weight transport"
+
+
+def test_marks_cannot_be_forged_by_a_known_name():
+    def leak(program, params, batch):
+        named = [jax.ad_checkpoint.checkpoint_name(batch[1], name) for name in ("loss", "nl_jax mark: loss")]
+        return sum(named).sum().astype(jnp.float32)
+
+    assert of(_writing(leak)).verdicts["output/weight"] == "sees the target"
+
+
+def test_layers_of_one_name_are_refused():
+    def twice(params, batch, propagate=nl.propagation.feedforward):
+        for _ in range(2):
+            batch = propagate("layer", lambda w, x: x @ w, jnp.tanh, params, batch)
+        return batch[:, 0]
+
+    with pytest.raises(ValueError, match="layer 'layer' is propagated twice in one run"):
+        nl.audit(nl.backprop, twice, jnp.ones((3, 3)), jnp.ones((4, 3)), targets=lambda batch: ())
+
+
+@pytest.mark.parametrize("targets", [lambda b: b[1] == 7, lambda b: b[1] - 1, lambda b: b[1][:2], lambda b: 3])
+def test_targets_are_leaves_of_the_batch(targets):
+    with pytest.raises(ValueError, match="targets must return leaves of the batch as they are"):
+        of(nl.backprop, targets=targets)
