@@ -19,7 +19,8 @@ def is_size(value: Any) -> TypeGuard[int]:
 def positive_integer(name: str, value: Any) -> int:
     """`value` as an int, or ValueError if it is not a whole number of at least 1."""
     if not is_size(value):
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        remedy = ": optax.inject_hyperparams needs it in static_args" if isinstance(value, jax.Array) else ""
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}{remedy}")
     return int(value)
 
 

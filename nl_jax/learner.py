@@ -23,7 +23,8 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
     Returns:
       A `Learner` of pure functions, `init(key, params) -> state` and `step(key, state, batch) -> (state, info)`.
       Jit the step; give each step a key of its own. `info.evaluations` counts each trial of an optax line search
-      as one more estimate.
+      as one more estimate, as the optimizer's state has it: of a step that `optax.apply_if_finite` takes back, those
+      of the step before.
 
     Raises:
       ValueError: if either is not what it should be; when run, if a key is not a typed one.

@@ -1,6 +1,6 @@
 """Nonlinear conjugate gradients: the next direction is the gradient's, bent towards the last."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,9 @@ def scale_by_conjugate_gradient(
             afresh |= jnp.abs(dot(g, state.gradient)) >= nu * dot(g, g)
         if period is not None:
             afresh |= state.step % period == 0
-        direction = jax.tree.map(lambda g, p: jnp.where(afresh, -g, p.astype(g.dtype)), g, bent)
+        bent = jax.tree.map(lambda g, p: p.astype(g.dtype), g, bent)  # where half precision may overflow
+        afresh |= ~jnp.all(jnp.array([jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(bent)]))
+        direction = jax.tree.map(lambda g, p: jnp.where(afresh, -g, p), g, bent)
         state = ConjugateGradientState(optax.safe_increment(state.step), g, direction, afresh)
         return optax.tree.scale(-1, direction), state
 
@@ -95,7 +97,7 @@ class LineSearchState(NamedTuple):
       conjugate: state of the directions.
       search: state of optax's line search, with α and the value and gradient at its end.
       slope: gᵀp, where the last search began.
-      length: ‖α p‖, of the last step.
+      length: ‖α p‖ of the last step, or a tenth of what stood here before if that is more.
     """
 
     conjugate: ConjugateGradientState
@@ -129,7 +131,11 @@ def conjugate_gradient(
     estimator has it; between steps the function changes, and no conjugacy is promised. With noisy estimates β is
     mostly noise: momentum serves better.
 
-    Where a search finds no step that descends none is made, and the next begins with a tenth of the last one's length.
+    Where a search finds no step that descends none is made. No search begins with less than a tenth of the length that
+    the one before began from or found.
+
+    It searches in all parameters at once: for a part of them take `nl.alternating`, not `optax.multi_transform`. Under
+    `optax.inject_hyperparams` give `static_args=("beta", "nonneg", "restart_every", "max_linesearch_steps")`.
 
     Under `jax.vmap` every lane takes the steps it would take alone, and waits for the slowest: a search costs as many
     evaluations as the longest of them.
@@ -177,24 +183,32 @@ def conjugate_gradient(
         if params is None or "value_fn" not in extra:
             raise ValueError(
                 "conjugate_gradient searches along a line: update needs params, value, grad and value_fn (nl.learner "
-                "gives them); without a search take scale_by_conjugate_gradient and a learning rate"
+                "gives them, but a wrapper such as optax.MultiSteps may not hand them on); without a search take "
+                "scale_by_conjugate_gradient and a learning rate"
+            )
+        here: Any = jax.tree.structure(params)
+        if here != jax.tree.structure(extra["grad"]):
+            raise ValueError(
+                "conjugate_gradient searches along a line in all parameters that its value_fn has; for a part of them, "
+                "instead of optax.multi_transform or optax.masked, take nl.alternating with a stage for each part"
             )
         descent, conjugate = directions.update(updates, state.conjugate)
         p = optax.tree.scale(-1, descent)
         slope = dot(updates, p)
         alike = ratio(state.search.learning_rate.astype(slope.dtype) * state.slope, slope)
-        guess = jnp.where(conjugate.restarted, ratio(state.length, dot(p, p) ** 0.5), alike)
-        # A search that found no step, or a slope of 0, leaves nothing to start from.
+        as_long = ratio(state.length, dot(p, p) ** 0.5)
+        # Never far below the last: one bad search, of a noisy gradient, must not make all that follow microscopic.
+        guess = jnp.where(conjugate.restarted, as_long, jnp.maximum(alike, 0.1 * as_long))
         guess = jnp.where((guess > 0) & jnp.isfinite(guess), guess, 1)
         search = state.search._replace(learning_rate=guess.astype(state.search.learning_rate.dtype))
         step, found = zoom.update(p, search, params, **extra)
         # At its wits' end optax takes a step that does not descend; at the limit of rounding that can be any step.
-        stay = (found.info.decrease_error > 0) & ~(found.value <= extra["value"])
+        stay = (found.info.decrease_error > 0) & ~(found.value < extra["value"])
         value = jnp.asarray(extra["value"], found.value.dtype)
         kept = found._replace(value=value, grad=jax.tree.map(lambda new, g: g.astype(new.dtype), found.grad, updates))
         found = optax.tree.where(stay, kept, found)
         step = jax.tree.map(lambda x: jnp.where(stay, jnp.zeros_like(x), x), step)
-        length = jnp.where(stay, 0.1 * state.length, dot(step, step) ** 0.5)
+        length = jnp.maximum(0.1 * state.length, dot(step, step) ** 0.5)
         return step, LineSearchState(conjugate, found, slope, length)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -78,6 +78,8 @@ def one_evaluation_conjugate_gradient(
 ) -> optax.GradientTransformation:
     """x ← x + α sgn(pᵀr) p with the seed's p (seed 003 §3.2); see `scale_by_one_evaluation`.
 
+    Under `optax.inject_hyperparams` give `static_args=("clip", "renew_every")`.
+
     Args:
       learning_rate: α, or a schedule of it.
       clip: least and largest β; None for the literal formula, which diverges.

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+import nl_jax as nl
 from benchmarks.functions import powell_singular
 from nl_jax import optimizers
+from tests import problems
 
 BETAS = {
     f.__name__: f
@@ -179,6 +181,43 @@ def test_where_nothing_descends_it_stays():
     assert misled(x) > 5
 
 
+def test_one_bad_search_does_not_make_the_next_ones_microscopic():
+    """½ ‖w‖², where every exact step is of length 1: a gradient of the wrong sign, then right ones again."""
+    optimizer = optimizers.conjugate_gradient()
+    f = lambda w: 0.5 * jnp.sum(w**2)
+
+    @jax.jit
+    def step(state, w, sign):
+        return optimizer.update(sign * w, state, w, value=f(w), grad=sign * w, value_fn=f)
+
+    right, other = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+    _, state = step(optimizer.init(right), right, 1.0)
+    updates, state = step(state, other, -1.0)
+    assert np.linalg.norm(updates) < 1e-3
+    for w in (right, other, right):
+        updates, state = step(state, w, 1.0)
+        assert np.linalg.norm(updates) > 0.5
+
+
+def test_half_precision_restarts_where_it_would_overflow():
+    cg = optimizers.scale_by_conjugate_gradient(optimizers.fletcher_reeves, restart=None)
+    first, second = jnp.array([0.1, 0.0], jnp.float16), jnp.array([0.0, 200.0], jnp.float16)
+    updates, state = cg.update(second, cg.update(first, cg.init(first))[1])
+    np.testing.assert_array_equal(updates, second)
+    assert state.restarted
+
+
+@pytest.mark.usefixtures("lenient")
+def test_a_part_of_the_parameters_is_not_a_line():
+    problem = problems.chain()
+    kinds = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key, params)
+    parts = {"weight": optimizers.conjugate_gradient(), "bias": optax.adam(0.01)}
+    learner = nl.learner(nl.backprop(problem.objective), optax.multi_transform(parts, kinds))
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match=r"take nl\.alternating with a stage for each part"):
+        learner.step(key, learner.init(key, problem.params), problem.batch)
+
+
 BAD = [
     ({"beta": "polak_ribiere"}, "beta must take 3 arguments"),
     ({"restart": 0}, "restart must be a finite Python number above 0, got 0"),
@@ -196,5 +235,5 @@ def test_bad_settings(settings, message):
 
 def test_a_line_cannot_be_searched_without_a_function():
     optimizer, w = optimizers.conjugate_gradient(), jnp.ones(2)
-    with pytest.raises(ValueError, match=r"update needs params, value, grad and value_fn \(nl.learner gives them\)"):
+    with pytest.raises(ValueError, match=r"update needs params, value, grad and value_fn"):
         optimizer.update(w, optimizer.init(w), w)
