@@ -23,7 +23,6 @@ from nl_jax.checks import floating, layered, per_example, positive_integer, type
 from nl_jax.estimators import reward_baselines
 from nl_jax.estimators.reward_baselines import RewardBaseline
 from nl_jax.estimators.stochastic_units import Unit
-from nl_jax.numerics import wide_dtype
 from nl_jax.propagation import local
 
 _LEAVE_ONE_OUT = reward_baselines.leave_one_out()
@@ -62,7 +61,8 @@ def reinforce(
 
     Raises:
       ValueError: if a setting is not as described or the objective takes no `propagate`; when run, if a layer with
-        parameters has no unit or a pattern no layer, or a layer's first axis is not the batch.
+        parameters has no unit or a pattern no layer, a layer's first axis is not the batch, or a Gaussian unit's σ
+        is lost in its dtype.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([2, 3], activation=nl.activations.tanh(), weight_init=jax.nn.initializers.zeros)
@@ -98,7 +98,10 @@ def reinforce(
         (losses, eligibility), preactivations, pull = local(_drawn(objective, chosen, key))(params, copies)
         each = per_example(losses).reshape(num_samples, -1)
         judgement = (each - baseline.expected(each, state)).reshape(-1) / losses.size
-        credit = {name: _judged(name, judgement, eligibility.get(name)) for name in preactivations}
+        credit = {
+            name: _judged(name, judgement, eligibility.get(name)).astype(preactivation.dtype)
+            for name, preactivation in preactivations.items()
+        }
         # Parameters used outside any layer: the loss's own derivative, averaged over the samples.
         by_loss = jnp.full_like(losses, 1 / losses.size)
         grads = pull((by_loss, jax.tree.map(jnp.zeros_like, eligibility)), credit)
@@ -152,9 +155,7 @@ def _judged(name: str, judgement: Array, eligibility: Array | None) -> Array:
             f"every example is judged by its own loss, so that layer {name!r} must have its {judgement.size} examples "
             f"along the first axis; its shape is {eligibility.shape}"
         )
-    wide = wide_dtype(eligibility.dtype)
-    credit = jnp.einsum("n,n...->n...", judgement.astype(wide), eligibility.astype(wide))
-    return credit.astype(eligibility.dtype)
+    return jnp.einsum("n,n...->n...", judgement.astype(eligibility.dtype), eligibility)
 
 
 def _repeated(leaf: Array, times: int) -> Array:

@@ -1,6 +1,7 @@
 """Stochastic units: what a layer draws at random, given its pre-activation ν (Williams 1992).
 
-In training a layer's axons are drawn; without `nl.reinforce` the same network is its mean field, where x = f(ν).
+In training a layer's axons are drawn; without `nl.reinforce` the same network is its mean field, where x = f(ν). Draws
+and eligibilities are made in float32 at least: random numbers of half precision are too coarse for rare events.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import optax
 
 from nl_jax.base import ActivationFn, Array, Key
 from nl_jax.checks import positive_number
+from nl_jax.numerics import wide_dtype
 
 
 class Unit(NamedTuple):
@@ -29,8 +31,8 @@ class Unit(NamedTuple):
     axons: Callable[[Array, ActivationFn], Array]
 
     def eligibility(self, sample: Array, preactivation: Array) -> Array:
-        """e = ∂ log p(s | ν)/∂ν, shaped as ν (Williams 1992 §4)."""
-        return jax.grad(lambda nu: jnp.sum(self.log_probability(sample, nu)))(preactivation)
+        """e = ∂ log p(s | ν)/∂ν, shaped as ν, in float32 at least (Williams 1992 §4)."""
+        return jax.grad(lambda nu: jnp.sum(self.log_probability(_wide(sample), nu)))(_wide(preactivation))
 
 
 def bernoulli() -> Unit:
@@ -41,7 +43,7 @@ def bernoulli() -> Unit:
     """
 
     def sample(key: Key, nu: Array) -> Array:
-        return jax.random.bernoulli(key, jax.nn.sigmoid(nu)).astype(nu.dtype)
+        return jax.random.bernoulli(key, jax.nn.sigmoid(_wide(nu))).astype(nu.dtype)
 
     return Unit(sample, lambda s, nu: -optax.losses.sigmoid_binary_cross_entropy(nu, s), _instead)
 
@@ -53,7 +55,7 @@ def categorical() -> Unit:
     """
 
     def sample(key: Key, nu: Array) -> Array:
-        return jax.nn.one_hot(jax.random.categorical(key, nu), nu.shape[-1], dtype=nu.dtype)
+        return jax.nn.one_hot(jax.random.categorical(key, _wide(nu)), nu.shape[-1], dtype=nu.dtype)
 
     return Unit(sample, lambda s, nu: -optax.losses.softmax_cross_entropy(nu, s), _instead)
 
@@ -64,17 +66,29 @@ def gaussian(*, sigma: float) -> Unit:
     The draw takes the place of the pre-activation, x = f(s): the noise of node perturbation.
 
     Args:
-      sigma: σ, in units of the pre-activation, above 0.
+      sigma: σ, in units of the pre-activation, above 0, and at least 10 eps of its dtype: rounding s to steps of eps,
+        as between 1 and 2, then adds less than a thousandth to its variance.
 
     Raises:
-      ValueError: if `sigma` is not as described.
+      ValueError: if `sigma` is not as described; when drawn, if it is lost in the pre-activation's dtype.
     """
     sigma = positive_number("sigma", sigma)
 
     def sample(key: Key, nu: Array) -> Array:
-        return nu + sigma * jax.random.normal(key, nu.shape, nu.dtype)
+        least = 10 * float(jnp.finfo(nu.dtype).eps)
+        if sigma < least:
+            raise ValueError(
+                f"sigma = {sigma} is lost in {nu.dtype}: of noise below {least:.1g} rounding leaves too little to "
+                "learn from. Take a larger sigma, or parameters and inputs of float32"
+            )
+        wide = _wide(nu)
+        return (wide + sigma * jax.random.normal(key, wide.shape, wide.dtype)).astype(nu.dtype)
 
     return Unit(sample, lambda s, nu: -(((s - nu) / sigma) ** 2) / 2, lambda s, activation: activation(s))
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(wide_dtype(x.dtype))
 
 
 def _instead(sample: Array, activation: ActivationFn) -> Array:

@@ -127,7 +127,8 @@ def contrast(num_classes: int) -> Callable[[Key, Batch], tuple[Array, Array]]:
 
     def contrasted(key: Key, batch: Batch) -> tuple[Array, Array]:
         inputs, labels = pair(batch, "labels")
-        wrong = (labels + jax.random.randint(key, labels.shape, 1, num_classes, labels.dtype)) % num_classes
+        labels = labels.astype(jnp.int32)  # in int8, label + shift would overflow
+        wrong = (labels + jax.random.randint(key, labels.shape, 1, num_classes)) % num_classes
         both = [overlay(inputs, chosen, num_classes) for chosen in (labels, wrong)]
         return jnp.concatenate(both), jnp.repeat(jnp.array([True, False]), len(labels))
 

@@ -12,7 +12,7 @@ from nl_jax.base import Array, Batch, Forward, GradientEstimator, Info, Key, Obj
 from nl_jax.checks import path_name, per_example, takes_propagate
 from nl_jax.products import unfold
 from nl_jax.propagation import Site, survey
-from nl_jax.rules.rule import Rule
+from nl_jax.rules.rule import Change, Rule
 
 
 def local_learning(
@@ -38,8 +38,8 @@ def local_learning(
 
     Raises:
       ValueError: if forward takes no `propagate` or a rule is not one; when run, for a layer that is not there, has
-        several connections or no weight multiplied by its inputs, or lacks the targets its rule needs; each
-        names the layer.
+        several connections or no weight multiplied by its inputs, lacks the targets its rule needs, or is given a
+        change that does not fit its parameters; each names the layer.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> from nl_jax import rules
@@ -85,7 +85,10 @@ def local_learning(
             site = sites[name]
             pre, post = _examples(name, site)
             teacher = _teacher(name, site, teachers.get(name)) if own.supervised else None
-            change, states[name] = own.change(state[name], _flat(site.params), pre, post, teacher)
+            flat = _flat(site.params)
+            change, after = own.change(state[name], flat, pre, post, teacher)
+            _require_fit(name, change, flat)
+            states[name] = jax.tree.map(lambda old, new: new.astype(old.dtype), state[name], after)
             grads[name] |= {part: -_like(params[name][part], delta) for part, delta in change.items()}
         if objective is None:
             return grads, states, Info(optax.tree.norm(grads, squared=True), jnp.int32(2))
@@ -109,6 +112,17 @@ def _flat(params: Params) -> Params:
     """The layer's parameters, its weight as [inputs, units]."""
     weight = params["weight"]
     return {**params, "weight": weight.reshape(-1, weight.shape[-1])}
+
+
+def _require_fit(name: str, change: Change, params: Params) -> None:
+    for part, delta in change.items():
+        if part not in params:
+            raise ValueError(f"the rule of layer {name!r} changes {part!r}; the layer's parts are {', '.join(params)}")
+        if np.shape(delta) != np.shape(params[part]):
+            raise ValueError(
+                f"the rule of layer {name!r} changes {part!r} by an array of shape {np.shape(delta)}; "
+                f"it must be of shape {np.shape(params[part])}, a weight's being (inputs, units)"
+            )
 
 
 def _like(weight: Array, change: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -249,3 +250,11 @@ def test_layers_must_keep_examples_apart():
     estimator = nl.reinforce(objective, units=units.bernoulli())
     with pytest.raises(ValueError, match="layer 'pooled' must have its 8 examples along the first axis"):
         jax.eval_shape(estimator.estimate, KEY, (), jnp.ones((3, 3)), (jnp.ones((4, 3)), jnp.ones((4, 3))))
+
+
+def test_half_precision_learns_in_its_own_dtype():
+    problem = problems.chain()
+    params, inputs = jax.tree.map(lambda w: w.astype(jnp.bfloat16), (problem.params, problem.batch[0]))
+    estimate = nl.reinforce(problem.objective, units=units.gaussian(sigma=0.5)).estimate
+    grads, _, _ = jax.eval_shape(estimate, KEY, (), params, (inputs, problem.batch[1]))
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)

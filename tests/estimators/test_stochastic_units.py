@@ -40,6 +40,36 @@ def test_eligibilities(x64):
     close(nl.units.gaussian(sigma=0.5).eligibility(s, nu), (s - nu) / 0.25)
 
 
+@pytest.mark.parametrize("name", ["bernoulli", "categorical"])
+def test_rare_events_are_as_rare_in_half_precision(name):
+    unit, mean = MEANS[name]
+    nu = jnp.broadcast_to(jnp.array([-7.0, 0.0], jnp.bfloat16), (200_000, 2))
+    p = np.asarray(mean(jnp.array([-7.0, 0.0])))
+    s = unit.sample(jax.random.key(0), nu)
+    eligibility = unit.eligibility(s, nu)
+    error = np.sqrt(p * (1 - p) / len(nu))
+    assert s.dtype == nu.dtype
+    assert eligibility.dtype == jnp.float32
+    assert (np.abs(np.asarray(s, np.float32).mean(axis=0) - p) < 5 * error).all()
+    assert (np.abs(np.asarray(eligibility).mean(axis=0)) < 5 * error).all()
+
+
+@pytest.mark.parametrize(
+    ("sigma", "dtype"), [(1e-3, jnp.bfloat16), (1e-2, jnp.bfloat16), (1e-3, jnp.float16), (1e-7, jnp.float32)]
+)
+def test_noise_that_rounding_would_swallow_is_refused(sigma, dtype):
+    with pytest.raises(ValueError, match=f"sigma = {sigma} is lost in {jnp.dtype(dtype)}.*Take a larger sigma, or"):
+        nl.units.gaussian(sigma=sigma).sample(jax.random.key(0), NU.astype(dtype))
+
+
+@pytest.mark.parametrize(("sigma", "dtype"), [(1e-4, jnp.float32), (1e-2, jnp.float16), (0.1, jnp.bfloat16)])
+def test_noise_that_is_taken_survives_rounding(sigma, dtype):
+    """The variance of s about ν is σ², between 1 and 2 and in its own eligibilities as well."""
+    unit, nu = nl.units.gaussian(sigma=sigma), jnp.full(50_000, 1.5, dtype)
+    eligibility = unit.eligibility(unit.sample(jax.random.key(0), nu), nu)
+    np.testing.assert_allclose(np.mean(np.square(sigma * np.asarray(eligibility))), 1, atol=5 * (2 / 50_000) ** 0.5)
+
+
 def test_a_draw_stands_for_the_activation_or_for_what_it_receives():
     assert nl.units.bernoulli().axons(NU, jnp.tanh) is NU
     assert nl.units.categorical().axons(NU, jnp.tanh) is NU

@@ -113,6 +113,16 @@ def test_contrast_is_of_right_and_wrong_labels():
     assert (both[:, :3].sum(axis=1) == 1).all()
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8])
+def test_contrast_of_narrow_labels_does_not_overflow(dtype):
+    num_classes = 200 if dtype == jnp.uint8 else 101
+    labels = jnp.full(300, num_classes - 1, dtype)
+    both, _ = nl.objectives.contrast(num_classes)(KEY, (jnp.zeros((300, num_classes)), labels))
+    assert (both.sum(axis=1) == 1).all()
+    assert not both[300:, -1].any()
+    assert both[300:].any(axis=0)[: num_classes - 1].mean() > 0.7
+
+
 def test_prediction_is_the_label_of_greatest_goodness():
     """A layer that responds to the label, and the more the nearer the third feature is to it."""
 

@@ -88,6 +88,16 @@ def test_an_axon_of_zero_is_a_mistake():
     np.testing.assert_array_equal(change["weight"], [[0.5], [0.5]])
 
 
+def test_the_perceptron_takes_classes_as_one_hot():
+    t = jnp.asarray(T)
+    change, other = (
+        rules.perceptron().change((), {"weight": jnp.asarray(W), "bias": jnp.ones(3)}, X, Y, taught)[0]
+        for taught in (t, (t + 1) / 2)
+    )
+    for part in ("weight", "bias"):
+        np.testing.assert_array_equal(change[part], other[part])
+
+
 def test_the_first_of_equal_axons_wins():
     params = {"weight": jnp.zeros((2, 2))}
     change, _ = rules.competitive().change((), params, jnp.ones((3, 2)), jnp.ones((3, 2)), None)

@@ -13,6 +13,7 @@ import nl_jax as nl
 from nl_jax import rules
 from nl_jax.propagation import feedforward
 from nl_jax.rules.local_learning import local_learning
+from nl_jax.rules.rule import unsupervised
 from tests import problems
 
 KEY = jax.random.key(0)
@@ -218,6 +219,16 @@ def test_changes_have_their_parameters_dtype(lenient):
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
 
 
+def test_states_keep_their_dtype(lenient):
+    p = problems.chain()
+    half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), p.params)
+    estimator = local_learning(p.forward, {"output": rules.bcm()})
+    state = estimator.init(KEY, half)
+    assert state["output"].dtype == jnp.bfloat16
+    _, after, _ = jax.eval_shape(estimator.estimate, KEY, state, half, p.batch)
+    assert after["output"].dtype == jnp.bfloat16
+
+
 def test_an_objective_is_per_example():
     p = problems.chain()
     with pytest.raises(ValueError, match="one loss per example"):
@@ -261,6 +272,10 @@ def joined(params, x, propagate=feedforward):
     return propagate("hidden", lambda own, x, z: x @ own["weight"] + z, jnp.tanh, params["hidden"], x, x)
 
 
+def changing(part, shape):
+    return {"output": unsupervised(lambda params, x, y: {part: jnp.ones(shape)})}
+
+
 SQUARE = {"hidden": {"weight": jnp.eye(3)}}
 ONES = jnp.ones((2, 3))
 skip, chain = problems.skip, problems.chain
@@ -291,6 +306,15 @@ BAD = {
     "two inputs": (joined, rules.oja(), SQUARE, ONES, "layer 'hidden' has 2 inputs"),
     "nothing lateral": (chain, rules.apex(), None, None, r"join its layer by nl\.connections\.lateral_dense"),
     "an attribute": (summed, rules.oja(), SQUARE, ONES, "layer 'hidden' does not multiply"),
+    "a change transposed": (
+        chain,
+        changing("weight", (3, 5)),
+        None,
+        None,
+        r"layer 'output' changes 'weight' by an array of shape \(3, 5\); it must be of shape \(5, 3\)",
+    ),
+    "a row for a bias": (chain, changing("bias", (1, 3)), None, None, r"'bias' by .* \(1, 3\); it must be .* \(3,\)"),
+    "no such part": (chain, changing("wieght", (5, 3)), None, None, "layer 'output' changes 'wieght'; .* bias, weight"),
     "no targets": (chain, {"output": rules.delta()}, None, jnp.ones((6, 4)), "layer 'output' learns from.*got none"),
     "labels": (chain, {"output": rules.delta()}, None, None, r"layer 'output' learns from.*shape \(6,\).*one-hot"),
     "a hidden teacher": (chain, {"hidden1": rules.delta()}, None, None, "layer 'hidden1' learns from.*got none"),
