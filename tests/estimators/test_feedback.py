@@ -167,3 +167,27 @@ def test_draws_have_the_scale_of_forward_weights_and_see_none():
     for layer, fan_in in (("hidden1", 50), ("output", 40)):
         assert float(jnp.std(b[layer]["weight"])) == pytest.approx(fan_in**-0.5, rel=0.1)
     chex.assert_trees_all_equal(b, draw(OTHER, jax.tree.map(lambda w: 3 * w + 1, params)))
+
+
+def test_a_connection_that_holds_its_weight_is_fed_back_like_one_that_is_given_it(x64):
+    def spelled(weight_of):
+        def forward(params, x, propagate=nl.propagation.feedforward):
+            connection, own = weight_of(params)
+            hidden = propagate("hidden", connection("hidden"), jnp.tanh, own["hidden"], x)
+            return propagate("output", connection("output"), lambda nu: nu, own["output"], hidden)
+
+        return nl.supervised(forward, nl.losses.half_squared_error)
+
+    given = spelled(lambda params: (lambda name: lambda own, x: x @ own, params))
+    held = spelled(lambda params: (lambda name: lambda own, x: x @ params[name], {"hidden": (), "output": ()}))
+    params = {"hidden": jax.random.normal(KEY, (3, 4)), "output": jax.random.normal(KEY, (4, 2))}
+    b = nl.feedback.random().init(OTHER, params)
+    batch = jax.random.normal(KEY, (5, 3)), jnp.ones((5, 2))
+    a, c = (gradients(nl.feedback_alignment(objective), b, params, batch) for objective in (given, held))
+    chex.assert_trees_all_close(a, c, rtol=1e-12)
+
+
+@pytest.mark.parametrize("feedback", [nl.feedback.random(), nl.feedback.kolen_pollack(optax.sgd(0.1))])
+def test_untyped_keys_are_refused(feedback):
+    with pytest.raises(ValueError, match=r"key must be a typed key made by jax\.random\.key"):
+        feedback.init(jnp.zeros(2, jnp.uint32), problems.chain().params)
