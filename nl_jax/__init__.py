@@ -14,13 +14,14 @@ from nl_jax import (
 )
 from nl_jax.alternating import Stage, alternating
 from nl_jax.base import GradientEstimator, Info, Learner, LearnerState
-from nl_jax.estimators import baselines, directions, reward_baselines, shaping, spaces
+from nl_jax.estimators import baselines, directions, feedback, reward_baselines, shaping, spaces
 from nl_jax.estimators import stochastic_units as units
 from nl_jax.estimators.augmented import augmented
 from nl_jax.estimators.backprop import backprop
 from nl_jax.estimators.backprop_recursion import backprop_recursion
 from nl_jax.estimators.compose import average, batch_sum, mix, partition
 from nl_jax.estimators.evolution_strategy import evolution_strategy
+from nl_jax.estimators.feedback_alignment import feedback_alignment
 from nl_jax.estimators.forward_gradient import forward_gradient
 from nl_jax.estimators.lagrangian import lagrangian, lagrangian_backprop
 from nl_jax.estimators.node_perturbation import node_perturbation
@@ -68,6 +69,8 @@ __all__ = [
     "diagnostics",
     "directions",
     "evolution_strategy",
+    "feedback",
+    "feedback_alignment",
     "fit",
     "forward_gradient",
     "lagrangian",

@@ -21,7 +21,8 @@ class Entry(NamedTuple):
       exact: equals the gradient, up to rounding.
       layers: needs an objective that takes `propagate`.
       derivative: needs derivatives of activations and losses.
-      calibrated: is on the gradient's scale.
+      calibrated: its mean is the gradient.
+      random: an estimate depends on its key.
       evaluations: what one estimate costs.
     """
 
@@ -30,6 +31,7 @@ class Entry(NamedTuple):
     layers: bool = False
     derivative: bool = False
     calibrated: bool = True
+    random: bool = True
     evaluations: int = 0
 
 
@@ -55,17 +57,25 @@ def _average(objective: Any, chunk: int | None = None) -> nl.GradientEstimator:
     return nl.average(nl.node_perturbation(objective, num_samples=3, chunk=chunk), 2)
 
 
+def _feedback(feedback: nl.feedback.Feedback) -> Entry:
+    make = _without_chunk(_part(nl.feedback_alignment, feedback=feedback))
+    return Entry(make, layers=True, derivative=True, calibrated=False, random=False, evaluations=3)
+
+
 K = 3
 nodes, weights = nl.spaces.nodes, nl.spaces.weights
 
 ESTIMATORS: dict[str, Entry] = {
-    "backprop": Entry(_without_chunk(nl.backprop), exact=True, derivative=True, evaluations=3),
+    "backprop": Entry(_without_chunk(nl.backprop), exact=True, derivative=True, random=False, evaluations=3),
     "backprop_recursion": Entry(
-        _without_chunk(nl.backprop_recursion), exact=True, layers=True, derivative=True, evaluations=3
+        _without_chunk(nl.backprop_recursion), exact=True, layers=True, derivative=True, random=False, evaluations=3
     ),
     "lagrangian_backprop": Entry(
-        _without_chunk(nl.lagrangian_backprop), exact=True, layers=True, derivative=True, evaluations=3
+        _without_chunk(nl.lagrangian_backprop), exact=True, layers=True, derivative=True, random=False, evaluations=3
     ),
+    "feedback_random": _feedback(nl.feedback.random()),
+    "feedback_sign_symmetric": _feedback(nl.feedback.sign_symmetric()),
+    "feedback_kolen_pollack": _feedback(nl.feedback.kolen_pollack(optax.sgd(0.1))),
     "weight_clean": Entry(_part(nl.weight_perturbation, num_samples=K), evaluations=K + 1),
     "weight_none": Entry(
         _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.none(), sigma=0.1), evaluations=K

@@ -1,13 +1,10 @@
 """Backpropagation as the seeds derive it: an explicit sweep down the hierarchy of layers."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
-from nl_jax.checks import layered, per_example
-from nl_jax.propagation import Site, survey
+from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.checks import layered
+from nl_jax.estimators.sweep import sweep
 
 
 def backprop_recursion(objective: Objective) -> GradientEstimator:
@@ -36,43 +33,7 @@ def backprop_recursion(objective: Objective) -> GradientEstimator:
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
-        losses, sites = survey(objective)(params, batch)
-        axons = {name: site.axons for name, site in sites.items()}
-
-        def mean_loss(params: Params, axons: dict[str, Array]) -> Array:
-            return jnp.mean(survey(objective, given=axons)(params, batch)[0])
-
-        # z starts at 0 but for what the loss reads directly: the last layer, as a rule.
-        grads, z = jax.grad(mean_loss, argnums=(0, 1))(params, axons)
-        for name, site in reversed(sites.items()):
-            nu = site.connection(site.params, *site.inputs)
-            delta = _through_activation(site, nu, z[name])
-            _, transposed = jax.vjp(site.connection, site.params, *site.inputs)
-            by_params, *by_inputs = transposed(delta)
-            _, routed = jax.vjp(functools.partial(_given_to, name, site, nu, objective, batch), params, axons)
-            more = routed((by_params, tuple(by_inputs), delta, z[name]))
-            grads, z = jax.tree.map(jnp.add, (grads, z), more)
-        return grads, state, Info(jnp.mean(per_example(losses)), jnp.int32(3))
+        losses, grads = sweep(objective, params, batch, feedback=params)
+        return grads, state, Info(jnp.mean(losses), jnp.int32(3))
 
     return GradientEstimator(stateless, estimate)
-
-
-def _through_activation(site: Site, nu: Array, z: Array) -> Array:
-    """δ = z f'(ν), by the value where the activation knows how (seed 003 eq. 10)."""
-    derivative = getattr(site.activation, "derivative", None)
-    if derivative is not None:
-        return (z * derivative(site.axons)).astype(nu.dtype)
-    _, transposed = jax.vjp(site.activation, nu)
-    return transposed(z)[0]
-
-
-def _given_to(
-    name: str, site: Site, nu: Array, objective: Objective, batch: Batch, params: Params, axons: dict[str, Array]
-) -> tuple[Params, tuple[Array, ...], Array, Array]:
-    """What the program gives a layer, by its parameters and the lower axons.
-
-    That is the layer's own parameters and inputs, and what its connection and activation make of fixed ones:
-    functions may hold parameters too, such as a learned gain.
-    """
-    now = survey(objective, given=axons)(params, batch)[1][name]
-    return now.params, now.inputs, now.connection(site.params, *site.inputs), now.activation(nu)

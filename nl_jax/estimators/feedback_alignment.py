@@ -1,0 +1,52 @@
+"""Feedback alignment: backpropagation whose way back has weights of its own."""
+
+import jax.numpy as jnp
+
+from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State
+from nl_jax.checks import layered
+from nl_jax.estimators import feedback as feedbacks
+from nl_jax.estimators.feedback import Feedback
+from nl_jax.estimators.sweep import sweep
+
+
+def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None) -> GradientEstimator:
+    """Credit through B in the place of Wᵀ: δ^l = (B^{l+1} δ^{l+1}) f'(ν^l), ∂E/∂W^l ≈ δ^l x^{l−1}.
+
+    With B fixed and random this is Lillicrap et al. 2016; see `nl.feedback` for others.
+
+    Any network has it: forward runs are its own, and the way back from a layer to those below it is the derivative
+    of the same connection with B for its parameters, at the same axons. Convolutions, skip connections and tied
+    weights, whose B are tied as well, follow. What a program does between its layers is differentiated as it is.
+
+    The highest layer gets its exact gradient, with the scale of `jax.grad`; lower ones get an estimate which is not
+    unbiased, for any draw of B, and which comes to agree with the gradient as W aligns with B.
+
+    Args:
+      objective: a per-example objective that takes `propagate`.
+      feedback: where B comes from: `nl.feedback.random()` by default, `sign_symmetric()`, `kolen_pollack(optimizer)`.
+
+    Returns:
+      An estimator whose state is the feedback's, and which uses its key in `init` alone.
+
+    Raises:
+      ValueError: if the objective takes no `propagate`; when run, for layers that share a name.
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
+    >>> estimator = feedback_alignment(nl.supervised(net.apply, nl.losses.cross_entropy))
+    >>> params, batch = net.init(jax.random.key(0)), (jnp.ones([5, 3]), jnp.zeros(5, int))
+    >>> state = estimator.init(jax.random.key(1), params)
+    >>> state["output"]["weight"].shape  # B^2
+    (4, 2)
+    >>> estimator.estimate(jax.random.key(2), state, params, batch)[0]["hidden1"]["weight"].shape
+    (3, 4)
+    """
+    layered("feedback_alignment", objective)
+    source = feedbacks.random() if feedback is None else feedback
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        del key
+        losses, grads = sweep(objective, params, batch, source.weights(state, params))
+        return grads, source.update(state, grads), Info(jnp.mean(losses), jnp.int32(3))
+
+    return GradientEstimator(source.init, estimate)
