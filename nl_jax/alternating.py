@@ -1,7 +1,7 @@
 """Learners that learn one part of the parameters after the other (seed 001 §5)."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,22 +59,16 @@ def alternating(objective: Objective, stages: Sequence[Stage]) -> Learner:
     >>> int(state.step), int(info.evaluations)
     (1, 6)
     """
-    stages = tuple(stages)
+    stages = tuple(_checked(stage) for stage in stages)
     if not stages:
         raise ValueError("stages must name at least one nl.Stage(patterns, factory, optimizer), got none")
     for stage in stages:
-        if not isinstance(stage, Stage) or not stage.patterns or not callable(stage.factory):
-            raise ValueError(
-                f"a stage must be nl.Stage(patterns, factory, optimizer), one pattern at least, factory uncalled; "
-                f"got {stage!r}"
-            )
         _learner(stage, objective)  # bad settings are errors here, not at the first step
 
     def shares(params: Params) -> list[dict[str, Array]]:
         leaves = by_path(params)
-        patterns = [(stage.patterns,) if isinstance(stage.patterns, str) else stage.patterns for stage in stages]
-        paths = iter(assign(list(leaves), [p for group in patterns for p in group], "stages"))
-        return [{path: leaves[path] for _ in group for path in next(paths)} for group in patterns]
+        paths = iter(assign(list(leaves), [p for stage in stages for p in stage.patterns], "stages"))
+        return [{path: leaves[path] for _ in stage.patterns for path in next(paths)} for stage in stages]
 
     def init(key: Key, params: Params) -> LearnerState:
         typed_key(key)
@@ -99,6 +93,18 @@ def alternating(objective: Objective, stages: Sequence[Stage]) -> Learner:
         return _joined(params, states, state.step + 1), info
 
     return Learner(init, step)
+
+
+def _checked(stage: Any) -> Stage:
+    """The stage with its patterns as a tuple: an iterator would be used up by `init`."""
+    if isinstance(stage, Stage) and callable(stage.factory) and isinstance(stage.patterns, Iterable):
+        patterns = (stage.patterns,) if isinstance(stage.patterns, str) else tuple(stage.patterns)
+        if patterns and all(isinstance(pattern, str) and pattern for pattern in patterns):
+            return stage._replace(patterns=patterns)
+    raise ValueError(
+        f"a stage must be nl.Stage(patterns, factory, optimizer), one pattern at least, each a string, factory "
+        f"uncalled; got {stage!r}"
+    )
 
 
 def _learner(stage: Stage, objective: Objective) -> Learner:

@@ -115,6 +115,15 @@ def test_every_parameter_is_in_one_stage():
         init("*", "*")
 
 
+def test_patterns_of_an_iterator_are_not_used_up_by_init():
+    problem = problems.chain()
+    for patterns in (["output/*"], (pattern for pattern in ["output/*"])):
+        stages = [nl.Stage(patterns, nl.backprop, optax.sgd(0.0)), nl.Stage("*", nl.backprop, optax.sgd(0.1))]
+        state, _ = _step(nl.alternating(problem.objective, stages), problem)
+        chex.assert_trees_all_equal(state.params["output"], problem.params["output"])
+        assert (state.params["hidden1"]["weight"] != problem.params["hidden1"]["weight"]).any()
+
+
 def test_what_will_not_do_is_named():
     problem = problems.chain()
     make = functools.partial(nl.alternating, problem.objective)
@@ -126,6 +135,9 @@ def test_what_will_not_do_is_named():
         make([nl.Stage("*", nl.backprop(problem.objective), optax.sgd(0.1))])
     with pytest.raises(ValueError, match="one pattern at least"):
         make([nl.Stage((), nl.backprop, optax.sgd(0.1)), nl.Stage("*", nl.backprop, optax.sgd(0.1))])
+    for patterns in (3, None, ["*", 3]):
+        with pytest.raises(ValueError, match="one pattern at least, each a string"):
+            make([nl.Stage(patterns, nl.backprop, optax.sgd(0.1))])
     with pytest.raises(ValueError, match="optimizer must be an optax optimizer"):
         make([nl.Stage("*", nl.backprop, 0.1)])
     with pytest.raises(ValueError, match="sigma must be"):

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "propagation": {"base"},
     "tracing": {"base"},
     "activations": {"base", "checks"},
-    "losses": {"base", "checks"},
+    "losses": {"base", "checks", "numerics"},
     "batching": {"base"},
     "products": {"base", "tracing"},
     "parts": {"base", "checks", "propagation"},

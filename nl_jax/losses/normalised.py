@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array
 from nl_jax.checks import takes
 from nl_jax.losses.kullback_leibler import kullback_leibler
+from nl_jax.numerics import wide_dtype
 
 
 def normalised(loss: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
@@ -32,12 +34,17 @@ def normalised(loss: Callable[[Array, Array], Array]) -> Callable[[Array, Array]
     takes("loss", loss, 2, "a function of outputs and targets; some are made by a call, nl.losses.p_norm(2)")
 
     def normalised_loss(outputs: Array, targets: Array) -> Array:
-        outputs = jnp.asarray(outputs)
-        total = jnp.sum(outputs, axis=tuple(range(1, outputs.ndim)), keepdims=True)
+        outputs = jnp.asarray(outputs) * 1.0
+        dtype, others = wide_dtype(outputs.dtype), tuple(range(1, outputs.ndim))
+        x = outputs.astype(dtype)
+        # L knows no length of x: long ones are shortened, lest X is beyond the largest number or 1/X rounds to 0.
+        long = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=others, keepdims=True)) > 1
+        x = x * jnp.where(long, jnp.sqrt(jnp.finfo(dtype).tiny), 1).astype(dtype)
+        total = jnp.sum(x, axis=others, keepdims=True)
         empty = total == 0
         # Constant shares where there are none: whatever ℓ makes of them, no derivative comes back through `where`.
-        shares = jnp.where(empty, 1, outputs / jnp.where(empty, 1, total))
-        losses = loss(shares, targets)
+        shares = jnp.where(empty, 1, x / jnp.where(empty, 1, total))
+        losses = loss(shares.astype(outputs.dtype), targets)
         return jnp.where(empty.reshape(losses.shape), jnp.inf, losses)
 
     return normalised_loss

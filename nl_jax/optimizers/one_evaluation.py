@@ -1,6 +1,7 @@
 """Conjugate gradients without a line search: one gradient a step."""
 
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def scale_by_one_evaluation(
     Raises:
       ValueError: if a setting is not as described.
     """
-    if clip is not None and not (len(clip) == 2 and clip[0] <= clip[1]):
+    if clip is not None and not _is_interval(clip):
         raise ValueError(f"clip must be (least, largest) or None for the literal formula, got {clip!r}")
     period = positive_integer("renew_every", renew_every)
 
@@ -71,6 +72,11 @@ def scale_by_one_evaluation(
         return optax.tree.scale(-jnp.sign(z), p), OneEvaluationState(optax.safe_increment(state.step), p, z)
 
     return optax.GradientTransformation(init, update)
+
+
+def _is_interval(clip: Any) -> bool:
+    pair = isinstance(clip, tuple | list) and len(clip) == 2 and all(isinstance(end, Real) for end in clip)
+    return pair and clip[0] <= clip[1]
 
 
 def one_evaluation_conjugate_gradient(

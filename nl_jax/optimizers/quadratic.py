@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.scipy.sparse.linalg import cg
 
 from nl_jax.base import Array, Params
 from nl_jax.checks import floating, positive_integer
+from nl_jax.numerics import wide_dtype
 
 
 def minimum_of_quadratic(
@@ -19,15 +21,17 @@ def minimum_of_quadratic(
     f⁽²⁾ is never formed: its products with vectors are those of the Hessian, one forward and one reverse pass each. Of
     a function that is not quadratic this is Newton's step.
 
+    It solves in one dtype, the widest among them and float32 at least: ‖r‖² overflows in half precision.
+
     Args:
-      function: `function(params) -> scalar`, convex and quadratic, such as the mean half squared error of a linear
-        network.
+      function: `function(params) -> scalar`, of leaves in that dtype, convex and quadratic, such as the mean half
+        squared error of a linear network.
       start: x_0, any tree of floating-point arrays.
       tol: ends where ‖r‖ ≤ tol ‖r_0‖; 0 for all steps.
       max_steps: at most so many steps, at least 1; by default ten times the number of parameters, for rounding.
 
     Returns:
-      x, of the tree, shapes and dtypes of `start`.
+      x, of the tree, shapes and dtypes of `start`; NaN where the gradient at `start` is not finite.
 
     Raises:
       ValueError: if `tol` is negative, `max_steps` below 1, or a leaf of `start` is not floating-point.
@@ -40,6 +44,10 @@ def minimum_of_quadratic(
         raise ValueError(f"tol must be a number of at least 0, got {tol!r}")
     floating(start)
     maxiter = None if max_steps is None else positive_integer("max_steps", max_steps)
-    gradient, product = jax.linearize(jax.grad(function), start)
+    dtype = max((wide_dtype(leaf.dtype) for leaf in jax.tree.leaves(start)), key=lambda dtype: dtype.itemsize)
+    wide = optax.tree.cast(start, dtype)
+    gradient, product = jax.linearize(jax.grad(function), wide)
     step, _ = cg(product, optax.tree.scale(-1, gradient), tol=tol, maxiter=maxiter)
-    return optax.tree.add(start, step)
+    # cg takes a residual of NaN for one small enough, and its start for the solution.
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradient)]))
+    return jax.tree.map(lambda x, s, x0: jnp.where(finite, x + s, jnp.nan).astype(x0.dtype), wide, step, start)

@@ -23,10 +23,18 @@ def gradient(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     Returns:
       The gradient, shaped as w.
 
+    Raises:
+      ValueError: if x or y is of another shape.
+
     >>> import jax.numpy as jnp
     >>> gradient(jnp.zeros(2), jnp.array([1.0, 4.0]), jnp.array(1.0))
     Array([-0.125, -0.5  ], dtype=float32)
     """
+    if x.shape != w.shape[:1] or y.shape != w.shape[1:]:
+        raise ValueError(
+            f"x must be of shape {list(w.shape[:1])} and y of {list(w.shape[1:])}, one example for w of "
+            f"{list(w.shape)}; got {list(x.shape)} and {list(y.shape)}: for many, jax.vmap(gradient, (None, 0, 0))"
+        )
     return jnp.multiply.outer(x, delta(jax.nn.sigmoid(x @ w), y))
 
 

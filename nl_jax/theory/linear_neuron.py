@@ -1,7 +1,7 @@
 """The scalar linear neuron y = wᵀx under squared error, solved (seed 000, linear models).
 
-Throughout x holds N inputs as rows, [N, D], and y their targets, [N]. Functions of both raise ValueError for
-other shapes.
+Throughout x holds N inputs as rows, [N, D], y their targets, [N], and w weights, [D]. Functions of x and y raise
+ValueError for other shapes.
 """
 
 import math
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 def training_error(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     """L^tr(w) = (1/N) Σ_n (y_n − wᵀx_n)²."""
     _check(x, y)
+    _check_weights("w", w, x)
     return jnp.mean((y - x @ w) ** 2)
 
 
@@ -66,10 +67,16 @@ def gradient_descent(x: jax.Array, y: jax.Array, start: jax.Array, rate: float, 
 
     Returns:
       w_t, [D].
+
+    Raises:
+      ValueError: if `steps` is negative.
     """
+    if isinstance(steps, int) and steps < 0:
+        raise ValueError(f"steps must be a whole number of at least 0, got {steps}")
     limit = gradient_descent_limit(x, y, start)
     curvatures, modes = jnp.linalg.eigh(hessian(x))
-    decay = (1 - rate * curvatures) ** steps
+    # Rounding takes curvatures of 0 below it, where (1 − η λ)^t would grow without end.
+    decay = (1 - rate * jnp.maximum(curvatures, 0)) ** steps
     return limit + modes @ (decay * (modes.T @ (start - limit)))
 
 
@@ -80,6 +87,7 @@ def gradient_descent_limit(x: jax.Array, y: jax.Array, start: jax.Array) -> jax.
     start what lies outside. From zero it finds the minimiser of least norm.
     """
     _check(x, y)
+    _check_weights("start", start, x)
     return start + minimiser(x, y - x @ start)
 
 
@@ -136,3 +144,8 @@ def _in_range(**values: tuple[float, int]) -> None:
 def _check(x: jax.Array, y: jax.Array) -> None:
     if x.ndim != 2 or y.shape != x.shape[:1]:
         raise ValueError(f"x must be of shape [N, D] and y of shape [N], got {list(x.shape)} and {list(y.shape)}")
+
+
+def _check_weights(name: str, w: jax.Array, x: jax.Array) -> None:
+    if w.shape != x.shape[1:]:
+        raise ValueError(f"{name} must be of shape [D] = {list(x.shape[1:])}, as x has columns; got {list(w.shape)}")

@@ -76,3 +76,15 @@ def test_targets_go_to_the_loss_as_they_are(x64):
 def test_a_factory_that_was_not_called_is_refused():
     with pytest.raises(ValueError, match=r"loss must take 2 arguments, got p_norm: .*nl\.losses\.p_norm\(2\)"):
         losses.normalised(losses.p_norm)
+
+
+@pytest.mark.parametrize(("dtype", "length"), [("float16", 2e4), ("float32", 1e38)])
+def test_a_sum_beyond_the_largest_number(dtype, length):
+    """Shares of ¾ and ¼ whatever their sum."""
+    x = length * np.array([[3.0, 1.0]])
+    x, targets = jnp.asarray(x, dtype), jnp.full([1, 2], 0.5, dtype)
+    assert np.isinf(jnp.sum(x))
+    value, derivative = _with_derivative(losses.normalised_kullback_leibler)(x, targets)
+    assert value.dtype == derivative.dtype == x.dtype
+    epsilon = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(value, 0.75 * np.log(1.5) + 0.25 * np.log(0.5), rtol=8 * epsilon)

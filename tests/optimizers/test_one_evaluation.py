@@ -66,7 +66,8 @@ def test_clipped_it_goes_far_below_gradient_descent_and_unclipped_it_diverges(x6
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match=r"clip must be \(least, largest\) or None for the literal formula, got"):
-        optimizers.one_evaluation_conjugate_gradient(0.1, clip=(1.0, 0.0))
+    for clip in ((1.0, 0.0), 1.0, (None, 1.0), (0.0, 0.5, 1.0)):
+        with pytest.raises(ValueError, match=r"clip must be \(least, largest\) or None for the literal formula, got"):
+            optimizers.one_evaluation_conjugate_gradient(0.1, clip=clip)
     with pytest.raises(ValueError, match="renew_every must be a whole number of at least 1, got 0"):
         optimizers.one_evaluation_conjugate_gradient(0.1, renew_every=0)

@@ -55,3 +55,25 @@ def test_bad_settings():
             minimum_of_quadratic(lambda x: jnp.sum(x**2), jnp.ones(2), **settings)
     with pytest.raises(ValueError, match="not a floating-point array"):
         minimum_of_quadratic(lambda x: jnp.sum(x**2), jnp.ones(2, int))
+
+
+def test_half_precision_is_solved_in_single():
+    """r² is beyond float16."""
+    start = jnp.array([300.0, -300.0], jnp.float16)
+    found = minimum_of_quadratic(lambda x: jnp.sum(jnp.array([1.0, 2.0]) * (x - 3) ** 2), start)
+    assert found.dtype == jnp.float16
+    np.testing.assert_allclose(found, 3, rtol=1e-3)
+
+
+def test_leaves_of_two_dtypes(x64):
+    start = {"a": jnp.zeros(2, jnp.float32), "b": jnp.zeros(3)}
+    found = minimum_of_quadratic(lambda x: jnp.sum((x["a"] - 1) ** 2) + 2 * jnp.sum((x["b"] - x["a"][0]) ** 2), start)
+    assert [leaf.dtype for leaf in jax.tree.leaves(found)] == [jnp.float32, jnp.float64]
+    np.testing.assert_allclose(np.concatenate(jax.tree.leaves(found)), 1, rtol=1e-6)
+
+
+def test_no_gradient_no_minimum():
+    found = minimum_of_quadratic(
+        lambda x: jnp.sum(x["a"] ** 2) + jnp.nan * x["b"], {"a": jnp.ones(2), "b": jnp.ones([])}
+    )
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(found))

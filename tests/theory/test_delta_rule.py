@@ -59,3 +59,10 @@ def test_one_unit_is_a_layer_of_one(x64):
     np.testing.assert_allclose(alone[:, None], delta_rule.gradient(w[:, None], x, y[None]), rtol=1e-15)
     output = 1 / (1 + np.exp(1.5))
     np.testing.assert_allclose(alone, (output - 0.25) * output * (1 - output) * x, rtol=1e-14)
+
+
+def test_other_shapes_are_refused():
+    w = jnp.zeros([2, 3])
+    for x, y in (([5, 2], [5, 3]), ([2], [1]), ([2], []), ([3], [3])):
+        with pytest.raises(ValueError, match=r"x must be of shape \[2\] and y of \[3\].*jax\.vmap"):
+            delta_rule.gradient(w, jnp.zeros(x), jnp.zeros(y))

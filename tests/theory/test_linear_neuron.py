@@ -169,3 +169,23 @@ def test_bad_input_is_told():
             neuron.expected_excess_error(**(good | wrong))
     with pytest.raises(ValueError, match="noise must be a finite number of at least 0, got -1"):
         neuron.expected_training_error(20, 10, noise=-1)
+
+
+def test_weights_of_other_shapes_and_negative_steps_are_refused():
+    x, y, w = jnp.ones([3, 2]), jnp.ones(3), jnp.ones(2)
+    with pytest.raises(ValueError, match=r"w must be of shape \[D\] = \[2\], .* got \[2, 1\]"):
+        neuron.training_error(w[:, None], x, y)
+    for descend in (neuron.gradient_descent_limit, lambda *data: neuron.gradient_descent(*data, 0.1, 1)):
+        with pytest.raises(ValueError, match=r"start must be of shape \[D\]"):
+            descend(x, y, w[:, None])
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 0, got -1"):
+        neuron.gradient_descent(x, y, w, 0.1, -1)
+
+
+def test_descent_stays_where_there_is_no_curvature():
+    """Rounding makes some of the curvatures of 0 negative; 10⁹ steps would take those to infinity."""
+    x, y, start = data(4, 7)
+    curvatures = jnp.linalg.eigvalsh(neuron.hessian(x))
+    assert curvatures[0] < -1e-8
+    arrived = neuron.gradient_descent(x, y, start, float(1 / curvatures[-1]), 10**9)
+    assert jnp.linalg.norm(arrived) < 2 * jnp.linalg.norm(start) + jnp.linalg.norm(neuron.minimiser(x, y))
