@@ -20,10 +20,11 @@ from nl_jax.estimators.augmented import augmented
 from nl_jax.estimators.backprop import backprop
 from nl_jax.estimators.backprop_recursion import backprop_recursion
 from nl_jax.estimators.compose import average, batch_sum, mix, partition
+from nl_jax.estimators.constrained.adjoint import lagrangian_backprop
+from nl_jax.estimators.constrained.lagrangian import KKT, lagrangian
 from nl_jax.estimators.evolution_strategy import evolution_strategy
 from nl_jax.estimators.feedback_alignment import feedback_alignment
 from nl_jax.estimators.forward_gradient import forward_gradient
-from nl_jax.estimators.lagrangian import lagrangian, lagrangian_backprop
 from nl_jax.estimators.node_perturbation import node_perturbation
 from nl_jax.estimators.reinforce import reinforce
 from nl_jax.estimators.weight_perturbation import weight_perturbation
@@ -43,6 +44,7 @@ from nl_jax.training.restarts import Restarts, restarts
 __version__ = "0.1.0"
 
 __all__ = [
+    "KKT",
     "Diverged",
     "GradientEstimator",
     "Info",

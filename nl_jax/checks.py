@@ -36,6 +36,13 @@ def positive_hyperparameter(name: str, value: Any) -> Any:
     return value if isinstance(value, jax.Array) else positive_number(name, value)
 
 
+def nonnegative_number(name: str, value: Any) -> float:
+    """`value` as a float, or ValueError if it is not a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name} must be a finite Python number of at least 0, got {value!r}")
+    return float(value)
+
+
 def nonzero_number(name: str, value: Any) -> float:
     """`value` as a float, or ValueError if it is not a finite number other than 0."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value == 0:

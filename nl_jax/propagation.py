@@ -119,16 +119,47 @@ def cut(program: Program) -> Callable[[Params, Any, Mapping[str, Array]], tuple[
     """
 
     def cut_program(params: Params, inputs: Any, axons: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]:
-        outputs, sites = survey(program, given=axons)(params, inputs)
-        predicted = {
-            name: feedforward(name, site.connection, site.activation, site.params, *site.inputs)
-            for name, site in sites.items()
-        }
-        for name, prediction in predicted.items():
-            _same_shape(name, "given axons", axons[name].shape, "the layer's own", prediction.shape)
+        outputs, run, predicted = hold(program)(params, inputs, axons)
+        for name in run:
+            _known(name, axons)
         return outputs, predicted
 
     return cut_program
+
+
+def hold(
+    program: Program,
+) -> Callable[[Params, Any, Mapping[str, Array]], tuple[Any, dict[str, Array], dict[str, Array]]]:
+    """Holds some layers at *given* axons; all others are computed from what they receive.
+
+    Returns:
+      `held(params, inputs, given) -> (outputs, axons, predicted)`, where `given` maps the names of some or all
+      layers to their axons, `axons` has all layers' values, held or computed, and `predicted` what each layer
+      makes of the values below it, f(W^l x^{l-1} + b^l); the two differ at held layers alone.
+
+    Raises:
+      ValueError: when run, for duplicate or unknown layers or axons of another shape.
+    """
+
+    def held(params: Params, inputs: Any, given: Mapping[str, Array]) -> tuple[Any, dict[str, Array], dict[str, Array]]:
+        axons: dict[str, Array] = {}
+        predicted: dict[str, Array] = {}
+
+        def propagate(
+            name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
+        ) -> Array:
+            require_new(name, axons)
+            predicted[name] = feedforward(name, connection, activation, params, *inputs)
+            axons[name] = given.get(name, predicted[name])
+            _same_shape(name, "given axons", axons[name].shape, "the layer's own", predicted[name].shape)
+            return axons[name]
+
+        outputs = program(params, inputs, propagate=propagate)
+        _all_used(given, axons)
+        _require_own_body(predicted)
+        return outputs, axons, predicted
+
+    return held
 
 
 def inject(program: Program) -> Callable[[Params, Any, Mapping[str, Array]], Any]:

@@ -1,0 +1,111 @@
+"""The Lagrangian of a network and the norms of its gradients (seed 000; LeCun 1988)."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, Objective, Params
+from nl_jax.checks import layered, nonnegative_number, per_example
+from nl_jax.propagation import cut
+
+Axons = Mapping[str, Array]
+
+
+class KKT(NamedTuple):
+    """Norms of the mean Lagrangian's three gradients: how far an estimate is from stationarity.
+
+    At a point where `primal` and `dual` vanish the estimate is the gradient that `jax.grad` takes.
+
+    Attributes:
+      primal: ‖∂L/∂λ_l‖ by layer, the violation of x_l = f(W_l x_{l−1} + b_l).
+      dual: ‖∂L/∂x_l‖ by layer, the violation of the multipliers' own recursion.
+      gradient: ‖∂L/∂W_l‖ by parameter leaf; the third condition, which learning brings to zero.
+    """
+
+    primal: dict[str, Array]
+    dual: dict[str, Array]
+    gradient: Params
+
+
+def lagrangian(objective: Objective, *, penalty: float | Array = 0.0) -> Callable[[Params, Axons, Axons, Batch], Array]:
+    """L = C(x_L) + Σ_l λ_lᵀ r_l + μ/2 Σ_l ‖r_l‖², r_l = x_l − f(W_l x_{l−1} + b_l), per example.
+
+    Axons x and multipliers λ are free variables, one of each per layer; the layers' equations r = 0 are
+    constraints (seed 000; LeCun 1988). The three stationarity conditions are the three gradients of this one
+    function: ∂L/∂λ = 0 is the forward pass, ∂L/∂x = 0 the backward pass, ∂L/∂W = 0 a minimum of the loss.
+    With a penalty μ it is the augmented Lagrangian (Hestenes 1969; Powell 1969), whose stationary points are
+    the same; its gradients are those without penalty at multipliers λ + μ r.
+
+    Args:
+      objective: a per-example objective that takes `propagate`.
+      penalty: μ, at least 0.
+
+    Returns:
+      `L(params, axons, multipliers, batch) -> [batch]`, where `axons` maps all layers' names to arrays of the
+      layers' shapes, batch axis first, and `multipliers` those of some or all; those left out are 0.
+
+    Raises:
+      ValueError: if the objective takes no `propagate`, or for a penalty that is negative or not finite; when
+        run, for layers whose axons are not examples, or multipliers of an unknown layer or of another shape.
+    """
+    layered("lagrangian", objective)
+    if not isinstance(penalty, jax.Array):
+        nonnegative_number("penalty", penalty)
+
+    def evaluate(params: Params, axons: Axons, multipliers: Axons, batch: Batch) -> Array:
+        losses, predicted = cut(objective)(params, batch, axons)
+        total = per_example(losses)
+        _fit(predicted, multipliers)
+        for name, prediction in predicted.items():
+            residual = axons[name] - prediction
+            if name in multipliers:
+                total = total + _inner(name, multipliers[name], residual, total)
+            if isinstance(penalty, jax.Array) or penalty > 0:
+                total = total + 0.5 * jnp.asarray(penalty, total.dtype) * _inner(name, residual, residual, total)
+        return total
+
+    return evaluate
+
+
+def stationarity(
+    objective: Objective,
+) -> Callable[[Params, Axons, Axons, Batch], tuple[Params, KKT]]:
+    """What the Lagrangian says of a point: `report(params, axons, multipliers, batch) -> (∂L/∂W, KKT)`.
+
+    L is averaged over the batch, so that ∂L/∂W has the scale of `jax.grad` of the mean loss. No derivative
+    reaches across more than one layer.
+    """
+    evaluate = lagrangian(objective)
+
+    def mean(params: Params, axons: Axons, multipliers: Axons, batch: Batch) -> Array:
+        return jnp.mean(evaluate(params, axons, multipliers, batch))
+
+    def report(params: Params, axons: Axons, multipliers: Axons, batch: Batch) -> tuple[Params, KKT]:
+        grads = jax.grad(mean)(params, axons, multipliers, batch)
+        dual, primal = jax.grad(mean, argnums=(1, 2))(params, axons, multipliers, batch)
+        return grads, KKT(*jax.tree.map(lambda leaf: jnp.linalg.norm(jnp.ravel(leaf)), (primal, dual, grads)))
+
+    return report
+
+
+def _inner(name: str, a: Array, b: Array, total: Array) -> Array:
+    """aᵀb of one layer, per example."""
+    if a.shape[:1] != total.shape:
+        raise ValueError(
+            f"layer {name!r} has axons of shape {a.shape}, whose first axis is not the batch of "
+            f"{total.shape[0]}: a Lagrangian is per example; give every layer the whole batch"
+        )
+    return jnp.sum((a * b).reshape(total.shape[0], -1), axis=1)
+
+
+def _fit(predicted: Axons, multipliers: Axons) -> None:
+    for name, multiplier in multipliers.items():
+        if name not in predicted:
+            raise ValueError(f"multipliers: no layer is named {name!r}; the layers are {', '.join(predicted)}")
+        if multiplier.shape != predicted[name].shape:
+            raise ValueError(
+                f"layer {name!r}: the multipliers have shape {multiplier.shape}, the axons {predicted[name].shape}; "
+                "they must be equal"
+            )

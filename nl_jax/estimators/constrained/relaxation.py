@@ -1,0 +1,88 @@
+"""Inner iterations: run until they converge, and fail aloud when they diverge."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array
+from nl_jax.checks import nonnegative_number, positive_integer
+
+Carry = TypeVar("Carry")
+
+GROWTH = 1e3
+"""How many times its first value a residual may grow to before the iteration counts as diverging."""
+
+
+class Relaxation(NamedTuple):
+    """How long to iterate.
+
+    Attributes:
+      num_steps: K, the most iterations taken.
+      tolerance: stops once the residual is at most this fraction of the first iteration's; 0 to take all K.
+    """
+
+    num_steps: int
+    tolerance: float = 0.0
+
+    def checked(self) -> "Relaxation":
+        """The same, or ValueError for a number of steps below 1 or a tolerance that is not in [0, 1)."""
+        positive_integer("num_steps", self.num_steps)
+        if nonnegative_number("tolerance", self.tolerance) >= 1:
+            raise ValueError(f"tolerance must be below 1, a fraction of the first residual, got {self.tolerance!r}")
+        return self
+
+
+def relax(
+    step: Callable[[Carry], tuple[Carry, Array]], start: Carry, relaxation: Relaxation, remedy: str
+) -> tuple[Carry, Array]:
+    """Repeats `step` on the whole batch, up to K times or until its residual has become small.
+
+    Args:
+      step: `step(carry) -> (carry, residual)`, the residual a scalar: how far the carry it was given is from
+        being stationary.
+      start: the first carry, any tree of arrays.
+      relaxation: how long.
+      remedy: what to change if it diverges, with the setting's name and value: "step_size=0.5: choose a smaller one".
+
+    Returns:
+      (the last carry, how many steps were taken, int32).
+
+    Raises:
+      FloatingPointError: from compiled code, as JAX hands on the errors of callbacks (a `jax.errors.JaxRuntimeError`
+        whose message holds this one): if the residual grows a thousandfold or is no longer finite. If the first one is
+        not finite the trouble lies before the iterations, and nothing is raised.
+    """
+    first = jax.eval_shape(step, start)[1]
+
+    def unfinished(loop: tuple[Carry, Array, Array, Array]) -> Array:
+        _, taken, begun, residual = loop
+        return (taken < relaxation.num_steps) & ((taken == 0) | ~(residual <= relaxation.tolerance * begun))
+
+    def again(loop: tuple[Carry, Array, Array, Array]) -> tuple[Carry, Array, Array, Array]:
+        carry, taken, begun, _ = loop
+        carry, residual = step(carry)
+        return carry, taken + 1, jnp.where(taken == 0, residual, begun), residual
+
+    unknown = jnp.zeros((), first.dtype)
+    carry, taken, begun, residual = jax.lax.while_loop(unfinished, again, (start, jnp.int32(0), unknown, unknown))
+    diverged = jnp.isfinite(begun) & ~(residual <= GROWTH * begun)
+    _raise_if(diverged, f"the inner iterations diverged at {remedy}")
+    return carry, taken
+
+
+def distance(*gradients: Any) -> Array:
+    """The root mean square over examples of ‖gradient‖, for trees of arrays with the batch axis first."""
+    leaves = jax.tree.leaves(gradients)
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves) / leaves[0].shape[0])
+
+
+def _raise_if(condition: Array, message: str) -> None:
+    """Raises from compiled code; where nothing is wrong the host is not called, but for code under `jax.vmap`."""
+
+    def check(condition: Array) -> None:
+        if condition:
+            raise FloatingPointError(message)
+
+    jax.lax.cond(condition, lambda c: jax.debug.callback(check, c), lambda c: None, condition)

@@ -1,0 +1,54 @@
+"""From a way to a point of the Lagrangian to an estimator."""
+
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.estimators.constrained.lagrangian import Axons, stationarity
+from nl_jax.propagation import record
+
+
+class Point(NamedTuple):
+    """Where a solver ended.
+
+    Attributes:
+      axons: x by layer, all layers.
+      multipliers: λ by layer, all layers, of the Lagrangian without penalty; methods that have a penalty
+        count its force with them, λ + μ r, so that their points can be compared.
+      evaluations: what the way there cost, in evaluations of the objective (see `nl.Info`).
+    """
+
+    axons: Axons
+    multipliers: Axons
+    evaluations: int | Array
+
+
+class Solver(Protocol):
+    """`solve(params, feedforward, batch) -> point`, from the axons of the network's own forward run."""
+
+    def __call__(self, params: Params, feedforward: Axons, batch: Batch, /) -> Point: ...
+
+
+def solution(objective: Objective, solve: Solver) -> GradientEstimator:
+    """The estimator ∂L/∂W at the point that `solve` finds, with a `KKT` report of that point.
+
+    Every member of the family ends here: it has the gradient of the same function at another point, and
+    `info.residuals` says how far that is from being stationary, whatever the way there. The report costs two
+    more local gradients where it is used; these are not counted, and not spent where it is not.
+
+    Args:
+      objective: a per-example objective that takes `propagate`.
+      solve: the way to a point.
+    """
+    report = stationarity(objective)
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        del key
+        losses, feedforward = record(objective)(params, batch)
+        axons, multipliers, evaluations = solve(params, feedforward, batch)
+        grads, residuals = report(params, axons, multipliers, batch)
+        # besides the way: one forward run, one local gradient
+        return grads, state, Info(jnp.mean(losses), jnp.int32(2) + jnp.int32(evaluations), residuals)
+
+    return GradientEstimator(stateless, estimate)
