@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "locality": {"base", "checks", "propagation"},
     "training": {"base", "checks", "batching"},
     "diagnostics": {"base", "checks", "numerics"},
+    "conformance": {*("base", "checks", "propagation", "activations", "losses", "networks", "objectives", "locality")},
     "theory": set(),
 }
 

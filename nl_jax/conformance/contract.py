@@ -1,0 +1,171 @@
+"""What every estimator owes its user, whatever it is."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.base import Array, Batch, EstimateFn, EstimatorInitFn, Info, Params
+from nl_jax.conformance.certificate import Row
+from nl_jax.conformance.subject import Subject, made
+from nl_jax.propagation import feedforward
+
+KEYS = jax.random.key(3), jax.random.key(4)
+
+
+def signatures(s: Subject) -> Row:
+    """`init(key, params)`, `estimate(key, state, params, batch)`, so that all are called alike."""
+    found = []
+    for function, protocol in ((s.estimator.init, EstimatorInitFn), (s.estimator.estimate, EstimateFn)):
+        expected = list(inspect.signature(protocol.__call__).parameters)[1:]
+        has = list(inspect.signature(function).parameters)
+        if has != expected:
+            found.append(f"takes ({', '.join(has)}), must take ({', '.join(expected)})")
+    return _row("signatures", found, "init(key, params), estimate(key, state, params, batch)")
+
+
+def shapes(s: Subject) -> Row:
+    """Gradients like the parameters, state like the state before; all finite."""
+    leaves = jax.tree_util.tree_leaves_with_path
+    grads, state, _ = _once(s)
+    found = []
+    for what, ours, theirs in (("grads", grads, s.problem.params), ("state", state, s.state)):
+        if [path for path, _ in leaves(ours)] != [path for path, _ in leaves(theirs)]:
+            found.append(f"{what} is a tree {jax.tree.structure(ours)}, must be {jax.tree.structure(theirs)}")
+        else:
+            found += [
+                f"{what}{jax.tree_util.keystr(path)} is {jax.typeof(a)}, must be {jax.typeof(b)}"
+                for (path, a), b in zip(leaves(ours), jax.tree.leaves(theirs), strict=True)
+                if (jnp.shape(a), jnp.result_type(a)) != (jnp.shape(b), jnp.result_type(b))
+            ]
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads)):
+        found.append("grads are not finite")
+    return _row("shapes", found, "grads have the parameters' tree, shapes and dtypes, state that of the state before")
+
+
+def info(s: Subject) -> Row:
+    """The mean loss, and what the estimate cost."""
+    _, _, info = _once(s)
+    if not isinstance(info, Info):
+        return _row("info", [f"is {type(info).__name__}, must be nl.Info(loss, evaluations)"], "")
+    loss = float(jnp.mean(s.problem.objective(s.problem.params, s.problem.batch)))
+    evaluations = jnp.asarray(info.evaluations)
+    found = []
+    if jnp.shape(info.loss) != () or abs(float(info.loss) - loss) > 0.1 * abs(loss):
+        found.append(f"loss is {info.loss}, the mean loss {loss:.4g}")
+    if evaluations.shape != () or evaluations.dtype != jnp.int32:
+        found.append(f"evaluations is {jax.typeof(evaluations)}, must be an int32 scalar")
+    elif s.claims.evaluations not in (None, int(evaluations)):
+        found.append(f"evaluations is {int(evaluations)}, claimed were {s.claims.evaluations}")
+    return _row(
+        "info", found, f"loss {float(info.loss):.4g}, {evaluations} evaluations", evaluations=evaluations.tolist()
+    )
+
+
+def reproducible(s: Subject) -> Row:
+    """One key, one result: again, eager, compiled and mapped over keys."""
+    at = s.state, s.problem.params, s.problem.batch
+    first = s.estimate(KEYS[0], *at)
+    mapped = jax.jit(jax.vmap(s.estimator.estimate, in_axes=(0, None, None, None)))(jnp.stack(KEYS), *at)
+    apart = {
+        "again": distance(s.estimate(KEYS[0], *at), first),
+        "eager": distance(s.estimator.estimate(KEYS[0], *at), first),
+        "mapped": distance(jax.tree.map(lambda x: x[0], mapped), first),
+    }
+    allowed = {"again": 0.0, "eager": 10 * rounding(), "mapped": 10 * rounding()}
+    found = [f"{how}: relative difference {apart[how]:.1e}" for how in apart if not apart[how] <= allowed[how]]
+    said = f"the same again; eager, jit and vmap agree to {max(apart['eager'], apart['mapped']):.1e}"
+    return _row("reproducible", found, said, **apart)
+
+
+def randomness(s: Subject) -> Row:
+    """Whether its key decides anything."""
+    said = "a key decides" if is_random(s) else "does not use its key"
+    return Row("randomness", "noted", said, {"random": is_random(s)})
+
+
+def compilations(s: Subject) -> Row:
+    """A second call with another key and the next state is not traced again."""
+    state = s.state
+    for key in KEYS:
+        _, state, _ = s.estimate(key, state, s.problem.params, s.problem.batch)
+    count = len(s.traces)
+    return _row("compilations", [f"traced {count} times for calls of one shape"] * (count != 1), "traced once")
+
+
+def chunks(s: Subject) -> Row:
+    """Samples by twos or one by one, where there is a setting `chunk`: the same result."""
+    if not has_setting(s, "chunk"):
+        return Row("chunks", "noted", "no setting named chunk")
+    results = []
+    for chunk in (1, 2):
+        estimator = made(s.factory, s.problem.objective, chunk=chunk)
+        state = estimator.init(KEYS[0], s.problem.params)
+        results.append(jax.jit(estimator.estimate)(KEYS[0], state, s.problem.params, s.problem.batch)[0])
+    apart = distance(*results)
+    found = [f"relative difference {apart:.1e} between chunks of 1 and 2"] * (not apart <= 10 * rounding())
+    return _row("chunks", found, f"chunks of 1 and 2 agree to {apart:.1e}", difference=apart)
+
+
+def bad_input(s: Subject) -> Row:
+    """Averaged losses and raw keys are refused with a ValueError, not used."""
+
+    def averaged(params: Params, batch: Batch, propagate: Any = feedforward) -> Array:
+        return jnp.mean(s.problem.objective(params, batch, propagate=propagate))
+
+    found = []
+    if not refuses(lambda: _run(s.factory, averaged, s, KEYS[0])):
+        found.append("takes an objective that averages over the batch: check it with nl_jax.checks.per_example")
+    if is_random(s) and not refuses(lambda: _run(s.factory, s.problem.objective, s, jnp.zeros(2, jnp.uint32))):
+        found.append("takes a raw key: check it with nl_jax.checks.typed_key")
+    return _row("bad input", found, "averaged losses and raw keys are a ValueError")
+
+
+def is_random(s: Subject) -> bool:
+    """Whether two keys give two results."""
+    at = s.state, s.problem.params, s.problem.batch
+    one, other = (s.estimate(key, *at)[0] for key in KEYS)
+    return distance(one, other) > rounding()
+
+
+def has_setting(s: Subject, name: str) -> bool:
+    """Whether the factory takes a keyword of this name."""
+    parameter = inspect.signature(s.factory).parameters.get(name)
+    return parameter is not None and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+
+
+def refuses(run: Callable[[], Any]) -> bool:
+    """Whether running it is a ValueError; any other error is let through."""
+    try:
+        run()
+    except ValueError:
+        return True
+    return False
+
+
+def rounding() -> float:
+    """Relative differences that arithmetic in another order may make: √ε of the default dtype."""
+    return float(jnp.finfo(jnp.result_type(float)).eps) ** 0.5
+
+
+def distance(a: Any, b: Any) -> float:
+    """‖a − b‖/‖b‖ of two trees, NaN if they hold one."""
+    pairs = [(np.asarray(x), np.asarray(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+    scale = sum(float(np.sum(np.square(y))) for _, y in pairs)
+    return (sum(float(np.sum(np.square(x - y))) for x, y in pairs) / scale) ** 0.5 if scale > 0 else 0.0
+
+
+def _once(s: Subject) -> tuple[Params, Any, Info]:
+    return s.estimate(KEYS[0], s.state, s.problem.params, s.problem.batch)
+
+
+def _run(factory: Any, objective: Any, s: Subject, key: Array) -> None:
+    estimator = made(factory, objective)
+    estimator.estimate(key, estimator.init(KEYS[0], s.problem.params), s.problem.params, s.problem.batch)
+
+
+def _row(check: str, found: list[str], said: str, **figures: Any) -> Row:
+    return Row(check, "failed" if found else "passed", "; ".join(found) or said, figures)

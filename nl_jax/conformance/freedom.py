@@ -1,0 +1,77 @@
+"""What an estimator needs and what it looks at: layers, derivatives, and where its updates get their news from."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, Params
+from nl_jax.conformance.certificate import Outcome, Row
+from nl_jax.conformance.problem import Problem, chain
+from nl_jax.conformance.subject import Subject, made
+from nl_jax.locality.audit import audit
+
+KEY = jax.random.key(3)
+
+
+class Differentiated(Exception):
+    """Raised by the functions below when their derivative is taken."""
+
+
+def layers(s: Subject) -> Row:
+    """Takes any function of parameters and batch, or says that it needs `propagate`."""
+
+    def layerless(params: Params, batch: Batch) -> Array:
+        return (batch @ params) ** 2
+
+    try:
+        _estimate(s, Problem(layerless, jnp.ones(3), jnp.ones((2, 3)), None))
+    except ValueError as error:
+        if "propagate" in str(error):
+            return Row("layers", "noted", "needs an objective that takes `propagate`", {"layers": True})
+        raise
+    return Row("layers", "noted", "takes any function of parameters and batch", {"layers": False})
+
+
+def derivatives(s: Subject) -> Row:
+    """Whether an activation or a loss is ever differentiated: both raise if so."""
+    outcome: Outcome
+    try:
+        _estimate(s, chain(_rough_tanh, _rough_loss))
+    except Differentiated:
+        outcome, said, free = "failed", "differentiates activations or losses", False
+    else:
+        outcome, said, free = "passed", "differentiates neither activations nor losses", True
+    return Row("derivatives", outcome if s.claims.gradient_free else "noted", said, {"gradient_free": free})
+
+
+def locality(s: Subject) -> Row:
+    """What `nl.audit` says that its updates see."""
+    problem = s.problem
+    verdict = audit(s.factory, problem.objective, problem.params, problem.batch).verdict
+    if s.claims.verdict not in (None, verdict):
+        return Row("locality", "failed", f"{verdict}; claimed was {s.claims.verdict}", {"verdict": verdict})
+    return Row("locality", "noted" if s.claims.verdict is None else "passed", verdict, {"verdict": verdict})
+
+
+def _estimate(s: Subject, problem: Problem) -> None:
+    estimator = made(s.factory, problem.objective)
+    estimator.estimate(KEY, estimator.init(KEY, problem.params), problem.params, problem.batch)
+
+
+def _refuse(*_: Any) -> Any:
+    raise Differentiated
+
+
+@jax.custom_jvp
+def _rough_tanh(nu: Array) -> Array:
+    return jnp.tanh(nu)
+
+
+@jax.custom_jvp
+def _rough_loss(outputs: Array, labels: Array) -> Array:
+    return jnp.sum(jnp.square(outputs - jax.nn.one_hot(labels, outputs.shape[1], dtype=outputs.dtype)), axis=1)
+
+
+_rough_tanh.defjvp(_refuse)
+_rough_loss.defjvp(_refuse)

@@ -1,0 +1,75 @@
+"""An estimator to be certified, with what is claimed of it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State
+from nl_jax.conformance.problem import Problem
+
+Factory = Callable[..., GradientEstimator]
+"""`factory(objective) -> estimator`, with more keyword settings if it has them."""
+
+
+class Claims(NamedTuple):
+    """What its author says of an estimator, to be checked.
+
+    Attributes:
+      calibrated: its mean is the gradient of the mean loss; without randomness: it is that gradient.
+      gradient_free: it takes no derivative of layers or losses.
+      evaluations: what one estimate costs; None to say nothing.
+      verdict: what `nl.audit` finds of it, such as "three-factor"; None to say nothing.
+    """
+
+    calibrated: bool = True
+    gradient_free: bool = False
+    evaluations: int | None = None
+    verdict: str | None = None
+
+
+class Subject(NamedTuple):
+    """What every check is given.
+
+    Attributes:
+      factory, claims, problem: as handed in.
+      num_keys: how many estimates a mean is taken of.
+      estimator: made by the factory for the problem's objective.
+      state: its first.
+      estimate: its `estimate`, jitted once for all checks.
+      traces: grows by one entry each time `estimate` is traced.
+    """
+
+    factory: Factory
+    claims: Claims
+    problem: Problem
+    num_keys: int
+    estimator: GradientEstimator
+    state: State
+    estimate: Callable[[Key, State, Params, Batch], tuple[Params, State, Info]]
+    traces: list[None]
+
+
+def subject(factory: Factory, claims: Claims, problem: Problem, num_keys: int) -> Subject:
+    """The factory's estimator for the problem, ready to be run."""
+    estimator = made(factory, problem.objective)
+    traces: list[None] = []
+
+    @jax.jit
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        traces.append(None)
+        return estimator.estimate(key, state, params, batch)
+
+    state = estimator.init(jax.random.key(0), problem.params)
+    return Subject(factory, claims, problem, num_keys, estimator, state, estimate, traces)
+
+
+def made(factory: Factory, objective: Objective, **settings: int) -> GradientEstimator:
+    """What the factory makes, or TypeError if that is not an estimator."""
+    estimator = factory(objective, **settings)
+    if not (isinstance(estimator, tuple) and hasattr(estimator, "init") and hasattr(estimator, "estimate")):
+        raise TypeError(
+            f"the factory must return a nl.GradientEstimator(init, estimate), got {type(estimator).__name__}: "
+            "hand in factory(objective) -> estimator"
+        )
+    return estimator

@@ -1,0 +1,68 @@
+"""The certificate, and the command that prints it."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+import nl_jax as nl
+from nl_jax.conformance import certify
+from nl_jax.conformance.__main__ import main
+
+
+def broken(objective):
+    def estimate(key, state, params, batch):
+        raise KeyError("hidden")
+
+    return nl.GradientEstimator(lambda key, params: (), estimate)
+
+
+def test_what_raises_has_failed_and_says_with_what():
+    certificate = certify(broken, num_keys=2)
+    assert not certificate.passed
+    assert certificate.rows["shapes"].said == "KeyError: 'hidden'"
+    assert "signatures" not in certificate.failures
+    assert str(certificate).splitlines()[0] == "broken"
+    assert str(certificate).splitlines()[-1].startswith("NOT certified: ")
+
+
+@pytest.mark.parametrize(
+    ("factory", "error", "said"),
+    [
+        (nl.reinforce, ValueError, r"factory must take one argument, got reinforce"),
+        (lambda objective: objective, TypeError, r"must return a nl\.GradientEstimator"),
+    ],
+)
+def test_what_is_no_factory_is_refused(factory, error, said):
+    with pytest.raises(error, match=said):
+        certify(factory)
+
+
+def test_one_key_has_no_standard_error():
+    with pytest.raises(ValueError, match="num_keys must be at least 2"):
+        certify(nl.backprop, num_keys=1)
+
+
+def test_the_command_certifies(tmp_path, capsys):
+    file = tmp_path / "certificate.json"
+    assert main(["nl_jax:backprop", "--evaluations", "3", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("nl_jax:backprop\n")
+    assert printed.endswith("certified: 13 checks\n")
+    saved = json.loads(file.read_text())
+    assert saved["certified"]
+    assert saved["checks"]["calibration"]["difference"] < 1e-12  # in float64
+    assert jnp.asarray(0.0).dtype == jnp.float32  # and what follows is as it was
+
+
+def test_the_command_fails_what_is_not_as_claimed(capsys):
+    assert main(["nl_jax:backprop", "--gradient-free", "--verdict", "local"]) == 1
+    printed = capsys.readouterr().out
+    assert "NOT certified: 2 of 13 checks failed" in printed
+
+
+@pytest.mark.parametrize("name", ["nl_jax", "nl_jax:nothing", "no.such.module:factory", "nl_jax:reinforce"])
+def test_a_wrong_name_is_a_usage_error(name, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([name])
+    assert name in capsys.readouterr().err

@@ -1,0 +1,164 @@
+"""Every check of the kit has a twin that it catches, and lets an honest estimator pass."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import nl_jax as nl
+from nl_jax.conformance import Claims, calibration, contract, freedom
+from nl_jax.conformance.certify import CHECKS
+from nl_jax.conformance.problem import chain
+from nl_jax.conformance.subject import subject
+
+honest = functools.partial(nl.node_perturbation, num_samples=2, directions=nl.directions.rademacher())
+
+
+def run(check, factory, **claims):
+    return check(subject(factory, Claims(**claims), chain(), 600))
+
+
+def changed(change, factory=honest):
+    """The factory's estimator with `change(grads, state, info)` of what it returns."""
+
+    def make(objective):
+        estimator = factory(objective)
+        return estimator._replace(
+            estimate=lambda key, state, params, batch: change(*estimator.estimate(key, state, params, batch))
+        )
+
+    return make
+
+
+def swapped(objective):
+    estimator = honest(objective)
+    return estimator._replace(estimate=lambda state, key, params, batch: estimator.estimate(key, state, params, batch))
+
+
+def half(grads, state, info):
+    return jax.tree.map(lambda g: g.astype(jnp.float16), grads), state, info
+
+
+def pruned(grads, state, info):
+    return {"output": grads["output"]}, state, info
+
+
+def growing(grads, state, info):
+    return grads, (*state, info.loss), info
+
+
+def nan(grads, state, info):
+    return jax.tree.map(lambda g: g / 0, grads), state, info
+
+
+def summed(grads, state, info):
+    return grads, state, info._replace(loss=6.0 * info.loss)
+
+
+def wide(grads, state, info):
+    return grads, state, info._replace(evaluations=info.evaluations.astype(jnp.float32))
+
+
+def free(grads, state, info):
+    return grads, state, info._replace(evaluations=jnp.int32(0))
+
+
+def bare(grads, state, info):
+    return grads, state, info.loss
+
+
+def weak(objective):
+    """Its state begins as a weakly typed number, and is an array after the first step."""
+    estimator = honest(objective)
+
+    def estimate(key, state, params, batch):
+        grads, _, info = estimator.estimate(key, (), params, batch)
+        return grads, jnp.sin(state).astype(jnp.result_type(float)), info
+
+    return nl.GradientEstimator(lambda key, params: 0.0, estimate)
+
+
+def impure(objective):
+    """Counts its own calls, so that what it returns depends on how often it was traced."""
+    estimator, calls = honest(objective), []
+
+    def estimate(key, state, params, batch):
+        calls.append(1)
+        return estimator.estimate(jax.random.fold_in(key, len(calls)), state, params, batch)
+
+    return estimator._replace(estimate=estimate)
+
+
+def chunked(objective, chunk=1):
+    """Folds its keys from the chunk's size."""
+    estimator = honest(objective)
+    return estimator._replace(
+        estimate=lambda key, state, params, batch: estimator.estimate(
+            jax.random.fold_in(key, chunk), state, params, batch
+        )
+    )
+
+
+def careless(objective):
+    """Averages again what was averaged already, and takes any key."""
+
+    def estimate(key, state, params, batch):
+        loss, grads = jax.value_and_grad(lambda p: jnp.mean(objective(p, batch)))(params)
+        scale = jnp.sum(key).astype(loss.dtype) if key.dtype == jnp.uint32 else jax.random.normal(key, ())
+        return jax.tree.map(lambda g: g * scale, grads), state, nl.Info(loss, jnp.int32(3))
+
+    return nl.GradientEstimator(lambda key, params: (), estimate)
+
+
+def repeated(objective, num_samples=2):
+    """The same two samples, however many are asked for."""
+    del num_samples
+    return honest(objective)
+
+
+LONGER = changed(lambda grads, state, info: (jax.tree.map(lambda g: 1.2 * g, grads), state, info))
+NOISE = functools.partial(honest, baseline=nl.baselines.none())
+SHORT = changed(lambda grads, state, info: (jax.tree.map(lambda g: 0.999 * g, grads), state, info), nl.backprop)
+
+TWINS = {
+    "signatures": (contract.signatures, swapped, {}, r"takes \(state, key"),
+    "half precision": (
+        contract.shapes,
+        changed(half),
+        {},
+        r"grads\['hidden1'\]\['bias'\] is float16\[5\], must be float32",
+    ),
+    "another tree": (contract.shapes, changed(pruned), {}, "grads is a tree"),
+    "another state": (contract.shapes, changed(growing), {}, "state is a tree"),
+    "NaN": (contract.shapes, changed(nan), {}, "not finite"),
+    "summed loss": (contract.info, changed(summed), {}, "the mean loss"),
+    "float evaluations": (contract.info, changed(wide), {}, "must be an int32 scalar"),
+    "free evaluations": (contract.info, changed(free), {"evaluations": 4}, "is 0, claimed were 4"),
+    "bare loss": (contract.info, changed(bare), {}, r"must be nl\.Info"),
+    "weak state": (contract.compilations, weak, {}, "traced 2 times"),
+    "impure": (contract.reproducible, impure, {}, "eager: relative difference"),
+    "chunked": (contract.chunks, chunked, {}, "between chunks of 1 and 2"),
+    "careless": (contract.bad_input, careless, {}, "averages over the batch.*takes a raw key"),
+    "too long": (calibration.calibration, LONGER, {}, r"⟨ĝ, g⟩/‖g‖² = 1\.1"),
+    "nearly exact": (calibration.calibration, SHORT, {}, r"differs from the gradient by 1\.0e-03"),
+    "noise alone": (calibration.calibration, NOISE, {}, "more keys"),
+    "one key": (calibration.variance, repeated, {}, "slower than 1/K"),
+    "derivative": (freedom.derivatives, nl.forward_gradient, {"gradient_free": True}, "differentiates activations"),
+    "transport": (freedom.locality, nl.backprop, {"verdict": "local"}, "weight transport.*claimed was local"),
+}
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_every_check_catches_its_twin(twin):
+    check, factory, claims, said = TWINS[twin]
+    row = run(check, factory, **claims)
+    assert row.outcome == "failed"
+    assert re.search(said, row.said), row.said
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_every_check_lets_an_honest_estimator_pass(check):
+    row = run(check, honest, gradient_free=True, evaluations=4, verdict="three-factor")
+    assert row.outcome == ("noted" if check in (contract.randomness, freedom.layers) else "passed"), row.said
