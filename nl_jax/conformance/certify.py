@@ -43,11 +43,11 @@ def certify(
       ValueError: for a factory that takes no objective, or fewer than 2 keys.
       TypeError: if the factory does not return an estimator.
 
-    >>> import functools, nl_jax as nl
+    >>> import nl_jax as nl
     >>> from nl_jax.conformance import Claims, certify
-    >>> claims = Claims(gradient_free=True, evaluations=6, verdict="three-factor")
-    >>> certify(functools.partial(nl.node_perturbation, num_samples=4), claims, num_keys=300).passed
-    True
+    >>> certificate = certify(nl.backprop, Claims(evaluations=3))  # print(certificate)
+    >>> certificate.passed, certificate.rows["randomness"].said
+    (True, 'does not use its key')
     """
     takes("factory", factory, 1, "hand in nl.backprop or functools.partial(nl.node_perturbation, …), not the estimator")
     if positive_integer("num_keys", num_keys) < 2:

@@ -10,7 +10,7 @@ import numpy as np
 
 from nl_jax.base import Array, Batch, EstimateFn, EstimatorInitFn, Info, Params
 from nl_jax.conformance.certificate import Row
-from nl_jax.conformance.subject import Subject, made
+from nl_jax.conformance.subject import Subject, flat, keys, made
 from nl_jax.propagation import feedforward
 
 KEYS = jax.random.key(3), jax.random.key(4)
@@ -69,11 +69,11 @@ def reproducible(s: Subject) -> Row:
     """One key, one result: again, eager, compiled and mapped over keys."""
     at = s.state, s.problem.params, s.problem.batch
     first = s.estimate(KEYS[0], *at)
-    mapped = jax.jit(jax.vmap(s.estimator.estimate, in_axes=(0, None, None, None)))(jnp.stack(KEYS), *at)
+    one = s.estimate(keys(s.num_keys)[0], *at)[0]
     apart = {
         "again": distance(s.estimate(KEYS[0], *at), first),
         "eager": distance(s.estimator.estimate(KEYS[0], *at), first),
-        "mapped": distance(jax.tree.map(lambda x: x[0], mapped), first),
+        "mapped": distance(s.estimates()[0], flat(one)),
     }
     allowed = {"again": 0.0, "eager": 10 * rounding(), "mapped": 10 * rounding()}
     found = [f"{how}: relative difference {apart[how]:.1e}" for how in apart if not apart[how] <= allowed[how]]
@@ -97,17 +97,16 @@ def compilations(s: Subject) -> Row:
 
 
 def chunks(s: Subject) -> Row:
-    """Samples by twos or one by one, where there is a setting `chunk`: the same result."""
+    """In whatever chunks samples are taken, where there is a setting `chunk`: the same result."""
     if not has_setting(s, "chunk"):
         return Row("chunks", "noted", "no setting named chunk")
-    results = []
-    for chunk in (1, 2):
-        estimator = made(s.factory, s.problem.objective, chunk=chunk)
-        state = estimator.init(KEYS[0], s.problem.params)
-        results.append(jax.jit(estimator.estimate)(KEYS[0], state, s.problem.params, s.problem.batch)[0])
-    apart = distance(*results)
-    found = [f"relative difference {apart:.1e} between chunks of 1 and 2"] * (not apart <= 10 * rounding())
-    return _row("chunks", found, f"chunks of 1 and 2 agree to {apart:.1e}", difference=apart)
+    chunk = 1 if setting(s, "chunk") == 2 else 2
+    estimator = made(s.factory, s.problem.objective, chunk=chunk)
+    state = estimator.init(jax.random.key(0), s.problem.params)
+    grads = jax.jit(estimator.estimate)(KEYS[0], state, s.problem.params, s.problem.batch)[0]
+    apart = distance(grads, _once(s)[0])
+    found = [f"chunks of {chunk} differ from the default by {apart:.1e}"] * (not apart <= 10 * rounding())
+    return _row("chunks", found, f"chunks of {chunk} agree with the default to {apart:.1e}", difference=apart)
 
 
 def bad_input(s: Subject) -> Row:
@@ -133,8 +132,13 @@ def is_random(s: Subject) -> bool:
 
 def has_setting(s: Subject, name: str) -> bool:
     """Whether the factory takes a keyword of this name."""
+    return name in inspect.signature(s.factory).parameters
+
+
+def setting(s: Subject, name: str) -> Any:
+    """What a setting of the factory is by default, None if it has none of this name."""
     parameter = inspect.signature(s.factory).parameters.get(name)
-    return parameter is not None and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def refuses(run: Callable[[], Any]) -> bool:

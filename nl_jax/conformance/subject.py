@@ -1,9 +1,11 @@
 """An estimator to be certified, with what is claimed of it."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.conformance.problem import Problem
@@ -38,6 +40,7 @@ class Subject(NamedTuple):
       state: its first.
       estimate: its `estimate`, jitted once for all checks.
       traces: grows by one entry each time `estimate` is traced.
+      estimates: as many gradients as keys, made once for all checks, [keys, parameters].
     """
 
     factory: Factory
@@ -48,6 +51,7 @@ class Subject(NamedTuple):
     state: State
     estimate: Callable[[Key, State, Params, Batch], tuple[Params, State, Info]]
     traces: list[None]
+    estimates: Callable[[], np.ndarray]
 
 
 def subject(factory: Factory, claims: Claims, problem: Problem, num_keys: int) -> Subject:
@@ -61,7 +65,29 @@ def subject(factory: Factory, claims: Claims, problem: Problem, num_keys: int) -
         return estimator.estimate(key, state, params, batch)
 
     state = estimator.init(jax.random.key(0), problem.params)
-    return Subject(factory, claims, problem, num_keys, estimator, state, estimate, traces)
+
+    @functools.cache
+    def estimates() -> np.ndarray:
+        return samples(estimator, problem, keys(num_keys))
+
+    return Subject(factory, claims, problem, num_keys, estimator, state, estimate, traces, estimates)
+
+
+def keys(count: int) -> Key:
+    """Those that means are taken over."""
+    return jax.random.split(jax.random.key(11), count)
+
+
+def samples(estimator: GradientEstimator, problem: Problem, keys: Key) -> np.ndarray:
+    """One estimate for each key, all from the first state, [keys, parameters]."""
+    state = estimator.init(jax.random.key(0), problem.params)
+    grads = jax.jit(jax.vmap(lambda key: estimator.estimate(key, state, problem.params, problem.batch)[0]))(keys)
+    return np.concatenate([np.reshape(x, (len(keys), -1)) for x in jax.tree.leaves(grads)], axis=1)
+
+
+def flat(tree: Params) -> np.ndarray:
+    """All leaves as one vector, [parameters]."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def made(factory: Factory, objective: Objective, **settings: int) -> GradientEstimator:

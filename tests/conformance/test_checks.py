@@ -139,7 +139,7 @@ TWINS = {
     "bare loss": (contract.info, changed(bare), {}, r"must be nl\.Info"),
     "weak state": (contract.compilations, weak, {}, "traced 2 times"),
     "impure": (contract.reproducible, impure, {}, "eager: relative difference"),
-    "chunked": (contract.chunks, chunked, {}, "between chunks of 1 and 2"),
+    "chunked": (contract.chunks, chunked, {}, "chunks of 2 differ from the default"),
     "careless": (contract.bad_input, careless, {}, "averages over the batch.*takes a raw key"),
     "too long": (calibration.calibration, LONGER, {}, r"⟨ĝ, g⟩/‖g‖² = 1\.1"),
     "nearly exact": (calibration.calibration, SHORT, {}, r"differs from the gradient by 1\.0e-03"),
