@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import nl_jax as nl
+from nl_jax.theory import conservation
 from tests import problems
 
 KEY, OTHER = jax.random.key(0), jax.random.key(5)
@@ -57,10 +58,9 @@ def test_is_the_recursion_of_the_paper(x64):
 
 
 def test_what_a_linear_network_conserves(x64):
-    """Under gradient flow W₀W₀ᵀ − (BW + WᵀBᵀ); backprop conserves W₀W₀ᵀ − WᵀW.
+    """W₀W₀ᵀ − (BW + WᵀBᵀ) of feedback alignment, W₀W₀ᵀ − WᵀW of backprop, and neither the other's.
 
-    Here W₀ = hidden1ᵀ [hidden, inputs], W = outputᵀ and B [hidden, outputs]. Steps of η move what is conserved by
-    η² alone, other quantities by η: a quarter or a half of it at half the step.
+    One step moves what is conserved by η² alone, other quantities by η: a quarter or a half of it at half the step.
     """
     network = nl.mlp([3, 4, 2], activation=lambda nu: nu, bias=False)
     params = network.init(KEY, jnp.float64)
@@ -69,13 +69,14 @@ def test_what_a_linear_network_conserves(x64):
     aligned = nl.feedback_alignment(objective)
     b = aligned.init(OTHER, params)
 
+    def seed_weights(params):
+        return params["hidden1"]["weight"].T, params["output"]["weight"].T
+
     def of_alignment(params):
-        first, product = params["hidden1"]["weight"].T, b["output"]["weight"] @ params["output"]["weight"].T
-        return first @ first.T - (product + product.T)
+        return conservation.feedback_alignment(*seed_weights(params), b["output"]["weight"])
 
     def of_backprop(params):
-        first, second = params["hidden1"]["weight"].T, params["output"]["weight"].T
-        return first @ first.T - second.T @ second
+        return conservation.backprop(seed_weights(params))[0]
 
     def moved(quantity, grads, eta):
         after = jax.tree.map(lambda w, g: w - eta * g, params, grads)
