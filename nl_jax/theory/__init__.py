@@ -1,5 +1,23 @@
 """Closed forms that learning can be judged by: pure functions of arrays, one subject a file."""
 
-from nl_jax.theory import conservation, deep_linear, delta_rule, hebbian, linear_neuron, perceptron
+from nl_jax.theory import (
+    conservation,
+    deep_linear,
+    delta_rule,
+    hebbian,
+    linear_neuron,
+    perceptron,
+    perturbation,
+    student_teacher,
+)
 
-__all__ = ["conservation", "deep_linear", "delta_rule", "hebbian", "linear_neuron", "perceptron"]
+__all__ = [
+    "conservation",
+    "deep_linear",
+    "delta_rule",
+    "hebbian",
+    "linear_neuron",
+    "perceptron",
+    "perturbation",
+    "student_teacher",
+]

@@ -9,6 +9,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from nl_jax.theory.ranges import in_range
+
 
 def training_error(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     """L^tr(w) = (1/N) Σ_n (y_n − wᵀx_n)²."""
@@ -113,7 +115,7 @@ def expected_excess_error(N: int, D: int, *, noise: float, signal: float) -> flo
     >>> expected_excess_error(20, 10, noise=1.0, signal=1.0), expected_excess_error(10, 10, noise=1.0, signal=1.0)
     (1.1111111111111112, inf)
     """
-    _in_range(N=(N, 1), D=(D, 1), noise=(noise, 0), signal=(signal, 0))
+    in_range(N=(N, 1), D=(D, 1), noise=(noise, 0), signal=(signal, 0))
     missed = signal**2 * max(0.0, 1 - N / D)
     if noise == 0:
         return missed
@@ -131,14 +133,8 @@ def expected_training_error(N: int, D: int, *, noise: float) -> float:
     Raises:
       ValueError: for a number out of range.
     """
-    _in_range(N=(N, 1), D=(D, 1), noise=(noise, 0))
+    in_range(N=(N, 1), D=(D, 1), noise=(noise, 0))
     return noise**2 * max(0.0, 1 - D / N)
-
-
-def _in_range(**values: tuple[float, int]) -> None:
-    for name, (value, least) in values.items():
-        if not least <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number of at least {least}, got {value!r}")
 
 
 def _check(x: jax.Array, y: jax.Array) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.diagnostics.timing import Spread
+from nl_jax.theory import perturbation as theory
 from tests import problems
 
 KEY = jax.random.key(0)
@@ -29,11 +30,12 @@ def found():
 
 
 def test_signal_to_noise_is_that_of_the_variance_law(found):
-    """K/(P − 1) for signs; a wrong K must fail."""
+    """The inverse of the relative variance, K/(P − 1) for signs; a wrong K must fail."""
+    signal_to_noise = lambda K: 1 / theory.relative_variance(theory.independent(43, kurtosis=1), K)
     for name, samples in (("four", 4), ("sixteen", 16)):
         row = found.rows[name]
-        assert abs(row.signal_to_noise - samples / 42) < 5 * row.signal_to_noise_error
-        assert abs(row.signal_to_noise - (samples + 1) / 42) > row.signal_to_noise_error
+        assert abs(row.signal_to_noise - signal_to_noise(samples)) < 5 * row.signal_to_noise_error
+        assert abs(row.signal_to_noise - signal_to_noise(samples + 1)) > row.signal_to_noise_error
         assert row.evaluations == samples + 1
         np.testing.assert_allclose(row.per_evaluation, row.signal_to_noise / row.evaluations)
         np.testing.assert_allclose(row.per_second, row.signal_to_noise / row.seconds.median)

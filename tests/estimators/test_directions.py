@@ -10,6 +10,7 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.estimators.directions import Structured
+from nl_jax.theory import perturbation as theory
 from tests import problems
 from tests.estimators.test_unbiased import estimates, exact, largest_deviation
 from tests.formed import formed
@@ -74,24 +75,16 @@ def linear(params, batch):
 
 
 def variance_law(name: str, K: int) -> float:
-    """E‖ĝ − g‖²/‖g‖² as the docstrings say it."""
-    per_example = np.einsum("ni,no->nio", X, V), C
-    weights, others = (np.sum(g.mean(axis=0) ** 2) for g in per_example)
-    each_weights, each_others = (np.sum(g**2) for g in per_example)
-    total, n = weights + others, 32
-    Pw, Pc = M * UNITS, UNITS
-    numerator = (Pw - 1) * each_weights + Pw * each_others + Pc * each_weights + N**2 * (Pc - 1) * others
-    return {
-        "gaussian": (P + 1) / K,
-        "rademacher": (P - 1) / K,
-        "sparse": (P - 2 + 4) / K,
-        "sphere": (P - 1) / K,
-        "coordinate": (P - K) / K,
-        "orthogonal": (P - 1) / K * (n - K) / (n - 1),
-        "rank_one": (P - 1) / K,
-        "low_rank": (P - 1 + 2 * (1 - 1 / 3) * weights / total) / K,
-        "flipout": numerator / (N**2 * total * K),
-    }[name]
+    """E‖ĝ − g‖²/‖g‖² by theory."""
+    weights, others = (jnp.asarray(g).reshape(N, -1) for g in (np.einsum("ni,no->nio", X, V), C))
+    part, rest = (jnp.sum(jnp.mean(g, axis=0) ** 2) for g in (weights, others))
+    second_moment = {
+        "gaussian": theory.independent(P, kurtosis=3),
+        "sparse": theory.independent(P, kurtosis=1 / 0.25),
+        "low_rank": theory.low_rank(P, 3, weights=float(part / (part + rest))),
+        "flipout": float(theory.flipout(weights, others)),
+    }.get(name, P)
+    return theory.relative_variance(second_moment, K, order={"orthogonal": 32, "coordinate": P}.get(name))
 
 
 @each_law

@@ -11,6 +11,7 @@ import nl_jax as nl
 from nl_jax.conformance.calibration import largest_deviation
 from nl_jax.conformance.subject import flat, samples
 from nl_jax.propagation import inject, local
+from nl_jax.theory import perturbation as theory
 from tests import problems
 
 NUM_KEYS = 3000
@@ -93,30 +94,30 @@ def test_examples_that_interact_need_batch_credit(x64):
     assert largest_deviation(estimates(make(), params, batch), g) > 5
 
 
-@pytest.mark.parametrize(("directions", "constant"), [(normal, 1), (signs, -1)], ids=["gaussian", "rademacher"])
+@pytest.mark.parametrize(("directions", "kurtosis"), [(normal, 3), (signs, 1)], ids=["gaussian", "rademacher"])
 @pytest.mark.parametrize("num_samples", [1, 4])
-def test_weight_space_variance_law(directions, constant, num_samples, x64):
+def test_weight_space_variance_law(directions, kurtosis, num_samples, x64):
     """E‖ĝ − g‖²/‖g‖² = (P ± 1)/K."""
     problem = problems.chain()
     estimator = nl.weight_perturbation(problem.objective, sigma=1e-5, num_samples=num_samples, directions=directions)
     g = exact(problem.objective, problem.params, problem.batch)
     squares = ((estimates(estimator, problem.params, problem.batch) - g) ** 2).sum(axis=1) / (g**2).sum()
     error = squares.std(ddof=1) / NUM_KEYS**0.5
-    assert abs(squares.mean() - (g.size + constant) / num_samples) < 5 * error
-    assert abs(squares.mean() - (g.size + constant) / (num_samples + 1)) > 5 * error
+    law = functools.partial(theory.relative_variance, theory.independent(g.size, kurtosis=kurtosis))
+    assert abs(squares.mean() - law(num_samples)) < 5 * error
+    assert abs(squares.mean() - law(num_samples + 1)) > 5 * error
 
 
-@pytest.mark.parametrize(("directions", "constant"), [(normal, 1), (signs, -1)], ids=["gaussian", "rademacher"])
-def test_node_space_variance_law(directions, constant, x64):
+@pytest.mark.parametrize(("directions", "kurtosis"), [(normal, 3), (signs, 1)], ids=["gaussian", "rademacher"])
+def test_node_space_variance_law(directions, kurtosis, x64):
     """Var ĝ_ba = Σ_n x_nb² (‖δ_n‖² ± δ_na²) / (B² K), with ‖δ_n‖² over all nodes of example n."""
     problem = problems.chain()
     x, _ = problem.batch
     _, preactivations, _ = local(problem.objective)(problem.params, problem.batch)
     zeros = jax.tree.map(jnp.zeros_like, preactivations)
     delta = jax.grad(lambda o: jnp.sum(inject(problem.objective)(problem.params, problem.batch, o)))(zeros)
-    power = sum(np.sum(d**2, axis=1, keepdims=True) for d in delta.values())
-    per_node = power + constant * delta["hidden1"] ** 2
-    predicted = np.asarray((x**2).T @ per_node) / (len(x) ** 2 * 2)
+    power = sum(jnp.sum(d**2, axis=1) for d in delta.values())
+    predicted = np.asarray(theory.node_variance(x, delta["hidden1"], power, 2, kurtosis=kurtosis))
     estimator = nl.node_perturbation(problem.objective, sigma=1e-5, num_samples=2, directions=directions)
     grads = jax.jit(jax.vmap(lambda key: estimator.estimate(key, (), problem.params, problem.batch)[0]))(KEYS)
     deviations = np.asarray(grads["hidden1"]["weight"])

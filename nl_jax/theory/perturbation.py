@@ -1,0 +1,147 @@
+"""Variance laws of perturbation: how noisy (gᵀξ) ξ is as an estimate of g, for E ξξᵀ = I, as the step σ → 0.
+
+One sample of P components has a second moment s = E‖(gᵀξ) ξ‖²/‖g‖², which is the law's own; the mean ĝ of K samples
+has the relative variance E‖ĝ − g‖²/‖g‖² that `relative_variance` makes of it, and is worth its inverse in signal to
+noise:
+
+    independent components      P − 1 + κ, κ = E ξ_i⁴: 3 Gaussian, 1 Rademacher, 1/p sparse of density p
+    of fixed length √P          P: signs, the sphere, a single coordinate, rank-one signs a bᵀ
+    low rank, rank-one Gaussian, signs of each example: below
+
+All are tested against the laws of `nl.directions`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.theory.ranges import in_range
+
+
+def relative_variance(second_moment: float, K: int, *, order: int | None = None) -> float:
+    """E‖ĝ − g‖²/‖g‖² = (s − 1)/K of K independent samples, and (s − 1)/K · (n − K)/(n − 1) of K out of n.
+
+    The latter are drawn without replacement from n directions that together give the gradient itself: rows of a
+    Hadamard matrix of order n ≥ P, or the n = P coordinates, for which s = P and (P − K)/K is left.
+
+    Args:
+      second_moment: s, at least 1.
+      K: samples, at least 1.
+      order: n, at least K; None for independent samples.
+
+    Raises:
+      ValueError: for a number out of range.
+
+    >>> P = 43
+    >>> relative_variance(independent(P, kurtosis=3), 4), relative_variance(independent(P, kurtosis=1), 4)
+    (11.0, 10.5)
+    >>> relative_variance(P, 16, order=64), relative_variance(P, 64, order=64)
+    (2.0, 0.0)
+    """
+    in_range(second_moment=(second_moment, 1), K=(K, 1))
+    each = (second_moment - 1) / K
+    if order is None:
+        return each
+    in_range(order=(order, max(K, 2)))
+    return each * (order - K) / (order - 1)
+
+
+def squared_cosine(P: int) -> float:
+    """E cos² = 1/P between g and one sample (gᵀξ) ξ, for ξ isotropic or of fixed length (P: at least 1)."""
+    in_range(P=(P, 1))
+    return 1 / P
+
+
+def independent(P: int, *, kurtosis: float) -> float:
+    """s = P − 1 + κ for independent components of zero mean and variance 1.
+
+    E (gᵀξ)² ξ_i² is κ g_i² + Σ_{j≠i} g_j²; over all i, (κ + P − 1)‖g‖².
+
+    Args:
+      P: components, at least 1.
+      kurtosis: κ = E ξ_i⁴, at least 1.
+
+    Raises:
+      ValueError: for a number out of range.
+    """
+    in_range(P=(P, 1), kurtosis=(kurtosis, 1))
+    return P - 1 + kurtosis
+
+
+def low_rank(P: int, rank: int, *, weights: float = 1.0) -> float:
+    """s = P + 2(1 − 1/r) f for Σ_r a_r b_rᵀ/√r with signs a, b on every weight, and signs on all else.
+
+    Args:
+      P: components, at least 1.
+      rank: r, at least 1.
+      weights: f, the part of ‖g‖² that belongs to such weights, at most 1.
+
+    Raises:
+      ValueError: for a number out of range.
+    """
+    in_range(P=(P, 1), rank=(rank, 1), weights=(weights, 0))
+    if weights > 1:
+        raise ValueError(f"weights must be at most 1, the whole of the gradient's square; got {weights}")
+    return P + 2 * (1 - 1 / rank) * weights
+
+
+def rank_one_gaussian(m: int, n: int) -> float:
+    """s = (m + 2)(n + 2) for a bᵀ with Gaussian a [m] and b [n] on a weight; with signs it is m n (EGGROLL).
+
+    Raises:
+      ValueError: for a number out of range.
+    """
+    in_range(m=(m, 1), n=(n, 1))
+    return float((m + 2) * (n + 2))
+
+
+def flipout(weights: jax.Array, others: jax.Array) -> jax.Array:
+    """s of flipout, by which every example n judges signs of its own on the weights (Wen et al. 2018).
+
+        s = 1 + [(P_w − 1) Σ‖g_nʷ‖² + P_w Σ‖g_nᶜ‖² + P_c Σ‖g_nʷ‖² + B² (P_c − 1)‖gᶜ‖²]/(B²‖g‖²)
+
+    Args:
+      weights: g_nʷ, examples' gradients by the weights, [B, P_w].
+      others: g_nᶜ, by all other parameters, whose signs the batch shares, [B, P_c].
+
+    Returns:
+      A scalar; nearly P/B where examples' gradients agree.
+
+    Raises:
+      ValueError: for different numbers of examples.
+    """
+    (B, P_w), (_, P_c) = weights.shape, others.shape
+    if len(others) != B:
+        raise ValueError(f"weights and others must be of the same examples, got {B} and {len(others)} of them")
+    own, shared = jnp.sum(weights**2), jnp.sum(others**2)
+    together = jnp.sum(jnp.mean(others, axis=0) ** 2)
+    whole = jnp.sum(jnp.mean(weights, axis=0) ** 2) + together
+    return 1 + ((P_w - 1 + P_c) * own + P_w * shared + B**2 * (P_c - 1) * together) / (B**2 * whole)
+
+
+def node_variance(x: jax.Array, delta: jax.Array, power: jax.Array, K: int, *, kurtosis: float) -> jax.Array:
+    """Var ĝ_ba = Σ_n x_nb² (‖δ_n‖² + (κ − 2) δ_na²)/(B² K) of node perturbation's weight gradients.
+
+    Every example has noise of its own and judges it by its own loss: the number of nodes takes the place of P, and the
+    variance is averaged over the batch.
+
+    Args:
+      x: a layer's inputs, [B, inputs].
+      delta: δ_na, the credit ∂E_n/∂ν of its units, [B, units].
+      power: ‖δ_n‖² over the nodes of all layers, [B].
+      K: samples, at least 1.
+      kurtosis: κ = E ξ_i⁴ of independent components.
+
+    Returns:
+      [inputs, units].
+
+    Raises:
+      ValueError: for a number out of range, or different numbers of examples.
+    """
+    in_range(K=(K, 1), kurtosis=(kurtosis, 1))
+    if not x.shape[:1] == delta.shape[:1] == power.shape:
+        raise ValueError(
+            f"x, delta and power must be of the same examples: [B, inputs], [B, units] and [B]; got {list(x.shape)}, "
+            f"{list(delta.shape)} and {list(power.shape)}"
+        )
+    of_credit = (power[:, None] + (kurtosis - 2) * delta**2) / K
+    return (x**2).T @ of_credit / len(x) ** 2

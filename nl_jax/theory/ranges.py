@@ -1,0 +1,10 @@
+"""What formulas of numbers are told that lie out of range."""
+
+import math
+
+
+def in_range(**values: tuple[float, int]) -> None:
+    """ValueError that names the first of `name=(value, least)` which is not a finite number of at least `least`."""
+    for name, (value, least) in values.items():
+        if not least <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least {least}, got {value!r}")

@@ -1,0 +1,127 @@
+"""Variance laws as algebra and by their definition; the laws of `nl.directions` are held to them in their own tests."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nl_jax.theory import perturbation as theory
+
+G = np.array([[0.5, -1.0], [2.0, 0.3], [0.1, 0.7]])
+
+
+def samples(directions, g):
+    """(gᵀξ) ξ for rows ξ, as vectors."""
+    directions = np.reshape(directions, (len(directions), -1))
+    return (directions @ g.ravel())[:, None] * directions
+
+
+def all_signs(count):
+    return np.array(list(itertools.product([-1.0, 1.0], repeat=count)))
+
+
+def second_moment(directions, g=G):
+    return np.mean(np.sum(samples(directions, g) ** 2, axis=1)) / np.sum(g**2)
+
+
+def outer(a, b):
+    return np.einsum("kim,kjm->kij", a, b)
+
+
+def test_signs_by_enumeration():
+    """Of all 2^P signs, and of all a bᵀ, s = P; of rank two 1 more, for 2(1 − 1/2) is 1."""
+    assert second_moment(all_signs(6)) == pytest.approx(theory.independent(6, kurtosis=1))
+    for rank in (1, 2):
+        factors = all_signs(5 * rank).reshape(-1, 5, rank)
+        directions = outer(factors[:, :3], factors[:, 3:]) / rank**0.5
+        assert second_moment(directions) == pytest.approx(theory.low_rank(6, rank))
+    assert theory.low_rank(6, 2) == 7
+    assert theory.low_rank(6, 2, weights=0.5) == 6.5
+
+
+def test_three_values_by_enumeration():
+    """±1/√p with chance p, else 0, at p = ½: of four equal chances two are 0."""
+    grid = np.array(list(itertools.product([-(2**0.5), 0.0, 0.0, 2**0.5], repeat=6)))
+    assert second_moment(grid) == pytest.approx(theory.independent(6, kurtosis=2))
+
+
+def test_rank_one_gaussian():
+    """Within 5 standard errors; dense Gaussian noise and rank-one signs, of P + 2 and P, must fail."""
+    a, b = (np.random.default_rng(k).normal(size=(400_000, n, 1)) for k, n in ((1, 3), (2, 2)))
+    squares = np.sum(samples(outer(a, b), G) ** 2, axis=1) / np.sum(G**2)
+    error = squares.std(ddof=1) / len(squares) ** 0.5
+    assert abs(squares.mean() - theory.rank_one_gaussian(3, 2)) < 5 * error
+    for wrong in (theory.independent(6, kurtosis=3), theory.low_rank(6, 1)):
+        assert abs(squares.mean() - wrong) > 5 * error
+
+
+def test_coordinates_by_enumeration():
+    """K of P without replacement, all choices: (P − K)/K."""
+    directions = samples(6**0.5 * np.eye(6), G)
+    for K in (1, 2, 5, 6):
+        means = np.array([directions[list(chosen)].mean(axis=0) for chosen in itertools.combinations(range(6), K)])
+        measured = np.mean(np.sum((means - G.ravel()) ** 2, axis=1)) / np.sum(G**2)
+        assert measured == pytest.approx(theory.relative_variance(6, K, order=6), abs=1e-12)
+        assert measured == pytest.approx((6 - K) / K, abs=1e-12)
+
+
+def test_samples_average():
+    s = theory.independent(6, kurtosis=3)
+    assert (theory.relative_variance(s, 1), theory.relative_variance(s, 4)) == (7, 7 / 4)
+    assert theory.relative_variance(6, 4, order=8) == pytest.approx(5 / 4 * 4 / 7)
+    assert theory.relative_variance(6, 4, order=10**12) == pytest.approx(theory.relative_variance(6, 4))
+
+
+def test_cosine():
+    """Of signs by enumeration, of Gaussian noise within 5 standard errors."""
+    signs, normal = all_signs(6), np.random.default_rng(3).normal(size=(20_000, 6))
+    cosines = [(xi @ G.ravel()) ** 2 / np.sum(xi**2, axis=1) / np.sum(G**2) for xi in (signs, normal)]
+    assert cosines[0].mean() == pytest.approx(theory.squared_cosine(6))
+    error = cosines[1].std(ddof=1) / len(normal) ** 0.5
+    assert abs(cosines[1].mean() - theory.squared_cosine(6)) < 5 * error
+    assert abs(cosines[1].mean() - theory.squared_cosine(7)) > 5 * error
+
+
+def test_flipout_of_one_example_is_shared_signs(x64):
+    """So it is of many without weights; of B examples alike with weights alone, all but B times less noise."""
+    weights, others = jnp.asarray(G).reshape(1, 6), jnp.ones((1, 4))
+    np.testing.assert_allclose(theory.flipout(weights, others), 10, rtol=1e-12)
+    nothing = jnp.zeros((5, 0))
+    np.testing.assert_allclose(theory.flipout(nothing, jnp.tile(others, (5, 1))), 4, rtol=1e-12)
+    np.testing.assert_allclose(theory.flipout(jnp.tile(weights, (5, 1)), nothing), 1 + 5 / 5, rtol=1e-12)
+
+
+def test_node_variance_of_one_example_by_enumeration(x64):
+    """Of all signs on three nodes: x_b (δᵀξ) ξ_a."""
+    x, delta = jnp.array([[2.0, -1.0]]), np.array([0.5, -1.0, 2.0])
+    credit = samples(all_signs(3), delta)
+    estimates = np.einsum("b,ka->kba", x[0], credit)
+    power = jnp.sum(jnp.asarray(delta)[None] ** 2, axis=1)
+    predicted = theory.node_variance(x, jnp.asarray(delta)[None], power, 1, kurtosis=1)
+    np.testing.assert_allclose(estimates.var(axis=0), predicted, rtol=1e-12)
+    several = [jnp.tile(value, (4, *[1] * (value.ndim - 1))) for value in (x, jnp.asarray(delta)[None], power)]
+    np.testing.assert_allclose(theory.node_variance(*several, 3, kurtosis=1), predicted / 12, rtol=1e-12)
+
+
+BAD = [
+    (lambda: theory.relative_variance(0.5, 1), "second_moment must be a finite number of at least 1, got 0.5"),
+    (lambda: theory.relative_variance(6, 0), "K must be .* at least 1, got 0"),
+    (lambda: theory.relative_variance(6, 9, order=8), "order must be .* at least 9, got 8"),
+    (lambda: theory.squared_cosine(0), "P must be"),
+    (lambda: theory.independent(6, kurtosis=0.9), "kurtosis must be .* at least 1, got 0.9"),
+    (lambda: theory.low_rank(6, 0), "rank must be"),
+    (lambda: theory.low_rank(6, 1, weights=1.5), "weights must be at most 1, the whole of the gradient's square"),
+    (lambda: theory.rank_one_gaussian(0, 2), "m must be"),
+    (lambda: theory.flipout(jnp.ones((5, 6)), jnp.ones((1, 4))), "the same examples, got 5 and 1 of them"),
+    (
+        lambda: theory.node_variance(jnp.ones((5, 2)), jnp.ones((5, 3)), jnp.ones(1), 1, kurtosis=1),
+        r"the same examples: \[B, inputs\], \[B, units\] and \[B\]; got \[5, 2\], \[5, 3\] and \[1\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD)
+def test_bad_numbers_are_told(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
