@@ -21,7 +21,11 @@ from nl_jax.estimators.backprop import backprop
 from nl_jax.estimators.backprop_recursion import backprop_recursion
 from nl_jax.estimators.compose import average, batch_sum, mix, partition
 from nl_jax.estimators.constrained.adjoint import lagrangian_backprop
+from nl_jax.estimators.constrained.auxiliary_coordinates import auxiliary_coordinates
+from nl_jax.estimators.constrained.fixed_prediction import fixed_prediction
 from nl_jax.estimators.constrained.lagrangian import KKT, lagrangian
+from nl_jax.estimators.constrained.predictive_coding import predictive_coding
+from nl_jax.estimators.constrained.zero_divergence import zero_divergence
 from nl_jax.estimators.evolution_strategy import evolution_strategy
 from nl_jax.estimators.feedback_alignment import feedback_alignment
 from nl_jax.estimators.forward_gradient import forward_gradient
@@ -59,6 +63,7 @@ __all__ = [
     "alternating",
     "audit",
     "augmented",
+    "auxiliary_coordinates",
     "average",
     "backprop",
     "backprop_recursion",
@@ -74,6 +79,7 @@ __all__ = [
     "feedback",
     "feedback_alignment",
     "fit",
+    "fixed_prediction",
     "forward_gradient",
     "lagrangian",
     "lagrangian_backprop",
@@ -88,6 +94,7 @@ __all__ = [
     "objectives",
     "optimizers",
     "partition",
+    "predictive_coding",
     "products",
     "propagation",
     "reinforce",
@@ -101,4 +108,5 @@ __all__ = [
     "theory",
     "units",
     "weight_perturbation",
+    "zero_divergence",
 ]

@@ -62,7 +62,14 @@ def _feedback(feedback: nl.feedback.Feedback) -> Entry:
     return Entry(make, layers=True, derivative=True, calibrated=False, random=False, evaluations=3)
 
 
+def _penalised(make: Callable[..., nl.GradientEstimator], evaluations: int) -> Entry:
+    return Entry(
+        _without_chunk(make), layers=True, derivative=True, calibrated=False, random=False, evaluations=evaluations
+    )
+
+
 K = 3
+INFERENCE = {"num_steps": 3, "tolerance": 0.0}
 nodes, weights = nl.spaces.nodes, nl.spaces.weights
 
 ESTIMATORS: dict[str, Entry] = {
@@ -72,6 +79,16 @@ ESTIMATORS: dict[str, Entry] = {
     ),
     "lagrangian_backprop": Entry(
         _without_chunk(nl.lagrangian_backprop), exact=True, layers=True, derivative=True, random=False, evaluations=3
+    ),
+    "fixed_prediction": Entry(
+        _without_chunk(nl.fixed_prediction), exact=True, layers=True, derivative=True, random=False, evaluations=5
+    ),
+    "zero_divergence": Entry(
+        _without_chunk(nl.zero_divergence), exact=True, layers=True, derivative=True, random=False, evaluations=6
+    ),
+    "predictive_coding": _penalised(_part(nl.predictive_coding, **INFERENCE), evaluations=3 + 2 * 3),
+    "auxiliary_coordinates": _penalised(
+        _part(nl.auxiliary_coordinates, penalties=(1, 10), **INFERENCE), evaluations=3 + 2 * 2 * 3
     ),
     "feedback_random": _feedback(nl.feedback.random()),
     "feedback_sign_symmetric": _feedback(nl.feedback.sign_symmetric()),

@@ -23,6 +23,7 @@ SQUARE = jnp.eye(2)
 INTERPRETATIONS = {
     "record": lambda program: propagation.record(program)(SQUARE, SQUARE),
     "cut": lambda program: propagation.cut(program)(SQUARE, SQUARE, {"same": SQUARE}),
+    "hold": lambda program: propagation.hold(program)(SQUARE, SQUARE, {}),
     "inject": lambda program: propagation.inject(program)(SQUARE, SQUARE, {"same": SQUARE}),
     "local_gradient": lambda program: propagation.local_gradient(program)(SQUARE, SQUARE, SQUARE, {"same": SQUARE}),
 }
@@ -42,13 +43,15 @@ def test_unknown_and_missing_layers_are_named():
         propagation.cut(p.forward)(p.params, p.batch[0], extra)
     with pytest.raises(ValueError, match="no layer is named 'ghost'"):
         propagation.inject(p.forward)(p.params, p.batch[0], extra)
+    with pytest.raises(ValueError, match="no layer is named 'ghost'"):
+        propagation.hold(p.forward)(p.params, p.batch[0], extra)
     with pytest.raises(ValueError, match="layer 'ghost' is not among those known here: hidden1, output"):
         propagation.local_gradient(p.forward)(p.params, p.batch[0], axons["output"], extra)
     with pytest.raises(ValueError, match="layer 'output' is not among those known here: hidden1"):
         propagation.cut(p.forward)(p.params, p.batch[0], {"hidden1": axons["hidden1"]})
 
 
-@pytest.mark.parametrize("run", ["record", "inject", "local_gradient"])
+@pytest.mark.parametrize("run", ["record", "hold", "inject", "local_gradient"])
 def test_layers_inside_an_inner_transformation_are_an_error(run):
     """What is recorded inside the program's own vmap would leak, or be taken for a constant: a silent zero."""
 
@@ -71,6 +74,8 @@ def test_wrong_shapes_are_named_not_broadcast():
     axons = {"hidden1": jnp.zeros((6, 5)), "output": jnp.zeros((1, 3))}
     with pytest.raises(ValueError, match=r"layer 'output': the given axons has shape \(1, 3\)"):
         propagation.cut(p.forward)(p.params, p.batch[0], axons)
+    with pytest.raises(ValueError, match=r"layer 'output': .* shape \(1, 3\), the layer's own \(6, 3\)"):
+        propagation.hold(p.forward)(p.params, p.batch[0], {"output": jnp.zeros((1, 3))})
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -91,6 +96,29 @@ def test_cut_layers_do_not_talk_to_each_other():
     chex.assert_trees_all_equal(outputs, axons["output"])
     chex.assert_trees_all_equal(predicted["hidden1"], axons["hidden1"])
     assert not np.allclose(predicted["output"], axons["output"])
+
+
+def test_held_layers_move_those_above_them():
+    """What is not held is computed from what it receives; nothing held is the forward run, all held is `cut`."""
+    p = problems.skip()
+
+    @jax.jit
+    def run(params, x):
+        outputs, clean = propagation.record(p.forward)(params, x)
+        moved = {"low": clean["low"] + 1}
+        held = propagation.hold(p.forward)
+        cut = propagation.cut(p.forward)(params, x, clean | moved)
+        return outputs, clean, held(params, x, {}), held(params, x, moved), held(params, x, clean | moved), cut
+
+    outputs, clean, nothing, some, everything, cut = run(p.params, p.batch[0])
+    chex.assert_trees_all_equal(nothing, (outputs, clean, clean))
+    found, axons, predicted = some
+    chex.assert_trees_all_equal(axons["low"], clean["low"] + 1)
+    chex.assert_trees_all_equal(predicted, axons | {"low": clean["low"]})  # they differ at the held layer alone
+    chex.assert_trees_all_equal(found, axons["output"])
+    assert not np.allclose(axons["high"], clean["high"])
+    assert not np.allclose(axons["output"], everything[2]["output"])  # there by way of "high" as well
+    chex.assert_trees_all_equal((everything[0], everything[2]), cut)
 
 
 def test_injected_offsets_enter_the_preactivation():

@@ -8,6 +8,7 @@ from nl_jax.theory import (
     linear_neuron,
     perceptron,
     perturbation,
+    predictive_coding,
     student_teacher,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "linear_neuron",
     "perceptron",
     "perturbation",
+    "predictive_coding",
     "student_teacher",
 ]

@@ -21,6 +21,11 @@ VERDICTS = {
     # δ = Wᵀ(p − p̄) f': the weights and the axons of the layers above, and the target in their error; at the
     # top (p − p̄) x alone, the delta rule.
     **dict.fromkeys(("backprop", "backprop_recursion", "lagrangian_backprop"), (EVERYTHING, "sees the target")),
+    # x ← x − η ∂F/∂x: errors come down as δ does, through the same weights; the last layer's is its own p − p̄ at once.
+    **dict.fromkeys(
+        ("fixed_prediction", "zero_divergence", "predictive_coding", "auxiliary_coordinates"),
+        (EVERYTHING, "sees the target"),
+    ),
     # δ = B (p − p̄) f': the same without the weights, unless B was made of them.
     **dict.fromkeys(("feedback_random", "feedback_kolen_pollack"), (NO_TRANSPORT, "sees the target")),
     "feedback_sign_symmetric": (EVERYTHING, "sees the target"),

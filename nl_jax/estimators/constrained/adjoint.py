@@ -46,13 +46,18 @@ def lagrangian_backprop(objective: Objective) -> GradientEstimator:
 
 def adjoint(objective: Objective, params: Params, axons: Axons, batch: Batch) -> dict[str, Array]:
     """λ with ∂L/∂x = 0 at given axons, from the last layer down; one reverse sweep's work."""
-    evaluate = lagrangian(objective)
     multipliers: dict[str, Array] = {}
     for name in reversed(list(axons)):
-
-        def total(x: Array, name: str = name) -> Array:
-            return jnp.sum(evaluate(params, {**axons, name: x}, multipliers, batch))
-
-        # ∂L/∂x_l = λ_l + (terms of the layers above), so its value without λ_l is −λ_l.
-        multipliers[name] = -jax.grad(total)(axons[name])
+        multipliers[name] = balance(objective, params, axons, multipliers, batch, name)
     return multipliers
+
+
+def balance(objective: Objective, params: Params, axons: Axons, multipliers: Axons, batch: Batch, name: str) -> Array:
+    """λ_l with ∂L/∂x_l = 0 for the layer called `name`, given those of all layers above it."""
+    evaluate = lagrangian(objective)
+
+    def total(x: Array) -> Array:
+        return jnp.sum(evaluate(params, {**axons, name: x}, multipliers, batch))
+
+    # ∂L/∂x_l = λ_l + (terms of the layers above), so its value without λ_l is −λ_l.
+    return -jax.grad(total)(axons[name])

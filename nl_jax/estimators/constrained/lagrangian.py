@@ -61,9 +61,9 @@ def lagrangian(objective: Objective, *, penalty: float | Array = 0.0) -> Callabl
         for name, prediction in predicted.items():
             residual = axons[name] - prediction
             if name in multipliers:
-                total = total + _inner(name, multipliers[name], residual, total)
+                total = total + inner(name, multipliers[name], residual, total)
             if isinstance(penalty, jax.Array) or penalty > 0:
-                total = total + 0.5 * jnp.asarray(penalty, total.dtype) * _inner(name, residual, residual, total)
+                total = total + 0.5 * jnp.asarray(penalty, total.dtype) * inner(name, residual, residual, total)
         return total
 
     return evaluate
@@ -90,8 +90,8 @@ def stationarity(
     return report
 
 
-def _inner(name: str, a: Array, b: Array, total: Array) -> Array:
-    """aᵀb of one layer, per example."""
+def inner(name: str, a: Array, b: Array, total: Array) -> Array:
+    """aᵀb of one layer, per example, to be added to such a total; ValueError for axons that are not examples."""
     if a.shape[:1] != total.shape:
         raise ValueError(
             f"layer {name!r} has axons of shape {a.shape}, whose first axis is not the batch of "

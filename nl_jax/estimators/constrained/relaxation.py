@@ -35,7 +35,7 @@ class Relaxation(NamedTuple):
 
 
 def relax(
-    step: Callable[[Carry], tuple[Carry, Array]], start: Carry, relaxation: Relaxation, remedy: str
+    step: Callable[[Carry], tuple[Carry, Array]], start: Carry, relaxation: Relaxation, remedy: str | None
 ) -> tuple[Carry, Array]:
     """Repeats `step` on the whole batch, up to K times or until its residual has become small.
 
@@ -44,7 +44,8 @@ def relax(
         being stationary.
       start: the first carry, any tree of arrays.
       relaxation: how long.
-      remedy: what to change if it diverges, with the setting's name and value: "step_size=0.5: choose a smaller one".
+      remedy: what to change if it diverges, with the setting's name and value: "step_size=0.5: choose a smaller one";
+        None for iterations that always converge, however far they go on the way.
 
     Returns:
       (the last carry, how many steps were taken, int32).
@@ -67,14 +68,17 @@ def relax(
 
     unknown = jnp.zeros((), first.dtype)
     carry, taken, begun, residual = jax.lax.while_loop(unfinished, again, (start, jnp.int32(0), unknown, unknown))
-    diverged = jnp.isfinite(begun) & ~(residual <= GROWTH * begun)
-    _raise_if(diverged, f"the inner iterations diverged at {remedy}")
+    if remedy is not None:
+        diverged = jnp.isfinite(begun) & ~(residual <= GROWTH * begun)
+        _raise_if(diverged, f"the inner iterations diverged at {remedy}")
     return carry, taken
 
 
 def distance(*gradients: Any) -> Array:
-    """The root mean square over examples of ‖gradient‖, for trees of arrays with the batch axis first."""
+    """The root mean square over examples of ‖gradient‖, for trees of arrays with the batch axis first; 0 for none."""
     leaves = jax.tree.leaves(gradients)
+    if not leaves:
+        return jnp.zeros(())
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves) / leaves[0].shape[0])
 
 

@@ -1,0 +1,99 @@
+"""The method of auxiliary coordinates (Carreira-Perpiñán & Wang 2014)."""
+
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
+from nl_jax.checks import layered, positive_number
+from nl_jax.estimators.constrained.lagrangian import Axons
+from nl_jax.estimators.constrained.penalty import infer, learning_point, require_optimizer
+from nl_jax.estimators.constrained.relaxation import Relaxation
+from nl_jax.estimators.constrained.solution import Point, solution
+
+_DESCENT = optax.sgd(0.1)
+
+
+def auxiliary_coordinates(
+    objective: Objective,
+    *,
+    penalties: Sequence[float] = (1.0, 10.0, 100.0),
+    optimizer: optax.GradientTransformation = _DESCENT,
+    num_steps: int = 200,
+    tolerance: float = 1e-3,
+) -> GradientEstimator:
+    """∂F/∂W at the end of a path of minima under rising penalties μ: the quadratic-penalty method.
+
+        F = C(x_L) + μ/2 Σ_l ‖x_l − f(W_l x_{l−1} + b_l)‖²   over hidden layers l,   μ = μ_1 < μ_2 < …
+
+    The hidden axons are the auxiliary coordinates (Carreira-Perpiñán & Wang 2014). The paper fits the weights to F as
+    well; here ∂F/∂W is the estimate, as close to the gradient as the last μ brings it, with an error in proportion
+    to 1/μ.
+
+    Axons begin each stage where they came to rest in the one before, drawn towards the feedforward axons by
+    μ_k/μ_{k+1}, which keeps the multipliers λ = μ r: these have a limit as μ → ∞, where displacements vanish.
+    Undrawn they would begin with about μ_{k+1}/μ_k times the displacement to be found. The end is an equilibrium of
+    `predictive_coding` with the last μ, and to go there straight costs less; the path is for energies that have
+    several equilibria.
+
+    Args:
+      objective: a per-example objective that takes `propagate`.
+      penalties: μ_1, μ_2, …, above 0 and rising. For float32 see `predictive_coding`.
+      optimizer: takes the steps of inference, on F/μ summed over the batch (see `predictive_coding`); begins afresh
+        at each μ.
+      num_steps: the most steps of inference at each μ.
+      tolerance: as in `predictive_coding`, at each μ.
+
+    Returns:
+      An estimator without state or randomness, of 2 evaluations a step of inference and 3 besides.
+
+    Raises:
+      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, for layers that
+        share a name or whose axons are not examples.
+      FloatingPointError: when run, if inference diverges (see `relax`).
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
+    >>> objective = nl.supervised(net.apply, nl.losses.half_squared_error)
+    >>> params, batch = net.init(jax.random.key(1)), (jnp.ones([5, 3]), jnp.ones([5, 2]))
+    >>> estimate = jax.jit(auxiliary_coordinates(objective, penalties=(1, 100)).estimate)
+    >>> ours, _, _ = estimate(jax.random.key(0), (), params, batch)
+    >>> exact, _, _ = nl.backprop(objective).estimate(jax.random.key(0), (), params, batch)
+    >>> bool(jnp.allclose(ours["hidden1"]["weight"], exact["hidden1"]["weight"], rtol=0.05))
+    True
+    """
+    layered("auxiliary_coordinates", objective)
+    if not isinstance(penalties, Sequence) or not penalties:
+        raise ValueError(f"penalties must be a sequence of at least one number, got {penalties!r}")
+    schedule = [positive_number("each of penalties", penalty) for penalty in penalties]
+    if any(lower >= higher for lower, higher in itertools.pairwise(schedule)):
+        raise ValueError(f"penalties must rise from each to the next, got {penalties!r}: sort them")
+    require_optimizer(optimizer)
+    relaxation = Relaxation(num_steps, tolerance).checked()
+
+    def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
+        *names, _ = feedforward
+        feasible = {name: feedforward[name] for name in names}
+
+        def stage(carry: tuple[Axons, Array], penalty: Array) -> tuple[tuple[Axons, Array], Array]:
+            displacement, before = carry
+
+            def drawn_in(x: Array, displacement: Array) -> Array:
+                return x + (before / penalty).astype(x.dtype) * displacement
+
+            start = jax.tree.map(drawn_in, feasible, displacement)
+            hidden, taken = infer(
+                objective, params, start, batch, penalty=penalty, optimizer=optimizer, relaxation=relaxation
+            )
+            return (jax.tree.map(jnp.subtract, hidden, feasible), penalty), taken
+
+        mu = jnp.asarray(schedule)
+        nowhere = jax.tree.map(jnp.zeros_like, feasible)
+        (displacement, _), taken = jax.lax.scan(stage, (nowhere, mu[0]), mu)
+        hidden = jax.tree.map(jnp.add, feasible, displacement)
+        return learning_point(objective, params, hidden, batch, penalty=schedule[-1], taken=jnp.sum(taken))
+
+    return solution(objective, solve)

@@ -1,0 +1,75 @@
+"""Predictive coding with fixed predictions (Millidge, Tschantz & Buckley 2020)."""
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
+from nl_jax.checks import layered, positive_number
+from nl_jax.estimators.constrained.adjoint import balance
+from nl_jax.estimators.constrained.lagrangian import Axons
+from nl_jax.estimators.constrained.relaxation import Relaxation, distance, relax
+from nl_jax.estimators.constrained.solution import Point, solution
+from nl_jax.propagation import cut
+
+
+def fixed_prediction(
+    objective: Objective, *, rate: float = 1.0, num_steps: int = 100, tolerance: float = 0.0
+) -> GradientEstimator:
+    """Prediction errors relax while predictions stay at the feedforward pass: backprop's own recursion, in parallel.
+
+        λ_l ← λ_l − η ∂L/∂x_l,   ∂L/∂x_l = λ_l + ∂C/∂x_l − Σ_k J_klᵀ λ_k   at x = feedforward,   λ_L = −∂C/∂x_L
+
+    All hidden layers at once, from λ = 0, each from what it and the layers above it (k) have at the moment: the
+    dynamics of predictive coding in λ_l = x_l − f(W_l x_{l−1} + b_l), but for predictions and Jacobians J, which are
+    those of the feedforward axons throughout. They have one equilibrium, the adjoint equations' solution; there the
+    estimate is the gradient exactly (Millidge, Tschantz & Buckley 2020). With a rate η = 1 they are there after as
+    many steps as there are layers above the lowest; else the error falls as |1 − η|ᵏ in the number k of steps, times
+    a polynomial in k.
+
+    Args:
+      objective: a per-example objective that takes `propagate`.
+      rate: η, above 0 and below 2, beyond which nothing converges.
+      num_steps: the most steps; fewer than there are hidden layers teach some of them nothing.
+      tolerance: relaxation ends once ‖∂L/∂x‖ has fallen to this fraction of what it was, in [0, 1). With 0, once
+        it is exactly 0. Take it small where credit fades on its way down: what has not arrived yet is not missed.
+
+    Returns:
+      An estimator without state or randomness, of 1 evaluation a step and 3 besides.
+
+    Raises:
+      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, for layers that
+        share a name or whose axons are not examples.
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> net = nl.mlp([3, 4, 4, 2], activation=nl.activations.tanh())
+    >>> objective = nl.supervised(net.apply, nl.losses.half_squared_error)
+    >>> params, batch = net.init(jax.random.key(1)), (jnp.ones([5, 3]), jnp.ones([5, 2]))
+    >>> estimate = jax.jit(fixed_prediction(objective, num_steps=2).estimate)  # for two hidden layers
+    >>> grads, _, info = estimate(jax.random.key(0), (), params, batch)
+    >>> exact, _, _ = nl.backprop(objective).estimate(jax.random.key(0), (), params, batch)
+    >>> bool(jnp.allclose(grads["hidden1"]["weight"], exact["hidden1"]["weight"], atol=1e-6)), int(info.evaluations)
+    (True, 5)
+    """
+    layered("fixed_prediction", objective)
+    if positive_number("rate", rate) >= 2:
+        raise ValueError(f"rate must be below 2, or errors grow from step to step, got {rate!r}")
+    relaxation = Relaxation(num_steps, tolerance).checked()
+
+    def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
+        *hidden, last = feedforward
+        output = {last: balance(objective, params, feedforward, {}, batch, last)}
+        fixed = {name: feedforward[name] for name in hidden}
+        (losses, _), backward = jax.vjp(lambda axons: cut(objective)(params, batch, {**feedforward, **axons}), fixed)
+
+        def step(multipliers: Axons) -> tuple[Axons, Array]:
+            errors = jax.tree.map(jnp.negative, {**multipliers, **output})
+            (received,) = backward((jnp.ones_like(losses), errors))  # ∂C/∂x − Σ Jᵀλ
+            imbalance = jax.tree.map(jnp.add, multipliers, received)  # ∂L/∂x
+            relaxed = jax.tree.map(lambda l, g: (1 - rate) * l - rate * g, multipliers, received)
+            return relaxed, distance(imbalance)
+
+        nothing = jax.tree.map(jnp.zeros_like, fixed)
+        multipliers, taken = relax(step, nothing, relaxation, remedy=None)
+        return Point(feedforward, {**multipliers, **output}, taken + 1)
+
+    return solution(objective, solve)

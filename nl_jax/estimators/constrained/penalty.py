@@ -1,0 +1,85 @@
+"""Constraints by penalty alone: an energy whose minimum over the axons is where learning begins."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nl_jax.base import Array, Batch, Objective, Params
+from nl_jax.checks import per_example
+from nl_jax.estimators.constrained.adjoint import balance
+from nl_jax.estimators.constrained.lagrangian import Axons, inner
+from nl_jax.estimators.constrained.relaxation import Relaxation, distance, relax
+from nl_jax.estimators.constrained.solution import Point
+from nl_jax.propagation import hold
+
+
+def energy(objective: Objective, *, penalty: float | Array = 1.0) -> Callable[[Params, Axons, Batch], Array]:
+    """F = C(x_L) + μ/2 Σ_l ‖r_l‖², r_l = x_l − f(W_l x_{l−1} + b_l), per example (Whittington & Bogacz 2017).
+
+    The hidden layers' axons are free; the last layer's are what it computes from those below.
+
+    Args:
+      objective: a per-example objective that takes `propagate`.
+      penalty: μ.
+
+    Returns:
+      `F(params, hidden, batch) -> [batch]`, where `hidden` maps the names of the free layers to their axons.
+    """
+
+    def evaluate(params: Params, hidden: Axons, batch: Batch) -> Array:
+        losses, axons, predicted = hold(objective)(params, batch, hidden)
+        total = per_example(losses)
+        for name in hidden:
+            residual = axons[name] - predicted[name]
+            total = total + 0.5 * jnp.asarray(penalty, total.dtype) * inner(name, residual, residual, total)
+        return total
+
+    return evaluate
+
+
+def infer(
+    objective: Objective,
+    params: Params,
+    start: Axons,
+    batch: Batch,
+    *,
+    penalty: float | Array,
+    optimizer: optax.GradientTransformation,
+    relaxation: Relaxation,
+) -> tuple[Axons, Array]:
+    """Descends to a minimum of F over the hidden axons: (hidden axons, how many steps it took).
+
+    What descends is F/μ = C/μ + ½ Σ ‖r‖², summed over the batch: its curvature is bounded as μ → ∞, and an
+    example's own does not know the batch's size, so that one step size serves all μ ≥ 1 and all batches.
+    """
+    evaluate = energy(objective, penalty=penalty)
+
+    def descend(carry: tuple[Axons, optax.OptState]) -> tuple[tuple[Axons, optax.OptState], Array]:
+        hidden, state = carry
+        forces = jax.grad(lambda hidden: jnp.sum(evaluate(params, hidden, batch)))(hidden)
+        forces = jax.tree.map(lambda force: force / jnp.asarray(penalty, force.dtype), forces)
+        updates, state = optimizer.update(forces, state, hidden)
+        return (optax.apply_updates(hidden, updates), state), distance(forces)
+
+    begun = start, optimizer.init(start)
+    (hidden, _), taken = relax(descend, begun, relaxation, "optimizer's step size: choose a smaller one")
+    return hidden, taken
+
+
+def learning_point(
+    objective: Objective, params: Params, hidden: Axons, batch: Batch, *, penalty: float | Array, taken: Array
+) -> Point:
+    """The point of given hidden axons: λ_l = μ r_l and λ_L = −∂C/∂x_L, so that its ∂L/∂W is ∂F/∂W."""
+    _, axons, predicted = hold(objective)(params, batch, hidden)
+    *_, last = axons
+    multipliers = {name: jnp.asarray(penalty, axons[name].dtype) * (axons[name] - predicted[name]) for name in hidden}
+    multipliers[last] = balance(objective, params, axons, {}, batch, last)
+    return Point(axons, multipliers, 2 * taken + 1)
+
+
+def require_optimizer(optimizer: optax.GradientTransformation) -> None:
+    """ValueError unless `optimizer` is one of optax's."""
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError(f"optimizer must be an optax optimizer such as optax.sgd(0.1), got {optimizer!r}")

@@ -1,0 +1,81 @@
+"""Predictive coding (Rao & Ballard 1999; Whittington & Bogacz 2017)."""
+
+from collections.abc import Callable
+
+import optax
+
+from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
+from nl_jax.checks import layered, positive_hyperparameter, takes
+from nl_jax.estimators.constrained.lagrangian import Axons
+from nl_jax.estimators.constrained.penalty import infer, learning_point, require_optimizer
+from nl_jax.estimators.constrained.relaxation import Relaxation
+from nl_jax.estimators.constrained.solution import Point, solution
+
+_DESCENT = optax.sgd(0.1)
+
+
+def predictive_coding(
+    objective: Objective,
+    *,
+    penalty: float | Array = 1.0,
+    optimizer: optax.GradientTransformation = _DESCENT,
+    num_steps: int = 200,
+    tolerance: float = 1e-3,
+    start: Callable[[Axons], Axons] = lambda feedforward: feedforward,
+) -> GradientEstimator:
+    """∂F/∂W where the energy F is least in the axons: constraints kept by a penalty alone.
+
+        F = C(x_L) + μ/2 Σ_l ‖x_l − f(W_l x_{l−1} + b_l)‖²   over hidden layers l,   x_L = f(W_L x_{L−1} + b_L)
+
+    Hidden axons are inferred, x ← x − η ∂F/∂x; then ∂F/∂W is each layer's own prediction error times what it
+    receives. With half the squared error and μ = 1 this is predictive coding with clamped targets (Whittington &
+    Bogacz 2017), with other losses that of another output energy (Pinchetti et al. 2022). It is **not** the
+    gradient: axons have taken up part of the error before the weights learn from the rest, and what a layer
+    receives has moved. As μ → ∞ it is, with an error in proportion to 1/μ; and a small weight α = 1/μ of the
+    output's energy, divided out of the estimate, is the same thing (Millidge et al. 2022). `info.residuals` is the
+    certificate: at equilibrium its `dual` vanishes, its `primal` does not.
+
+    Args:
+      objective: a per-example objective that takes `propagate`.
+      penalty: μ, above 0. In float32 keep it below about 1000: residuals shrink with 1/μ, and steps below the
+        rounding of the axons are lost.
+      optimizer: takes the steps of inference, on F/μ summed over the batch: step sizes depend neither on the
+        batch's size nor, from 1 upwards, on μ. Below 1 multiply them by μ.
+      num_steps: the most steps of inference.
+      tolerance: inference ends once ‖∂F/∂x‖ has fallen to this fraction of what it was, in [0, 1); 0 for all steps.
+        With kinks (relu, max pooling) an equilibrium may lie on one, where steps of a fixed size never settle.
+      start: where inference begins, `start(feedforward) -> axons` of the hidden layers, by default at their
+        feedforward axons; `functools.partial(jax.tree.map, jnp.zeros_like)` for zeros.
+
+    Returns:
+      An estimator without state or randomness, of 2 evaluations a step of inference and 3 besides.
+
+    Raises:
+      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, for layers that
+        share a name or whose axons are not examples.
+      FloatingPointError: when run, if inference diverges (see `relax`).
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
+    >>> objective = nl.supervised(net.apply, nl.losses.half_squared_error)
+    >>> params, batch = net.init(jax.random.key(1)), (jnp.ones([5, 3]), jnp.ones([5, 2]))
+    >>> estimate = jax.jit(predictive_coding(objective, num_steps=500).estimate)
+    >>> _, _, info = estimate(jax.random.key(0), (), params, batch)
+    >>> bool(info.residuals.dual["hidden1"] < 1e-2 * info.residuals.primal["hidden1"])
+    True
+    """
+    layered("predictive_coding", objective)
+    positive_hyperparameter("penalty", penalty)
+    require_optimizer(optimizer)
+    relaxation = Relaxation(num_steps, tolerance).checked()
+    takes("start", start, 1, "start(feedforward) -> axons of the hidden layers")
+
+    def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
+        *hidden, _ = feedforward
+        begin = start({name: feedforward[name] for name in hidden})
+        inferred, taken = infer(
+            objective, params, begin, batch, penalty=penalty, optimizer=optimizer, relaxation=relaxation
+        )
+        return learning_point(objective, params, inferred, batch, penalty=penalty, taken=taken)
+
+    return solution(objective, solve)

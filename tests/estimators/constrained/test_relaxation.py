@@ -1,0 +1,79 @@
+"""Iterations that stop when they have converged, and say so when they diverge."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nl_jax.estimators.constrained.relaxation import Relaxation, distance, relax
+
+REMEDY = "step_size=3.0: choose a smaller one"
+
+
+def multiply(factor, start, num_steps=100, tolerance=0.0, remedy=REMEDY):
+    """x ← factor x, the residual |x|: 1, |factor|, |factor|², …"""
+    return relax(lambda x: (factor * x, jnp.abs(x)), start, Relaxation(num_steps, tolerance), remedy)
+
+
+def test_stops_once_the_residual_has_fallen_to_the_tolerance():
+    half = lambda **settings: multiply(0.5, jnp.float32(3.0), **settings)
+    runs = {"early": {"tolerance": 2**-5}, "all": {"num_steps": 10}, "cut": {"num_steps": 3, "tolerance": 2**-5}}
+    more = {"num_steps": 1000, "tolerance": 2**-5}
+    found = jax.jit(lambda: {name: half(**settings) for name, settings in {**runs, "more": more}.items()})()
+    # The sixth step is given 3/2⁵, whose residual is small enough: the one it makes is the last.
+    assert {name: (float(x), int(taken)) for name, (x, taken) in found.items()} == {
+        "early": (3 / 2**6, 6),
+        "all": (3 / 2**10, 10),
+        "cut": (3 / 2**3, 3),
+        "more": (3 / 2**6, 6),  # more steps change nothing
+    }
+
+
+def test_what_is_stationary_stays():
+    x, taken = multiply(1.0, jnp.float32(0.0))
+    assert (float(x), int(taken)) == (0, 1)
+
+
+@pytest.mark.parametrize("run", ["jit", "vmap"])
+def test_divergence_is_an_error_that_names_the_setting(run):
+    factors = {"jit": jnp.float32(-3), "vmap": jnp.array([0.5, -3.0])}[run]
+    grown = functools.partial(multiply, num_steps=9)  # the last residual seen is 3⁸ = 6561
+    diverging = jax.vmap(grown) if run == "vmap" else grown
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"iterations diverged at step_size=3.0: choose a smaller one"):
+        jax.block_until_ready(jax.jit(diverging)(factors, jnp.ones_like(factors)))
+
+
+def test_growth_on_the_way_is_not_divergence():
+    """Up to a thousandfold, or any where the caller knows that all ends well; nor is trouble that was there before."""
+
+    def runs():
+        grown, _ = multiply(3.0, jnp.float32(1.0), num_steps=7)  # the last residual seen is 3⁶ = 729
+        trusted, _ = multiply(3.0, jnp.float32(1.0), num_steps=20, remedy=None)
+        broken, taken = multiply(3.0, jnp.float32(jnp.nan), num_steps=5)
+        return grown, trusted, broken, taken
+
+    grown, trusted, broken, taken = jax.block_until_ready(jax.jit(runs)())
+    np.testing.assert_allclose((grown, trusted), (3.0**7, 3.0**20), rtol=1e-6)
+    assert np.isnan(broken)
+    assert int(taken) == 5
+
+
+def test_distance_is_the_root_mean_square_over_examples():
+    gradients = {"low": jnp.full((4, 2, 3), 2.0), "high": jnp.ones((4, 1))}
+    np.testing.assert_allclose(distance(gradients, jnp.zeros((4, 5))), 5.0)  # √(6·2² + 1)
+    assert float(distance({})) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((0, 0.0), "num_steps must be a whole number of at least 1, got 0"),
+        ((5, -0.1), "tolerance must be a finite Python number of at least 0, got -0.1"),
+        ((5, 1), "tolerance must be below 1, a fraction of the first residual, got 1"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Relaxation(*settings).checked()
