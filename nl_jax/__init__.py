@@ -22,6 +22,10 @@ from nl_jax.estimators.backprop_recursion import backprop_recursion
 from nl_jax.estimators.compose import average, batch_sum, mix, partition
 from nl_jax.estimators.constrained.adjoint import lagrangian_backprop
 from nl_jax.estimators.constrained.lagrangian import KKT, lagrangian
+from nl_jax.estimators.equilibrium import nudges
+from nl_jax.estimators.equilibrium.at_equilibrium import at_equilibrium
+from nl_jax.estimators.equilibrium.contrastive_hebbian import contrastive_hebbian
+from nl_jax.estimators.equilibrium.equilibrium_propagation import equilibrium_propagation
 from nl_jax.estimators.evolution_strategy import evolution_strategy
 from nl_jax.estimators.feedback_alignment import feedback_alignment
 from nl_jax.estimators.forward_gradient import forward_gradient
@@ -57,6 +61,7 @@ __all__ = [
     "Stage",
     "activations",
     "alternating",
+    "at_equilibrium",
     "audit",
     "augmented",
     "average",
@@ -68,8 +73,10 @@ __all__ = [
     "batch_sum",
     "batching",
     "connections",
+    "contrastive_hebbian",
     "diagnostics",
     "directions",
+    "equilibrium_propagation",
     "evolution_strategy",
     "feedback",
     "feedback_alignment",
@@ -85,6 +92,7 @@ __all__ = [
     "network",
     "node_perturbation",
     "normalisation",
+    "nudges",
     "objectives",
     "optimizers",
     "partition",
