@@ -26,6 +26,10 @@ from nl_jax.estimators.constrained.fixed_prediction import fixed_prediction
 from nl_jax.estimators.constrained.lagrangian import KKT, lagrangian
 from nl_jax.estimators.constrained.predictive_coding import predictive_coding
 from nl_jax.estimators.constrained.zero_divergence import zero_divergence
+from nl_jax.estimators.equilibrium import nudges
+from nl_jax.estimators.equilibrium.at_equilibrium import at_equilibrium
+from nl_jax.estimators.equilibrium.contrastive_hebbian import contrastive_hebbian
+from nl_jax.estimators.equilibrium.equilibrium_propagation import equilibrium_propagation
 from nl_jax.estimators.evolution_strategy import evolution_strategy
 from nl_jax.estimators.feedback_alignment import feedback_alignment
 from nl_jax.estimators.forward_gradient import forward_gradient
@@ -61,6 +65,7 @@ __all__ = [
     "Stage",
     "activations",
     "alternating",
+    "at_equilibrium",
     "audit",
     "augmented",
     "auxiliary_coordinates",
@@ -73,8 +78,10 @@ __all__ = [
     "batch_sum",
     "batching",
     "connections",
+    "contrastive_hebbian",
     "diagnostics",
     "directions",
+    "equilibrium_propagation",
     "evolution_strategy",
     "feedback",
     "feedback_alignment",
@@ -91,6 +98,7 @@ __all__ = [
     "network",
     "node_perturbation",
     "normalisation",
+    "nudges",
     "objectives",
     "optimizers",
     "partition",

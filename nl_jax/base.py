@@ -72,7 +72,8 @@ class Info(NamedTuple):
 
     Attributes:
       loss: mean loss over the batch, a scalar. Of `reinforce` and perturbation estimators without a clean baseline,
-        the average over the noisy evaluations they made; of all others, the noiseless network's.
+        the average over the noisy evaluations they made; of energy networks, that at rest; of all others, the
+        noiseless network's.
       evaluations: int32 scalar, what the estimate cost in evaluations of the objective (forward
         passes). Derivative work is counted by its multiply-adds: a full reverse sweep is two evaluations, a
         local parameter gradient (no credit to lower layers) one, a tangent one in node space and two in

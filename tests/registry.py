@@ -93,6 +93,23 @@ ESTIMATORS: dict[str, Entry] = {
     "feedback_random": _feedback(nl.feedback.random()),
     "feedback_sign_symmetric": _feedback(nl.feedback.sign_symmetric()),
     "feedback_kolen_pollack": _feedback(nl.feedback.kolen_pollack(optax.sgd(0.1))),
+    # Feedback so weak that the loss at rest, which they report, is close to the network's own.
+    "equilibrium_propagation": Entry(
+        _without_chunk(_part(nl.equilibrium_propagation, feedback_strength=0.1, num_steps=4, tolerance=0.0)),
+        layers=True,
+        derivative=True,
+        calibrated=False,
+        random=False,
+        evaluations=1 + 2 * 4 + 2 * 2 * 4 + 3,
+    ),
+    "contrastive_hebbian": Entry(
+        _without_chunk(_part(nl.contrastive_hebbian, rate=0.5, num_steps=4)),
+        layers=True,
+        derivative=True,
+        calibrated=False,
+        random=False,
+        evaluations=1 + 2 * 4 + 2 * 4 + 2,
+    ),
     "weight_clean": Entry(_part(nl.weight_perturbation, num_samples=K), evaluations=K + 1),
     "weight_none": Entry(
         _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.none(), sigma=0.1), evaluations=K

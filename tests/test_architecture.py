@@ -90,7 +90,15 @@ def test_every_public_name_is_documented():
 
 
 def test_estimators_take_the_objective_first_and_settings_by_name():
-    for name in ("weight_perturbation", "node_perturbation", "forward_gradient", "backprop", "lagrangian_backprop"):
+    for name in (
+        "weight_perturbation",
+        "node_perturbation",
+        "forward_gradient",
+        "backprop",
+        "lagrangian_backprop",
+        "equilibrium_propagation",
+        "contrastive_hebbian",
+    ):
         first, *settings = inspect.signature(getattr(nl, name)).parameters.values()
         assert first.name == "objective"
         assert all(p.kind is p.KEYWORD_ONLY for p in settings)

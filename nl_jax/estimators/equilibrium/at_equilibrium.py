@@ -1,0 +1,83 @@
+"""The outputs or the loss of an energy network at rest."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from nl_jax.base import Array, Batch, Params, Program
+from nl_jax.estimators.constrained.relaxation import distance, relax
+from nl_jax.estimators.equilibrium.energy import Axons, EnergyNetwork, energy_network
+
+
+def at_equilibrium(
+    program: Program,
+    *,
+    feedback_strength: float | Array = 1.0,
+    rate: float = 0.5,
+    num_steps: int = 1000,
+    tolerance: float = 1e-6,
+) -> Callable[[Params, Any], Any]:
+    """The program with its network, as an energy network, at rest: its outputs, or its losses, at x_0.
+
+    Of a forward function it is what a network says that has been taught by `nl.equilibrium_propagation`; of an
+    objective, the loss whose gradient that estimates. `nl.backprop(nl.at_equilibrium(objective))` is the gradient.
+    It is taken by implicit differentiation at the fixed point, not through the steps that lead there: the linear
+    system of the adjoint is solved by the same damped iteration (recurrent backpropagation: Almeida 1987; Pineda
+    1987). Forward mode works as well.
+
+    Args:
+      program: a forward function or a per-example objective that takes `propagate`. See `nl.equilibrium_propagation`
+        for what it asks of its layers.
+      feedback_strength: γ, above 0: weights are γ times as strong on the way back as on the way forth.
+      rate: of the damped iteration x ← x + rate (f(…) − x), above 0 and at most 1.
+      num_steps: the most iterations, at least 1, of the network and of its adjoint.
+      tolerance: iterations end once the residual is at most this fraction of the first one, in [0, 1).
+
+    Returns:
+      `program(params, inputs) -> outputs`. It takes no `propagate`, for its layers are not run one after the other.
+
+    Raises:
+      ValueError: if the program takes no `propagate` or a setting is out of range; when run, if an activation
+        holds parameters.
+      FloatingPointError: when run, if the iteration diverges.
+
+    >>> import jax.numpy as jnp, nl_jax as nl
+    >>> def both_ways(w, u, propagate=nl.propagation.feedforward):
+    ...     low = propagate("low", lambda w, u: u, lambda nu: nu, w, u)
+    ...     return propagate("high", lambda w, x: w * x, lambda nu: nu, w, low)
+    >>> y = at_equilibrium(both_ways)(jnp.array(0.5), jnp.ones([1, 1]))
+    >>> round(float(y[0, 0]), 3)  # x = 1 + y/2, y = x/2
+    0.667
+    """
+    network = energy_network("at_equilibrium", program, feedback_strength, rate, num_steps, tolerance)
+
+    def at_rest(params: Params, inputs: Any) -> Any:
+        return network.outputs(params, free_equilibrium(network, params, inputs), inputs)
+
+    return at_rest
+
+
+def free_equilibrium(network: EnergyNetwork, params: Params, batch: Batch) -> Axons:
+    """x_0 with x_0 = f(∂Φ/∂x), differentiable by the parameters."""
+
+    def residual(axons: Axons) -> Axons:
+        answers = network.answers(params, axons, batch, network.forces(params, axons, batch))
+        return jax.tree.map(lambda answer, x: answer - x, answers, dict(axons))
+
+    def solve(_: Callable, start: Axons) -> Axons:
+        return network.settle(params, start, batch)[0]
+
+    def solve_linear(linear: Callable[[Axons], Axons], right: Axons) -> Axons:
+        def step(t: Axons) -> tuple[Axons, Array]:
+            change = jax.tree.map(lambda a, b: a - b, linear(t), right)
+            return jax.tree.map(lambda t, d: t + network.rate * d, t, change), distance(change)
+
+        remedy = f"rate={network.rate}: choose a smaller one, or smaller weights"
+        return relax(step, jax.tree.map(lambda x: 0 * x, right), network.relaxation, remedy)[0]
+
+    def tangent_solve(linear: Callable[[Axons], Axons], right: Axons) -> Axons:
+        return jax.lax.custom_linear_solve(linear, right, solve_linear, solve_linear)
+
+    start = jax.lax.stop_gradient(network.start(params, batch))
+    return jax.lax.custom_root(residual, start, solve, tangent_solve)

@@ -1,0 +1,32 @@
+"""How far an estimate made at an equilibrium is from being the gradient there."""
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, Params
+from nl_jax.estimators.constrained.lagrangian import KKT
+from nl_jax.estimators.equilibrium.energy import Axons, EnergyNetwork
+
+
+def certificate(
+    network: EnergyNetwork, params: Params, axons: Axons, multipliers: Axons, batch: Batch, grads: Params
+) -> KKT:
+    """Norms of the gradients of L = C(x) + Σ_l λ_lᵀ (x_l − f_l(s_l⁻¹ ∂Φ/∂x_l)), averaged over the batch.
+
+    The constraint is the equilibrium. With Q = ∂²Φ/∂x², D = f' and S = diag(s), an equilibrium x_β moves by
+    dx/dβ = S⁻¹D (Q dx/dβ − ∂C/∂x), and ∂L/∂x = 0 is λ = Q S⁻¹D λ − ∂C/∂x. So dx/dβ = S⁻¹D λ: the multipliers are
+    how the forces move,
+
+        λ = d/dβ [∂(Φ − β C)/∂x] at x_β,
+
+    and ∂L/∂θ = ∂C/∂θ − (dx/dβ)ᵀ ∂²Φ/∂x∂θ is what `grads`, the estimate, is to be: `KKT.gradient` has its norms.
+    """
+
+    def lagrangian(axons: Axons, multipliers: Axons) -> Array:
+        answers = network.answers(params, axons, batch, network.forces(params, axons, batch))
+        losses = network.outputs(params, axons, batch)
+        violation = sum(jnp.sum(multipliers[name] * (axons[name] - answers[name])) for name in axons)
+        return (jnp.sum(losses) + violation) / losses.size
+
+    dual, primal = jax.grad(lagrangian, argnums=(0, 1))(dict(axons), dict(multipliers))
+    return KKT(*jax.tree.map(lambda leaf: jnp.linalg.norm(jnp.ravel(leaf)), (primal, dual, grads)))

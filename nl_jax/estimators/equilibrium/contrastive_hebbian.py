@@ -1,0 +1,108 @@
+"""Contrastive Hebbian learning: the free network against the network with its outputs clamped."""
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.checks import per_example
+from nl_jax.estimators.equilibrium.certificate import certificate
+from nl_jax.estimators.equilibrium.energy import Axons, EnergyNetwork, energy_network
+from nl_jax.tracing import if_mapped
+
+
+def contrastive_hebbian(
+    objective: Objective,
+    *,
+    feedback_strength: float | Array = 0.1,
+    rate: float = 1.0,
+    num_steps: int = 20,
+    tolerance: float = 0.0,
+) -> GradientEstimator:
+    """Hebb in the clamped phase, anti-Hebb in the free one (Movellan 1991), with weak feedback (Xie & Seung 2003).
+
+    The network is an energy network whose weights are γ times as strong on the way back
+    (`nl_jax.estimators.equilibrium.energy`). x is where it comes to rest by itself, x̂ where it does with its outputs
+    clamped, and
+
+        ∂E/∂W_l ≈ −γ^{l−L} (x̂_l x̂_{l−1} − x_l x_{l−1}),
+
+    which is backprop's gradient of the *feedforward* network as γ → 0, with an error of order γ.
+
+    Outputs are clamped to x̂_L = x_L − ∂C/∂ν_L. That is the target itself for every loss that matches its units:
+    squared error of linear ones, cross-entropy of sigmoid or softmax ones. With any other loss, such as the
+    cross-entropy of linear outputs taken for logits, it is the target whose squared error has the loss's gradient.
+
+    Args:
+      objective: a per-example objective that takes `propagate` and reads the axons of the last layer alone. Its
+        network as `nl.equilibrium_propagation` takes it.
+      feedback_strength: γ, above 0. The differences between the phases are of order γ^{L−l}: small γ in a deep network
+        are lost in rounding, which at layer l counts γ^{l−L} times.
+      rate: of the damped iteration x ← x + rate (f(…) − x) of all layers at once, above 0 and at most 1.
+      num_steps: the most iterations of each phase, at least 1; as many as layers at least, for the clamped outputs to
+        be heard by all.
+      tolerance: a phase ends once its residual is at most this fraction of its first one, in [0, 1).
+
+    Returns:
+      An estimator without state or randomness. Its `info.loss` is that of the free phase, its `info.residuals` a `KKT`
+      as `nl.equilibrium_propagation` has it, with λ_L = −∂C/∂x_L and below it λ_l the difference of the forces.
+
+    Raises:
+      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
+        holds parameters or the loss reads another layer than the last.
+      FloatingPointError: when run, if a phase diverges (see `nl_jax.estimators.constrained.relaxation`).
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
+    >>> objective = nl.supervised(net.apply, nl.losses.cross_entropy)
+    >>> at = jax.random.key(0), (), net.init(jax.random.key(1)), (jnp.ones([5, 3]), jnp.zeros(5, int))
+    >>> estimated, _, info = jax.jit(contrastive_hebbian(objective, feedback_strength=0.01).estimate)(*at)
+    >>> exact, _, _ = jax.jit(nl.backprop(objective).estimate)(*at)
+    >>> bool(jnp.allclose(estimated["hidden1"]["weight"], exact["hidden1"]["weight"], rtol=0.05))
+    True
+    """
+    network = energy_network("contrastive_hebbian", objective, feedback_strength, rate, num_steps, tolerance)
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        del key
+        start = network.start(params, batch)
+        *lower, output = start  # in the order of propagation
+        for name in lower:
+            _refuse_loss_of(name, network, params, start, batch)
+        free, taken = network.settle(params, start, batch)
+        losses = per_example(network.outputs(params, free, batch))
+        slopes = jax.grad(lambda x: jnp.sum(network.outputs(params, x, batch)))(free)
+        forces = network.forces(params, free, batch)
+
+        answer = lambda force: network.answers(params, free, batch, {**forces, output: force})[output]
+        to_preactivation = jax.vjp(answer, forces[output])[1]
+        clamp = {output: free[output] - to_preactivation(slopes[output])[0]}
+        clamped, retaken = network.settle(params, {**free, **clamp}, batch, held=clamp)
+
+        def contrast(params: Params) -> Array:
+            """Φ(x) − Φ(x̂), and the loss for parameters that it uses itself."""
+            of_free = network.harmony(params, free, batch, nudge=-1.0)
+            return (of_free - network.harmony(params, clamped, batch)) / losses.size
+
+        grads = jax.grad(contrast)(params)
+        moved = jax.tree.map(jnp.subtract, network.forces(params, clamped, batch), forces)
+        residuals = certificate(network, params, free, {**moved, output: -slopes[output]}, batch, grads)
+        evaluations = 1 + 2 * taken + 2 * retaken + 2
+        return grads, state, Info(jnp.mean(losses), evaluations, residuals)
+
+    return GradientEstimator(stateless, estimate)
+
+
+def _refuse_loss_of(name: str, network: EnergyNetwork, params: Params, axons: Axons, batch: Batch) -> None:
+    """ValueError if the loss reads this layer, which is not clamped: credit for it would not fade with γ."""
+
+    def watch(x: Array) -> None:
+        if_mapped(network.outputs(params, {**axons, name: x}, batch), refuse)
+
+    def refuse() -> None:
+        raise ValueError(
+            f"the loss reads the axons of layer {name!r}, but contrastive Hebbian learning clamps those of the last "
+            "layer alone: nl.equilibrium_propagation takes such a loss"
+        )
+
+    x = axons[name]
+    jax.eval_shape(jax.vmap(watch), jax.ShapeDtypeStruct((1, *x.shape), x.dtype))

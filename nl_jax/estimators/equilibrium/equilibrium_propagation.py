@@ -1,0 +1,123 @@
+"""Equilibrium propagation: the gradient from how an equilibrium moves when it is nudged."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.checks import per_example
+from nl_jax.estimators.equilibrium import nudges
+from nl_jax.estimators.equilibrium.certificate import certificate
+from nl_jax.estimators.equilibrium.energy import Axons, energy_network
+from nl_jax.estimators.equilibrium.nudges import Nudge
+
+
+def equilibrium_propagation(
+    objective: Objective,
+    *,
+    nudge: Nudge | None = None,
+    feedback_strength: float | Array = 1.0,
+    rate: float = 0.5,
+    num_steps: int = 100,
+    tolerance: float = 1e-5,
+) -> GradientEstimator:
+    """The gradient of the loss at equilibrium, from two phases or more (Scellier & Bengio 2017).
+
+    The network is an energy network, `F = E + β C`: axons relax under what layers send up *and* down, through the same
+    weights (`nl_jax.estimators.equilibrium.energy`). From the free equilibrium x_0 the loss's force, −β ∂C/∂x, moves
+    them to x_β, and
+
+        dC(x_0)/dθ = d/dβ [∂F/∂θ at x_β] at β = 0,
+
+    by finite differences: of ∂F/∂θ, which for a dense layer is −x_l x_{l−1}ᵀ, Hebb's. No derivative is propagated
+    but that of each connection by its own inputs. The error is that of the finite difference (`nl.nudges`), and of
+    phases that have not come to rest: a one-sided nudge takes for an effect of β what the free phase had yet to move.
+
+    The loss is that of the network at rest, not of its feedforward run; so is `info.loss`, and the gradient to
+    compare with, `nl.backprop(nl.at_equilibrium(objective))`, and what the network has learned to say,
+    `nl.at_equilibrium(forward)`. As γ → 0 all become those of the feedforward network.
+
+    Args:
+      objective: a per-example objective that takes `propagate`. It may read any layer's axons; activations must be
+        the gradients of functions (all elementwise ones, the softmax) and hold no parameters. Layers without
+        parameters (pooling) belong to the connections of those above.
+      nudge: the strengths β, by default `nl.nudges.symmetric(0.1)`; `one_sided`, `n_point` and `circle` are others.
+      feedback_strength: γ, above 0: weights are γ times as strong on the way back as on the way forth, per layer in
+        the order of propagation. 1 is Scellier & Bengio's.
+      rate: of the damped iteration x ← x + rate (f(…) − x) of all layers at once, above 0 and at most 1.
+      num_steps: the most iterations of each phase, at least 1.
+      tolerance: a phase ends once its residual is at most this fraction of its first one, in [0, 1).
+
+    Returns:
+      An estimator without state or randomness. Its `info.residuals` is a `KKT` of
+      L = C(x) + λᵀ(x − f(∂Φ/∂x)) at x_0, its `primal` how far the free phase is from rest, its `dual` how far the
+      estimate is from the gradient there; the report is not counted in `info.evaluations`. These count two for each
+      iteration of a phase, forth and back.
+
+    Raises:
+      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
+        holds parameters.
+      FloatingPointError: when run, if a phase diverges (see `nl_jax.estimators.constrained.relaxation`).
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
+    >>> objective = nl.supervised(net.apply, nl.losses.cross_entropy)
+    >>> at = jax.random.key(0), (), net.init(jax.random.key(1)), (jnp.ones([5, 3]), jnp.zeros(5, int))
+    >>> estimated, _, info = jax.jit(equilibrium_propagation(objective).estimate)(*at)
+    >>> exact, _, _ = jax.jit(nl.backprop(nl.at_equilibrium(objective)).estimate)(*at)
+    >>> bool(jnp.allclose(estimated["hidden1"]["weight"], exact["hidden1"]["weight"], rtol=0.02))
+    True
+    """
+    network = energy_network("equilibrium_propagation", objective, feedback_strength, rate, num_steps, tolerance)
+    nudge = _checked(nudges.symmetric(0.1) if nudge is None else nudge)
+    holomorphic = any(jnp.iscomplexobj(beta) for beta in nudge.strengths)
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        del key
+        free, taken = network.settle(params, network.start(params, batch), batch)
+        losses = per_example(network.outputs(params, free, batch))
+
+        lift = _complex if holomorphic else lambda tree: tree
+        lifted, still, given = lift(params), lift(free), lift(batch)
+        dtype = jax.tree.leaves(still)[0].dtype
+        strengths, weights = jnp.asarray(nudge.strengths, dtype), jnp.asarray(nudge.weights, dtype)
+        nudged, retaken = network.settle_all(lifted, still, given, strengths)
+
+        def slope(params: Params, shift: Axons) -> Array:
+            """Σ_k w_k [(Φ − β_k C)(x_k) − Φ(x_0)], whose derivative by θ, or by all of x at once, is that of β."""
+
+            def harmony(axons: Axons, beta: Array | None = None) -> Array:
+                return network.harmony(params, jax.tree.map(jnp.add, axons, shift), given, beta)
+
+            return jnp.sum(weights * (jax.vmap(harmony)(nudged, strengths) - harmony(still)))
+
+        unmoved = jax.tree.map(jnp.zeros_like, still)
+        uphill, moved = jax.grad(slope, argnums=(0, 1), holomorphic=holomorphic)(lifted, unmoved)
+        grads = jax.tree.map(lambda p, g: -jnp.real(g).astype(p.dtype) / losses.size, params, uphill)
+        residuals = certificate(network, params, free, jax.tree.map(jnp.real, moved), batch, grads)
+        phases = len(nudge.strengths)
+        evaluations = 1 + 2 * taken + 2 * phases * retaken + (phases + 1)
+        return grads, state, Info(jnp.mean(losses), evaluations, residuals)
+
+    return GradientEstimator(stateless, estimate)
+
+
+def _checked(nudge: Nudge) -> Nudge:
+    if not isinstance(nudge, Nudge):
+        raise ValueError(f"nudge must be one of nl.nudges, such as nl.nudges.symmetric(0.1), got {nudge!r}")
+    known = [beta for beta in nudge.strengths if not isinstance(beta, jax.Array)]
+    if not nudge.strengths or 0 in known or len({*known}) < len(known):
+        raise ValueError(f"nudge must have strengths that are all different and not 0, got {nudge.strengths}")
+    return nudge
+
+
+def _complex(tree: Any) -> Any:
+    """The tree with its floating-point leaves as complex numbers."""
+
+    def cast(x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return x.astype(jnp.complex128 if x.dtype == jnp.float64 else jnp.complex64)
+
+    return jax.tree.map(cast, tree)

@@ -1,0 +1,170 @@
+"""The estimates are the gradient of the loss at rest, up to what the finite difference leaves."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nl_jax as nl
+from nl_jax.propagation import feedforward
+from tests import problems
+
+KEY = jax.random.key(0)
+GAMMA = 0.7  # feedback that matters
+STENCILS = {
+    "one_sided": lambda beta: nl.nudges.Nudge((beta,)),
+    "symmetric": lambda beta: nl.nudges.Nudge((beta, -beta)),
+    "circle": lambda beta: nl.nudges.Nudge(tuple(beta * turn for turn in (1, 1j, -1, -1j))),
+}
+
+
+def squared_error(outputs, targets):
+    return jnp.sum((outputs - targets) ** 2, axis=1) / 2
+
+
+def distance(a, b):
+    return float(sum(np.sum((x - y) ** 2) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)) ** 0.5)
+
+
+class Case:
+    """A smooth network whose two hidden layers are reached by feedback, and the gradient of its loss at rest."""
+
+    def __init__(self):
+        network = nl.mlp([3, 4, 3, 2], activation=nl.activations.tanh())
+        self.objective = nl.supervised(network.apply, squared_error)
+        keys = jax.random.split(KEY, 3)
+        self.params = jax.jit(lambda key: jax.tree.map(lambda w: 0.6 * w + 0.1, network.init(key, jnp.float64)))(KEY)
+        self.batch = jax.random.normal(keys[0], (5, 3)), jax.random.normal(keys[1], (5, 2))
+        rest = nl.at_equilibrium(self.objective, feedback_strength=GAMMA, tolerance=1e-14)
+        self.at_rest = jax.jit(jax.value_and_grad(lambda params: jnp.mean(rest(params, self.batch))))
+        self.exact = self.at_rest(self.params)[1]
+
+        self.estimators = {name: jax.jit(functools.partial(self._estimate, make)) for name, make in STENCILS.items()}
+
+    def _estimate(self, stencil, beta):
+        settings = {"feedback_strength": GAMMA, "num_steps": 1000, "tolerance": 1e-14}
+        estimator = nl.equilibrium_propagation(self.objective, nudge=stencil(beta), **settings)
+        return estimator.estimate(KEY, (), self.params, self.batch)
+
+    def estimate(self, stencil, beta):
+        """(distance to the gradient, the estimate, its info)."""
+        grads, _, info = self.estimators[stencil](jnp.asarray(beta))
+        return distance(grads, self.exact), grads, info
+
+
+@pytest.fixture(scope="module")
+def case():
+    with jax.enable_x64(True):
+        return Case()
+
+
+def test_implicit_derivative_is_that_of_the_loss_at_rest(case, x64):
+    """By central differences along the parameters themselves."""
+    h = 1e-5
+    scaled = lambda factor: jax.tree.map(lambda w: factor * w, case.params)
+    up, down = (case.at_rest(scaled(factor))[0] for factor in (1 + h, 1 - h))
+    products = jax.tree.map(lambda w, g: np.sum(w * g), case.params, case.exact)
+    np.testing.assert_allclose((up - down) / (2 * h), sum(jax.tree.leaves(products)), rtol=1e-8)
+    assert abs(case.at_rest(case.params)[0] - np.mean(case.objective(case.params, case.batch))) > 0.01
+
+
+@pytest.mark.parametrize(("stencil", "order"), [("one_sided", 1), ("symmetric", 2), ("circle", 4)])
+def test_error_falls_with_beta_to_the_order_of_the_stencil(case, stencil, order, x64):
+    beta = 0.2 + 0j if stencil == "circle" else 0.02
+    (coarse, *_), (fine, *_) = (case.estimate(stencil, b) for b in (beta, beta / 2))
+    np.testing.assert_allclose(np.log2(coarse / fine), order, atol=0.05 * order)
+
+
+def test_certificate_says_how_far_rest_and_gradient_are(case, x64):
+    """The multipliers are the adjoint's, so that ∂L/∂x falls as the estimate's own error does, four times."""
+    (_, grads, coarse), (_, _, fine) = (case.estimate("symmetric", beta) for beta in (0.02, 0.01))
+    assert max(jax.tree.leaves(fine.residuals.primal)) < 1e-14
+    for layer, residual in fine.residuals.dual.items():
+        np.testing.assert_allclose(coarse.residuals.dual[layer] / residual, 4, rtol=0.01)
+    norms = jax.tree.map(lambda g: np.sqrt(np.sum(g**2)), grads)
+    chex.assert_trees_all_close(coarse.residuals.gradient, norms)
+    np.testing.assert_allclose(fine.loss, case.at_rest(case.params)[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("skip", nl.equilibrium_propagation),
+        ("convolution", nl.equilibrium_propagation),
+        ("tied", nl.contrastive_hebbian),
+    ],
+)
+def test_any_network_has_a_way_back(name, make, x64):
+    """With feedback of a hundredth the estimates are backprop's up to about as much."""
+    problem = problems.PROBLEMS[name]()
+    params = jax.tree.map(lambda w: w / 2 if w.ndim > 1 else w, problem.params)
+    estimator = make(problem.objective, feedback_strength=0.01)
+
+    @jax.jit
+    def estimates(params):
+        return [e.estimate(KEY, (), params, problem.batch)[0] for e in (estimator, nl.backprop(problem.objective))]
+
+    estimated, exact = estimates(params)
+    size = distance(exact, jax.tree.map(np.zeros_like, exact))
+    assert 1e-4 * size < distance(estimated, exact) < 0.02 * size
+
+
+def grown(factor):
+    """A chain of linear layers, whose feedback is positive: no rest where it exceeds 1."""
+    network = nl.mlp([2, 2, 2], activation=nl.activations.identity(), bias=False)
+    objective = nl.supervised(network.apply, nl.losses.half_squared_error)
+    return objective, jax.tree.map(lambda w: factor * jnp.eye(2), network.init(KEY)), (jnp.ones((3, 2)),) * 2
+
+
+@pytest.mark.parametrize("make", [nl.equilibrium_propagation, nl.contrastive_hebbian])
+def test_divergence_names_the_rate(make):
+    objective, params, batch = grown(20.0)
+
+    def estimate():
+        jax.block_until_ready(make(objective, rate=0.9, num_steps=50).estimate(KEY, (), params, batch))
+        jax.effects_barrier()
+
+    with pytest.raises(Exception, match=r"diverged at rate=0\.9"):
+        estimate()
+
+
+def gain_in_activation(params, x, propagate=feedforward):
+    return propagate("only", lambda w, x: x @ w, lambda nu: params["gain"] * nu, params["weight"], x)
+
+
+def weights_in_connection(params, x, propagate=feedforward):
+    return propagate("only", lambda _, x: x @ params["weight"], jnp.tanh, (), x)
+
+
+@pytest.mark.parametrize("make", [nl.equilibrium_propagation, nl.contrastive_hebbian])
+@pytest.mark.parametrize(
+    ("forward", "complaint"),
+    [
+        (gain_in_activation, "the activation of layer 'only' holds parameters"),
+        (weights_in_connection, "no layer has parameters"),
+    ],
+)
+def test_what_has_no_energy_here_is_refused(make, forward, complaint):
+    objective = nl.supervised(forward, nl.losses.half_squared_error)
+    params = {"weight": jnp.eye(2), "gain": jnp.float32(2)}
+    with pytest.raises(ValueError, match=complaint):
+        make(objective).estimate(KEY, (), params, (jnp.ones((3, 2)),) * 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"nudge": 0.1}, r"nudge must be one of nl\.nudges"),
+        ({"nudge": nl.nudges.Nudge((0.1, 0.1))}, "all different and not 0"),
+        ({"feedback_strength": 0.0}, "feedback_strength must be a finite Python number above 0"),
+        ({"rate": 1.5}, "rate must be at most 1"),
+        ({"num_steps": 0}, "num_steps must be a whole number"),
+        ({"tolerance": 1.0}, "tolerance must be below 1"),
+    ],
+)
+def test_bad_settings_are_refused(settings, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        nl.equilibrium_propagation(grown(1.0)[0], **settings)
