@@ -22,11 +22,13 @@ from nl_jax.estimators.backprop_recursion import backprop_recursion
 from nl_jax.estimators.compose import average, batch_sum, mix, partition
 from nl_jax.estimators.constrained.adjoint import lagrangian_backprop
 from nl_jax.estimators.constrained.lagrangian import KKT, lagrangian
+from nl_jax.estimators.direct_feedback_alignment import direct_feedback_alignment
 from nl_jax.estimators.evolution_strategy import evolution_strategy
 from nl_jax.estimators.feedback_alignment import feedback_alignment
 from nl_jax.estimators.forward_gradient import forward_gradient
 from nl_jax.estimators.node_perturbation import node_perturbation
 from nl_jax.estimators.reinforce import reinforce
+from nl_jax.estimators.target_propagation import difference_target_propagation
 from nl_jax.estimators.weight_perturbation import weight_perturbation
 from nl_jax.learner import learner
 from nl_jax.locality.audit import audit
@@ -69,6 +71,8 @@ __all__ = [
     "batching",
     "connections",
     "diagnostics",
+    "difference_target_propagation",
+    "direct_feedback_alignment",
     "directions",
     "evolution_strategy",
     "feedback",

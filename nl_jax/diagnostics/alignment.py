@@ -108,7 +108,7 @@ def trace_alignment(
       estimator: the learner's own, or any other with the same state.
       reference, split: as in `alignment`.
       key: typed key, folded with the step.
-      batch: on what to measure; the same all through, so that it is the network that changes.
+      batch: on what to measure, the same all through: it is the network that changes.
       every: steps between measurements, at least 1; in between `degrees` are NaN and `nl.fit` spends nothing
         (`nl.restarts` does, its runs share one program).
 

@@ -22,8 +22,15 @@ VERDICTS = {
     # top (p − p̄) x alone, the delta rule.
     **dict.fromkeys(("backprop", "backprop_recursion", "lagrangian_backprop"), (EVERYTHING, "sees the target")),
     # δ = B (p − p̄) f': the same without the weights, unless B was made of them.
-    **dict.fromkeys(("feedback_random", "feedback_kolen_pollack"), (NO_TRANSPORT, "sees the target")),
-    "feedback_sign_symmetric": (EVERYTHING, "sees the target"),
+    # Target propagation sends targets in the place of δ, by way of decoders that are learned from axons.
+    **dict.fromkeys(
+        (
+            *("feedback_random", "feedback_kolen_pollack", "feedback_weight_mirror", "direct_feedback"),
+            "target_propagation",
+        ),
+        (NO_TRANSPORT, "sees the target"),
+    ),
+    **dict.fromkeys(("feedback_sign_symmetric", "feedback_sign_concordant"), (EVERYTHING, "sees the target")),
     # (Ẽ − E) ξ: noise and a loss.
     **dict.fromkeys((name for name in registry.ESTIMATORS if name.startswith("weight_")), ("three-factor",) * 2),
     "evolution_strategy": ("three-factor", "three-factor"),
