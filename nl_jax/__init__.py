@@ -26,6 +26,7 @@ from nl_jax.estimators.constrained.fixed_prediction import fixed_prediction
 from nl_jax.estimators.constrained.lagrangian import KKT, lagrangian
 from nl_jax.estimators.constrained.predictive_coding import predictive_coding
 from nl_jax.estimators.constrained.zero_divergence import zero_divergence
+from nl_jax.estimators.direct_feedback_alignment import direct_feedback_alignment
 from nl_jax.estimators.equilibrium import nudges
 from nl_jax.estimators.equilibrium.at_equilibrium import at_equilibrium
 from nl_jax.estimators.equilibrium.contrastive_hebbian import contrastive_hebbian
@@ -35,6 +36,7 @@ from nl_jax.estimators.feedback_alignment import feedback_alignment
 from nl_jax.estimators.forward_gradient import forward_gradient
 from nl_jax.estimators.node_perturbation import node_perturbation
 from nl_jax.estimators.reinforce import reinforce
+from nl_jax.estimators.target_propagation import difference_target_propagation
 from nl_jax.estimators.weight_perturbation import weight_perturbation
 from nl_jax.learner import learner
 from nl_jax.locality.audit import audit
@@ -80,6 +82,8 @@ __all__ = [
     "connections",
     "contrastive_hebbian",
     "diagnostics",
+    "difference_target_propagation",
+    "direct_feedback_alignment",
     "directions",
     "equilibrium_propagation",
     "evolution_strategy",

@@ -57,9 +57,16 @@ def _average(objective: Any, chunk: int | None = None) -> nl.GradientEstimator:
     return nl.average(nl.node_perturbation(objective, num_samples=3, chunk=chunk), 2)
 
 
-def _feedback(feedback: nl.feedback.Feedback) -> Entry:
+def _feedback(feedback: nl.feedback.Feedback, evaluations: int = 3) -> Entry:
     make = _without_chunk(_part(nl.feedback_alignment, feedback=feedback))
-    return Entry(make, layers=True, derivative=True, calibrated=False, random=False, evaluations=3)
+    return Entry(make, layers=True, derivative=True, calibrated=False, random=False, evaluations=evaluations)
+
+
+def _of_example(f: Callable[..., nl.GradientEstimator], evaluations: int) -> Entry:
+    """Of estimators that ask for the shapes of a batch: those of `problems.chain`, and of another size."""
+    example = jax.ShapeDtypeStruct((2, 4), "float32"), jax.ShapeDtypeStruct((2,), "int32")
+    make = _without_chunk(lambda objective: f(objective, example))
+    return Entry(make, layers=True, derivative=True, calibrated=False, random=False, evaluations=evaluations)
 
 
 def _penalised(make: Callable[..., nl.GradientEstimator], evaluations: int) -> Entry:
@@ -92,6 +99,7 @@ ESTIMATORS: dict[str, Entry] = {
     ),
     "feedback_random": _feedback(nl.feedback.random()),
     "feedback_sign_symmetric": _feedback(nl.feedback.sign_symmetric()),
+    "feedback_sign_concordant": _feedback(nl.feedback.sign_concordant()),
     "feedback_kolen_pollack": _feedback(nl.feedback.kolen_pollack(optax.sgd(0.1))),
     # Feedback so weak that the loss at rest, which they report, is close to the network's own.
     "equilibrium_propagation": Entry(
@@ -110,6 +118,9 @@ ESTIMATORS: dict[str, Entry] = {
         random=False,
         evaluations=1 + 2 * 4 + 2 * 4 + 2,
     ),
+    "feedback_weight_mirror": _feedback(nl.feedback.weight_mirror(optax.sgd(0.1)), evaluations=6),
+    "direct_feedback": _of_example(nl.direct_feedback_alignment, evaluations=3),
+    "target_propagation": _of_example(_part(nl.difference_target_propagation, optimizer=optax.sgd(0.1)), evaluations=7),
     "weight_clean": Entry(_part(nl.weight_perturbation, num_samples=K), evaluations=K + 1),
     "weight_none": Entry(
         _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.none(), sigma=0.1), evaluations=K

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.checks import layered
-from nl_jax.estimators.sweep import sweep
+from nl_jax.estimators.sweep import sweep, transposed
 
 
 def backprop_recursion(objective: Objective) -> GradientEstimator:
@@ -33,7 +33,7 @@ def backprop_recursion(objective: Objective) -> GradientEstimator:
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
-        losses, grads = sweep(objective, params, batch, feedback=params)
-        return grads, state, Info(jnp.mean(losses), jnp.int32(3))
+        swept = sweep(objective, params, batch, transposed(params))
+        return swept.grads, state, Info(jnp.mean(swept.losses), jnp.int32(3))
 
     return GradientEstimator(stateless, estimate)

@@ -6,7 +6,7 @@ ones in B. Biases are never fed back.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,20 @@ from jax.nn import initializers
 
 from nl_jax.base import Array, EstimatorInitFn, Key, Params, State
 from nl_jax.checks import typed_key
+from nl_jax.estimators.sweep import Layers
 
 Initializer = Callable[..., Array]
 """`initializer(key, shape, dtype) -> array`, as `jax.nn.initializers` makes them."""
+
+
+class UpdateFn(Protocol):
+    """`update(key, state, params, grads, layers) -> state`, after every estimate.
+
+    Given the forward weights, what they are taught, and the layers as any weights make them: `layers(params)` and
+    `layers(B)` map names to `nl.propagation.Site`, at the axons of the run.
+    """
+
+    def __call__(self, key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State: ...
 
 
 class Feedback(NamedTuple):
@@ -26,22 +37,26 @@ class Feedback(NamedTuple):
     Attributes:
       init: `init(key, params) -> state`.
       weights: `weights(state, params) -> B`, a tree like `params`.
-      update: `update(state, grads) -> state`, given what the forward weights are taught.
+      update: `update(key, state, params, grads, layers) -> state`, what B learns of one estimate.
+      evaluations: what `update` costs, in evaluations of the objective.
     """
 
     init: EstimatorInitFn
     weights: Callable[[State, Params], Params]
-    update: Callable[[State, Params], State]
+    update: UpdateFn
+    evaluations: int = 0
 
 
 def random(weight_init: Initializer = initializers.lecun_normal()) -> Feedback:
     """B drawn once and kept (Lillicrap et al. 2016).
 
+    Uniform feedback, which tells all units below the same, is `random(jax.nn.initializers.constant(b))`.
+
     Args:
       weight_init: scheme for B, of the shape of the forward weight; by default what `nl.connections` draw theirs by,
         so that credit is of its usual size. It sees no weight.
     """
-    return Feedback(lambda key, params: _drawn(weight_init, key, params), lambda state, params: state, _kept)
+    return Feedback(lambda key, params: drawn(weight_init, key, params), lambda state, params: state, _kept)
 
 
 def sign_symmetric() -> Feedback:
@@ -52,6 +67,19 @@ def sign_symmetric() -> Feedback:
         return jax.tree.map(lambda w: jnp.sign(w) / math.sqrt(_fan_in(w.shape)), params)
 
     return Feedback(lambda key, params: (), weights, _kept)
+
+
+def sign_concordant(weight_init: Initializer = initializers.lecun_normal()) -> Feedback:
+    """B = |M| sign(W), one bit of each forward weight, the magnitudes M drawn once (frSF of Liao et al. 2016).
+
+    Args:
+      weight_init: scheme for M, as in `random`.
+    """
+
+    def weights(state: State, params: Params) -> Params:
+        return jax.tree.map(lambda m, w: jnp.abs(m) * jnp.sign(w), state, params)
+
+    return Feedback(lambda key, params: drawn(weight_init, key, params), weights, _kept)
 
 
 def kolen_pollack(
@@ -68,28 +96,92 @@ def kolen_pollack(
       weight_init: scheme for the first B, as in `random`.
     """
 
-    def init(key: Key, params: Params) -> State:
-        drawn = _drawn(weight_init, key, params)
-        return drawn, optimizer.init(drawn)
+    def update(key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State:
+        del key, params, layers
+        return _stepped(optimizer, state, grads)
 
-    def update(state: State, grads: Params) -> State:
-        weights, inner = state
-        updates, inner = optimizer.update(grads, inner, weights)
-        return optax.apply_updates(weights, updates), inner
-
-    return Feedback(init, lambda state, params: state[0], update)
+    return Feedback(_init_learned(optimizer, weight_init), lambda state, params: state[0], update)
 
 
-def _kept(state: State, grads: Params) -> State:
-    del grads
-    return state
+def weight_mirror(
+    optimizer: optax.GradientTransformation, weight_init: Initializer = initializers.lecun_normal()
+) -> Feedback:
+    """B drawn at random, then taught by noise sent through W: ΔB = η ξ yᵀ − λ B with y = W ξ (Akrout et al. 2019).
+
+    After each estimate every connection is given ξ ~ N(0, I), an example of it for each of the batch, in the place of
+    its inputs, and answers y, less what it answers to silence (its bias). As E ξ yᵀ = Wᵀ, B comes to point along W, and
+    to equal it where η = λ. No weight is read, only axons.
+
+    In general terms −ξ yᵀ is the gradient by B of −⟨B ξ, y⟩, for any connection that is linear in its inputs, averaged
+    over examples and over places where a convolution stands; with several inputs each has noise of its own.
+
+    Args:
+      optimizer: what changes B by that gradient, with decay, without which B grows for ever: for η = λ = 0.01
+        `optax.chain(optax.add_decayed_weights(1.0), optax.sgd(0.01))`.
+      weight_init: scheme for the first B, as in `random`.
+    """
+
+    def update(key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State:
+        del grads
+        typed_key(key)
+        sites = {name: site for name, site in layers(params).items() if _continuous(site.inputs)}
+        keys = dict(zip(sites, jax.random.split(key, len(sites)), strict=True))
+        noise = {name: normal_like(keys[name], site.inputs) for name, site in sites.items()}
+        silence = jax.tree.map(jnp.zeros_like, noise)
+        answers = {
+            name: site.connection(site.params, *noise[name]) - site.connection(site.params, *silence[name])
+            for name, site in sites.items()
+        }
+
+        def disagreement(weights: Params) -> Array:
+            total = jnp.asarray(0.0)
+            back = layers(weights)
+            for name, y in answers.items():
+                places = y.size // y.shape[-1]
+                agreement = jnp.sum(back[name].connection(back[name].params, *noise[name]) * y) / places
+                total = total - agreement.astype(total.dtype)
+            return total
+
+        return _stepped(optimizer, state, jax.grad(disagreement)(state[0]))
+
+    return Feedback(_init_learned(optimizer, weight_init), lambda state, params: state[0], update, evaluations=3)
 
 
-def _drawn(weight_init: Initializer, key: Key, params: Params) -> Params:
+def drawn(weight_init: Initializer, key: Key, params: Params) -> Params:
+    """A tree like `params` by `weight_init`; ones for leaves of fewer than two axes."""
     typed_key(key)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(tree, [_leaf(weight_init, k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+def normal_like(key: Key, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Independent standard normal noise in the shapes of the arrays."""
+    keys = jax.random.split(key, len(arrays))
+    return tuple(jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, arrays, strict=True))
+
+
+def _continuous(inputs: tuple[Array, ...]) -> bool:
+    return all(jnp.issubdtype(x.dtype, jnp.floating) for x in inputs)  # to indices nothing is sent back
+
+
+def _kept(key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State:
+    del key, params, grads, layers
+    return state
+
+
+def _init_learned(optimizer: optax.GradientTransformation, weight_init: Initializer) -> EstimatorInitFn:
+    def init(key: Key, params: Params) -> State:
+        weights = drawn(weight_init, key, params)
+        return weights, optimizer.init(weights)
+
+    return init
+
+
+def _stepped(optimizer: optax.GradientTransformation, state: State, grads: Params) -> State:
+    weights, inner = state
+    updates, inner = optimizer.update(grads, inner, weights)
+    return optax.apply_updates(weights, updates), inner
 
 
 def _leaf(weight_init: Initializer, key: Key, leaf: Any) -> Array:

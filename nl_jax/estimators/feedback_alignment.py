@@ -6,7 +6,7 @@ from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, 
 from nl_jax.checks import layered
 from nl_jax.estimators import feedback as feedbacks
 from nl_jax.estimators.feedback import Feedback
-from nl_jax.estimators.sweep import sweep
+from nl_jax.estimators.sweep import sweep, transposed
 
 
 def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None) -> GradientEstimator:
@@ -23,10 +23,11 @@ def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None
 
     Args:
       objective: a per-example objective that takes `propagate`.
-      feedback: where B comes from: `nl.feedback.random()` by default, `sign_symmetric()`, `kolen_pollack(optimizer)`.
+      feedback: where B comes from: `nl.feedback.random()` by default, `sign_symmetric()`, `sign_concordant()`,
+        `kolen_pollack(optimizer)`, `weight_mirror(optimizer)`.
 
     Returns:
-      An estimator whose state is the feedback's, and which uses its key in `init` alone.
+      An estimator whose state is the feedback's, and which uses its key in `init` and for the feedback's own learning.
 
     Raises:
       ValueError: if the objective takes no `propagate`; when run, for layers that share a name.
@@ -45,8 +46,8 @@ def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None
     source = feedbacks.random() if feedback is None else feedback
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
-        del key
-        losses, grads = sweep(objective, params, batch, source.weights(state, params))
-        return grads, source.update(state, grads), Info(jnp.mean(losses), jnp.int32(3))
+        swept = sweep(objective, params, batch, transposed(source.weights(state, params)))
+        state = source.update(key, state, params, swept.grads, swept.layers)
+        return swept.grads, state, Info(jnp.mean(swept.losses), jnp.int32(3 + source.evaluations))
 
     return GradientEstimator(source.init, estimate)

@@ -148,15 +148,95 @@ def test_sign_symmetric_is_one_bit_of_each_weight(x64):
     chex.assert_trees_all_close(ours, given, rtol=1e-12)
 
 
+def test_sign_concordant_has_the_signs_and_magnitudes_of_its_own():
+    params = problems.chain().params
+    scheme = nl.feedback.sign_concordant()
+    state = scheme.init(OTHER, params)
+    b = scheme.weights(state, jax.tree.map(lambda w: -3 * w, params))
+    np.testing.assert_allclose(b["output"]["weight"], scheme.weights(state, params)["output"]["weight"] * -1)
+    np.testing.assert_array_equal(np.sign(b["output"]["weight"]), -np.sign(params["output"]["weight"]))
+    drawn = nl.feedback.random().init(OTHER, params)
+    np.testing.assert_array_equal(np.abs(b["output"]["weight"]), np.abs(drawn["output"]["weight"]))
+
+
+def mirrored(problem, rate, num_steps, keys):
+    """B after steps of η = λ = rate from the problem's own noise, one for each key."""
+    optimizer = optax.chain(optax.add_decayed_weights(1.0), optax.sgd(rate))
+    estimator = nl.feedback_alignment(problem.objective, feedback=nl.feedback.weight_mirror(optimizer))
+
+    def run(key):
+        def step(state, key):
+            return estimator.estimate(key, state, problem.params, problem.batch)[1], None
+
+        start = estimator.init(OTHER, problem.params)
+        return jax.lax.scan(step, start, jax.random.split(key, num_steps))[0][0]
+
+    return jax.jit(lambda keys: jax.lax.map(run, keys))(keys)
+
+
+@pytest.mark.parametrize("name", ["skip", "convolution", "tied"])
+def test_what_mirrors_see_is_the_weight_on_average(name, x64):
+    """One step of η = λ = 1 leaves ⟨ξ yᵀ⟩ alone; of a weight that two layers share, the sum of what both see."""
+    problem = ALL[name]()
+    b = mirrored(problem, 1.0, 1, jax.random.split(KEY, 200))
+    for layer, own in problem.params.items():
+        for path, w in jax.tree_util.tree_leaves_with_path(own):
+            if w.ndim > 1:
+                seen = b[layer]
+                for part in path:
+                    seen = seen[part.key]
+                error = np.std(seen, axis=0, ddof=1) / 200**0.5
+                expected = np.asarray(w) * (2 if layer == "shared" else 1)
+                assert np.max(np.abs(np.mean(seen, axis=0) - expected) / error) < 4.5
+                assert np.max(np.abs(np.mean(seen, axis=0) - 1.5 * expected) / error) > 4.5
+
+
+def test_weight_mirror_becomes_backprop(x64):
+    """E‖B − W‖²/‖W‖² = (n + 1)/N · η/(2 − η), N examples of noise a step, n inputs: B lies as near as η is small."""
+    problem = problems.chain()
+    w = problem.params["output"]["weight"]
+    output = {"weight": w, "bias": jnp.full(3, 5.0)}  # which mirrors must not see
+    problem = problem._replace(params={**problem.params, "output": output})
+    for rate, steps in ((0.5, 12), (0.04, 120)):
+        b = mirrored(problem, rate, steps, jax.random.split(KEY, 50))
+        off = np.sum((b["output"]["weight"] - w[None]) ** 2, axis=(1, 2)) / np.sum(w**2)
+        law = (5 + 1) / 6 * rate / (2 - rate)
+        assert abs(off.mean() - law) < 4 * off.std(ddof=1) / 50**0.5
+    fed_back, exact = nl.feedback_alignment(problem.objective), nl.backprop(problem.objective)
+    angles = jax.jit(lambda b: nl.diagnostics.alignment(fed_back, exact, KEY, b, problem.params, problem.batch))
+    assert angles(jax.tree.map(lambda b: b[0], b))["hidden1"] < 15
+    assert angles(fed_back.init(OTHER, problem.params))["hidden1"] > 60
+
+
+def test_weight_mirror_has_nothing_to_send_where_inputs_are_indices():
+    def forward(params, x, propagate=nl.propagation.feedforward):
+        low = propagate("low", lambda own, index: own[index], jnp.tanh, params["low"], x)
+        return propagate("high", lambda own, x: x @ own, jnp.tanh, params["high"], low)
+
+    params, batch = {"low": jnp.ones((5, 4)), "high": jnp.ones((4, 3))}, (jnp.arange(5), jnp.ones((5, 3)))
+    scheme = nl.feedback.weight_mirror(optax.sgd(0.1))
+    estimator = nl.feedback_alignment(nl.supervised(forward, nl.losses.half_squared_error), feedback=scheme)
+    state = estimator.init(KEY, params)
+    after = jax.jit(estimator.estimate)(KEY, state, params, batch)[1]
+    assert jax.tree.map(lambda a, b: bool((a == b).all()), state[0], after[0]) == {"low": True, "high": False}
+
+
 @pytest.mark.parametrize(
-    "feedback", [nl.feedback.random(), nl.feedback.sign_symmetric(), nl.feedback.kolen_pollack(optax.sgd(0.1))]
+    "feedback",
+    [
+        nl.feedback.random(jax.nn.initializers.constant(0.3)),
+        nl.feedback.sign_symmetric(),
+        nl.feedback.sign_concordant(),
+        nl.feedback.kolen_pollack(optax.sgd(0.1)),
+        nl.feedback.weight_mirror(optax.sgd(0.1)),
+    ],
 )
 def test_keeps_the_precision(feedback):
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), problems.chain().params)
     inputs, labels = problems.chain().batch
     estimator = nl.feedback_alignment(problems.chain().objective, feedback=feedback)
-    state = estimator.init(KEY, params)
-    grads, after, _ = estimator.estimate(KEY, state, params, (inputs.astype(jnp.bfloat16), labels))
+    state = jax.eval_shape(estimator.init, KEY, params)
+    grads, after, _ = jax.eval_shape(estimator.estimate, KEY, state, params, (inputs.astype(jnp.bfloat16), labels))
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
@@ -188,7 +268,11 @@ def test_a_connection_that_holds_its_weight_is_fed_back_like_one_that_is_given_i
     chex.assert_trees_all_close(a, c, rtol=1e-12)
 
 
-@pytest.mark.parametrize("feedback", [nl.feedback.random(), nl.feedback.kolen_pollack(optax.sgd(0.1))])
+@pytest.mark.parametrize(
+    "feedback",
+    [nl.feedback.random(), nl.feedback.sign_concordant()]
+    + [learned(optax.sgd(0.1)) for learned in (nl.feedback.kolen_pollack, nl.feedback.weight_mirror)],
+)
 def test_untyped_keys_are_refused(feedback):
     with pytest.raises(ValueError, match=r"key must be a typed key made by jax\.random\.key"):
         feedback.init(jnp.zeros(2, jnp.uint32), problems.chain().params)

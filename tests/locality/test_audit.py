@@ -27,8 +27,15 @@ VERDICTS = {
         (EVERYTHING, "sees the target"),
     ),
     # δ = B (p − p̄) f': the same without the weights, unless B was made of them.
-    **dict.fromkeys(("feedback_random", "feedback_kolen_pollack"), (NO_TRANSPORT, "sees the target")),
-    "feedback_sign_symmetric": (EVERYTHING, "sees the target"),
+    # Target propagation sends targets in the place of δ, by way of decoders that are learned from axons.
+    **dict.fromkeys(
+        (
+            *("feedback_random", "feedback_kolen_pollack", "feedback_weight_mirror", "direct_feedback"),
+            "target_propagation",
+        ),
+        (NO_TRANSPORT, "sees the target"),
+    ),
+    **dict.fromkeys(("feedback_sign_symmetric", "feedback_sign_concordant"), (EVERYTHING, "sees the target")),
     # x̂_l x̂_{l−1} − x_l x_{l−1}: Hebb's rule, but at axons that all other layers and their weights have moved; of two
     # layers the last one's weights are the only ones on the way back.
     **dict.fromkeys(("equilibrium_propagation", "contrastive_hebbian"), (EVERYTHING, NO_TRANSPORT)),

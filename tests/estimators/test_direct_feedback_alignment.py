@@ -1,0 +1,116 @@
+"""Direct feedback alignment is backprop but for what is sent, and where to."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nl_jax as nl
+from tests import problems
+
+KEY, OTHER = jax.random.key(0), jax.random.key(5)
+
+
+def gradients(estimator, *at):
+    return jax.jit(estimator.estimate)(KEY, *at)[0]
+
+
+def preactivations(problem, params, batch, given):
+    """ν of every layer, with some layers' axons given."""
+    nus = {}
+
+    def propagate(name, connection, activation, params, *inputs):
+        nus[name] = connection(params, *inputs)
+        return given[name] if name in given else activation(nus[name])
+
+    problem.objective(params, batch, propagate=propagate)
+    return nus
+
+
+@pytest.mark.parametrize("name", problems.PROBLEMS)
+def test_with_the_jacobians_of_one_example_it_is_backprop(name, x64):
+    """B = ∂ν^L/∂x^l, all ways up counted, is what backprop multiplies e by."""
+    problem = problems.PROBLEMS[name]()
+    batch = jax.tree.map(lambda x: x[:1], problem.batch)
+    estimator = nl.direct_feedback_alignment(problem.objective, problem.batch)
+    drawn = estimator.init(OTHER, problem.params)
+
+    @jax.jit
+    def both(params, batch):
+        _, axons = nl.propagation.record(problem.objective)(params, batch)
+        top = list(axons)[-1]
+
+        def jacobian(layer, b):
+            to_top = jax.jacrev(lambda x: preactivations(problem, params, batch, {layer: x})[top].ravel())
+            return to_top(axons[layer]).reshape(b.shape[::-1]).T
+
+        exact = {layer: jacobian(layer, b) for layer, b in drawn.items()}
+        ours, theirs = (estimator.estimate(KEY, state, params, batch)[0] for state in (exact, drawn))
+        return ours, theirs, nl.backprop(problem.objective).estimate(KEY, (), params, batch)[0]
+
+    ours, theirs, exact = both(problem.params, batch)
+    chex.assert_trees_all_close(ours, exact, rtol=1e-12, atol=1e-12)
+    same = jax.tree.map(lambda a, b: bool(jnp.allclose(a, b, rtol=1e-12, atol=1e-12)), theirs, exact)
+    assert all(jax.tree.leaves(same)) == (name == "one_layer")
+
+
+def test_in_a_linear_network_products_of_weights_are_backprop(x64):
+    network = nl.mlp([3, 5, 4, 2], activation=lambda nu: nu)
+    objective = nl.supervised(network.apply, nl.losses.cross_entropy)
+    params, batch = network.init(KEY, jnp.float64), (jax.random.normal(OTHER, (6, 3)), jnp.arange(6) % 2)
+    second, third = params["hidden2"]["weight"], params["output"]["weight"]
+    estimator = nl.direct_feedback_alignment(objective, batch)
+    ours = gradients(estimator, {"hidden1": second @ third, "hidden2": third}, params, batch)
+    chex.assert_trees_all_close(ours, gradients(nl.backprop(objective), (), params, batch), rtol=1e-12, atol=1e-14)
+
+
+def test_below_the_top_it_is_feedback_alignment_with_the_same_weights(x64):
+    problem = problems.chain()
+    direct, aligned = (
+        nl.direct_feedback_alignment(problem.objective, problem.batch),
+        nl.feedback_alignment(problem.objective),
+    )
+    b = aligned.init(OTHER, problem.params)
+    ours = gradients(direct, {"hidden1": b["output"]["weight"]}, problem.params, problem.batch)
+    chex.assert_trees_all_close(ours, gradients(aligned, b, problem.params, problem.batch), rtol=1e-12)
+
+
+def test_what_the_loss_reads_of_a_hidden_layer_and_what_lies_above_the_highest_is_exact(x64):
+    """Two heads of which the lower is read as well, and a layer without parameters on top."""
+
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        product = lambda w, x: x @ w
+        low = propagate("low", product, jnp.tanh, params["low"], batch)
+        high = propagate("high", product, jnp.tanh, params["high"], low)
+        top = propagate("top", lambda own, x: jnp.cumsum(x, axis=1), jnp.tanh, {}, high)
+        return jnp.sum(top**2, axis=1) + jnp.sum(low**3, axis=1)
+
+    params = {"low": jax.random.normal(KEY, (3, 4)), "high": jax.random.normal(OTHER, (4, 2))}
+    batch = jax.random.normal(KEY, (5, 3))
+    estimator = nl.direct_feedback_alignment(objective, batch)
+    silent = jax.tree.map(jnp.zeros_like, estimator.init(KEY, params))
+    ours, exact = gradients(estimator, silent, params, batch), gradients(nl.backprop(objective), (), params, batch)
+    np.testing.assert_allclose(ours["high"], exact["high"], rtol=1e-12)
+    low = jax.grad(lambda w: jnp.mean(jnp.sum(jnp.tanh(batch @ w) ** 3, axis=1)))(params["low"])
+    np.testing.assert_allclose(ours["low"], low, rtol=1e-12)
+
+
+def test_an_example_of_other_shapes_is_refused():
+    """Other sizes of a batch are no other shapes."""
+
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        low = propagate("low", lambda gain, x: gain * x, jnp.tanh, params["low"], batch)
+        high = propagate("high", lambda w, x: jnp.sum(x, axis=1, keepdims=True) * w, jnp.tanh, params["high"], low)
+        return jnp.sum(high, axis=1)
+
+    params, key = {"low": jnp.float32(2), "high": jnp.ones((1, 2))}, jax.random.key(0)
+    estimator = nl.direct_feedback_alignment(objective, jax.ShapeDtypeStruct((1, 3), "float32"))
+    state = estimator.init(key, params)
+    assert jax.tree.map(jnp.shape, state) == {"low": (3, 2)}
+    estimate = lambda *shape: jax.eval_shape(estimator.estimate, key, state, params, jnp.ones(shape))
+    chex.assert_trees_all_equal_shapes_and_dtypes(estimate(5, 3)[0], params)
+    with pytest.raises(ValueError, match=r"layer 'low': B has shape \(3, 2\), as the example has it.*\(4, 2\)"):
+        estimate(5, 4)
+    with pytest.raises(ValueError, match=r"key must be a typed key made by jax\.random\.key"):
+        estimator.init(jnp.zeros(2, jnp.uint32), params)
