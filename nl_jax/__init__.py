@@ -20,8 +20,13 @@ from nl_jax.estimators.augmented import augmented
 from nl_jax.estimators.backprop import backprop
 from nl_jax.estimators.backprop_recursion import backprop_recursion
 from nl_jax.estimators.compose import average, batch_sum, mix, partition
+from nl_jax.estimators.constrained import layer_solves, starts
 from nl_jax.estimators.constrained.adjoint import lagrangian_backprop
+from nl_jax.estimators.constrained.admm import admm
+from nl_jax.estimators.constrained.augmented_lagrangian import augmented_lagrangian
+from nl_jax.estimators.constrained.extragradient import extragradient
 from nl_jax.estimators.constrained.lagrangian import KKT, lagrangian
+from nl_jax.estimators.constrained.primal_dual import primal_dual
 from nl_jax.estimators.evolution_strategy import evolution_strategy
 from nl_jax.estimators.feedback_alignment import feedback_alignment
 from nl_jax.estimators.forward_gradient import forward_gradient
@@ -56,9 +61,11 @@ __all__ = [
     "Restarts",
     "Stage",
     "activations",
+    "admm",
     "alternating",
     "audit",
     "augmented",
+    "augmented_lagrangian",
     "average",
     "backprop",
     "backprop_recursion",
@@ -71,12 +78,14 @@ __all__ = [
     "diagnostics",
     "directions",
     "evolution_strategy",
+    "extragradient",
     "feedback",
     "feedback_alignment",
     "fit",
     "forward_gradient",
     "lagrangian",
     "lagrangian_backprop",
+    "layer_solves",
     "learner",
     "local_learning",
     "losses",
@@ -88,6 +97,7 @@ __all__ = [
     "objectives",
     "optimizers",
     "partition",
+    "primal_dual",
     "products",
     "propagation",
     "reinforce",
@@ -96,6 +106,7 @@ __all__ = [
     "rules",
     "shaping",
     "spaces",
+    "starts",
     "supervised",
     "tanh_from_sigmoid",
     "theory",
