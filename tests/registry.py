@@ -62,6 +62,12 @@ def _feedback(feedback: nl.feedback.Feedback) -> Entry:
     return Entry(make, layers=True, derivative=True, calibrated=False, random=False, evaluations=3)
 
 
+def _iterated(make: Callable[..., nl.GradientEstimator], step: int, **settings: Any) -> Entry:
+    """Four steps: the gradient in the limit alone."""
+    four = _without_chunk(_part(make, **settings, tolerance=0.0))
+    return Entry(four, layers=True, derivative=True, calibrated=False, random=False, evaluations=2 + 4 * step)
+
+
 K = 3
 nodes, weights = nl.spaces.nodes, nl.spaces.weights
 
@@ -76,6 +82,10 @@ ESTIMATORS: dict[str, Entry] = {
     "feedback_random": _feedback(nl.feedback.random()),
     "feedback_sign_symmetric": _feedback(nl.feedback.sign_symmetric()),
     "feedback_kolen_pollack": _feedback(nl.feedback.kolen_pollack(optax.sgd(0.1))),
+    "primal_dual": _iterated(nl.primal_dual, 2, num_steps=4),
+    "extragradient": _iterated(nl.extragradient, 4, num_steps=4),
+    "augmented_lagrangian": _iterated(nl.augmented_lagrangian, 2 * 3 + 3, num_outer=4, num_inner=3),
+    "admm": _iterated(nl.admm, 2 * 3 + 3 + 3, num_steps=4, solve=nl.layer_solves.gauss_newton(3)),
     "weight_clean": Entry(_part(nl.weight_perturbation, num_samples=K), evaluations=K + 1),
     "weight_none": Entry(
         _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.none(), sigma=0.1), evaluations=K

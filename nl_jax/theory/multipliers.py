@@ -43,8 +43,9 @@ def violation(t: jax.Array, *, curvature: float, damping: float, target: float, 
     slope = -(curvature * start + damping * first)
     gamma = (curvature + damping) / 2
     omega = complex(1 - gamma**2) ** 0.5
-    swing = t * jnp.sinc(omega * t / jnp.pi)  # sin(ωt)/ω, t at the threshold
-    return (jnp.exp(-gamma * t) * (first * jnp.cos(omega * t) + (slope + gamma * first) * swing)).real
+    angle = omega * jax.lax.complex(t, jnp.zeros_like(t))  # imaginary above the threshold
+    swing = t * jnp.sinc(angle / jnp.pi).real  # sin(ωt)/ω, t at the threshold
+    return jnp.exp(-gamma * t) * (first * jnp.cos(angle).real + (slope + gamma * first) * swing)
 
 
 def primal_dual_factor(

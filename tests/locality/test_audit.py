@@ -24,6 +24,8 @@ VERDICTS = {
     # δ = B (p − p̄) f': the same without the weights, unless B was made of them.
     **dict.fromkeys(("feedback_random", "feedback_kolen_pollack"), (NO_TRANSPORT, "sees the target")),
     "feedback_sign_symmetric": (EVERYTHING, "sees the target"),
+    # λ f' x, where λ and x were made with those of the layers above and below.
+    **dict.fromkeys(("primal_dual", "extragradient", "augmented_lagrangian", "admm"), (EVERYTHING, NO_TRANSPORT)),
     # (Ẽ − E) ξ: noise and a loss.
     **dict.fromkeys((name for name in registry.ESTIMATORS if name.startswith("weight_")), ("three-factor",) * 2),
     "evolution_strategy": ("three-factor", "three-factor"),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
-from nl_jax.checks import layered, positive_number
+from nl_jax.checks import layered, per_example, positive_number
 from nl_jax.estimators.constrained import layer_solves, starts
 from nl_jax.estimators.constrained.lagrangian import Axons, gradients
 from nl_jax.estimators.constrained.layer_solves import LayerSolve
@@ -69,7 +69,7 @@ def sweep(objective: Objective, penalty: float, solve: LayerSolve) -> Iteration:
 
         def run(axons: Axons) -> tuple[Array, dict[str, Array]]:
             losses, predicted = cut(objective)(params, batch, _batch_of_one(axons))
-            return losses[0], {name: x - predicted[name][0] for name, x in axons.items()}
+            return per_example(losses)[0], {name: x - predicted[name][0] for name, x in axons.items()}
 
         for name in downwards:
 
