@@ -64,7 +64,7 @@ def test_every_estimator_is_judged_as_its_formula_says(name):
         **dict.fromkeys(("hidden1/bias", "hidden1/weight"), hidden),
         **dict.fromkeys(("output/bias", "output/weight"), output),
     }
-    assert audit.verdict == (hidden if output in hidden else output)
+    assert audit.verdict == (hidden if set(output.split(", ")) <= set(hidden.split(", ")) else output)
 
 
 @pytest.mark.parametrize("name", registry.RULES)
