@@ -80,6 +80,15 @@ def test_examples_do_not_see_one_another(name, x64):
     assert np.linalg.norm(_flat(together) - _flat(exact)) > 0.01 * np.linalg.norm(_flat(exact))
 
 
+def test_multipliers_are_reported_as_axons_feel_them(x64):
+    """One step from the feedforward run moves one layer by −η ∂C/∂x, which it feels as λ = −η(c + τ) ∂C/∂x."""
+    problem = problems.one_layer()
+    at = KEY, (), problem.params, problem.batch
+    once = primal_dual(problem.objective, step_size=0.1, multiplier_step_size=0.3, damping=0.5, num_steps=1)
+    found, exact = jax.jit(lambda: (once.estimate(*at)[0], nl.backprop(problem.objective).estimate(*at)[0]))()
+    chex.assert_trees_all_close(found, jax.tree.map(lambda g: 0.1 * (0.5 + 0.3) * g, exact), rtol=1e-12)
+
+
 def test_tolerance_stops(x64):
     problem = problems.one_layer()
     at = KEY, (), problem.params, problem.batch
