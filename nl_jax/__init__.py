@@ -20,11 +20,16 @@ from nl_jax.estimators.augmented import augmented
 from nl_jax.estimators.backprop import backprop
 from nl_jax.estimators.backprop_recursion import backprop_recursion
 from nl_jax.estimators.compose import average, batch_sum, mix, partition
+from nl_jax.estimators.constrained import layer_solves, starts
 from nl_jax.estimators.constrained.adjoint import lagrangian_backprop
+from nl_jax.estimators.constrained.admm import admm
+from nl_jax.estimators.constrained.augmented_lagrangian import augmented_lagrangian
 from nl_jax.estimators.constrained.auxiliary_coordinates import auxiliary_coordinates
+from nl_jax.estimators.constrained.extragradient import extragradient
 from nl_jax.estimators.constrained.fixed_prediction import fixed_prediction
 from nl_jax.estimators.constrained.lagrangian import KKT, lagrangian
 from nl_jax.estimators.constrained.predictive_coding import predictive_coding
+from nl_jax.estimators.constrained.primal_dual import primal_dual
 from nl_jax.estimators.constrained.zero_divergence import zero_divergence
 from nl_jax.estimators.direct_feedback_alignment import direct_feedback_alignment
 from nl_jax.estimators.equilibrium import nudges
@@ -66,10 +71,12 @@ __all__ = [
     "Restarts",
     "Stage",
     "activations",
+    "admm",
     "alternating",
     "at_equilibrium",
     "audit",
     "augmented",
+    "augmented_lagrangian",
     "auxiliary_coordinates",
     "average",
     "backprop",
@@ -87,6 +94,7 @@ __all__ = [
     "directions",
     "equilibrium_propagation",
     "evolution_strategy",
+    "extragradient",
     "feedback",
     "feedback_alignment",
     "fit",
@@ -94,6 +102,7 @@ __all__ = [
     "forward_gradient",
     "lagrangian",
     "lagrangian_backprop",
+    "layer_solves",
     "learner",
     "local_learning",
     "losses",
@@ -107,6 +116,7 @@ __all__ = [
     "optimizers",
     "partition",
     "predictive_coding",
+    "primal_dual",
     "products",
     "propagation",
     "reinforce",
@@ -115,6 +125,7 @@ __all__ = [
     "rules",
     "shaping",
     "spaces",
+    "starts",
     "supervised",
     "tanh_from_sigmoid",
     "theory",

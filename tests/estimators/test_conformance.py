@@ -19,6 +19,3 @@ def test_is_certified(name, x64):
     found = certificate.rows
     assert found["randomness"].figures["random"] == entry.random
     assert found["layers"].figures["layers"] == entry.layers
-    if not entry.calibrated or not entry.random:
-        return
-    assert entry.exact == (found["calibration"].figures.get("difference", 1.0) < 1e-7)

@@ -39,6 +39,8 @@ VERDICTS = {
     # x̂_l x̂_{l−1} − x_l x_{l−1}: Hebb's rule, but at axons that all other layers and their weights have moved; of two
     # layers the last one's weights are the only ones on the way back.
     **dict.fromkeys(("equilibrium_propagation", "contrastive_hebbian"), (EVERYTHING, NO_TRANSPORT)),
+    # λ f' x, where λ and x were made with those of the layers above and below.
+    **dict.fromkeys(("primal_dual", "extragradient", "augmented_lagrangian", "admm"), (EVERYTHING, NO_TRANSPORT)),
     # (Ẽ − E) ξ: noise and a loss.
     **dict.fromkeys((name for name in registry.ESTIMATORS if name.startswith("weight_")), ("three-factor",) * 2),
     "evolution_strategy": ("three-factor", "three-factor"),

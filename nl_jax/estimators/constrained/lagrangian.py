@@ -69,6 +69,21 @@ def lagrangian(objective: Objective, *, penalty: float | Array = 0.0) -> Callabl
     return evaluate
 
 
+def gradients(
+    objective: Objective, *, penalty: float = 0.0
+) -> Callable[[Params, Axons, Axons, Batch], tuple[dict[str, Array], dict[str, Array]]]:
+    """`(params, axons, multipliers, batch) -> (∂L/∂x, ∂L/∂λ)`, each example's own: summed, not averaged.
+
+    One forward run and one reverse to the axons, no credit to the parameters: two evaluations.
+    """
+    evaluate = lagrangian(objective, penalty=penalty)
+
+    def total(params: Params, axons: Axons, multipliers: Axons, batch: Batch) -> Array:
+        return jnp.sum(evaluate(params, axons, multipliers, batch))
+
+    return jax.grad(total, argnums=(1, 2))
+
+
 def stationarity(
     objective: Objective,
 ) -> Callable[[Params, Axons, Axons, Batch], tuple[Params, KKT]]:

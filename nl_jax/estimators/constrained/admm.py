@@ -1,0 +1,109 @@
+"""The alternating direction method of multipliers, layer by layer (Boyd et al. 2011; Taylor et al. 2016)."""
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
+from nl_jax.checks import layered, per_example, positive_number
+from nl_jax.estimators.constrained import layer_solves, starts
+from nl_jax.estimators.constrained.lagrangian import Axons, gradients
+from nl_jax.estimators.constrained.layer_solves import LayerSolve
+from nl_jax.estimators.constrained.relaxation import Relaxation, distance
+from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, Start, ascended, saddle_point
+from nl_jax.propagation import cut, survey
+
+
+def admm(
+    objective: Objective,
+    *,
+    penalty: float = 1.0,
+    solve: LayerSolve | None = None,
+    num_steps: int = 100,
+    tolerance: float = 1e-3,
+    start: Start = starts.feedforward,
+) -> GradientEstimator:
+    """The gradient where sweeps of layer-wise minimisation and multiplier steps come to rest: backpropagation's.
+
+    As the method of multipliers, but L_μ is minimised over one layer after the other, once, from the last down (so
+    that one sweep takes credit to the first layer); then λ ← λ + μ r. Taylor et al. 2016 train networks so, with
+    pre-activations and weights as further blocks; here weights are held, for what is wanted is their gradient. With
+    more than two blocks, or curved units, convergence is not assured: where it fails, raise μ.
+
+    Args:
+      objective: a per-example objective that takes `propagate`, of layers that do not mix examples.
+      penalty: μ, above 0.
+      solve: how a layer is solved for: `nl.layer_solves.gauss_newton()` by default, or `gradient_descent()`.
+      num_steps: K, the most sweeps.
+      tolerance: as in `primal_dual`.
+      start: `nl.starts.feedforward` or `nl.starts.zeros`; multipliers start at 0.
+
+    Returns:
+      An estimator without state or randomness, with a `KKT` in `info.residuals`; a sweep costs what its solves cost
+      and three evaluations.
+
+    Raises:
+      ValueError: if the objective takes no `propagate`, or for a setting out of range; when run, for a layer that
+        mixes examples, each of which is solved for alone.
+      FloatingPointError: when run, if the residual grows a thousandfold (see `relaxation.relax`).
+    """
+    layered("admm", objective)
+    positive_number("penalty", penalty)
+    solve = layer_solves.gauss_newton() if solve is None else solve
+    return saddle_point(
+        objective,
+        sweep(objective, penalty, solve),
+        Relaxation(num_steps, tolerance),
+        start=start,
+        remedy=f"penalty={penalty}: choose a larger one, or a layer solve with a smaller step_size",
+        evaluations=solve.evaluations + 3,
+    )
+
+
+def sweep(objective: Objective, penalty: float, solve: LayerSolve) -> Iteration:
+    """x_l ← argmin L_μ over x_l alone, from the last layer down; then λ ← λ + μ r."""
+    forces = gradients(objective)
+
+    def minimised(params: Params, downwards: list[str], at: Iterate, example: Batch) -> dict[str, Array]:
+        axons = dict(at.axons)
+        batch = _batch_of_one(example)
+
+        def run(axons: Axons) -> tuple[Array, dict[str, Array]]:
+            losses, predicted = cut(objective)(params, batch, _batch_of_one(axons))
+            return per_example(losses)[0], {name: x - predicted[name][0] for name, x in axons.items()}
+
+        for name in downwards:
+
+            def loss(x: Array, name: str = name) -> Array:
+                return run({**axons, name: x})[0]
+
+            def shifted(x: Array, name: str = name) -> dict[str, Array]:
+                # λᵀr + μ/2 ‖r‖² = μ/2 ‖r + λ/μ‖² up to a constant (Boyd et al. 2011 §3.1.1).
+                return ascended(run({**axons, name: x})[1], at.multipliers, 1 / penalty)
+
+            axons[name] = solve.minimise(loss, shifted, penalty, axons[name])
+        return axons
+
+    def iteration(params: Params, batch: Batch, at: Iterate) -> tuple[Iterate, Array]:
+        downwards = _unmixed(objective, params, batch)[::-1]
+        axons = jax.vmap(lambda at, example: minimised(params, downwards, at, example))(at, batch)
+        _, residuals = forces(params, axons, at.multipliers, batch)
+        multipliers = ascended(at.multipliers, residuals, penalty)
+        return Iterate(axons, multipliers), distance(*forces(params, *at, batch))
+
+    return iteration
+
+
+def _batch_of_one(example: Axons | Batch) -> Batch:
+    return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), example)
+
+
+def _unmixed(objective: Objective, params: Params, batch: Batch) -> list[str]:
+    """The layers' names in the order of propagation, or ValueError for one that mixes examples."""
+    _, sites = survey(objective)(params, batch)
+    for name, site in sites.items():
+        if getattr(site.connection, "mixes_examples", False):
+            raise ValueError(
+                f"layer {name!r} mixes examples, and admm solves for each alone: use primal_dual, extragradient or "
+                "augmented_lagrangian"
+            )
+    return list(sites)

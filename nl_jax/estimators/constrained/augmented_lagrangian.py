@@ -1,0 +1,81 @@
+"""The method of multipliers (Hestenes 1969; Powell 1969)."""
+
+import jax
+import optax
+
+from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
+from nl_jax.checks import layered, positive_integer, positive_number
+from nl_jax.estimators.constrained import starts
+from nl_jax.estimators.constrained.lagrangian import Axons, gradients
+from nl_jax.estimators.constrained.relaxation import Relaxation, distance
+from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, Start, ascended, saddle_point
+
+
+def augmented_lagrangian(
+    objective: Objective,
+    *,
+    penalty: float = 5.0,
+    optimizer: optax.GradientTransformation | None = None,
+    num_inner: int = 20,
+    num_outer: int = 50,
+    tolerance: float = 1e-3,
+    start: Start = starts.feedforward,
+) -> GradientEstimator:
+    """The gradient where x ← argmin_x L_μ(x, λ) and λ ← λ + μ r come to rest: backpropagation's, in the limit.
+
+    L_μ is the Lagrangian with penalty μ/2 ‖r‖² (Hestenes 1969; Powell 1969). The first minimum is that of the
+    penalty alone; every multiplier step takes away a part of its bias, the larger μ the more. Minima are not found
+    exactly but approached by a number of steps, from where the last ones ended.
+
+    Args:
+      objective: a per-example objective that takes `propagate`.
+      penalty: μ, above 0; large where units are curved and credit is large, at the price of smaller steps.
+      optimizer: the inner one, an optax transformation, by default `optax.sgd(0.1 / penalty, momentum=0.9,
+        nesterov=True)`. It starts afresh after every multiplier step. Examples stay apart if it works elementwise.
+      num_inner: optimizer steps between two multiplier steps.
+      num_outer: K, the most multiplier steps.
+      tolerance: as in `primal_dual`.
+      start: `nl.starts.feedforward` or `nl.starts.zeros`; multipliers start at 0.
+
+    Returns:
+      An estimator without state or randomness, with a `KKT` in `info.residuals`; an optimizer step costs two
+      evaluations, a multiplier step three.
+
+    Raises:
+      ValueError: if the objective takes no `propagate`, or for a setting out of range.
+      FloatingPointError: when run, if the residual grows a thousandfold (see `relaxation.relax`).
+    """
+    layered("augmented_lagrangian", objective)
+    positive_number("penalty", penalty)
+    inner = optax.sgd(0.1 / penalty, momentum=0.9, nesterov=True) if optimizer is None else optimizer
+    positive_integer("num_inner", num_inner)
+    positive_integer("num_outer", num_outer)
+    return saddle_point(
+        objective,
+        multiplier_step(objective, penalty, inner, num_inner),
+        Relaxation(num_outer, tolerance),
+        start=start,
+        remedy=f"penalty={penalty}: choose a smaller one, or an optimizer with a smaller step size",
+        evaluations=2 * num_inner + 3,
+    )
+
+
+def multiplier_step(
+    objective: Objective, penalty: float, optimizer: optax.GradientTransformation, num_inner: int
+) -> Iteration:
+    """x towards argmin_x L_μ(x, λ), then λ ← λ + μ r."""
+    forces, augmented = gradients(objective), gradients(objective, penalty=penalty)
+
+    def iteration(params: Params, batch: Batch, at: Iterate) -> tuple[Iterate, Array]:
+        def descend(step: int, carry: tuple[Axons, optax.OptState]) -> tuple[Axons, optax.OptState]:
+            axons, state = carry
+            dual, _ = augmented(params, axons, at.multipliers, batch)
+            updates, state = optimizer.update(dual, state, axons)
+            return optax.apply_updates(axons, updates), state
+
+        axons, _ = jax.lax.fori_loop(0, num_inner, descend, (at.axons, optimizer.init(at.axons)))
+        _, residuals = forces(params, axons, at.multipliers, batch)
+        multipliers = ascended(at.multipliers, residuals, penalty)
+        return Iterate(axons, multipliers), distance(*forces(params, *at, batch))
+
+    return iteration

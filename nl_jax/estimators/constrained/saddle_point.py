@@ -1,0 +1,69 @@
+"""Iterations on axons and multipliers together, towards the Lagrangian's stationary point."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
+from nl_jax.estimators.constrained.lagrangian import Axons, gradients
+from nl_jax.estimators.constrained.relaxation import Relaxation, relax
+from nl_jax.estimators.constrained.solution import Point, solution
+
+Start = Callable[[Axons], Axons]
+"""`start(feedforward) -> axons`, see `nl.starts`."""
+
+
+class Iterate(NamedTuple):
+    """x and λ by layer, all layers."""
+
+    axons: Axons
+    multipliers: Axons
+
+
+Iteration = Callable[[Params, Batch, Iterate], tuple[Iterate, Array]]
+"""`iteration(params, batch, iterate) -> (iterate, residual)`, the residual of the one it was given."""
+
+
+def saddle_point(
+    objective: Objective,
+    iteration: Iteration,
+    relaxation: Relaxation,
+    *,
+    start: Start,
+    remedy: str,
+    evaluations: int,
+    penalty: float = 0.0,
+) -> GradientEstimator:
+    """The estimator of an iteration, from `start` and multipliers of 0.
+
+    Args:
+      objective: a per-example objective that takes `propagate`.
+      iteration: one step.
+      relaxation: how many.
+      start: where they begin.
+      remedy: what to change if they diverge, as `relax` wants it.
+      evaluations: what one step costs.
+      penalty: μ of the Lagrangian that the last multipliers λ belong to; those without penalty are λ + μ r.
+    """
+    relaxation.checked()
+    violations = gradients(objective)
+
+    def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
+        begin = Iterate(dict(start(feedforward)), jax.tree.map(jnp.zeros_like, dict(feedforward)))
+        (axons, multipliers), taken = relax(lambda at: iteration(params, batch, at), begin, relaxation, remedy)
+        residuals = violations(params, axons, multipliers, batch)[1]
+        return Point(axons, ascended(multipliers, residuals, penalty), evaluations * taken)
+
+    return solution(objective, solve)
+
+
+def ascended(multipliers: Axons, residuals: Axons, step: float) -> dict[str, Array]:
+    """λ + μ r, layer by layer."""
+    return {name: multipliers[name] + step * residual for name, residual in residuals.items()}
+
+
+def descended(axons: Axons, gradient: Axons, step: float) -> dict[str, Array]:
+    """x − η ∂L/∂x, layer by layer."""
+    return ascended(axons, gradient, -step)
