@@ -23,7 +23,7 @@ from experiments.results import Folder
 ARCHITECTURES = ((5, 8, 4), (5, 8, 8, 4), (5, 16, 16, 16, 4))
 ROUNDINGS = 100.0  # allowed between sums of up to 256 terms, in units of the dtype's resolution
 DRIFT = 1e-9  # allowed between two runs of descent that are one in exact arithmetic, relative to the parameters
-APART = 0.1  # least difference of final losses, relative, of two runs that are not
+APART = 0.01  # least difference of final losses, relative, of two runs that are not
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def run(config: Config) -> tuple[dict[str, Comparison], Descent]:
             comparisons[dtype] = compare(dtype, config)
     with jax.enable_x64(True):
         descent = descend(config)
-    worst = max(max(np.max(c.outputs), np.max(c.gradients)) for c in comparisons.values())
+    worst = float(max(max(np.max(c.outputs), np.max(c.gradients)) for c in comparisons.values()))
     judged = {"roundings": worst, "drift": descent.drift, "apart": descent.apart}
     allowed = {"roundings": ROUNDINGS, "drift": DRIFT, "apart_at_least": APART}
     data = {dtype: comparison._asdict() for dtype, comparison in comparisons.items()}
@@ -118,7 +118,8 @@ def run(config: Config) -> tuple[dict[str, Comparison], Descent]:
     print(table(comparisons, descent))
     print(f"picture and data: {picture.parent} ({picture.name}, activation_equivalence.json, config.json)")
     if not (worst <= ROUNDINGS and descent.drift <= DRIFT and descent.apart >= APART):
-        raise ExperimentError(f"the networks are not as equal, or not as different, as they should be: {judged}")
+        found = ", ".join(f"{name} {value:.2g}" for name, value in judged.items())
+        raise ExperimentError(f"the networks are not as equal, or not as different, as they should be: {found}")
     return comparisons, descent
 
 

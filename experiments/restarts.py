@@ -262,8 +262,8 @@ def table(runs: Mapping[str, Runs], judged: Mapping[str, Any], config: Config) -
             f"{name}: {np.mean(there):.1%} at a minimum; gradient there at most "
             f"{found.gradient[there].max(initial=0):.0e}, curvature at least "
             f"{found.curvature[there].min(initial=np.inf):.3f};",
-            f"    {len(np.unique(found.minimum))} of {2**D} minima found; {judged['restarts_needed'][name]:.0f} restarts "
-            f"would find the best with 99 %",
+            f"    {len(np.unique(found.minimum))} of {2**D} minima found; the best would be found with 99 % by "
+            f"{judged['restarts_needed'][name]:.0f} restarts",
         ]
     lines += [
         f"by law it takes gradient descent {judged['restarts_needed_by_law']:.0f} restarts",
@@ -296,7 +296,7 @@ def plot(runs: Mapping[str, Runs], config: Config) -> Any:
         error = np.sqrt(fractions * (1 - fractions) / R)
         k = np.arange(len(levels))
         distribution.bar(k + offset, fractions, 0.4, yerr=error, color=look["color"], alpha=0.75, label=name)
-        chance.plot(tries, 1 - (1 - fractions[0]) ** tries, color=look["color"], linewidth=1.8, label=name)
+        chance.plot(tries, (1 - fractions[0]) ** tries, color=look["color"], linewidth=1.8, label=name)
     expected = law(config)
     distribution.plot(
         np.arange(len(levels)) - 0.2, expected, "k_", markersize=24, markeredgewidth=2, label="law of gradient descent"
@@ -307,9 +307,11 @@ def plot(runs: Mapping[str, Runs], config: Config) -> Any:
     distribution.set(xlabel="final loss (and how many minima have it)", ylabel="fraction of restarts",
                      title=f"{2**config.inputs} minima, {R:,} restarts")  # fmt: skip
     distribution.legend(frameon=False)
-    chance.plot(tries, 1 - (1 - expected[0]) ** tries, "k--", linewidth=1.2, label="law of gradient descent")
-    chance.axhline(0.99, color="grey", linestyle=":", linewidth=1.4, label="99 %")
-    chance.set(xlabel="restarts", ylabel="chance to have found the best", title="how many restarts it takes")
+    chance.plot(tries, (1 - expected[0]) ** tries, "k--", linewidth=1.2, label="law of gradient descent")
+    chance.axhline(0.01, color="grey", linestyle=":", linewidth=1.4, label="1 %")
+    chance.set(
+        xlabel="restarts", yscale="log", ylabel="chance not to have found the best", title="how many restarts it takes"
+    )
     chance.legend(frameon=False)
     canvas.suptitle(f"One sigmoid unit of {config.inputs} inputs, {2 * config.inputs} examples")
     return canvas
