@@ -183,9 +183,9 @@ def descend(config: Config) -> Descent:
     keys = jax.random.split(jax.random.key(1), config.runs)
     x = jax.random.normal(jax.random.key(2), (100, 2))
     data = x, (x[:, :1] * x[:, 1:] > 0).astype(x.dtype)
-    params = jax.vmap(lambda key: net.init(key, x.dtype))(keys)
     convert = _convert(net)
-    as_tanh = jax.vmap(convert)(params)
+    params = jax.jit(jax.vmap(lambda key: net.init(key, x.dtype)))(keys)
+    as_tanh = jax.jit(jax.vmap(convert))(params)
     forward = nl.tanh_from_sigmoid(net, jax.tree.map(lambda leaf: leaf[0], params))[0].apply
     # θ ← θ − η g is θ' ← θ' − η A g, and g = Aᵀ g' of the converted network's own gradient g'.
     chained = optax.stateless(lambda gradient, params: convert(_pull(net, gradient)))
@@ -210,7 +210,7 @@ def descend(config: Config) -> Descent:
     sigmoid_end, sigmoid = walk(net.apply, params)
     _, tanh = walk(forward, as_tanh)
     chained_end, along = walk(forward, as_tanh, chained)
-    drift = jax.vmap(_difference)(jax.vmap(convert)(sigmoid_end), chained_end)
+    drift = jax.jit(jax.vmap(lambda params, other: _difference(convert(params), other)))(sigmoid_end, chained_end)
     return Descent(sigmoid, tanh, along, float(drift.max()))
 
 

@@ -207,10 +207,10 @@ def measure(setting: Setting, rule: str, config: Config) -> Curve:
         jax.random.split(key, config.students), jnp.arange(config.inputs) < n, setting.inputs == "repeated",
         rate, (2 / (M * n)) ** 0.5 / sigma, (2 * setting.irreducible / M) ** 0.5 / sigma, per_block,
     )  # fmt: skip
-    trials = jnp.arange(1, BLOCKS * per_block + 1)
+    trials = np.arange(1, BLOCKS * per_block + 1)
     curve = temporal.learning_curve(law, trials, 1.0, rate=rate, sigma=sigma, irreducible=setting.irreducible)
     return Curve(
-        trials=np.asarray(trials)[per_block - 1 :: per_block],
+        trials=trials[per_block - 1 :: per_block],
         measured=sigma**2 * np.asarray(measured, float).T,
         law=np.asarray(curve).reshape(BLOCKS, per_block).mean(axis=1),
     )

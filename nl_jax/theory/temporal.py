@@ -37,7 +37,7 @@ import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 
 class Trials(NamedTuple):
@@ -148,8 +148,8 @@ def floor(law: Law, *, rate: float, sigma: float, irreducible: float = 0.0) -> f
 
 
 def learning_curve(
-    law: Law, trial: jax.Array, start: float, *, rate: float, sigma: float, irreducible: float = 0.0
-) -> jax.Array:
+    law: Law, trial: jax.Array | np.ndarray, start: float, *, rate: float, sigma: float, irreducible: float = 0.0
+) -> jax.Array | np.ndarray:
     """E − E_opt on average after so many trials: from `start` to the floor by 1 − 2η + η²K a trial.
 
     Args:
@@ -161,7 +161,7 @@ def learning_curve(
       irreducible: E_opt, at least 0.
 
     Returns:
-      The expected excess errors, shaped as `trial`.
+      The expected excess errors, an array as `trial` is.
 
     Raises:
       ValueError: for a number out of range.
@@ -170,7 +170,7 @@ def learning_curve(
     if end == math.inf:
         raise ValueError(f"rate must be below 2/K = {2 / law.gain:.3g}, where the error falls; got {rate}")
     decay = 1 - 2 * rate + rate**2 * law.gain
-    return end + (start - end) * decay ** trial.astype(jnp.result_type(float))
+    return end + (start - end) * decay ** trial.astype(float)
 
 
 def _check(rate: float, sigma: float, irreducible: float) -> None:

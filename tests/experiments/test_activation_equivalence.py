@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import activation_equivalence as experiment
+from experiments.plotting import figure
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -14,7 +15,7 @@ SMALL = ["--networks", "3", "--runs", "2", "--steps", "600", "--rate", "2"]
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(experiment, "ARCHITECTURES", ((3, 4, 4, 2),))
+    monkeypatch.setattr(experiment, "ARCHITECTURES", ((3, 4, 2),))
 
 
 def test_equal_functions_learn_differently(tmp_path, capsys):
@@ -45,15 +46,9 @@ def test_inequality_is_a_non_zero_exit(tmp_path, monkeypatch, capsys):
     ):
         monkeypatch.setattr(experiment, "compare", lambda dtype, config, compared=compared: compared)
         monkeypatch.setattr(experiment, "descend", lambda config, walked=walked: walked)
-        monkeypatch.setattr(experiment, "plot", lambda *results: experiment_picture())
+        monkeypatch.setattr(experiment, "plot", lambda *results: figure(1, 1, (1, 1))[0])
         assert experiment.main(["--out", str(tmp_path)]) == code
         assert ("not as equal" in capsys.readouterr().err) == bool(code)
-
-
-def experiment_picture():
-    from experiments.plotting import figure
-
-    return figure(1, 1, (1, 1))[0]
 
 
 def test_bad_settings_are_one_line(tmp_path, capsys):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from experiments import restarts
+from experiments.plotting import figure
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
-SMALL = ["--inputs", "2", "--restarts", "300", "--steps", "5000", "--conjugate-steps", "40"]
+SMALL = ["--inputs", "2", "--restarts", "300", "--steps", "5000", "--conjugate-steps", "30"]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,7 @@ def _runs(minimum: np.ndarray, distance: float = 0.0) -> restarts.Runs:
 def test_other_counts_and_unfinished_runs_are_non_zero_exits(tmp_path, monkeypatch, capsys):
     evenly = np.arange(400) % 4  # each minimum as often as any other
     for runs, message in ((_runs(evenly), "counts differ from theory"), (_runs(evenly, 1.0), "400 runs")):
+        monkeypatch.setattr(restarts, "plot", lambda runs, config: figure(1, 1, (1, 1))[0])
         monkeypatch.setattr(restarts, "train", lambda optimizer, steps, config, runs=runs: runs)
         assert restarts.main(["--inputs", "2", "--restarts", "400", "--out", str(tmp_path)]) == 1
         assert message in capsys.readouterr().err

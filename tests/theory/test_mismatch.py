@@ -14,7 +14,7 @@ from nl_jax.theory import mismatch
 
 SIZES = N, H, M = mismatch.Sizes(3, 5, 2)
 RATE, V = 0.02, 1.5
-STUDENTS, TRIALS = 2000, 150
+STUDENTS, TRIALS = 1500, 150
 READOUT = jnp.eye(M, H) * V  # sees the first M hidden units
 START = mismatch.Squares(distance=2 * V**2, unseen=1.0)
 
