@@ -10,12 +10,7 @@ from experiments.plotting import figure
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
-SMALL = ["--networks", "3", "--runs", "2", "--steps", "600", "--rate", "2"]
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr(experiment, "ARCHITECTURES", ((3, 4, 2),))
+SMALL = ["--depths", "1", "--networks", "3", "--runs", "2", "--steps", "600", "--rate", "2"]
 
 
 def test_equal_functions_learn_differently(tmp_path, capsys):
@@ -54,6 +49,7 @@ def test_inequality_is_a_non_zero_exit(tmp_path, monkeypatch, capsys):
 def test_bad_settings_are_one_line(tmp_path, capsys):
     for message, arguments in {
         "--runs must be at least 1, got 0": ["--runs", "0"],
+        "--depths must be one or more numbers of at least 1, got (0,)": ["--depths", "0"],
         "--scale and --rate must be finite numbers above 0": ["--rate", "0"],
     }.items():
         assert experiment.main([*arguments, "--out", str(tmp_path / "out")]) == 1
