@@ -15,9 +15,9 @@ knows nothing. On average Q⊥W stays where it is; its square takes a step of ea
     E|Q⊥W′|² = |Q⊥W|² + η²v² (H − M) ((N + 2) |Δ|² + 2 E_opt N)
 
 Without mismatch, E_opt = 0, Δ decays and the walk ends. With it |W|² grows by a constant a trial for ever (`growth`),
-unseen at the outputs, and with it the hidden activity, E|h|² = |W|²: a delta rule that learned V from h would have to
-slow down for ever, for it is stable only at rates below about 2/E|h|². Weights normalised after each trial,
-W ← r W/|W|, stay where they are by construction, and the activity with them.
+unseen at the outputs, and with it the hidden activity, E|h|² = |W|². A delta rule that then began to learn V from h
+would be stable only at rates below about 2/E|h|². Weights normalised after each trial, W ← r W/|W|, keep their norm by
+construction, and the activity with it.
 """
 
 import math

@@ -25,12 +25,13 @@ Odd moments vanish, so that in both cases
 where E S² = c I and E S tr S = s I on the n directions, and ρ = E|Σ_t d_t x_tᵀ|² / (n T Σ_t |d_t|²) says how much of d
 looks like a function of the inputs within one trial. At T = 1 these are the laws of Werfel, Xie & Seung (2004).
 
-Noise of equal strength at the outputs is σ_nodes² = n σ_weights² (`equal_sigma`). Hence what the paper found:
+Noise of equal strength at the outputs is σ_nodes² = n σ_weights² (`equal_sigma`). It follows for slow rates, where floors go
+as F and H, much as the paper has it:
 
 - Repeated trials (n ≤ T): K is the same, and F is nodes' (n/T)(MT + 2)(MT + 4) to weights' (Mn + 2)(Mn + 4) at equal
   strength: equal at T = n, about T/n for longer trials, at least 1 for M ≥ 2. d disturbs nodes alone.
-- Fresh inputs: H is MT + 2 to Mn + 2: nodes explore MT directions of which d disturbs each, weights Mn. For T < n nodes
-  are better, for T > n weights. K of weights is the larger by M(n − 1)(n + 2)/T, which long trials forget.
+- Fresh inputs: H is as MT + 2 to Mn + 2: nodes explore MT directions, each with its share of d, weights Mn. For T < n
+  nodes end lower, for T > n weights. K of weights is larger by M(n − 1)(n + 2)/T, which vanishes for long trials.
 """
 
 import math
