@@ -25,8 +25,8 @@ Odd moments vanish, so that in both cases
 where E S² = c I and E S tr S = s I on the n directions, and ρ = E|Σ_t d_t x_tᵀ|² / (n T Σ_t |d_t|²) says how much of d
 looks like a function of the inputs within one trial. At T = 1 these are the laws of Werfel, Xie & Seung (2004).
 
-Noise of equal strength at the outputs is σ_nodes² = n σ_weights² (`equal_sigma`). It follows for slow rates, where floors go
-as F and H, much as the paper has it:
+Noise of equal strength at the outputs is σ_nodes² = n σ_weights² (`equal_sigma`). At slow rates, where floors go as F
+and H, it follows much as in the paper:
 
 - Repeated trials (n ≤ T): K is the same, and F is nodes' (n/T)(MT + 2)(MT + 4) to weights' (Mn + 2)(Mn + 4) at equal
   strength: equal at T = n, about T/n for longer trials, at least 1 for M ≥ 2. d disturbs nodes alone.
