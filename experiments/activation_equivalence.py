@@ -257,7 +257,7 @@ def plot(comparisons: Mapping[str, Comparison], descent: Descent, config: Config
         xscale="log", xlabel="largest relative difference, in units of the resolution", ylabel="networks",
         title="the same function, the same gradient by the chain rule",
     )  # fmt: skip
-    rounding.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.42, 1))
+    rounding.legend(frameon=False, fontsize=8, handlelength=1.4, loc="center", bbox_to_anchor=(0.67, 0.6))
     step = np.arange(descent.tanh.shape[1])
     curves = {"sigmoid": (2, descent.sigmoid), "tanh, the same rate": (3, descent.tanh)}
     for label, (index, losses) in curves.items():
