@@ -6,11 +6,13 @@ from nl_jax.theory import (
     delta_rule,
     hebbian,
     linear_neuron,
+    mismatch,
     multipliers,
     perceptron,
     perturbation,
     predictive_coding,
     student_teacher,
+    temporal,
 )
 
 __all__ = [
@@ -19,9 +21,11 @@ __all__ = [
     "delta_rule",
     "hebbian",
     "linear_neuron",
+    "mismatch",
     "multipliers",
     "perceptron",
     "perturbation",
     "predictive_coding",
     "student_teacher",
+    "temporal",
 ]
