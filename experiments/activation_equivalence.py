@@ -276,7 +276,7 @@ def plot(comparisons: Mapping[str, Comparison], descent: Descent, config: Config
     )  # fmt: skip
     learning.legend(frameon=False, fontsize=9)
     canvas.suptitle(
-        f"Sigmoid networks and the tanh networks they convert to: {', '.join(map(str, config.depths))} hidden layers, "
+        f"Sigmoid networks and the tanh networks they convert to: depth {', '.join(map(str, config.depths))}, "
         f"{config.networks} networks each"
     )
     return canvas
