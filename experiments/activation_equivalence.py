@@ -18,7 +18,7 @@ import tyro
 
 import nl_jax as nl
 from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.results import Folder, Verdict
 
 ROUNDINGS = 100.0  # allowed between sums of up to some hundred terms, in units of the dtype's resolution
 DRIFT = 1e-9  # allowed between two runs of descent that are one in exact arithmetic, relative to the parameters
@@ -114,15 +114,15 @@ def run(config: Config) -> tuple[dict[str, Comparison], Descent]:
     with jax.enable_x64(True):
         descent = descend(config)
     worst = float(max(max(np.max(c.outputs), np.max(c.gradients)) for c in comparisons.values()))
-    judged = {"roundings": worst, "drift": descent.drift, "apart": descent.apart}
-    allowed = {"roundings": ROUNDINGS, "drift": DRIFT, "apart_at_least": APART}
+    verdict = Verdict(worst, ROUNDINGS, "roundings")
+    judged = {"drift": descent.drift, "drift_allowed": DRIFT, "apart": descent.apart, "apart_at_least": APART}
     data = {dtype: comparison._asdict() for dtype, comparison in comparisons.items()}
-    folder.data("activation_equivalence", {**judged, "allowed": allowed, **data, "descent": descent._asdict()})
+    folder.data("activation_equivalence", {**verdict._asdict(), **judged, **data, "descent": descent._asdict()})
     picture = folder.picture("activation_equivalence", plot(comparisons, descent, config))
     print(table(comparisons, descent))
     print(f"picture and data: {picture.parent} ({picture.name}, activation_equivalence.json, config.json)")
-    if not (worst <= ROUNDINGS and descent.drift <= DRIFT and descent.apart >= APART):
-        found = ", ".join(f"{name} {value:.2g}" for name, value in judged.items())
+    if not (verdict.agrees and descent.drift <= DRIFT and descent.apart >= APART):
+        found = f"roundings {worst:.2g}, drift {descent.drift:.2g}, apart {descent.apart:.2g}"
         raise ExperimentError(f"the networks are not as equal, or not as different, as they should be: {found}")
     return comparisons, descent
 

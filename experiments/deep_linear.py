@@ -104,8 +104,8 @@ def run(config: Config) -> list[Course]:
     finally:  # also after Ctrl-C: what was measured so far is shown
         if courses:
             folder.arrays("deep_linear", _arrays(courses))
-            deviations = {course.depth: course.deviation for course in courses}
-            folder.data("deep_linear", {"largest_deviation": max(deviations.values()), "deviations": deviations})
+            deviations = {str(course.depth): course.deviation for course in courses}
+            folder.data("deep_linear", extrapolation.verdict(deviations)._asdict() | {"deviations": deviations})
             picture = folder.picture("deep_linear", plot(courses, config))
             print(table(courses, config))
             print(f"picture and data: {picture.parent} ({picture.name}, deep_linear.npz, metrics.jsonl, config.json)")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.failure import ExperimentError
+from experiments.results import Verdict
 
 # By how many error bars a limit may miss: the error bar is what the last order of extrapolation still corrected, more
 # than the orders left out can be while the series falls.
@@ -41,6 +42,11 @@ def deviation(found: Limit, law: np.ndarray) -> float:
     """
     missed = np.abs(found.values - law).max(axis=-1)
     return float(np.max(missed / np.abs(found.correction).max(axis=-1)))
+
+
+def verdict(deviations: Mapping[str, float]) -> Verdict:
+    """The largest of them, by name and in error bars."""
+    return Verdict(float(np.max(list(deviations.values()))), ALLOWED, "error bars")
 
 
 def judge(deviations: Mapping[str, float]) -> None:

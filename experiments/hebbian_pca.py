@@ -143,7 +143,7 @@ def run(config: Config) -> Found:
     folder.data(
         "hebbian_pca",
         {
-            "largest_deviation": max(deviations.values()),
+            **extrapolation.verdict(deviations)._asdict(),
             "deviations": deviations,
             "hebb_growth": found.hebb.slopes,
             "eigenvalues": digits.values,

@@ -6,7 +6,7 @@ python -m experiments.linear_neuron --help
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,21 @@ from tqdm.auto import tqdm
 
 import nl_jax as nl
 from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.results import Folder, Verdict
 from nl_jax.theory import linear_neuron
 
 # Nearer to N = D the errors' fourth moment is infinite, and a standard error says nothing.
 JUDGED_FROM = 8
+ALLOWED = 5.0  # standard errors: errors have heavy tails, and up to some hundred values of N are compared
 
 
 @dataclass(frozen=True)
 class Config:
     """Fit a linear neuron to more and more random examples: by minimum norm and by gradient descent from zero.
 
-    Inputs and noise are Gaussian, so that the expected test error is known. Prints a table and writes config.json,
-    metrics.jsonl, linear_neuron.npz and linear_neuron.png to --out.
+    Inputs and noise are Gaussian, so that the expected test error is known; exits with 1 if another is measured.
+    Prints a table and writes config.json, metrics.jsonl, linear_neuron.json, linear_neuron.npz and linear_neuron.png
+    to --out.
     """
 
     out: Path = Path("results/linear_neuron")
@@ -77,7 +79,7 @@ def run(config: Config) -> list[Point]:
     """Measures at every N in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do.
+      ExperimentError: for a setting or folder that will not do, or if law and measurement disagree.
     """
     if config.quick:
         steps = tuple(sorted({min(steps, 300) for steps in config.steps}))
@@ -85,7 +87,7 @@ def run(config: Config) -> list[Point]:
             config, examples=config.examples[::3], datasets=min(config.datasets, 200), steps=steps
         )
     _check(config)
-    folder = Folder(config.out, config, outputs=["linear_neuron.npz", "linear_neuron.png"])
+    folder = Folder(config.out, config, outputs=["linear_neuron.json", "linear_neuron.npz", "linear_neuron.png"])
     points: list[Point] = []
     try:
         for N in tqdm(config.examples, unit="N"):
@@ -100,9 +102,17 @@ def run(config: Config) -> list[Point]:
         if points:
             names = [field.name for field in dataclasses.fields(Point)]
             folder.arrays("linear_neuron", {name: [getattr(point, name) for point in points] for name in names})
+            deviations = _judged(points, config)
+            if deviations:
+                folder.data("linear_neuron", verdict(deviations)._asdict() | {"deviations": deviations})
             picture = folder.picture("linear_neuron", plot(points, config))
             print(table(points, config))
             print(f"picture and data: {picture.parent} ({picture.name}, linear_neuron.npz, metrics.jsonl, config.json)")
+    if deviations and not verdict(deviations).agrees:
+        raise ExperimentError(
+            f"law and measurement disagree: by {verdict(deviations).largest_deviation:.1f} standard errors, where "
+            f"chance allows {ALLOWED:g}"
+        )
     return points
 
 
@@ -162,6 +172,20 @@ def _descend(x: jax.Array, y: jax.Array, rate: float, steps: Sequence[int]) -> j
     return jnp.stack(reached)
 
 
+def _judged(points: Sequence[Point], config: Config) -> dict[int, float]:
+    """Deviations by N, where errors can be judged: not near D, nor by a law of 0 (no noise), which rounding misses."""
+    return {
+        point.examples: point.deviation
+        for point in points
+        if abs(point.examples - config.inputs) >= JUDGED_FROM and point.law > 0
+    }
+
+
+def verdict(deviations: Mapping[int, float]) -> Verdict:
+    """The largest of them, in standard errors."""
+    return Verdict(float(np.max(np.abs(list(deviations.values())))), ALLOWED)
+
+
 def table(points: Sequence[Point], config: Config) -> str:
     """The measurements as text, a row for each N; ± is one standard error over datasets."""
     walks = [f"{steps:,} steps" for steps in config.steps]
@@ -183,11 +207,10 @@ def table(points: Sequence[Point], config: Config) -> str:
         f"minus law in standard errors, where |N − D| ≥ {JUDGED_FROM} (nearer, the standard error has no finite error",
         "itself). steps: test error of gradient descent from zero after so many.",
     ]
-    deviations = [abs(point.deviation) for point in points if abs(point.examples - config.inputs) >= JUDGED_FROM]
+    deviations = _judged(points, config)
     if deviations:
-        lines.append(
-            f"largest deviation from the law: {max(deviations):.1f} standard errors at {len(deviations)} values of N"
-        )
+        largest = verdict(deviations).largest_deviation
+        lines.append(f"largest deviation from the law: {largest:.1f} standard errors at {len(deviations)} values of N")
     off = max(point.off_closed_form for point in points)
     lines.append(f"largest relative distance of descent's weights from their closed form: {off:.1e}")
     return "\n".join(lines)

@@ -24,7 +24,7 @@ from scipy.stats import binom, norm
 
 import nl_jax as nl
 from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.results import Folder, Verdict
 
 INPUTS = 1.0, 10.0  # each along every axis by itself,
 TARGETS = 0.8, 0.3  # with these targets, which want weights of opposite signs
@@ -220,8 +220,8 @@ def judge(runs: Mapping[str, Runs], config: Config) -> dict[str, Any]:
         pooled = np.mean(found.misses == 0)
         halves.append((first - second) / math.sqrt(max(4 * pooled * (1 - pooled) / R, 1e-300)))
     return {
-        "law": levels, "deviations": deviations, "halves": halves, "allowed": ALLOWED,
-        "comparisons": len(deviations + halves), "largest_deviation": float(np.abs(deviations + halves).max()),
+        **Verdict(float(np.abs(deviations + halves).max()), ALLOWED)._asdict(),
+        "law": levels, "deviations": deviations, "halves": halves, "comparisons": len(deviations + halves),
         "astray": int(np.sum(~descent.converged)),
         "restarts_needed": {name: needed(np.mean(found.misses == 0)) for name, found in runs.items()},
         "restarts_needed_by_law": needed(levels[0]),

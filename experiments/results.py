@@ -8,12 +8,31 @@ import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments.failure import ExperimentError
+
+
+class Verdict(NamedTuple):
+    """How far measurement lies from theory: what `name.json` of an experiment that judges begins with.
+
+    Attributes:
+      largest_deviation: of all that was compared; NaN, or null in the file, if any could not be.
+      allowed: the largest that statistics allow.
+      unit: of both.
+    """
+
+    largest_deviation: float
+    allowed: float
+    unit: str = "standard errors"
+
+    @property
+    def agrees(self) -> bool:
+        """Whether theory and measurement do."""
+        return self.largest_deviation <= self.allowed
 
 
 class Folder:

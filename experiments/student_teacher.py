@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 import nl_jax as nl
 from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.results import Folder, Verdict
 from nl_jax.theory import student_teacher as theory
 
 
@@ -143,14 +143,6 @@ class Exponents(NamedTuple):
         return (self.measured - self.predicted) / self.error
 
 
-class Judgement(NamedTuple):
-    """The largest deviation of all that was compared, and how large chance makes it."""
-
-    largest: float
-    allowed: float
-    compared: int
-
-
 def run(config: Config) -> list[Measurement]:
     """Measures every rule at every M and N in turn, saving as it goes.
 
@@ -176,14 +168,18 @@ def run(config: Config) -> list[Measurement]:
     folder.arrays("student_teacher", {field: [getattr(one, field) for one in found] for field in arrays})
     folder.data(
         "student_teacher",
-        {"exponents": {rule: law._asdict() for rule, law in exponents.items()}, "judgement": verdict._asdict()},
+        {
+            **verdict._asdict(),
+            "compared": len(deviations(found)),
+            "exponents": {rule: law._asdict() for rule, law in exponents.items()},
+        },
     )
     picture = folder.picture("student_teacher", plot(found, config))
     print(table(found))
     print(f"picture and data: {picture.parent} ({picture.name}, .json, .npz, metrics.jsonl, config.json)")
-    if not verdict.largest < verdict.allowed:
+    if not verdict.agrees:
         raise ExperimentError(
-            f"theory and measurement disagree: by {verdict.largest:.1f} standard errors, where chance allows "
+            f"theory and measurement disagree: by {verdict.largest_deviation:.1f} standard errors, where chance allows "
             f"{verdict.allowed:.1f}"
         )
     return found
@@ -260,18 +256,19 @@ def scaling(found: Sequence[Measurement]) -> dict[str, Exponents]:
     return exponents
 
 
-def judge(found: Sequence[Measurement]) -> Judgement:
-    """Of every point of every curve, every best rate and every exponent, the one furthest from theory."""
-    deviations = np.concatenate([
+def deviations(found: Sequence[Measurement]) -> np.ndarray:
+    """From theory, of every point of every curve, every best rate and every exponent, in standard errors."""
+    return np.concatenate([
         *(one.curve_deviations for one in found),
         [one.rate_deviation for one in found],
         *(law.deviations for law in scaling(found).values()),
     ])  # fmt: skip
-    return Judgement(
-        largest=float(np.max(np.abs(deviations))),
-        allowed=float(scipy.stats.norm.isf(CHANCE / 2 / deviations.size)),
-        compared=deviations.size,
-    )
+
+
+def judge(found: Sequence[Measurement]) -> Verdict:
+    """The largest deviation of all, and how large chance makes it."""
+    off = deviations(found)
+    return Verdict(float(np.max(np.abs(off))), allowed=float(scipy.stats.norm.isf(CHANCE / 2 / off.size)))
 
 
 def table(found: Sequence[Measurement]) -> str:
@@ -288,10 +285,10 @@ def table(found: Sequence[Measurement]) -> str:
         mine = [one for one in found if one.rule == rule]
         curve = max(np.abs(one.curve_deviations).max() for one in mine)
         lines.append(f"{rule:20}{cells}{curve:>12.1f}{max(abs(one.rate_deviation) for one in mine):>9.1f}")
-    largest, allowed, compared = judge(found)
+    largest, allowed, unit = judge(found)
     lines += [
         "off: measured minus theory, in standard errors over runs; theory's exponents are fitted over the same M and N",
-        f"largest deviation of {compared} compared: {largest:.1f} standard errors; chance allows {allowed:.1f}",
+        f"largest deviation of {len(deviations(found))} compared: {largest:.1f} {unit}; chance allows {allowed:.1f}",
     ]
     return "\n".join(lines)
 

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 import nl_jax as nl
 from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.results import Folder, Verdict
 from nl_jax.theory import temporal
 
 BLOCKS = 32  # of trials whose errors are averaged, for each curve
@@ -153,13 +153,13 @@ def run(config: Config) -> Results:
     worst = max(np.abs(curve.deviations).max() for curve in curves.values())
     comparisons = sum(len(curve.deviations) for curve in curves.values())
     every = [_summary(*key, curve) | _blocks(curve) for key, curve in curves.items()]
-    judged = {"largest_deviation": worst, "comparisons": comparisons, "allowed": ALLOWED}
-    folder.data("temporal_task", judged | {"curves": every})
+    verdict = Verdict(float(worst), ALLOWED)
+    folder.data("temporal_task", {**verdict._asdict(), "comparisons": comparisons, "curves": every})
     picture = folder.picture("temporal_task", plot(curves, config))
     print(table(curves))
     print(f"largest deviation from the laws: {worst:.1f} standard errors in {comparisons} comparisons")
     print(f"picture and data: {picture.parent} ({picture.name}, temporal_task.json, metrics.jsonl, config.json)")
-    if not worst <= ALLOWED:
+    if not verdict.agrees:
         raise ExperimentError(f"measurement and law differ by {worst:.1f} standard errors, more than {ALLOWED:g}")
     return curves
 

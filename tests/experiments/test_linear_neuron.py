@@ -1,5 +1,6 @@
 """The linear neuron's experiment, small: what it measures is what the law says."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -76,6 +77,26 @@ def test_the_picture_shows_what_was_measured():
         measured = axes.containers[0].lines[0]
         np.testing.assert_allclose(measured.get_xdata(), [0.2, 1, 2])
         np.testing.assert_allclose(measured.get_ydata(), means)
+
+
+def test_disagreement_is_an_error(tmp_path, monkeypatch, capsys):
+    """By 6 standard errors below the law; at N = 9, too near to D to be judged, it would not be."""
+    monkeypatch.setattr(
+        linear_neuron, "_measure", lambda N, config: dataclasses.replace(_point(N, 0.7), law=1.3 if N < 9 else 99.0)
+    )
+    arguments = ["--inputs", "10", "--examples", "2", "9", "--steps", "5", "--out", str(tmp_path)]
+    assert linear_neuron.main(arguments) == 1
+    assert (
+        "error: law and measurement disagree: by 6.0 standard errors, where chance allows 5" in capsys.readouterr().err
+    )
+    kept = json.loads((tmp_path / "linear_neuron.json").read_text())
+    assert kept["largest_deviation"] == pytest.approx(6)
+    assert (kept["allowed"], kept["unit"], list(kept["deviations"])) == (5, "standard errors", ["2"])
+
+
+def test_without_noise_rounding_is_not_judged():
+    config = linear_neuron.Config(inputs=10, steps=(5,), datasets=2)
+    assert "largest deviation from" not in linear_neuron.table([dataclasses.replace(_point(20, 1e-9), law=0.0)], config)
 
 
 def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
