@@ -1,0 +1,175 @@
+"""What the gallery shows, in this order: an experiment that is not here is not in the gallery."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """An experiment as the gallery shows it; `equation` and `claim` are HTML."""
+
+    module: str
+    """What `python -m` runs."""
+    title: str
+    equation: str
+    """Tested, or, where there is no theory to judge by, compared."""
+    claim: str
+    """What the figure shows, and where the equation is from."""
+    figures: Mapping[str, str]
+    """Names of its pictures, the one for the thumbnail first, and for each what it says to those who cannot see it."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder and, where it judges, its verdict's file."""
+        return self.module.rpartition(".")[2]
+
+
+EXHIBITS = (
+    Exhibit(
+        "experiments.compare",
+        "One gradient, six estimators",
+        "⟨(<i>Ẽ</i> − <i>E</i>) Ω⟩ / σ² &nbsp;≈&nbsp; ⟨(∇<i>E</i> · <i>ξ</i>) <i>ξ</i>⟩ &nbsp;≈&nbsp; "
+        "∂<i>E</i>/∂<i>w</i>",
+        "The same network learns the same digits by backprop, Lagrangian backprop, node and weight perturbation and "
+        "forward gradients. All have the same gradient on average; what differs is the price of an update (seed 000).",
+        {
+            "compare": "Training loss against updates and against objective evaluations, and the cosine of each "
+            "estimate to the exact gradient, for six estimators"
+        },
+    ),
+    Exhibit(
+        "experiments.student_teacher",
+        "What it costs to be told a single number",
+        "E ‖Δ′‖² &nbsp;=&nbsp; (1 − 2η + η²<i>C</i>) ‖Δ‖² + η²<i>S</i><br>"
+        "<i>C</i> &nbsp;=&nbsp; <i>N</i> + 2 of backprop, &ensp; (<i>M</i> + 2)(<i>N</i> + 2) of nodes, &ensp; "
+        "(<i>MN</i> + 2)(<i>N</i> + 2) of weights",
+        "A linear student of M outputs and N inputs learns from a linear teacher. Every learning curve is known, and "
+        "so is the best rate, 1/C: nodes are slower than backprop by about the number of outputs, weights by about the "
+        "number of weights (seed 000; Werfel, Xie &amp; Seung 2004).",
+        {
+            "student_teacher": "Learning curves of backprop, node and weight perturbation on those of theory; the "
+            "contraction per step against the rate; and best rates against N and M"
+        },
+    ),
+    Exhibit(
+        "experiments.temporal_task",
+        "Nodes or weights, in tasks that take time",
+        "E ‖Δ′‖² &nbsp;=&nbsp; (1 − 2η + η²<i>K</i>) ‖Δ‖² + η² (σ²<i>F</i>/4 + 2<i>E</i><sub>opt</sub><i>H</i>)<br>"
+        "<i>H</i><sub>nodes</sub> / <i>H</i><sub>weights</sub> &nbsp;=&nbsp; (<i>MT</i> + 2) / (<i>Mn</i> + 2)",
+        "A trial of T steps is judged by one number, and inputs span n dimensions. With fresh inputs, node "
+        "perturbation ends with the smaller error in trials shorter than n, weight perturbation in longer ones "
+        "(Züge et al. 2023).",
+        {
+            "temporal_task": "Learning curves and final errors of node and weight perturbation against the length of a "
+            "trial and the dimension of its inputs, on the curves of their laws"
+        },
+    ),
+    Exhibit(
+        "experiments.linear_neuron",
+        "The linear neuron’s peak at N = D",
+        "E ‖<i>w</i> − <i>w</i>*‖² &nbsp;=&nbsp; σ² <i>D</i> / (<i>N</i> − <i>D</i> − 1) &ensp; for "
+        "<i>N</i> &gt; <i>D</i> + 1<br>"
+        "E ‖<i>w</i> − <i>w</i>*‖² &nbsp;=&nbsp; (1 − <i>N</i>/<i>D</i>) ‖<i>w</i>*‖² + "
+        "σ² <i>N</i> / (<i>D</i> − <i>N</i> − 1) &ensp; for <i>N</i> &lt; <i>D</i> − 1",
+        "With as many examples as inputs a linear neuron fits its training data and errs most on new data; with fewer "
+        "or more it is better, by a law exact for finite N and D (seed 000; Hastie et al. 2022).",
+        {
+            "linear_neuron": "Test and training error against N/D: measured points on the curves of the law, which "
+            "rise to infinity at N = D"
+        },
+    ),
+    Exhibit(
+        "experiments.deep_linear",
+        "Deep linear networks learn mode by mode",
+        "τ d<i>u</i>/d<i>t</i> &nbsp;=&nbsp; <i>L</i> <i>u</i><sup>2 − 2/<i>L</i></sup> (<i>s</i> − <i>u</i>)",
+        "Each singular mode of the map to be learned, of strength s, follows a sigmoid curve of its own, the strongest "
+        "first: the loss falls in stairs, the steeper the deeper the network (seed 000; Saxe et al. 2014).",
+        {
+            "deep_linear": "For networks of several depths, strengths of modes and the loss against time on the curves "
+            "of the law, and the distance from it against the learning rate"
+        },
+    ),
+    Exhibit(
+        "experiments.hebbian_pca",
+        "Principal components by Hebbian rules",
+        "Hebb: &nbsp;d<i>w</i>/d<i>t</i> = <i>Cw</i><br>Oja: &nbsp;d<i>w</i>/d<i>t</i> = <i>Cw</i> − "
+        "(<i>w</i>ᵀ<i>Cw</i>) <i>w</i><br>Sanger: &nbsp;<i>w<sub>j</sub></i> → ± <i>v<sub>j</sub></i>",
+        "On digits, without labels: weights diverge along every eigenvector by Hebb’s rule, turn to the first by Oja’s "
+        "and to the first few in order by Sanger’s (seed 000; Oja 1982, Sanger 1989).",
+        {
+            "hebbian_pca": "Growth of eigen-components by Hebb’s rule and their fading by Oja’s on the curves of the "
+            "flow, distances of Sanger’s units from the eigenvectors, and what both look like"
+        },
+    ),
+    Exhibit(
+        "experiments.activation_equivalence",
+        "One function, two networks",
+        "1 / (1 + e<sup>−ν</sup>) &nbsp;=&nbsp; ½ + ½ tanh(ν/2)",
+        "Sigmoid networks and the tanh networks they convert to have the same outputs, and by the chain rule the same "
+        "gradients, to rounding. They do not learn alike at the same rate (seed 000).",
+        {
+            "activation_equivalence": "Differences of outputs and gradients in units of rounding, and learning curves "
+            "of a sigmoid network, of its tanh twin, and of that by the chain rule"
+        },
+    ),
+    Exhibit(
+        "experiments.restarts",
+        "Local minima, counted",
+        "P(<i>k</i> of <i>D</i> weights in the worse minimum) &nbsp;=&nbsp; <i>D</i>! / (<i>k</i>! (<i>D</i> − "
+        "<i>k</i>)!) &nbsp;<i>q</i><sup><i>k</i></sup> (1 − <i>q</i>)<sup><i>D</i> − <i>k</i></sup>",
+        "A single sigmoid unit with 2<sup>D</sup> minima, trained from many random weights. Gradient descent ends in "
+        "the minimum on whose side of all barriers it begins; q is a weight’s chance to begin on the wrong one "
+        "(Auer et al. 1996).",
+        {
+            "restarts": "The loss along one weight with its two minima; how many restarts end at which loss, beside "
+            "the law; and the chance not to have found the best minimum against restarts"
+        },
+    ),
+    Exhibit(
+        "experiments.universal_approximation",
+        "One hidden layer approximates any function",
+        "<i>G</i>(<i>x</i>) = Σ<sub><i>m</i></sub> <i>v<sub>m</sub></i> σ(Σ<sub><i>j</i></sub> "
+        "<i>w<sub>jm</sub></i> <i>x<sub>j</sub></i>), &emsp; max |<i>G</i> − <i>g</i>| → 0 as <i>M</i> → ∞",
+        "The more sigmoid units in the one hidden layer, the smaller the largest error, for smooth, kinked and "
+        "oscillating functions alike (seed 001; Hornik 1991).",
+        {
+            "universal_approximation": "Four functions and what networks of 1, 2 and 4 units make of them; below, "
+            "largest and mean error falling with the number of units"
+        },
+    ),
+    Exhibit(
+        "experiments.batch_norm",
+        "Batch normalisation, by two rules",
+        "<i>y</i> = γ (ν − μ<sub>B</sub>) / √(σ²<sub>B</sub> + ε) + β",
+        "A deep sigmoid network that hardly learns without batch normalisation learns with it, by backprop and by node "
+        "perturbation, where the whole batch has to judge all noise (seed 001 §5; Ioffe &amp; Szegedy 2015).",
+        {
+            "batch_norm": "Training loss and test accuracy against updates, and loss against learning rate, with and "
+            "without batch normalisation, by backprop and by node perturbation"
+        },
+    ),
+    Exhibit(
+        "experiments.optimizers",
+        "Down a narrow valley",
+        "<i>d<sub>n</sub></i> = −<i>g<sub>n</sub></i> + β<sub><i>n</i></sub> <i>d</i><sub><i>n</i> − 1</sub>",
+        "Steepest descent zigzags; conjugate gradients end in two line searches where the valley is straight, and find "
+        "their way where it bends (seed 003 §3).",
+        {
+            "optimizers": "Paths of the optimizers over the contours of a straight valley and of Rosenbrock’s, and the "
+            "function’s value against evaluations"
+        },
+    ),
+    Exhibit(
+        "experiments.without_targets",
+        "From no label to the full error",
+        "Δ<i>w<sub>ji</sub></i> = <i>f</i> (<i>x<sub>i</sub></i>, <i>y<sub>j</sub></i>, <i>third</i>): &ensp; nothing "
+        "· a reward, &nbsp;<i>r</i> − <i>b</i> · the error, &nbsp;<i>δ<sub>j</sub></i>",
+        "One hidden layer, taught with ever more to compare with. What each update was allowed to see is read off the "
+        "program that computes it.",
+        {
+            "without_targets": "Test accuracies of ten ways to teach one hidden layer, what each cost, and what its "
+            "update was allowed to see",
+            "receptive_fields": "Incoming weights of the first hidden units as images, a row for each way to teach",
+        },
+    ),
+)

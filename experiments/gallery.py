@@ -1,0 +1,110 @@
+"""All experiments, one after the other, and a page of what they found.
+
+python -m experiments.gallery --help
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tqdm.auto import tqdm
+
+from experiments import exhibits, page
+from experiments.exhibits import Exhibit
+from experiments.failure import ExperimentError, exit_code
+from experiments.outcome import INTERRUPTED, LOG, Outcome, clear, keep_record
+
+
+@dataclass(frozen=True)
+class Config:
+    """Run every experiment in a process of its own and show what they found on one page, index.html in --out.
+
+    One that fails, or whose theory and measurement disagree, does not keep the others from running: the page says so,
+    and the exit code is 1. After Ctrl-C the page shows what is done.
+    """
+
+    out: Path = Path("results")
+    """Folder for the page, and in it one for each experiment."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
+    """Which experiments to run, by default all; the page shows what there is of the others."""
+    quick: bool = False
+    """Their small versions, in some ten minutes altogether."""
+    keep: bool = False
+    """Do not run again what the gallery ran before by the same command and with success."""
+    thumbnails: Path | None = None
+    """Also write one small picture of all figures there, a PNG."""
+
+
+def run(config: Config) -> list[Outcome]:
+    """Runs the experiments in turn, the page renewed after each; returns what each came to.
+
+    Raises:
+      ExperimentError: for a name or folder that will not do, or if an experiment fails or disagrees with theory.
+    """
+    chosen = _chosen(config.only)
+    outcomes = []
+    with tqdm(chosen, unit="experiment") as bar:
+        for exhibit in bar:
+            bar.set_postfix_str(exhibit.name)
+            try:
+                if not (config.keep and Outcome.read(exhibit, config.out).is_of(_command(exhibit, config))):
+                    _perform(exhibit, config)
+            finally:  # also after Ctrl-C
+                outcomes.append(Outcome.read(exhibit, config.out))
+                shown = page.write(exhibits.EXHIBITS, config.out)
+            bar.write(f"{exhibit.name:26}{outcomes[-1].status}")
+    print(f"page: {shown}")
+    if config.thumbnails:
+        page.thumbnails(exhibits.EXHIBITS, config.out, config.thumbnails)
+        print(f"thumbnails: {config.thumbnails}")
+    bad = [f"{outcome.folder.name} ({outcome.status})" for outcome in outcomes if not outcome.good]
+    if bad:
+        raise ExperimentError(f"not all is well with {', '.join(bad)}; see {LOG} in their folders")
+    return outcomes
+
+
+def _chosen(only: Sequence[str]) -> list[Exhibit]:
+    names = [exhibit.name for exhibit in exhibits.EXHIBITS]
+    unknown = [name for name in only if name not in names]
+    if unknown:
+        raise ExperimentError(f"--only: no experiment {', '.join(unknown)}; there are {', '.join(names)}")
+    return [exhibit for exhibit in exhibits.EXHIBITS if exhibit.name in only or not only]
+
+
+def _command(exhibit: Exhibit, config: Config) -> list[str]:
+    """As one would type it."""
+    return ["python", "-m", exhibit.module, "--out", str(config.out / exhibit.name), *["--quick"] * config.quick]
+
+
+def _perform(exhibit: Exhibit, config: Config) -> None:
+    """Runs one experiment and writes down how it went; Ctrl-C is passed on when that is done."""
+    command, folder, began = _command(exhibit, config), clear(exhibit, config.out), time.perf_counter()
+    environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}  # one bar, the gallery's
+    with (
+        (folder / LOG).open("w") as log,
+        subprocess.Popen([sys.executable, *command[1:]], stdout=log, stderr=log, env=environment) as process,
+    ):
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # which the experiment hears as well, and saves what it has
+            process.wait()
+            code = INTERRUPTED
+    keep_record(exhibit, config.out, command=command, seconds=round(time.perf_counter() - began, 1), exit_code=code)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    config = tyro.cli(Config, args=arguments, prog="python -m experiments.gallery")
+    return exit_code(lambda: run(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""What an experiment run by the gallery left in its folder."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.exhibits import Exhibit
+from experiments.results import Verdict
+
+RECORD = "gallery.json"
+LOG = "log.txt"
+RESULTS = ".json", ".jsonl", ".npz", ".png"  # what experiments write
+INTERRUPTED = 130  # exit code, as shells have it
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Results of one exhibit, whole or not, or none; `read` finds them."""
+
+    folder: Path
+    about: dict[str, Any] | None
+    """`config.json`."""
+    record: dict[str, Any] | None
+    """Command, seconds and exit code of the run that left it; None if that was not the gallery's."""
+    verdict: Verdict | None
+    """None of what does not judge."""
+    pictures: tuple[str, ...]
+    data: tuple[str, ...]
+    """File names."""
+
+    @classmethod
+    def read(cls, exhibit: Exhibit, out: Path) -> "Outcome":
+        """The outcome in `out/name`."""
+        folder = out / exhibit.name
+        about, record = (_json(folder / name) for name in ("config.json", RECORD))
+        if record is not None and record["about"] != about:
+            record = None  # somebody ran the experiment there since
+        verdict, judged = None, _json(folder / f"{exhibit.name}.json") or {}
+        if judged.keys() >= set(Verdict._fields):
+            off = judged["largest_deviation"]
+            verdict = Verdict(math.nan if off is None else off, judged["allowed"], judged["unit"])
+        files = sorted(path.name for path in folder.glob("*") if path.is_file() and path.name != RECORD)
+        return cls(
+            folder, about, record, verdict,
+            pictures=tuple(f"{name}.png" for name in exhibit.figures if f"{name}.png" in files),
+            data=tuple(name for name in files if not name.endswith(".png")),
+        )  # fmt: skip
+
+    @property
+    def status(self) -> str:
+        """In a word or two; good are "agrees" and "nothing to judge"."""
+        exit_code = self.record["exit_code"] if self.record else 0
+        if exit_code == INTERRUPTED:
+            return "interrupted"
+        if self.verdict is not None and not self.verdict.agrees:
+            return "disagrees"
+        if exit_code:
+            return "failed"
+        if self.record is None and not self.pictures:
+            return "not run"
+        return "agrees" if self.verdict else "nothing to judge"
+
+    @property
+    def good(self) -> bool:
+        """Whether it ran to its end and nothing speaks against it."""
+        return self.status in ("agrees", "nothing to judge")
+
+    def is_of(self, command: list[str]) -> bool:
+        """Whether it is the good outcome of this very command, so that another run would say the same."""
+        return self.good and self.record is not None and self.record["command"] == command
+
+    @property
+    def log(self) -> str:
+        """What the experiment printed."""
+        path = self.folder / LOG
+        return path.read_text(errors="replace") if path.exists() else ""
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):  # never written, or not to its end
+        return None
+
+
+def clear(exhibit: Exhibit, out: Path) -> Path:
+    """The exhibit's folder, made if need be and without an earlier run's results, lest they be taken for the next's."""
+    folder = out / exhibit.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.suffix in RESULTS or path.name == LOG:
+            path.unlink()
+    return folder
+
+
+def keep_record(exhibit: Exhibit, out: Path, **values: Any) -> None:
+    """Writes down how a run went, and which: another run there will leave another `config.json`."""
+    folder = out / exhibit.name
+    about = _json(folder / "config.json")
+    (folder / RECORD).write_text(json.dumps({**values, "about": about}, indent=2) + "\n")

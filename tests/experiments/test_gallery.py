@@ -1,0 +1,229 @@
+"""The gallery, of experiments that take no time."""
+
+import ast
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import exhibits, gallery
+from experiments.outcome import Outcome
+
+# What stands in for an experiment; how it ends is in its name.
+STUB = """
+import json, os, pathlib, signal, sys, time
+name = sys.argv[0].rpartition("/")[2].removesuffix(".py")
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+print(f"{name} <printed> this, TQDM_DISABLE={os.environ['TQDM_DISABLE']}")
+with (out.parent / "runs").open("a") as runs:
+    runs.write(name + "\\n")
+if name == "broken":
+    sys.exit("error: it broke")
+about = {"config": {"quick": "--quick" in sys.argv}, "versions": {"jax": "0.10"}, "python": "3.11", "devices": ["cpu"]}
+(out / "config.json").write_text(json.dumps(about | {"date": "today"}))
+(out / f"{name}.png").write_bytes(pathlib.Path(__file__).with_name("figure.png").read_bytes())
+off = {"agreeing": 0.5, "off": 7.25, "lost": None}
+if name in off:
+    judged = {"largest_deviation": off[name], "allowed": 5.0, "unit": "standard errors"}
+    (out / f"{name}.json").write_text(json.dumps(judged))
+if name == "pressed":
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(0.2)
+sys.exit({"off": 1, "lost": 1, "stopped": 130}.get(name, 0))
+"""
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    """Where results go, with stubs to be named by `show`."""
+    (tmp_path / "stubs").mkdir()
+    Image.fromarray(np.full((30, 90, 3), 200, np.uint8)).save(tmp_path / "stubs" / "figure.png")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stubs"))
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def show(out, monkeypatch):
+    """`show(*names)` makes experiments of these names all there are."""
+
+    def show(*names):
+        for name in names:
+            (out.parent / "stubs" / f"{name}.py").write_text(STUB)
+        shown = [
+            exhibits.Exhibit(n, f"The {n} one", "<i>a</i> = 1", "A claim.", {n: f"a picture of {n}"}) for n in names
+        ]
+        monkeypatch.setattr(exhibits, "EXHIBITS", tuple(shown))
+
+    return show
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and gathers links, pictures, ids and the text of each section."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.open, self.links, self.pictures, self.ids, self.text = [], [], [], set(), {}
+        self.feed((out / "index.html").read_text())
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        self.links += [attributes["href"]] if "href" in attributes else []
+        if tag == "img":
+            self.pictures.append((attributes["src"], attributes["alt"]))
+        self.ids |= {attributes["id"]} if "id" in attributes else set()
+        if tag == "section":
+            self.section = attributes["id"]
+            self.text[self.section] = ""
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "section" in self.open:
+            self.text[self.section] += data
+
+
+def run(out, *arguments):
+    return gallery.main(["--out", str(out), *arguments])
+
+
+def test_the_page_shows_every_experiment(out, show, capsys):
+    show("agreeing", "plain")
+    assert run(out, "--quick") == 0
+    page = Page(out)
+    assert page.ids == {"agreeing", "plain"}
+    assert ("agreeing/agreeing.png", "a picture of agreeing") in page.pictures
+    for target in [*page.links, *(source for source, _ in page.pictures)]:
+        assert target[1:] in page.ids if target.startswith("#") else (out / target).is_file(), target
+    assert {"agreeing/agreeing.json", "agreeing/config.json", "plain/log.txt"} <= set(page.links)
+    shown = page.text["agreeing"]
+    assert "\nas theory says\n" in shown
+    assert "0.50 standard errors; 5 allowed" in shown
+    assert f"python -m agreeing --out {out / 'agreeing'} --quick" in shown
+    assert "jax 0.10, Python 3.11, on cpu, today" in shown
+    assert "agreeing <printed> this, TQDM_DISABLE=1" in shown
+    assert "nothing to judge" in page.text["plain"]
+    assert "2 experiments: 1 as theory says, 1 nothing to judge." in (out / "index.html").read_text()
+    assert json.loads((out / "agreeing" / "gallery.json").read_text())["seconds"] < 10
+    assert str(out / "index.html") in capsys.readouterr().out
+
+
+def test_the_page_needs_no_network(out, show):
+    show("plain")
+    run(out)
+    text = (out / "index.html").read_text()
+    assert not re.search(r"https?:|//|@import|<script|<link|url\(", text)
+    assert 'name="viewport"' in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_failures_are_shown_after_all_have_run(out, show, capsys):
+    show("broken", "off", "lost", "agreeing")
+    assert run(out) == 1
+    shown = capsys.readouterr().err
+    assert "error: not all is well with broken (failed), off (disagrees), lost (disagrees); see log.txt" in shown
+    page = Page(out)
+    assert "error: it broke" in page.text["broken"]
+    assert "failed" in page.text["broken"]
+    assert "not as theory says" in page.text["off"]
+    assert "7.25 standard errors; 5 allowed" in page.text["off"]
+    assert "nan standard errors" in page.text["lost"]
+    assert "\nas theory says\n" in page.text["agreeing"]
+
+
+def test_a_failure_is_not_judged_by_what_an_earlier_run_left(out, show):
+    show("broken")
+    (out / "broken").mkdir(parents=True)
+    for name in ("broken.png", "broken.json", "config.json", "old.npz", "notes.txt"):
+        (out / "broken" / name).write_text('{"largest_deviation": 0.1, "allowed": 1.0}')
+    assert run(out) == 1
+    assert not Page(out).pictures
+    assert "largest deviation" not in Page(out).text["broken"]
+    assert {path.name for path in (out / "broken").iterdir()} == {"gallery.json", "log.txt", "notes.txt"}
+
+
+@pytest.mark.parametrize("stopped", ["stopped", "pressed"])  # heard by the experiment, or by the gallery
+def test_ctrl_c_keeps_what_is_done(stopped, out, show, capsys):
+    show("agreeing", stopped, "plain")
+    assert run(out) == 130
+    assert "what had been written is kept" in capsys.readouterr().err
+    page = Page(out)
+    assert "\nas theory says\n" in page.text["agreeing"]
+    assert "interrupted" in page.text[stopped]
+    assert f"{stopped}/{stopped}.png" in page.links
+    assert "not run" in page.text["plain"]
+
+
+def test_keep_runs_only_what_is_not_there(out, show):
+    show("agreeing", "off", "plain")
+    assert run(out, "--only", "agreeing", "off") == 1
+    assert run(out, "--keep") == 1
+    assert (out / "runs").read_text().split() == ["agreeing", "off", "off", "plain"]
+    assert run(out, "--keep", "--quick", "--only", "plain") == 0  # another command
+    (out / "agreeing" / "config.json").write_text("{}")  # by another run there
+    assert run(out, "--keep", "--only", "agreeing") == 0
+    assert (out / "runs").read_text().split()[4:] == ["plain", "agreeing"]
+    assert run(out, "--only", "agreeing") == 0
+    assert (out / "runs").read_text().split()[6:] == ["agreeing"]
+
+
+def test_thumbnails(out, show, tmp_path):
+    show("agreeing", "broken", "plain")
+    picture = tmp_path / "docs" / "gallery.png"
+    assert run(out, "--only", "agreeing", "plain", "--thumbnails", str(picture)) == 0
+    with Image.open(picture) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert pixels.shape == (18 + 150, 240 + 10 + 240)
+    figures = np.abs(pixels[18:] - 200.0) < 8  # as drawn: two beside each other, below their titles
+    assert figures.sum() == 150 * (240 + 240)
+    assert not figures[:, 240:250].any()
+
+
+def test_no_thumbnails_of_nothing(out, show, tmp_path, capsys):
+    show("broken")
+    assert run(out, "--thumbnails", str(tmp_path / "gallery.png")) == 1
+    assert "error: there are no figures" in capsys.readouterr().err
+
+
+def test_unknown_names_are_one_line(out, show, capsys):
+    show("plain")
+    assert run(out, "--only", "plane") == 1
+    assert capsys.readouterr().err == "error: --only: no experiment plane; there are plain\n"
+    assert not out.exists()
+
+
+def test_an_outcome_half_written_is_none(out, show):
+    show("agreeing")
+    (exhibit,) = exhibits.EXHIBITS
+    assert Outcome.read(exhibit, out).status == "not run"
+    (out / "agreeing").mkdir(parents=True)
+    (out / "agreeing" / "agreeing.json").write_text('{"largest_deviation": 0.')
+    (out / "agreeing" / "config.json").write_text("{}")
+    assert Outcome.read(exhibit, out).verdict is None
+    assert Outcome.read(exhibit, out).status == "not run"
+
+
+def test_what_was_run_by_hand_is_shown(out, show):
+    show("agreeing")
+    (out / "agreeing").mkdir(parents=True)
+    (out / "agreeing" / "agreeing.json").write_text('{"largest_deviation": 2.0, "allowed": 1.0, "unit": "error bars"}')
+    (out / "agreeing" / "agreeing.png").touch()
+    assert Outcome.read(*exhibits.EXHIBITS, out).status == "disagrees"
+
+
+def test_every_experiment_is_an_exhibit():
+    folder = Path(exhibits.__file__).parent
+    for path in sorted(folder.glob("*.py")):
+        defined = {node.name for node in ast.parse(path.read_text()).body if hasattr(node, "name")}
+        if {"main", "Config"} <= defined and path.stem != "gallery":
+            assert f"experiments.{path.stem}" in [exhibit.module for exhibit in exhibits.EXHIBITS], path
+    for exhibit in exhibits.EXHIBITS:
+        assert (folder / f"{exhibit.name}.py").is_file()
+        assert exhibit.figures
