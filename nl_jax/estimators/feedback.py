@@ -6,7 +6,7 @@ ones in B. Biases are never fed back.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,9 @@ from jax.nn import initializers
 
 from nl_jax.base import Array, EstimatorInitFn, Key, Params, State
 from nl_jax.checks import typed_key
+from nl_jax.estimators.constrained.penalty import require_optimizer
+from nl_jax.estimators.drawing import Initializer, drawn, normal_like
 from nl_jax.estimators.sweep import Layers
-
-Initializer = Callable[..., Array]
-"""`initializer(key, shape, dtype) -> array`, as `jax.nn.initializers` makes them."""
 
 
 class UpdateFn(Protocol):
@@ -94,7 +93,11 @@ def kolen_pollack(
       optimizer: what changes B; the learner's own, with decay, such as `optax.adamw(1e-3, weight_decay=1e-1)`. Without
         decay W − B stays as it is. It must make its step of the gradients alone, but for the decay.
       weight_init: scheme for the first B, as in `random`.
+
+    Raises:
+      ValueError: if `optimizer` is not one of optax's.
     """
+    require_optimizer(optimizer)
 
     def update(key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State:
         del key, params, layers
@@ -113,13 +116,18 @@ def weight_mirror(
     to equal it where η = λ. No weight is read, only axons.
 
     In general terms −ξ yᵀ is the gradient by B of −⟨B ξ, y⟩, for any connection that is linear in its inputs, averaged
-    over examples and over places where a convolution stands; with several inputs each has noise of its own.
+    over examples and over places where a convolution stands (all axes of y but the last, its channels); with several
+    inputs each has noise of its own.
 
     Args:
       optimizer: what changes B by that gradient, with decay, without which B grows for ever: for η = λ = 0.01
         `optax.chain(optax.add_decayed_weights(1.0), optax.sgd(0.01))`.
       weight_init: scheme for the first B, as in `random`.
+
+    Raises:
+      ValueError: if `optimizer` is not one of optax's.
     """
+    require_optimizer(optimizer)
 
     def update(key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State:
         del grads
@@ -147,20 +155,6 @@ def weight_mirror(
     return Feedback(_init_learned(optimizer, weight_init), lambda state, params: state[0], update, evaluations=3)
 
 
-def drawn(weight_init: Initializer, key: Key, params: Params) -> Params:
-    """A tree like `params` by `weight_init`; ones for leaves of fewer than two axes."""
-    typed_key(key)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(tree, [_leaf(weight_init, k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
-
-
-def normal_like(key: Key, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Independent standard normal noise in the shapes of the arrays."""
-    keys = jax.random.split(key, len(arrays))
-    return tuple(jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, arrays, strict=True))
-
-
 def _continuous(inputs: tuple[Array, ...]) -> bool:
     return all(jnp.issubdtype(x.dtype, jnp.floating) for x in inputs)  # to indices nothing is sent back
 
@@ -182,10 +176,6 @@ def _stepped(optimizer: optax.GradientTransformation, state: State, grads: Param
     weights, inner = state
     updates, inner = optimizer.update(grads, inner, weights)
     return optax.apply_updates(weights, updates), inner
-
-
-def _leaf(weight_init: Initializer, key: Key, leaf: Any) -> Array:
-    return weight_init(key, leaf.shape, leaf.dtype) if len(leaf.shape) > 1 else jnp.ones(leaf.shape, leaf.dtype)
 
 
 def _fan_in(shape: tuple[int, ...]) -> int:

@@ -10,10 +10,11 @@ import optax
 from jax.nn import initializers
 
 from nl_jax.base import ActivationFn, Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
-from nl_jax.checks import layered, positive_number, typed_key
+from nl_jax.checks import layered, positive_number, takes, typed_key
 from nl_jax.estimators.constrained.lagrangian import stationarity
+from nl_jax.estimators.constrained.penalty import require_optimizer
+from nl_jax.estimators.drawing import Initializer, drawn, normal_like
 from nl_jax.estimators.example import shapes_of
-from nl_jax.estimators.feedback import Initializer, drawn, normal_like
 from nl_jax.estimators.sweep import Layers, WayBack, sweep, transpose
 from nl_jax.propagation import Site, local, record, survey
 from nl_jax.tracing import if_mapped
@@ -50,10 +51,11 @@ def difference_target_propagation(
         ∂E/∂W_l ≈ ∂/∂W_l ‖x_l − t_l‖²/2η
 
     so that (x_l − t_l)/η takes the place of ∂C/∂x_l, on its scale. Where a layer's axons enter several layers the
-    displacements add up; what the program does between its layers, and layers that have no parameters, are
-    differentiated as they are. B_lᵀ is the derivative of the layer's own connection with B for its parameters. As
-    η → 0, a decoder that inverts its layer sends credit through the layer's inverse, a step like Gauss and
-    Newton's and not of gradient descent (Meulemans et al. 2020): the two agree for orthogonal linear layers.
+    displacements add up; what the program does between its layers, and layers that have no parameters (under
+    `nl.partition`, none of this part's), are differentiated as they are. B_lᵀ is the derivative of the layer's own
+    connection with B for its parameters. As η → 0, a decoder that inverts its layer sends credit through the layer's
+    inverse, a step like Gauss and Newton's and not of gradient descent (Meulemans et al. 2020): the two agree for
+    orthogonal linear layers.
 
     After each estimate the decoders learn to restore what was disturbed: B and c go down the gradient of
     ½‖g_l(f_l(x + σξ)) − (x + σξ)‖², x the layer's inputs.
@@ -74,8 +76,8 @@ def difference_target_propagation(
       axons with multipliers −(x_l − t_l)/η: its `dual` says how far these are from ∂C/∂x_l.
 
     Raises:
-      ValueError: if the objective takes no `propagate`, or `eta` or `sigma` is not a number above 0; when run, for
-        layers that share a name or have inputs of another shape than on the example.
+      ValueError: if the objective takes no `propagate` or a setting is not as described; when run, for layers that
+        share a name, whose axons are not examples, or that have inputs of another shape than on the example.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl, optax
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -90,6 +92,8 @@ def difference_target_propagation(
     layered("difference_target_propagation", objective)
     positive_number("eta", eta)
     positive_number("sigma", sigma)
+    require_optimizer(optimizer)
+    takes("activation", activation, 1, "hand in jnp.tanh, lambda nu: nu or nl.activations.tanh()")
     report = stationarity(objective)
 
     def init(key: Key, params: Params) -> State:
@@ -184,5 +188,5 @@ def _decoded(objective: Objective, params: Params, batch: Batch) -> dict[str, tu
                 if_mapped(x, functools.partial(reading.add, name))
         return {name: site.inputs for name, site in sites.items()}
 
-    jax.vmap(run)(jax.tree.map(lambda x: x[None], axons))
+    jax.vmap(run, axis_size=1)(jax.tree.map(lambda x: x[None], axons))
     return {name: inputs for name, inputs in run(axons).items() if name in learned and name in reading}

@@ -276,3 +276,27 @@ def test_a_connection_that_holds_its_weight_is_fed_back_like_one_that_is_given_i
 def test_untyped_keys_are_refused(feedback):
     with pytest.raises(ValueError, match=r"key must be a typed key made by jax\.random\.key"):
         feedback.init(jnp.zeros(2, jnp.uint32), problems.chain().params)
+
+
+def test_what_is_no_feedback_or_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"feedback must be one of nl\.feedback, such as .* got <function random"):
+        nl.feedback_alignment(problems.chain().objective, feedback=nl.feedback.random)
+    for learned in (nl.feedback.kolen_pollack, nl.feedback.weight_mirror):
+        with pytest.raises(ValueError, match=r"optimizer must be an optax optimizer .* got 0\.1"):
+            learned(0.1)
+
+
+def test_the_namespace_is_feedback_alone():
+    """Helpers live elsewhere; imported modules, types and initializers are no part of it."""
+    defined = {name for name, f in vars(nl.feedback).items() if getattr(f, "__module__", "") == nl.feedback.__name__}
+    schemes = {"random", "sign_symmetric", "sign_concordant", "kolen_pollack", "weight_mirror"}
+    assert {name for name in defined if not name.startswith("_")} == schemes | {"Feedback", "UpdateFn"}
+
+
+def test_credit_passes_other_parts_of_a_partition_by_their_own_weights(x64):
+    """A part has no B for what is not its own: with the output in another's hands credit is backprop's."""
+    problem = problems.chain()
+    estimator = nl.partition(problem.objective, {"output/*": nl.backprop, "*": nl.feedback_alignment})
+    at = problem.params, problem.batch
+    ours = gradients(estimator, estimator.init(OTHER, problem.params), *at)
+    chex.assert_trees_all_close(ours, gradients(nl.backprop(problem.objective), (), *at), rtol=1e-12, atol=1e-14)

@@ -198,7 +198,22 @@ def test_settings_out_of_range_and_other_shapes_are_refused():
         jax.eval_shape(estimator.estimate, KEY, narrow, problem.params, problem.batch)
     with pytest.raises(ValueError, match=r"key must be a typed key made by jax\.random\.key"):
         estimator.estimate(jnp.zeros(2, jnp.uint32), narrow, problem.params, problem.batch)
+    with pytest.raises(ValueError, match=r"optimizer must be an optax optimizer .* got 0\.1"):
+        propagation(problem.objective, problem.batch, optimizer=0.1)
+    with pytest.raises(ValueError, match=r"activation must take one argument, got tanh: .*nl\.activations\.tanh\(\)"):
+        propagation(problem.objective, problem.batch, activation=nl.activations.tanh)
     with pytest.raises(ValueError, match="eta must be a finite Python number above 0, got 0"):
         propagation(problem.objective, problem.batch, eta=0)
     with pytest.raises(ValueError, match="sigma must be a finite Python number above 0, got -1"):
         propagation(problem.objective, problem.batch, sigma=-1)
+
+
+def test_without_layers_there_is_nothing_to_decode(x64):
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        return jnp.sum((batch @ params) ** 2, axis=1)
+
+    params, batch = jnp.eye(2), jnp.ones((3, 2))
+    estimator = propagation(objective, batch)
+    state = estimator.init(OTHER, params)
+    ours, _, _ = jax.jit(estimator.estimate)(KEY, state, params, batch)
+    np.testing.assert_allclose(ours, 2 * batch.T @ batch @ params / 3, rtol=1e-12)
