@@ -1,7 +1,7 @@
 """Weights to carry credit down, in the place of the transposed forward ones.
 
 What a layer has one of for each unit, such as a bias or a gain γ, is not drawn: leaves of fewer than two axes are
-ones in B. Biases are never fed back.
+ones in B, at first, or their own signs where B is made of signs. Biases are never fed back.
 """
 
 import math
@@ -91,7 +91,8 @@ def kolen_pollack(
 
     Args:
       optimizer: what changes B; the learner's own, with decay, such as `optax.adamw(1e-3, weight_decay=1e-1)`. Without
-        decay W − B stays as it is. It must make its step of the gradients alone, but for the decay.
+        decay W − B stays as it is. It must make its step of the gradients alone, but for the decay, and as often: B
+        takes one for every estimate, so within `nl.average` several while W takes one.
       weight_init: scheme for the first B, as in `random`.
 
     Raises:
@@ -145,7 +146,7 @@ def weight_mirror(
             total = jnp.asarray(0.0)
             back = layers(weights)
             for name, y in answers.items():
-                places = y.size // y.shape[-1]
+                places = math.prod(y.shape[:-1] or y.shape)  # a single unit may have no axis
                 agreement = jnp.sum(back[name].connection(back[name].params, *noise[name]) * y) / places
                 total = total - agreement.astype(total.dtype)
             return total

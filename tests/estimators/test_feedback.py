@@ -208,6 +208,18 @@ def test_weight_mirror_becomes_backprop(x64):
     assert angles(fed_back.init(OTHER, problem.params))["hidden1"] > 60
 
 
+def test_a_unit_without_an_axis_is_mirrored_on_the_scale_of_its_weight(x64):
+    """ν [batch] is one unit in as many places as there are examples, not as many units in one."""
+
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        return propagate("only", lambda w, x: (x @ w)[:, 0], jnp.tanh, params, batch)
+
+    w, batch = jnp.array([[0.5], [-2.0]]), jnp.ones((50, 2))
+    b = mirrored(problems.Problem(objective, w, batch, None), 1.0, 1, jax.random.split(KEY, 200))
+    error = np.std(b, axis=0, ddof=1) / 200**0.5
+    assert np.max(np.abs(np.mean(b, axis=0) - w) / error) < 4
+
+
 def test_weight_mirror_has_nothing_to_send_where_inputs_are_indices():
     def forward(params, x, propagate=nl.propagation.feedforward):
         low = propagate("low", lambda own, index: own[index], jnp.tanh, params["low"], x)
