@@ -22,9 +22,15 @@ def drawn(weight_init: Initializer, key: Key, params: Params) -> Params:
 
 
 def normal_like(key: Key, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Independent standard normal noise in the shapes of the arrays."""
+    """Independent standard normal noise in the place of the arrays; indices and masks stay."""
     keys = jax.random.split(key, len(arrays))
-    return tuple(jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, arrays, strict=True))
+    draw = lambda k, x: jax.random.normal(k, x.shape, x.dtype) if continuous(x) else x
+    return tuple(draw(k, x) for k, x in zip(keys, arrays, strict=True))
+
+
+def continuous(x: Array) -> bool:
+    """Whether x can be disturbed a little and be sent credit: an index and a mask cannot."""
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _leaf(weight_init: Initializer, key: Key, leaf: Any) -> Array:

@@ -16,7 +16,7 @@ from jax.nn import initializers
 from nl_jax.base import Array, EstimatorInitFn, Key, Params, State
 from nl_jax.checks import typed_key
 from nl_jax.estimators.constrained.penalty import require_optimizer
-from nl_jax.estimators.drawing import Initializer, drawn, normal_like
+from nl_jax.estimators.drawing import Initializer, continuous, drawn, normal_like
 from nl_jax.estimators.sweep import Layers
 
 
@@ -133,10 +133,10 @@ def weight_mirror(
     def update(key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State:
         del grads
         typed_key(key)
-        sites = {name: site for name, site in layers(params).items() if _continuous(site.inputs)}
+        sites = {name: site for name, site in layers(params).items() if any(map(continuous, site.inputs))}
         keys = dict(zip(sites, jax.random.split(key, len(sites)), strict=True))
         noise = {name: normal_like(keys[name], site.inputs) for name, site in sites.items()}
-        silence = jax.tree.map(jnp.zeros_like, noise)
+        silence = jax.tree.map(lambda x: jnp.zeros_like(x) if continuous(x) else x, noise)
         answers = {
             name: site.connection(site.params, *noise[name]) - site.connection(site.params, *silence[name])
             for name, site in sites.items()
@@ -154,10 +154,6 @@ def weight_mirror(
         return _stepped(optimizer, state, jax.grad(disagreement)(state[0]))
 
     return Feedback(_init_learned(optimizer, weight_init), lambda state, params: state[0], update, evaluations=3)
-
-
-def _continuous(inputs: tuple[Array, ...]) -> bool:
-    return all(jnp.issubdtype(x.dtype, jnp.floating) for x in inputs)  # to indices nothing is sent back
 
 
 def _kept(key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State:

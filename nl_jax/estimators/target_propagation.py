@@ -13,7 +13,7 @@ from nl_jax.base import ActivationFn, Array, Batch, GradientEstimator, Info, Key
 from nl_jax.checks import layered, positive_number, takes, typed_key
 from nl_jax.estimators.constrained.lagrangian import stationarity
 from nl_jax.estimators.constrained.penalty import require_optimizer
-from nl_jax.estimators.drawing import Initializer, drawn, normal_like
+from nl_jax.estimators.drawing import Initializer, continuous, drawn, normal_like
 from nl_jax.estimators.example import shapes_of
 from nl_jax.estimators.sweep import Layers, WayBack, sweep, transpose
 from nl_jax.propagation import Site, local, record, survey
@@ -25,7 +25,7 @@ class Decoders(NamedTuple):
 
     Attributes:
       weights: B, a tree like the parameters, as feedback weights are.
-      biases: c by layer, one for each of its inputs, of the shape of one example.
+      biases: c by layer, one for each of its floating-point inputs, of the shape of one example.
     """
 
     weights: Params
@@ -136,7 +136,9 @@ def _by_targets(decoders: Decoders, activation: ActivationFn, eta: float) -> Cal
 
             step = eta * len(z)  # z is of the mean loss, a target of the example's own
             decoded = zip(decode(site.axons), decode(site.axons - step * z), strict=True)
-            return tuple((from_axons - from_target) / step for from_axons, from_target in decoded)
+            displaced = ((from_axons - from_target) / step for from_axons, from_target in decoded)
+            routed = transpose(site, site.inputs)(delta)  # nothing, where it goes to indices
+            return tuple(next(displaced) if continuous(x) else r for x, r in zip(site.inputs, routed, strict=True))
 
         return back
 
@@ -151,9 +153,11 @@ def _reconstruction(
     total = jnp.asarray(0.0)
     for k, (name, biases) in zip(jax.random.split(key, len(decoders.biases)), decoders.biases.items(), strict=True):
         site = forward[name]
-        noisy = tuple(x + sigma * xi for x, xi in zip(site.inputs, normal_like(k, site.inputs), strict=True))
+        noise = normal_like(k, site.inputs)
+        noisy = tuple(x + sigma * xi if continuous(x) else x for x, xi in zip(site.inputs, noise, strict=True))
         y = site.activation(site.connection(site.params, *noisy))
-        for restored, x in zip(_decode(backward[name], biases, activation, site.inputs, y), noisy, strict=True):
+        decoded = _decode(backward[name], biases, activation, site.inputs, y)
+        for restored, x in zip(decoded, filter(continuous, noisy), strict=True):
             total = total + (0.5 * jnp.sum((restored - x) ** 2) / len(x)).astype(total.dtype)
     return total
 
@@ -161,13 +165,13 @@ def _reconstruction(
 def _decode(
     site: Site, biases: tuple[Array, ...], activation: ActivationFn, inputs: tuple[Array, ...], y: Array
 ) -> tuple[Array, ...]:
-    """g(y) = a(Bᵀ y + c), for each input of the layer."""
-    returned = transpose(site, inputs)(y)
+    """g(y) = a(Bᵀ y + c), for each floating-point input of the layer."""
+    returned = [nu for nu, x in zip(transpose(site, inputs)(y), inputs, strict=True) if continuous(x)]
     return tuple(activation(nu + c[None]) for nu, c in zip(returned, biases, strict=True))
 
 
 def _fit(name: str, biases: tuple[Array, ...], inputs: tuple[Array, ...]) -> None:
-    ours, theirs = [c.shape for c in biases], [x.shape[1:] for x in inputs]
+    ours, theirs = [c.shape for c in biases], [x.shape[1:] for x in inputs if continuous(x)]
     if ours != theirs:
         raise ValueError(
             f"layer {name!r}: its decoder is for inputs of shapes {ours}, as the example has them, but on this batch "
@@ -176,7 +180,7 @@ def _fit(name: str, biases: tuple[Array, ...], inputs: tuple[Array, ...]) -> Non
 
 
 def _decoded(objective: Objective, params: Params, batch: Batch) -> dict[str, tuple[Array, ...]]:
-    """The inputs of layers that learn, where they depend on other layers' axons: what decoders are for."""
+    """The floating-point inputs of layers that learn, where they depend on other layers' axons: what is decoded."""
     learned = local(objective)(params, batch).preactivations
     axons = record(objective)(params, batch)[1]
     reading: set[str] = set()
@@ -186,7 +190,7 @@ def _decoded(objective: Objective, params: Params, batch: Batch) -> dict[str, tu
         for name, site in sites.items():
             for x in site.inputs:
                 if_mapped(x, functools.partial(reading.add, name))
-        return {name: site.inputs for name, site in sites.items()}
+        return {name: tuple(filter(continuous, site.inputs)) for name, site in sites.items()}
 
     jax.vmap(run, axis_size=1)(jax.tree.map(lambda x: x[None], axons))
     return {name: inputs for name, inputs in run(axons).items() if name in learned and name in reading}

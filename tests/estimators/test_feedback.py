@@ -233,6 +233,17 @@ def test_weight_mirror_has_nothing_to_send_where_inputs_are_indices():
     assert jax.tree.map(lambda a, b: bool((a == b).all()), state[0], after[0]) == {"low": True, "high": False}
 
 
+def test_inputs_beside_indices_are_mirrored(x64):
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        chosen = lambda w, x, index: x @ w + index[:, None].astype(x.dtype)
+        return jnp.sum(propagate("only", chosen, jnp.tanh, params, *batch), axis=1)
+
+    w, batch = jnp.array([[0.5], [-2.0]]), (jnp.ones((50, 2)), jnp.arange(50))
+    b = mirrored(problems.Problem(objective, w, batch, None), 1.0, 1, jax.random.split(KEY, 200))
+    error = np.std(b, axis=0, ddof=1) / 200**0.5
+    assert np.max(np.abs(np.mean(b, axis=0) - w) / error) < 4
+
+
 @pytest.mark.parametrize(
     "feedback",
     [

@@ -217,3 +217,23 @@ def test_without_layers_there_is_nothing_to_decode(x64):
     state = estimator.init(OTHER, params)
     ours, _, _ = jax.jit(estimator.estimate)(KEY, state, params, batch)
     np.testing.assert_allclose(ours, 2 * batch.T @ batch @ params / 3, rtol=1e-12)
+
+
+def test_masks_beside_axons_are_given_no_target(x64):
+    """Credit of what is let through is decoded; the decoder's other input stays as it is."""
+    linear, product = lambda nu: nu, lambda w, x: x @ w
+    masked = lambda w, x, mask: jnp.where(mask, x @ w, 0)
+
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        low = propagate("low", product, linear, params["low"], batch[0])
+        return jnp.sum(propagate("high", masked, linear, params["high"], low, batch[1]) ** 2, axis=1) / 2
+
+    keys = jax.random.split(KEY, 4)
+    params = {"low": jax.random.normal(keys[0], (3, 4)), "high": jax.random.normal(keys[1], (4, 2))}
+    x, mask = jax.random.normal(keys[2], (5, 3)), jax.random.bernoulli(keys[3], shape=(5, 2))
+    estimator = propagation(objective, (x, mask), activation=linear)
+    state = estimator.init(OTHER, params)
+    ours, after, _ = jax.jit(estimator.estimate)(KEY, state, params, (x, mask))
+    told = jnp.where(mask, x @ params["low"] @ params["high"], 0) @ state[0].weights["high"].T
+    np.testing.assert_allclose(ours["low"], x.T @ told / 5, rtol=1e-12)
+    assert [c.shape for c in after[0].biases["high"]] == [(4,)]
