@@ -57,3 +57,11 @@ def test_is_traced_through_training_as_it_is_measured_at_each_point():
     assert history.info.loss.shape == (6,)
     with pytest.raises(ValueError, match="every must be a whole number of at least 1, got 0"):
         trace_alignment(estimator, exact, KEY, problem.batch, every=0)
+
+
+def test_every_step_is_measured_with_a_key_of_its_own():
+    noise = nl.GradientEstimator(lambda key, params: (), lambda key, *_: (jax.random.normal(key, (3,)), (), ()))
+    params, info = jnp.ones(3), nl.Info(jnp.float32(0), jnp.int32(0))
+    measured = trace_alignment(noise, fixed(params), KEY, (), split=lambda grads: {"all": grads})
+    at = jax.jit(lambda step: measured(nl.LearnerState(params, (), (), step), info).degrees["all"])
+    assert at(jnp.int32(1)) == at(jnp.int32(1)) != at(jnp.int32(2))

@@ -164,6 +164,23 @@ def test_decoders_learn_to_invert_their_layer(x64):
     assert max(after.values()) < 1
 
 
+def test_decoders_go_down_the_error_of_what_was_disturbed(x64):
+    """E ∂/∂B ½‖σξ(W Bᵀ − 1)‖² = σ²(W Bᵀ − 1)ᵀ W, the mean over examples, where all axons are 0."""
+    objective, params, batch = square(orthogonal=False)
+    sigma, silence = 0.5, jax.tree.map(jnp.zeros_like, batch)
+    estimator = propagation(objective, batch, activation=identity, sigma=sigma, optimizer=optax.sgd(1.0))
+    state = estimator.init(OTHER, params)
+    after = jax.jit(jax.vmap(lambda key: estimator.estimate(key, state, params, silence)[1][0].weights))
+    learned = after(jax.random.split(KEY, 300))["output"]["weight"]
+    b, w = np.asarray(state[0].weights["output"]["weight"]), np.asarray(params["output"]["weight"])
+    steps = b - np.asarray(learned)
+    error = np.std(steps, axis=0, ddof=1) / 300**0.5
+    expected = sigma**2 * (w @ b.T - np.eye(3)).T @ w
+    assert np.max(np.abs(steps.mean(axis=0) - expected) / error) < 4
+    for twin in (0.5, 2):  # of σ², of the mean
+        assert np.max(np.abs(steps.mean(axis=0) - twin * expected) / error) > 4
+
+
 def test_hidden_layers_learn_what_the_output_alone_cannot():
     """Whether two numbers have the same sign."""
     network = nl.mlp([2, 8, 2], activation=nl.activations.tanh())
