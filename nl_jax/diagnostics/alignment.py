@@ -16,8 +16,9 @@ Split = Callable[[Params], Mapping[str, Params]]
 
 
 def by_layer(params: Params) -> dict[str, Params]:
-    """The top-level entries of a tree, as a rule its layers."""
-    return _parts(params, lambda part: part is not params)
+    """The top-level entries of a tree that hold parameters, as a rule its layers."""
+    parts = _parts(params, lambda part: part is not params)
+    return {name: part for name, part in parts.items() if jax.tree.leaves(part)}
 
 
 def by_leaf(params: Params) -> dict[str, Params]:
@@ -28,13 +29,15 @@ def by_leaf(params: Params) -> dict[str, Params]:
 def angle(a: Params, b: Params) -> Array:
     """The angle between two trees seen as vectors, in degrees from 0 to 180; NaN if either is zero.
 
-    From sum and difference of the unit vectors (Kahan): near 0 and 180 the cosine would lose half the digits.
+    From sum and difference of the unit vectors (Kahan): near 0 and 180 the cosine would lose half the digits. They are
+    measured in units of their largest component, so that small ones do not vanish squared.
 
     >>> import jax.numpy as jnp
     >>> round(float(angle({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([1.0, 1.0])})), 4)
     45.0
     """
-    a, b = (optax.tree.scale(1 / optax.tree.norm(x), x) for x in (a, b))
+    for ord in (jnp.inf, 2):
+        a, b = (optax.tree.scale(1 / optax.tree.norm(x, ord), x) for x in (a, b))
     difference, total = (optax.tree.norm(f(a, b)) for f in (optax.tree.sub, optax.tree.add))
     return jnp.degrees(2 * jnp.arctan2(difference, total))
 

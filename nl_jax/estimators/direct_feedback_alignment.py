@@ -1,7 +1,8 @@
 """Direct feedback alignment: the highest layer's credit goes to every layer at once."""
 
+import functools
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,11 @@ from jax.nn import initializers
 
 from nl_jax.base import ActivationFn, Array, Batch, Connection, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.checks import layered, per_example, typed_key
+from nl_jax.estimators.drawing import Initializer
 from nl_jax.estimators.example import shapes_of
-from nl_jax.estimators.feedback import Initializer
 from nl_jax.estimators.sweep import through_activation
-from nl_jax.propagation import Site, local, survey
+from nl_jax.propagation import Local, local, survey
+from nl_jax.tracing import if_mapped
 
 
 def direct_feedback_alignment(
@@ -20,12 +22,14 @@ def direct_feedback_alignment(
 ) -> GradientEstimator:
     """Every hidden layer is told the highest one's error: δ^l = (B^l e) f'(ν^l), ∂E/∂W^l ≈ δ^l x^{l−1}.
 
-    With B^l fixed and random and e = ∂L/∂ν of the highest layer (Nøkland 2016). Layers here are those that have
-    parameters, whatever connects them; each learns by the local derivative of its own connection. What lies above the
-    highest is differentiated as it is. Where the loss reads a hidden layer directly, that exact credit is added.
+    With B^l fixed and random and e = ∂L/∂ν of the highest layer, or of all that no other one reads, such as the heads
+    of a network with several outputs (Nøkland 2016). Layers here are those that have parameters, whatever connects
+    them; each learns by the local derivative of its own connection. What lies above the highest is differentiated as
+    it is. Where the loss reads a hidden layer directly, that exact credit is added.
 
     The highest layer gets its exact gradient, with the scale of `jax.grad`; hidden ones get an estimate which is not
-    unbiased. A parameter used between layers or inside an activation is credited through the weights it feeds.
+    unbiased. A parameter used between layers or inside an activation is credited through the weights it feeds. Under
+    `nl.partition` layers are those that have parameters of this part: its highest one's error is the exact one.
 
     Args:
       objective: a per-example objective that takes `propagate`.
@@ -38,8 +42,9 @@ def direct_feedback_alignment(
       An estimator whose state is {layer: B^l}, and which uses its key in `init` alone.
 
     Raises:
-      ValueError: if the objective takes no `propagate`; when run, for layers that share a name or have another
-        number of units than on the example.
+      ValueError: if the objective takes no `propagate`; when run, if no layer depends on the parameters, or for
+        layers that share a name, whose first axis is not the batch, or that have another number of units than on the
+        example.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 5, 4, 2], activation=nl.activations.tanh())
@@ -56,43 +61,69 @@ def direct_feedback_alignment(
 
     def init(key: Key, params: Params) -> State:
         typed_key(key)
-        order: list[str] = []
+        hidden: list[str] = []
 
         def shapes(params: Params, batch: Batch) -> dict[str, Array]:
-            nus = local(objective)(params, batch).preactivations
-            order.extend(_upwards(nus, survey(objective)(params, batch)[1]))
+            nus = _learned(objective, params, batch)[1]
+            hidden.extend(name for name in nus if _is_read(name, objective, params, batch, nus))
             return nus
 
         nus = jax.eval_shape(shapes, params, shapes_of(example, params))
-        *hidden, top = order
-        keys = jax.random.split(key, len(order))
+        told = sum(_units(nu) for name, nu in nus.items() if name not in hidden)
+        keys = jax.random.split(key, len(nus))
         return {
-            name: weight_init(k, (_units(nus[name]), _units(nus[top])), nus[name].dtype)
+            name: weight_init(k, (_units(nus[name]), told), nus[name].dtype)
             for name, k in zip(hidden, keys, strict=False)
         }
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
-        losses, nus, pull = local(objective)(params, batch)
-        per_example(losses)
+        losses, nus, pull = _learned(objective, params, batch)
         _, sites = survey(objective)(params, batch)
-        own = _own_credit(objective, params, batch)(nus)
-        *hidden, top = _upwards(nus, sites)
-        e = own[top].reshape(len(losses), -1)
-        credit = {top: own[top]}
-        for name in hidden:
-            _fits(name, state[name], nus[name], e)
-            told = (e @ state[name].T).reshape(nus[name].shape)
-            credit[name] = own[name] + through_activation(sites[name], nus[name], told)
+        credit = _own_credit(objective, params, batch)(nus)
+        e = jnp.concatenate([credit[name].reshape(len(losses), -1) for name in nus if name not in state], axis=1)
+        for name, weight in state.items():
+            _fits(name, weight, nus[name], e)
+            told = (e @ weight.T).reshape(nus[name].shape)
+            credit[name] = credit[name] + through_activation(sites[name], nus[name], told)
         grads = pull(jnp.full_like(losses, 1 / len(losses)), credit)
         return grads, state, Info(jnp.mean(losses), jnp.int32(3))
 
     return GradientEstimator(init, estimate)
 
 
-def _upwards(learned: Collection[str], sites: Mapping[str, Site]) -> list[str]:
-    """The layers that learn, in the order of propagation."""
-    return [name for name in sites if name in learned]
+def _learned(objective: Objective, params: Params, batch: Batch) -> Local:
+    """The program's run, its layers that learn of one ν an example; ValueError if others do, or none."""
+    run = local(objective)(params, batch)
+    examples = len(per_example(run.outputs))
+    if not run.preactivations:
+        raise ValueError("direct_feedback_alignment: no layer depends on the parameters: hand them to propagate")
+    for name, nu in run.preactivations.items():
+        if nu.shape[:1] != (examples,):
+            raise ValueError(
+                f"layer {name!r} has a pre-activation of shape {nu.shape}, whose first axis is not the batch of "
+                f"{examples}: errors are sent example by example; give every layer the whole batch"
+            )
+    return run
+
+
+def _is_read(name: str, objective: Objective, params: Params, batch: Batch, nus: Mapping[str, Array]) -> bool:
+    """Whether another layer that learns depends on this one's ν."""
+    readers: set[str] = set()
+
+    def watch(nu: Array) -> None:
+        def propagate(
+            layer: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
+        ) -> Array:
+            made = connection(params, *inputs)
+            if layer in nus and layer != name:
+                if_mapped(made, functools.partial(readers.add, layer))
+            return activation({**nus, name: nu}.get(layer, made))
+
+        objective(params, batch, propagate=propagate)
+
+    jax.vmap(watch)(nus[name][None])
+    return bool(readers)
 
 
 def _own_credit(

@@ -1,12 +1,12 @@
 """Weights to carry credit down, in the place of the transposed forward ones.
 
 What a layer has one of for each unit, such as a bias or a gain γ, is not drawn: leaves of fewer than two axes are
-ones in B. Biases are never fed back.
+ones in B, at first, or their own signs where B is made of signs. Biases are never fed back.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,9 @@ from jax.nn import initializers
 
 from nl_jax.base import Array, EstimatorInitFn, Key, Params, State
 from nl_jax.checks import typed_key
+from nl_jax.estimators.constrained.penalty import require_optimizer
+from nl_jax.estimators.drawing import Initializer, continuous, drawn, normal_like
 from nl_jax.estimators.sweep import Layers
-
-Initializer = Callable[..., Array]
-"""`initializer(key, shape, dtype) -> array`, as `jax.nn.initializers` makes them."""
 
 
 class UpdateFn(Protocol):
@@ -92,9 +91,14 @@ def kolen_pollack(
 
     Args:
       optimizer: what changes B; the learner's own, with decay, such as `optax.adamw(1e-3, weight_decay=1e-1)`. Without
-        decay W − B stays as it is. It must make its step of the gradients alone, but for the decay.
+        decay W − B stays as it is. It must make its step of the gradients alone, but for the decay, and as often: B
+        takes one for every estimate, so within `nl.average` several while W takes one.
       weight_init: scheme for the first B, as in `random`.
+
+    Raises:
+      ValueError: if `optimizer` is not one of optax's.
     """
+    require_optimizer(optimizer)
 
     def update(key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State:
         del key, params, layers
@@ -113,21 +117,26 @@ def weight_mirror(
     to equal it where η = λ. No weight is read, only axons.
 
     In general terms −ξ yᵀ is the gradient by B of −⟨B ξ, y⟩, for any connection that is linear in its inputs, averaged
-    over examples and over places where a convolution stands; with several inputs each has noise of its own.
+    over examples and over places where a convolution stands (all axes of y but the last, its channels); with several
+    inputs each has noise of its own.
 
     Args:
       optimizer: what changes B by that gradient, with decay, without which B grows for ever: for η = λ = 0.01
         `optax.chain(optax.add_decayed_weights(1.0), optax.sgd(0.01))`.
       weight_init: scheme for the first B, as in `random`.
+
+    Raises:
+      ValueError: if `optimizer` is not one of optax's.
     """
+    require_optimizer(optimizer)
 
     def update(key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State:
         del grads
         typed_key(key)
-        sites = {name: site for name, site in layers(params).items() if _continuous(site.inputs)}
+        sites = {name: site for name, site in layers(params).items() if any(map(continuous, site.inputs))}
         keys = dict(zip(sites, jax.random.split(key, len(sites)), strict=True))
         noise = {name: normal_like(keys[name], site.inputs) for name, site in sites.items()}
-        silence = jax.tree.map(jnp.zeros_like, noise)
+        silence = jax.tree.map(lambda x: jnp.zeros_like(x) if continuous(x) else x, noise)
         answers = {
             name: site.connection(site.params, *noise[name]) - site.connection(site.params, *silence[name])
             for name, site in sites.items()
@@ -137,7 +146,7 @@ def weight_mirror(
             total = jnp.asarray(0.0)
             back = layers(weights)
             for name, y in answers.items():
-                places = y.size // y.shape[-1]
+                places = math.prod(y.shape[:-1] or y.shape)  # a single unit may have no axis
                 agreement = jnp.sum(back[name].connection(back[name].params, *noise[name]) * y) / places
                 total = total - agreement.astype(total.dtype)
             return total
@@ -145,24 +154,6 @@ def weight_mirror(
         return _stepped(optimizer, state, jax.grad(disagreement)(state[0]))
 
     return Feedback(_init_learned(optimizer, weight_init), lambda state, params: state[0], update, evaluations=3)
-
-
-def drawn(weight_init: Initializer, key: Key, params: Params) -> Params:
-    """A tree like `params` by `weight_init`; ones for leaves of fewer than two axes."""
-    typed_key(key)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(tree, [_leaf(weight_init, k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
-
-
-def normal_like(key: Key, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Independent standard normal noise in the shapes of the arrays."""
-    keys = jax.random.split(key, len(arrays))
-    return tuple(jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, arrays, strict=True))
-
-
-def _continuous(inputs: tuple[Array, ...]) -> bool:
-    return all(jnp.issubdtype(x.dtype, jnp.floating) for x in inputs)  # to indices nothing is sent back
 
 
 def _kept(key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State:
@@ -182,10 +173,6 @@ def _stepped(optimizer: optax.GradientTransformation, state: State, grads: Param
     weights, inner = state
     updates, inner = optimizer.update(grads, inner, weights)
     return optax.apply_updates(weights, updates), inner
-
-
-def _leaf(weight_init: Initializer, key: Key, leaf: Any) -> Array:
-    return weight_init(key, leaf.shape, leaf.dtype) if len(leaf.shape) > 1 else jnp.ones(leaf.shape, leaf.dtype)
 
 
 def _fan_in(shape: tuple[int, ...]) -> int:

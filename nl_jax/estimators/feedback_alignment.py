@@ -16,7 +16,8 @@ def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None
 
     Any network has it: forward runs are its own, and the way back from a layer to those below it is the derivative
     of the same connection with B for its parameters, at the same axons. Convolutions, skip connections and tied
-    weights, whose B are tied as well, follow. What a program does between its layers is differentiated as it is.
+    weights, whose B are tied as well, follow. What a program does between its layers is differentiated as it is; so
+    are, under `nl.partition`, layers of another part's parameters: their own W carries credit through them.
 
     The highest layer gets its exact gradient, with the scale of `jax.grad`; lower ones get an estimate which is not
     unbiased, for any draw of B, and which comes to agree with the gradient as W aligns with B.
@@ -30,7 +31,8 @@ def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None
       An estimator whose state is the feedback's, and which uses its key in `init` and for the feedback's own learning.
 
     Raises:
-      ValueError: if the objective takes no `propagate`; when run, for layers that share a name.
+      ValueError: if the objective takes no `propagate` or `feedback` is no `Feedback`; when run, for layers that share
+        a name.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -44,6 +46,8 @@ def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None
     """
     layered("feedback_alignment", objective)
     source = feedbacks.random() if feedback is None else feedback
+    if not isinstance(source, Feedback):
+        raise ValueError(f"feedback must be one of nl.feedback, such as nl.feedback.random(), got {feedback!r}")
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         swept = sweep(objective, params, batch, transposed(source.weights(state, params)))

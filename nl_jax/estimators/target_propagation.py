@@ -10,10 +10,11 @@ import optax
 from jax.nn import initializers
 
 from nl_jax.base import ActivationFn, Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
-from nl_jax.checks import layered, positive_number, typed_key
+from nl_jax.checks import layered, positive_number, takes, typed_key
 from nl_jax.estimators.constrained.lagrangian import stationarity
+from nl_jax.estimators.constrained.penalty import require_optimizer
+from nl_jax.estimators.drawing import Initializer, continuous, drawn, normal_like
 from nl_jax.estimators.example import shapes_of
-from nl_jax.estimators.feedback import Initializer, drawn, normal_like
 from nl_jax.estimators.sweep import Layers, WayBack, sweep, transpose
 from nl_jax.propagation import Site, local, record, survey
 from nl_jax.tracing import if_mapped
@@ -24,7 +25,7 @@ class Decoders(NamedTuple):
 
     Attributes:
       weights: B, a tree like the parameters, as feedback weights are.
-      biases: c by layer, one for each of its inputs, of the shape of one example.
+      biases: c by layer, one for each of its floating-point inputs, of the shape of one example.
     """
 
     weights: Params
@@ -50,10 +51,11 @@ def difference_target_propagation(
         ∂E/∂W_l ≈ ∂/∂W_l ‖x_l − t_l‖²/2η
 
     so that (x_l − t_l)/η takes the place of ∂C/∂x_l, on its scale. Where a layer's axons enter several layers the
-    displacements add up; what the program does between its layers, and layers that have no parameters, are
-    differentiated as they are. B_lᵀ is the derivative of the layer's own connection with B for its parameters. As
-    η → 0, a decoder that inverts its layer sends credit through the layer's inverse, a step like Gauss and
-    Newton's and not of gradient descent (Meulemans et al. 2020): the two agree for orthogonal linear layers.
+    displacements add up; what the program does between its layers, and layers that have no parameters (under
+    `nl.partition`, none of this part's), are differentiated as they are. B_lᵀ is the derivative of the layer's own
+    connection with B for its parameters. As η → 0, a decoder that inverts its layer sends credit through the layer's
+    inverse, a step like Gauss and Newton's and not of gradient descent (Meulemans et al. 2020): the two agree for
+    orthogonal linear layers.
 
     After each estimate the decoders learn to restore what was disturbed: B and c go down the gradient of
     ½‖g_l(f_l(x + σξ)) − (x + σξ)‖², x the layer's inputs.
@@ -74,8 +76,8 @@ def difference_target_propagation(
       axons with multipliers −(x_l − t_l)/η: its `dual` says how far these are from ∂C/∂x_l.
 
     Raises:
-      ValueError: if the objective takes no `propagate`, or `eta` or `sigma` is not a number above 0; when run, for
-        layers that share a name or have inputs of another shape than on the example.
+      ValueError: if the objective takes no `propagate` or a setting is not as described; when run, for layers that
+        share a name, whose axons are not examples, or that have inputs of another shape than on the example.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl, optax
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -90,6 +92,8 @@ def difference_target_propagation(
     layered("difference_target_propagation", objective)
     positive_number("eta", eta)
     positive_number("sigma", sigma)
+    require_optimizer(optimizer)
+    takes("activation", activation, 1, "hand in jnp.tanh, lambda nu: nu or nl.activations.tanh()")
     report = stationarity(objective)
 
     def init(key: Key, params: Params) -> State:
@@ -132,7 +136,9 @@ def _by_targets(decoders: Decoders, activation: ActivationFn, eta: float) -> Cal
 
             step = eta * len(z)  # z is of the mean loss, a target of the example's own
             decoded = zip(decode(site.axons), decode(site.axons - step * z), strict=True)
-            return tuple((from_axons - from_target) / step for from_axons, from_target in decoded)
+            displaced = ((from_axons - from_target) / step for from_axons, from_target in decoded)
+            routed = transpose(site, site.inputs)(delta)  # nothing, where it goes to indices
+            return tuple(next(displaced) if continuous(x) else r for x, r in zip(site.inputs, routed, strict=True))
 
         return back
 
@@ -147,9 +153,11 @@ def _reconstruction(
     total = jnp.asarray(0.0)
     for k, (name, biases) in zip(jax.random.split(key, len(decoders.biases)), decoders.biases.items(), strict=True):
         site = forward[name]
-        noisy = tuple(x + sigma * xi for x, xi in zip(site.inputs, normal_like(k, site.inputs), strict=True))
+        noise = normal_like(k, site.inputs)
+        noisy = tuple(x + sigma * xi if continuous(x) else x for x, xi in zip(site.inputs, noise, strict=True))
         y = site.activation(site.connection(site.params, *noisy))
-        for restored, x in zip(_decode(backward[name], biases, activation, site.inputs, y), noisy, strict=True):
+        decoded = _decode(backward[name], biases, activation, site.inputs, y)
+        for restored, x in zip(decoded, filter(continuous, noisy), strict=True):
             total = total + (0.5 * jnp.sum((restored - x) ** 2) / len(x)).astype(total.dtype)
     return total
 
@@ -157,13 +165,13 @@ def _reconstruction(
 def _decode(
     site: Site, biases: tuple[Array, ...], activation: ActivationFn, inputs: tuple[Array, ...], y: Array
 ) -> tuple[Array, ...]:
-    """g(y) = a(Bᵀ y + c), for each input of the layer."""
-    returned = transpose(site, inputs)(y)
+    """g(y) = a(Bᵀ y + c), for each floating-point input of the layer."""
+    returned = [nu for nu, x in zip(transpose(site, inputs)(y), inputs, strict=True) if continuous(x)]
     return tuple(activation(nu + c[None]) for nu, c in zip(returned, biases, strict=True))
 
 
 def _fit(name: str, biases: tuple[Array, ...], inputs: tuple[Array, ...]) -> None:
-    ours, theirs = [c.shape for c in biases], [x.shape[1:] for x in inputs]
+    ours, theirs = [c.shape for c in biases], [x.shape[1:] for x in inputs if continuous(x)]
     if ours != theirs:
         raise ValueError(
             f"layer {name!r}: its decoder is for inputs of shapes {ours}, as the example has them, but on this batch "
@@ -172,7 +180,7 @@ def _fit(name: str, biases: tuple[Array, ...], inputs: tuple[Array, ...]) -> Non
 
 
 def _decoded(objective: Objective, params: Params, batch: Batch) -> dict[str, tuple[Array, ...]]:
-    """The inputs of layers that learn, where they depend on other layers' axons: what decoders are for."""
+    """The floating-point inputs of layers that learn, where they depend on other layers' axons: what is decoded."""
     learned = local(objective)(params, batch).preactivations
     axons = record(objective)(params, batch)[1]
     reading: set[str] = set()
@@ -182,7 +190,7 @@ def _decoded(objective: Objective, params: Params, batch: Batch) -> dict[str, tu
         for name, site in sites.items():
             for x in site.inputs:
                 if_mapped(x, functools.partial(reading.add, name))
-        return {name: site.inputs for name, site in sites.items()}
+        return {name: tuple(filter(continuous, site.inputs)) for name, site in sites.items()}
 
-    jax.vmap(run)(jax.tree.map(lambda x: x[None], axons))
+    jax.vmap(run, axis_size=1)(jax.tree.map(lambda x: x[None], axons))
     return {name: inputs for name, inputs in run(axons).items() if name in learned and name in reading}

@@ -114,3 +114,42 @@ def test_an_example_of_other_shapes_is_refused():
         estimate(5, 4)
     with pytest.raises(ValueError, match=r"key must be a typed key made by jax\.random\.key"):
         estimator.init(jnp.zeros(2, jnp.uint32), params)
+
+
+def test_every_head_has_its_exact_gradient_and_all_are_heard_below(x64):
+    """Two outputs, neither above the other, and the hidden layer they share: B = (W_first, W_second) is backprop."""
+
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        product, linear = lambda w, x: x @ w, lambda nu: nu
+        low = propagate("low", product, jnp.tanh, params["low"], batch)
+        first = propagate("first", product, linear, params["first"], low)
+        second = propagate("second", product, linear, params["second"], low)
+        return jnp.sum(first**2, axis=1) + jnp.sum((second - 1) ** 2, axis=1)
+
+    keys = dict(zip(("low", "first", "second"), jax.random.split(OTHER, 3), strict=True))
+    shapes = {"low": (3, 4), "first": (4, 2), "second": (4, 1)}
+    params, batch = {name: jax.random.normal(keys[name], shapes[name]) for name in keys}, jax.random.normal(KEY, (5, 3))
+    estimator = nl.direct_feedback_alignment(objective, batch)
+    assert jax.tree.map(jnp.shape, estimator.init(KEY, params)) == {"low": (4, 3)}
+    b = {"low": jnp.concatenate([params["first"], params["second"]], axis=1)}
+    exact = gradients(nl.backprop(objective), (), params, batch)
+    chex.assert_trees_all_close(gradients(estimator, b, params, batch), exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "complaint"),
+    [
+        ((-1, 2), r"layer 'only' has a pre-activation of shape \(6, 2\), whose first axis is not the batch of 3"),
+        (None, "no layer depends on the parameters"),
+    ],
+)
+def test_layers_that_are_no_examples_are_refused(shape, complaint):
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        folded = batch if shape is None else batch.reshape(shape)
+        product = lambda w, x: x * w
+        nu = folded * params if shape is None else propagate("only", product, jnp.tanh, params, folded)
+        return jnp.sum(nu.reshape(3, -1), axis=1)
+
+    batch = jnp.ones((3, 4))
+    with pytest.raises(ValueError, match=complaint):
+        nl.direct_feedback_alignment(objective, batch).init(KEY, jnp.float32(2))

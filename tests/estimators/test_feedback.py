@@ -208,6 +208,18 @@ def test_weight_mirror_becomes_backprop(x64):
     assert angles(fed_back.init(OTHER, problem.params))["hidden1"] > 60
 
 
+def test_a_unit_without_an_axis_is_mirrored_on_the_scale_of_its_weight(x64):
+    """ν [batch] is one unit in as many places as there are examples, not as many units in one."""
+
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        return propagate("only", lambda w, x: (x @ w)[:, 0], jnp.tanh, params, batch)
+
+    w, batch = jnp.array([[0.5], [-2.0]]), jnp.ones((50, 2))
+    b = mirrored(problems.Problem(objective, w, batch, None), 1.0, 1, jax.random.split(KEY, 200))
+    error = np.std(b, axis=0, ddof=1) / 200**0.5
+    assert np.max(np.abs(np.mean(b, axis=0) - w) / error) < 4
+
+
 def test_weight_mirror_has_nothing_to_send_where_inputs_are_indices():
     def forward(params, x, propagate=nl.propagation.feedforward):
         low = propagate("low", lambda own, index: own[index], jnp.tanh, params["low"], x)
@@ -219,6 +231,17 @@ def test_weight_mirror_has_nothing_to_send_where_inputs_are_indices():
     state = estimator.init(KEY, params)
     after = jax.jit(estimator.estimate)(KEY, state, params, batch)[1]
     assert jax.tree.map(lambda a, b: bool((a == b).all()), state[0], after[0]) == {"low": True, "high": False}
+
+
+def test_inputs_beside_indices_are_mirrored(x64):
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        chosen = lambda w, x, index: x @ w + index[:, None].astype(x.dtype)
+        return jnp.sum(propagate("only", chosen, jnp.tanh, params, *batch), axis=1)
+
+    w, batch = jnp.array([[0.5], [-2.0]]), (jnp.ones((50, 2)), jnp.arange(50))
+    b = mirrored(problems.Problem(objective, w, batch, None), 1.0, 1, jax.random.split(KEY, 200))
+    error = np.std(b, axis=0, ddof=1) / 200**0.5
+    assert np.max(np.abs(np.mean(b, axis=0) - w) / error) < 4
 
 
 @pytest.mark.parametrize(
@@ -276,3 +299,27 @@ def test_a_connection_that_holds_its_weight_is_fed_back_like_one_that_is_given_i
 def test_untyped_keys_are_refused(feedback):
     with pytest.raises(ValueError, match=r"key must be a typed key made by jax\.random\.key"):
         feedback.init(jnp.zeros(2, jnp.uint32), problems.chain().params)
+
+
+def test_what_is_no_feedback_or_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"feedback must be one of nl\.feedback, such as .* got <function random"):
+        nl.feedback_alignment(problems.chain().objective, feedback=nl.feedback.random)
+    for learned in (nl.feedback.kolen_pollack, nl.feedback.weight_mirror):
+        with pytest.raises(ValueError, match=r"optimizer must be an optax optimizer .* got 0\.1"):
+            learned(0.1)
+
+
+def test_the_namespace_is_feedback_alone():
+    """Helpers live elsewhere; imported modules, types and initializers are no part of it."""
+    defined = {name for name, f in vars(nl.feedback).items() if getattr(f, "__module__", "") == nl.feedback.__name__}
+    schemes = {"random", "sign_symmetric", "sign_concordant", "kolen_pollack", "weight_mirror"}
+    assert {name for name in defined if not name.startswith("_")} == schemes | {"Feedback", "UpdateFn"}
+
+
+def test_credit_passes_other_parts_of_a_partition_by_their_own_weights(x64):
+    """A part has no B for what is not its own: with the output in another's hands credit is backprop's."""
+    problem = problems.chain()
+    estimator = nl.partition(problem.objective, {"output/*": nl.backprop, "*": nl.feedback_alignment})
+    at = problem.params, problem.batch
+    ours = gradients(estimator, estimator.init(OTHER, problem.params), *at)
+    chex.assert_trees_all_close(ours, gradients(nl.backprop(problem.objective), (), *at), rtol=1e-12, atol=1e-14)

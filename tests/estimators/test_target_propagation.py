@@ -164,6 +164,23 @@ def test_decoders_learn_to_invert_their_layer(x64):
     assert max(after.values()) < 1
 
 
+def test_decoders_go_down_the_error_of_what_was_disturbed(x64):
+    """E ∂/∂B ½‖σξ(W Bᵀ − 1)‖² = σ²(W Bᵀ − 1)ᵀ W, the mean over examples, where all axons are 0."""
+    objective, params, batch = square(orthogonal=False)
+    sigma, silence = 0.5, jax.tree.map(jnp.zeros_like, batch)
+    estimator = propagation(objective, batch, activation=identity, sigma=sigma, optimizer=optax.sgd(1.0))
+    state = estimator.init(OTHER, params)
+    after = jax.jit(jax.vmap(lambda key: estimator.estimate(key, state, params, silence)[1][0].weights))
+    learned = after(jax.random.split(KEY, 300))["output"]["weight"]
+    b, w = np.asarray(state[0].weights["output"]["weight"]), np.asarray(params["output"]["weight"])
+    steps = b - np.asarray(learned)
+    error = np.std(steps, axis=0, ddof=1) / 300**0.5
+    expected = sigma**2 * (w @ b.T - np.eye(3)).T @ w
+    assert np.max(np.abs(steps.mean(axis=0) - expected) / error) < 4
+    for twin in (0.5, 2):  # of σ², of the mean
+        assert np.max(np.abs(steps.mean(axis=0) - twin * expected) / error) > 4
+
+
 def test_hidden_layers_learn_what_the_output_alone_cannot():
     """Whether two numbers have the same sign."""
     network = nl.mlp([2, 8, 2], activation=nl.activations.tanh())
@@ -198,7 +215,42 @@ def test_settings_out_of_range_and_other_shapes_are_refused():
         jax.eval_shape(estimator.estimate, KEY, narrow, problem.params, problem.batch)
     with pytest.raises(ValueError, match=r"key must be a typed key made by jax\.random\.key"):
         estimator.estimate(jnp.zeros(2, jnp.uint32), narrow, problem.params, problem.batch)
+    with pytest.raises(ValueError, match=r"optimizer must be an optax optimizer .* got 0\.1"):
+        propagation(problem.objective, problem.batch, optimizer=0.1)
+    with pytest.raises(ValueError, match=r"activation must take one argument, got tanh: .*nl\.activations\.tanh\(\)"):
+        propagation(problem.objective, problem.batch, activation=nl.activations.tanh)
     with pytest.raises(ValueError, match="eta must be a finite Python number above 0, got 0"):
         propagation(problem.objective, problem.batch, eta=0)
     with pytest.raises(ValueError, match="sigma must be a finite Python number above 0, got -1"):
         propagation(problem.objective, problem.batch, sigma=-1)
+
+
+def test_without_layers_there_is_nothing_to_decode(x64):
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        return jnp.sum((batch @ params) ** 2, axis=1)
+
+    params, batch = jnp.eye(2), jnp.ones((3, 2))
+    estimator = propagation(objective, batch)
+    state = estimator.init(OTHER, params)
+    ours, _, _ = jax.jit(estimator.estimate)(KEY, state, params, batch)
+    np.testing.assert_allclose(ours, 2 * batch.T @ batch @ params / 3, rtol=1e-12)
+
+
+def test_masks_beside_axons_are_given_no_target(x64):
+    """Credit of what is let through is decoded; the decoder's other input stays as it is."""
+    linear, product = lambda nu: nu, lambda w, x: x @ w
+    masked = lambda w, x, mask: jnp.where(mask, x @ w, 0)
+
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        low = propagate("low", product, linear, params["low"], batch[0])
+        return jnp.sum(propagate("high", masked, linear, params["high"], low, batch[1]) ** 2, axis=1) / 2
+
+    keys = jax.random.split(KEY, 4)
+    params = {"low": jax.random.normal(keys[0], (3, 4)), "high": jax.random.normal(keys[1], (4, 2))}
+    x, mask = jax.random.normal(keys[2], (5, 3)), jax.random.bernoulli(keys[3], shape=(5, 2))
+    estimator = propagation(objective, (x, mask), activation=linear)
+    state = estimator.init(OTHER, params)
+    ours, after, _ = jax.jit(estimator.estimate)(KEY, state, params, (x, mask))
+    told = jnp.where(mask, x @ params["low"] @ params["high"], 0) @ state[0].weights["high"].T
+    np.testing.assert_allclose(ours["low"], x.T @ told / 5, rtol=1e-12)
+    assert [c.shape for c in after[0].biases["high"]] == [(4,)]

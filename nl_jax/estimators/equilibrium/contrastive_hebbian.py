@@ -39,7 +39,7 @@ def contrastive_hebbian(
         are lost in rounding, which at layer l counts γ^{l−L} times.
       rate: of the damped iteration x ← x + rate (f(…) − x) of all layers at once, above 0 and at most 1.
       num_steps: the most iterations of each phase, at least 1; as many as layers at least, for the clamped outputs to
-        be heard by all.
+        be heard by all: the rest of a phase that is cut short counts γ^{l−L} times.
       tolerance: a phase ends once its residual is at most this fraction of its first one, in [0, 1).
 
     Returns:

@@ -46,7 +46,8 @@ def equilibrium_propagation(
       feedback_strength: γ, above 0: weights are γ times as strong on the way back as on the way forth, per layer in
         the order of propagation. 1 is Scellier & Bengio's.
       rate: of the damped iteration x ← x + rate (f(…) − x) of all layers at once, above 0 and at most 1.
-      num_steps: the most iterations of each phase, at least 1.
+      num_steps: the most iterations of each phase, at least 1; of fewer than layers the lowest learn nothing, for the
+        nudge has not come down to them.
       tolerance: a phase ends once its residual is at most this fraction of its first one, in [0, 1).
 
     Returns:

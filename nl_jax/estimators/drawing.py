@@ -1,0 +1,37 @@
+"""What estimators with weights of their own draw them by, and the noise these learn from."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Key, Params
+from nl_jax.checks import typed_key
+
+Initializer = Callable[..., Array]
+"""`initializer(key, shape, dtype) -> array`, as `jax.nn.initializers` makes them."""
+
+
+def drawn(weight_init: Initializer, key: Key, params: Params) -> Params:
+    """A tree like `params` by `weight_init`; ones for leaves of fewer than two axes."""
+    typed_key(key)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(tree, [_leaf(weight_init, k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+def normal_like(key: Key, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Independent standard normal noise in the place of the arrays; indices and masks stay."""
+    keys = jax.random.split(key, len(arrays))
+    draw = lambda k, x: jax.random.normal(k, x.shape, x.dtype) if continuous(x) else x
+    return tuple(draw(k, x) for k, x in zip(keys, arrays, strict=True))
+
+
+def continuous(x: Array) -> bool:
+    """Whether x can be disturbed a little and be sent credit: an index and a mask cannot."""
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _leaf(weight_init: Initializer, key: Key, leaf: Any) -> Array:
+    return weight_init(key, leaf.shape, leaf.dtype) if len(leaf.shape) > 1 else jnp.ones(leaf.shape, leaf.dtype)
