@@ -197,8 +197,8 @@ def _check(config: Config) -> None:
     for name in ("sigma", "time"):
         if not 0 < getattr(config, name) < float("inf"):
             raise ExperimentError(f"--{name} must be a finite number above 0, got {getattr(config, name)}")
-    if config.runs < 8:
-        raise ExperimentError(f"--runs must be at least 8, for errors to have an error; got {config.runs}")
+    if config.runs < 200:
+        raise ExperimentError(f"--runs must be at least 200, for means to be all but Gaussian; got {config.runs}")
 
 
 def _measure(name: str, M: int, N: int, config: Config) -> Measurement:
