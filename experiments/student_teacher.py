@@ -74,7 +74,7 @@ class Config:
     sigma: float = 0.1
     """Standard deviation of the noise; the teacher's weights are ±1."""
     runs: int = 300
-    """Students for each learning curve, and as many for the contraction, each with a rate of its own."""
+    """Students for each learning curve, at least 200, and as many for the contraction, each with a rate of its own."""
     time: float = 3.0
     """Length of the learning curves, in steps times best rate: what is above the floor falls e-fold in 1."""
     quick: bool = False
