@@ -118,6 +118,8 @@ def _check(config: Config) -> None:
         raise ExperimentError(f"--depths must be different numbers of at least 2, got {config.depths}")
     if sorted(set(config.strengths), reverse=True) != list(config.strengths) or not config.strengths:
         raise ExperimentError(f"--strengths must be falling numbers, got {config.strengths}")
+    if not np.isfinite(config.strengths[0]):
+        raise ExperimentError(f"--strengths must be finite, got {config.strengths}")
     if not 0 < config.start < config.strengths[-1] / 2:
         raise ExperimentError(f"--start must be above 0 and below half the weakest strength, got {config.start}")
     modes = len(config.strengths)

@@ -29,7 +29,7 @@ from experiments.results import Folder, Verdict
 INPUTS = 1.0, 10.0  # each along every axis by itself,
 TARGETS = 0.8, 0.3  # with these targets, which want weights of opposite signs
 ALLOWED = 4.5  # standard errors, among a hundred comparisons at most
-COUNTED_FROM = 10.0  # expected runs below which a count is no Gaussian, and not judged
+COUNTED_FROM = 10.0  # variance below which a count is no Gaussian, and not judged
 CONVERGED = 1e-3  # distance of weights from a minimum
 
 
@@ -211,9 +211,9 @@ def judge(runs: Mapping[str, Runs], config: Config) -> dict[str, Any]:
         (levels, np.bincount(descent.misses, minlength=D + 1)),
         (minima, np.bincount(descent.minimum, minlength=2**D)),
     ):
-        judged = R * expected >= COUNTED_FROM
-        off = (counts / R - expected) / np.sqrt(expected * (1 - expected) / R)
-        deviations += list(off[judged])
+        variance = R * expected * (1 - expected)
+        judged = variance >= COUNTED_FROM
+        deviations += list((counts - R * expected)[judged] / np.sqrt(variance[judged]))
     halves = []
     for found in runs.values():
         first, second = (np.mean(half == 0) for half in np.array_split(found.misses, 2))

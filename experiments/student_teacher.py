@@ -74,7 +74,7 @@ class Config:
     sigma: float = 0.1
     """Standard deviation of the noise; the teacher's weights are ±1."""
     runs: int = 300
-    """Students for each learning curve, and as many for the contraction, each with a rate of its own."""
+    """Students for each learning curve, at least 200, and as many for the contraction, each with a rate of its own."""
     time: float = 3.0
     """Length of the learning curves, in steps times best rate: what is above the floor falls e-fold in 1."""
     quick: bool = False
@@ -193,8 +193,8 @@ def _check(config: Config) -> None:
     for name in ("sigma", "time"):
         if not 0 < getattr(config, name) < float("inf"):
             raise ExperimentError(f"--{name} must be a finite number above 0, got {getattr(config, name)}")
-    if config.runs < 8:
-        raise ExperimentError(f"--runs must be at least 8, for errors to have an error; got {config.runs}")
+    if config.runs < 200:
+        raise ExperimentError(f"--runs must be at least 200, for means to be all but Gaussian; got {config.runs}")
 
 
 def _measure(name: str, M: int, N: int, config: Config) -> Measurement:

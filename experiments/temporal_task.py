@@ -28,6 +28,7 @@ BLOCKS = 32  # of trials whose errors are averaged, for each curve
 LAST = 8  # blocks that make the final error
 RELAXATIONS = 8  # e-folds of the weights' learning curve in a run: what is left of the start is below 1/1000
 ALLOWED = 5.0  # standard errors; among some hundred comparisons chance alone makes one of 4 in a hundred runs
+FEWEST = 100  # students of whose errors, with their long tails, the mean is all but Gaussian
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Config:
     rate: float = 0.5
     """η of both rules, in units of the best rate of weight perturbation, below 2."""
     students: int = 200
-    """Networks, each with inputs and noise of its own."""
+    """Networks, each with inputs and noise of its own; at least 100."""
     quick: bool = False
     """A small version, 100 students, short trials and few dimensions, in under half a minute."""
 
@@ -169,7 +170,7 @@ def _check(config: Config) -> None:
         values = getattr(config, name)
         if not values or min(values) < 1 or sorted(set(values)) != list(values):
             raise ExperimentError(f"--{name} must be rising numbers of at least 1, got {values}")
-    for name, least in (("outputs", 1), ("dimension", 1), ("length", 1), ("students", 2)):
+    for name, least in (("outputs", 1), ("dimension", 1), ("length", 1), ("students", FEWEST)):
         if getattr(config, name) < least:
             raise ExperimentError(f"--{name} must be at least {least}, got {getattr(config, name)}")
     widest = max(config.dimension, *config.dimensions)

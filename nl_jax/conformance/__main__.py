@@ -31,13 +31,16 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{args.factory}: {error}")
     print(certificate._replace(subject=args.factory))
     if args.json is not None:
-        args.json.write_text(json.dumps(certificate.as_dict(), indent=2))
+        try:
+            args.json.write_text(json.dumps(certificate.as_dict(), indent=2))
+        except OSError as error:
+            parser.error(f"--json {args.json} cannot be written to: {error.strerror}")
     return 0 if certificate.passed else 1
 
 
 def _found(name: str) -> Factory:
     module, _, attribute = name.partition(":")
-    if not attribute:
+    if not (module and attribute):
         raise ValueError("write it as module:factory, such as nl_jax:backprop")
     sys.path.insert(0, "")  # modules where the command is given
     return getattr(importlib.import_module(module), attribute)

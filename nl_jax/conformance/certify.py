@@ -60,4 +60,5 @@ def certify(
             rows[name] = check(s)
         except Exception as error:  # noqa: BLE001: whatever someone's estimator raises is what is to be told
             rows[name] = Row(name, "failed", f"{type(error).__name__}: {error}")
-    return Certificate(getattr(factory, "__name__", None) or getattr(factory, "func", factory).__name__, rows)
+    function = getattr(factory, "func", factory)  # of functools.partial
+    return Certificate(getattr(function, "__name__", type(function).__name__), rows)

@@ -30,6 +30,9 @@ def layers(s: Subject) -> Row:
         if "propagate" in str(error):
             return Row("layers", "noted", "needs an objective that takes `propagate`", {"layers": True})
         raise
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        said = f"needs parameters of its own kind, not one bare array: {type(error).__name__}: {error}"
+        return Row("layers", "noted", said, {"layers": None})
     return Row("layers", "noted", "takes any function of parameters and batch", {"layers": False})
 
 

@@ -40,7 +40,8 @@ class Subject(NamedTuple):
       state: its first.
       estimate: its `estimate`, jitted once for all checks.
       traces: grows by one entry each time `estimate` is traced.
-      estimates: as many gradients as keys, made once for all checks, [keys, parameters].
+      estimates: as many gradients as keys, from the first state, made once for all checks, [keys, parameters].
+      estimates_from: the same from a state of its argument.
     """
 
     factory: Factory
@@ -52,6 +53,7 @@ class Subject(NamedTuple):
     estimate: Callable[[Key, State, Params, Batch], tuple[Params, State, Info]]
     traces: list[None]
     estimates: Callable[[], np.ndarray]
+    estimates_from: Callable[[State], np.ndarray]
 
 
 def subject(factory: Factory, claims: Claims, problem: Problem, num_keys: int) -> Subject:
@@ -65,12 +67,13 @@ def subject(factory: Factory, claims: Claims, problem: Problem, num_keys: int) -
         return estimator.estimate(key, state, params, batch)
 
     state = estimator.init(jax.random.key(0), problem.params)
+    estimates_from = functools.partial(sampler(estimator, problem), keys(num_keys))
 
     @functools.cache
     def estimates() -> np.ndarray:
-        return samples(estimator, problem, keys(num_keys))
+        return estimates_from(state)
 
-    return Subject(factory, claims, problem, num_keys, estimator, state, estimate, traces, estimates)
+    return Subject(factory, claims, problem, num_keys, estimator, state, estimate, traces, estimates, estimates_from)
 
 
 def keys(count: int) -> Key:
@@ -78,11 +81,18 @@ def keys(count: int) -> Key:
     return jax.random.split(jax.random.key(11), count)
 
 
-def samples(estimator: GradientEstimator, problem: Problem, keys: Key) -> np.ndarray:
-    """One estimate for each key, all from the first state, [keys, parameters]."""
-    state = estimator.init(jax.random.key(0), problem.params)
-    grads = jax.jit(jax.vmap(lambda key: estimator.estimate(key, state, problem.params, problem.batch)[0]))(keys)
-    return np.concatenate([np.reshape(x, (len(keys), -1)) for x in jax.tree.leaves(grads)], axis=1)
+def sampler(estimator: GradientEstimator, problem: Problem) -> Callable[[Key, State], np.ndarray]:
+    """`sample(keys, state)`: one estimate for each key, all from one state, [keys, parameters]."""
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    def grads(key: Key, state: State) -> Params:
+        return estimator.estimate(key, state, problem.params, problem.batch)[0]
+
+    def sample(keys: Key, state: State) -> np.ndarray:
+        return np.concatenate([np.reshape(x, (len(keys), -1)) for x in jax.tree.leaves(grads(keys, state))], axis=1)
+
+    return sample
 
 
 def flat(tree: Params) -> np.ndarray:

@@ -3,7 +3,7 @@
 After Hiratani, Mehta, Lillicrap & Latham (2022), who find node perturbation unstable where student and teacher do not
 match, and normalised weights its cure. The model here is the least that shows why and can be solved exactly: H linear
 hidden units h = W x with a fixed readout y = V h of M < H outputs, VVᵀ = v² I, learn y* = W* x + d from x ~ N(0, I) of
-N inputs, one at a time; d is independent of x, and E_opt = ½ E|d|². Perturbations ξ of h are infinitesimal:
+N inputs, one at a time; d is independent of x, and E_opt = ½ E|d|². Perturbations of h are σ ξ, ξ ~ N(0, I), σ → 0:
 
     W ← W − η (eᵀVξ) ξ xᵀ,    e = (VW − W*) x − d
 
@@ -22,6 +22,8 @@ construction, and the activity with it.
 
 import math
 from typing import NamedTuple
+
+from nl_jax.theory.ranges import in_range
 
 
 class Sizes(NamedTuple):
@@ -98,7 +100,5 @@ def growth(sizes: Sizes, *, rate: float, readout: float, irreducible: float) -> 
 def _checked(sizes: Sizes, rate: float, irreducible: float) -> Sizes:
     if min(sizes) < 1 or sizes.outputs >= sizes.hidden:
         raise ValueError(f"sizes must be at least 1 and outputs fewer than hidden units, got {sizes}")
-    for name, value in (("rate", rate), ("irreducible", irreducible)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+    in_range(rate=(rate, 0), irreducible=(irreducible, 0))
     return sizes

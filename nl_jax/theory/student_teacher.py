@@ -47,7 +47,7 @@ from nl_jax.theory.ranges import in_range
 
 
 class Noise(NamedTuple):
-    """A law of independent components of zero mean and variance 1, by the moments that matter here."""
+    """A law of independent symmetric components of variance 1, by the moments that matter here."""
 
     fourth: float
     """E ξ_i⁴."""
@@ -196,9 +196,10 @@ def node_loss_noise(
       A scalar, to be multiplied by η² and added to the error that `Recursion` gives for one step.
 
     Raises:
-      ValueError: unless σ is above 0.
+      ValueError: for a number out of range.
     """
     _above_zero(sigma)
+    in_range(num_samples=(num_samples, 1), batch=(batch, 1))
     M, N = delta.shape
     s = independent(M, kurtosis=noise.fourth)
     squared, fourth = _moments(delta)
@@ -225,9 +226,10 @@ def weight_loss_noise(
       A scalar, to be multiplied by η² and added to the error that `Recursion` gives for one step.
 
     Raises:
-      ValueError: unless σ is above 0.
+      ValueError: for a number out of range.
     """
     _above_zero(sigma)
+    in_range(num_samples=(num_samples, 1), batch=(batch, 1))
     P, N = delta.size, delta.shape[1]
     s = independent(P, kurtosis=noise.fourth)
     squared, fourth = _moments(delta)

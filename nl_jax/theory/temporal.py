@@ -40,6 +40,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from nl_jax.theory.ranges import in_range
+
 
 class Trials(NamedTuple):
     """What the laws need to know of the inputs.
@@ -65,7 +67,7 @@ def repeated(steps: int, dimension: int) -> Trials:
     Raises:
       ValueError: if a number is below 1, or `dimension` exceeds `steps`, the rank that S can have.
     """
-    _at_least_one(steps=steps, dimension=dimension)
+    in_range(steps=(steps, 1), dimension=(dimension, 1))
     if dimension > steps:
         raise ValueError(f"{steps} steps span at most as many dimensions, got dimension = {dimension}")
     return Trials(steps, dimension, 1.0, float(dimension), 0.0)
@@ -79,7 +81,7 @@ def fresh(steps: int, dimension: int) -> Trials:
     Raises:
       ValueError: if a number is below 1.
     """
-    _at_least_one(steps=steps, dimension=dimension)
+    in_range(steps=(steps, 1), dimension=(dimension, 1))
     T, n = steps, dimension
     return Trials(T, n, (T + n + 1) / T, (n * T + 2) / T, 1 / T)
 
@@ -104,7 +106,7 @@ def weight_perturbation(trials: Trials, outputs: int) -> Law:
     >>> weight_perturbation(repeated(10, 5), 2)  # as for nodes at T = n
     Law(gain=12.0, curvature_noise=1680.0, residual_noise=0.0)
     """
-    _at_least_one(outputs=outputs)
+    in_range(outputs=(outputs, 1))
     M, (_, n, c, s, rho) = outputs, trials
     return Law((M * n + 2) * c, M * n * (M * n + 4) * (M * s + 2 * c), n * (M * n + 2) * rho)
 
@@ -115,7 +117,7 @@ def node_perturbation(trials: Trials, outputs: int) -> Law:
     >>> node_perturbation(repeated(10, 5), 2)
     Law(gain=12.0, curvature_noise=528.0, residual_noise=10.0)
     """
-    _at_least_one(outputs=outputs)
+    in_range(outputs=(outputs, 1))
     M, (T, n, c, s, rho) = outputs, trials
     return Law(M * s + 2 * c, M * n / T * (M * T + 2) * (M * T + 4), n * (M + 2 * rho))
 
@@ -177,12 +179,4 @@ def learning_curve(
 def _check(rate: float, sigma: float, irreducible: float) -> None:
     if not 0 < rate < math.inf:
         raise ValueError(f"rate must be a finite number above 0, got {rate!r}")
-    for name, value in (("sigma", sigma), ("irreducible", irreducible)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
-
-
-def _at_least_one(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value!r}")
+    in_range(sigma=(sigma, 0), irreducible=(irreducible, 0))

@@ -1,5 +1,6 @@
 """The certificate, and the command that prints it."""
 
+import functools
 import json
 
 import jax.numpy as jnp
@@ -43,6 +44,26 @@ def test_one_key_has_no_standard_error():
         certify(nl.backprop, num_keys=1)
 
 
+class Settings:
+    """A factory that is no function."""
+
+    def __call__(self, objective):
+        return broken(objective)
+
+
+@pytest.mark.parametrize("factory", [Settings(), functools.partial(Settings())])
+def test_a_factory_need_have_no_name(factory):
+    assert certify(factory, num_keys=2).subject == "Settings"
+
+
+def test_a_certificate_that_cannot_be_saved_is_told_in_a_line(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["tests.conformance.test_certify:broken", "--num-keys", "2", "--json", str(tmp_path)])
+    said = capsys.readouterr()
+    assert "NOT certified" in said.out
+    assert f"--json {tmp_path} cannot be written to" in said.err
+
+
 def test_the_command_certifies(tmp_path, capsys):
     file = tmp_path / "certificate.json"
     assert main(["nl_jax:backprop", "--evaluations", "3", "--json", str(file)]) == 0
@@ -65,4 +86,11 @@ def test_the_command_fails_what_is_not_as_claimed(capsys):
 def test_a_wrong_name_is_a_usage_error(name, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([name])
-    assert name in capsys.readouterr().err
+    assert f"error: {name}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["nl_jax", ":backprop"])
+def test_half_a_name_is_told_how_to_write_it(name, capsys):
+    with pytest.raises(SystemExit):
+        main([name])
+    assert "write it as module:factory" in capsys.readouterr().err

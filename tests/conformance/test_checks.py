@@ -1,6 +1,7 @@
 """Every check of the kit has a twin that it catches, and lets an honest estimator pass."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -118,6 +119,84 @@ def repeated(objective, num_samples=2):
     return honest(objective)
 
 
+def hardened(factory):
+    """Honest at first, half as long again once its state has changed."""
+
+    def make(objective):
+        estimator = factory(objective)
+
+        def estimate(key, state, params, batch):
+            grads, _, info = estimator.estimate(key, (), params, batch)
+            return jax.tree.map(lambda g: jnp.where(state > 0, 1.5 * g, g), grads), state + 1, info
+
+        return nl.GradientEstimator(lambda key, params: jnp.int32(0), estimate)
+
+    return make
+
+
+DRAWN = itertools.count(1)
+
+
+def drawn(objective):
+    """Depends on when it was made."""
+    scale = next(DRAWN)
+    return changed(lambda grads, state, info: (jax.tree.map(lambda g: scale * g, grads), state, info))(objective)
+
+
+def dear(grads, state, info):
+    """An account beside which the gradient is small."""
+    return grads, state, info._replace(evaluations=jnp.int32(2 * 10**9))
+
+
+def wild(objective, num_samples=2):
+    """Noise of long tails, that hides whether samples help."""
+    estimator = nl.node_perturbation(objective, num_samples=num_samples)
+
+    def estimate(key, state, params, batch):
+        grads, state, info = estimator.estimate(key, state, params, batch)
+        scale = jnp.exp(6 * jax.random.normal(key, ()))
+        return jax.tree.map(lambda g: scale * g, grads), state, info
+
+    return estimator._replace(estimate=estimate)
+
+
+def doubling(objective):
+    """Twice the gradient or nothing, as a coin falls: two keys in two may draw the same."""
+    estimator = nl.backprop(objective)
+
+    def estimate(key, state, params, batch):
+        grads, state, info = estimator.estimate(key, state, params, batch)
+        scale = 2 * jax.random.bernoulli(key).astype(info.loss.dtype)
+        return jax.tree.map(lambda g: scale * g, grads), state, info
+
+    return estimator._replace(estimate=estimate)
+
+
+def remembering(objective):
+    """A state of several kinds of numbers: a flag, a count, a mean."""
+    estimator = honest(objective)
+
+    def init(key, params):
+        return {"begun": jnp.bool_(False), "count": jnp.uint32(0), "mean": jax.random.normal(key, (2,))}
+
+    def estimate(key, state, params, batch):
+        grads, _, info = estimator.estimate(key, (), params, batch)
+        mean = 0.9 * state["mean"] + 0.1 * info.loss
+        return grads, {"begun": jnp.bool_(True), "count": state["count"] + 1, "mean": mean}, info
+
+    return nl.GradientEstimator(init, estimate)
+
+
+def named(objective):
+    """Knows the network's parameters by name."""
+
+    def estimate(key, state, params, batch):
+        params["output"]["weight"]
+        return nl.backprop(objective).estimate(key, state, params, batch)
+
+    return nl.GradientEstimator(lambda key, params: (), estimate)
+
+
 LONGER = changed(lambda grads, state, info: (jax.tree.map(lambda g: 1.2 * g, grads), state, info))
 NOISE = functools.partial(honest, baseline=nl.baselines.none())
 SHORT = changed(lambda grads, state, info: (jax.tree.map(lambda g: 0.999 * g, grads), state, info), nl.backprop)
@@ -138,13 +217,18 @@ TWINS = {
     "free evaluations": (contract.info, changed(free), {"evaluations": 4}, "is 0, claimed were 4"),
     "bare loss": (contract.info, changed(bare), {}, r"must be nl\.Info"),
     "weak state": (contract.compilations, weak, {}, "traced 2 times"),
-    "impure": (contract.reproducible, impure, {}, "eager: relative difference"),
+    "impure": (contract.reproducible, impure, {}, "mapped: relative difference"),
+    "made twice": (contract.reproducible, drawn, {}, "made anew, eager: relative difference"),
+    "expensive": (contract.reproducible, changed(dear, drawn), {}, "made anew, eager: relative difference"),
     "chunked": (contract.chunks, chunked, {}, "chunks of 2 differ from the default"),
     "careless": (contract.bad_input, careless, {}, "averages over the batch.*takes a raw key"),
     "too long": (calibration.calibration, LONGER, {}, r"⟨ĝ, g⟩/‖g‖² = 1\.1"),
     "nearly exact": (calibration.calibration, SHORT, {}, r"differs from the gradient by 1\.0e-03"),
+    "later state": (calibration.calibration, hardened(honest), {}, "3 steps on, deviation"),
+    "later state, exact": (calibration.calibration, hardened(nl.backprop), {}, r"3 steps on, by 5\.0e-01"),
     "noise alone": (calibration.calibration, NOISE, {}, "more keys"),
     "one key": (calibration.variance, repeated, {}, "slower than 1/K"),
+    "long tails": (calibration.variance, wild, {}, "take more keys"),
     "derivative": (freedom.derivatives, nl.forward_gradient, {"gradient_free": True}, "differentiates activations"),
     "transport": (freedom.locality, nl.backprop, {"verdict": "local"}, "weight transport.*claimed was local"),
 }
@@ -162,3 +246,22 @@ def test_every_check_catches_its_twin(twin):
 def test_every_check_lets_an_honest_estimator_pass(check):
     row = run(check, honest, gradient_free=True, evaluations=4, verdict="three-factor")
     assert row.outcome == ("noted" if check in (contract.randomness, freedom.layers) else "passed"), row.said
+
+
+@pytest.mark.parametrize("check", [contract.reproducible, contract.compilations, calibration.calibration])
+def test_a_state_of_any_numbers_is_as_good(check):
+    row = run(check, remembering)
+    assert row.outcome == "passed", row.said
+
+
+def test_few_different_results_are_random_too():
+    s = subject(doubling, Claims(), chain(), 600)
+    assert s.estimates().std(axis=0).max() > 0
+    assert contract.is_random(s)
+    assert calibration.calibration(s).outcome == "passed"
+
+
+def test_parameters_known_by_name_are_no_fault():
+    row = run(freedom.layers, named)
+    assert row.outcome == "noted"
+    assert "needs parameters of its own kind" in row.said

@@ -82,6 +82,7 @@ def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
         "--depths must be different numbers of at least 2, got (1,)": ["--depths", "1"],
         "--depths must be": ["--depths", "2", "2"],
         "--strengths must be falling numbers, got (1.0, 2.0)": ["--strengths", "1", "2"],
+        "--strengths must be finite, got (inf, 1.0)": ["--strengths", "inf", "1"],
         "--start must be above 0 and below half the weakest strength, got 0.6": ["--start", "0.6"],
         "--inputs must be at least 4, got 3": ["--inputs", "3"],
         "--hidden must be at least 4, got 2": ["--hidden", "2"],

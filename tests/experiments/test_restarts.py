@@ -71,6 +71,16 @@ def test_other_counts_and_unfinished_runs_are_non_zero_exits(tmp_path, monkeypat
         assert message in capsys.readouterr().err
 
 
+def test_what_is_certain_is_not_judged_as_if_it_were_chance():
+    """All runs begin on the better side, so near zero."""
+    config = restarts.Config(inputs=2, restarts=400, spread=0.01)
+    assert restarts.law(config).tolist() == [1, 0, 0]
+    found = dict.fromkeys(("gradient descent", "conjugate gradients"), _runs(np.zeros(400, int)))
+    judged = restarts.judge(found, config)
+    assert judged["largest_deviation"] == 0
+    assert judged["comparisons"] == 2
+
+
 def test_restarts_needed():
     assert restarts.needed(0.5) == pytest.approx(math.log2(100))
     assert [restarts.needed(0.0), restarts.needed(0.999), restarts.needed(1.0)] == [math.inf, 1.0, 1.0]

@@ -129,7 +129,7 @@ def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
         "--inputs must be two or more rising": ["--inputs", "4"],
         "--sigma must be a finite number above 0, got 0.0": ["--sigma", "0"],
         "--time must be a finite number above 0, got inf": ["--time", "inf"],
-        "--runs must be at least 8": ["--runs", "7"],
+        "--runs must be at least 200": ["--runs", "199"],
     }
     for message, arguments in cases.items():
         assert student_teacher.main([*arguments, "--out", str(tmp_path / "out")]) == 1

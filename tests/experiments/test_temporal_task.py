@@ -70,7 +70,7 @@ def test_bad_settings_are_one_line(tmp_path, capsys):
     cases = {
         "--steps must be rising numbers of at least 1, got (5, 5)": ["--steps", "5", "5"],
         "--dimensions must be rising": ["--dimensions", "0"],
-        "--students must be at least 2, got 1": ["--students", "1"],
+        "--students must be at least 100, got 99": ["--students", "99"],
         "--inputs must be at least N_eff = 24, got 9": ["--inputs", "9"],
         "--steps must reach --dimension 8, got (2, 4)": ["--steps", "2", "4"],
         "--rate below 2": ["--rate", "2"],

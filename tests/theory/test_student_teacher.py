@@ -196,3 +196,6 @@ def test_bad_numbers_are_told():
     for gained in (theory.node_loss_noise, theory.weight_loss_noise):
         with pytest.raises(ValueError, match="sigma must be a finite number above 0, got 0"):
             gained(jnp.ones((2, 3)), sigma=0.0)
+        for name in ("num_samples", "batch"):
+            with pytest.raises(ValueError, match=f"{name} must be a finite number of at least 1, got 0"):
+                gained(jnp.ones((2, 3)), sigma=0.1, **{name: 0})

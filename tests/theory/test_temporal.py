@@ -166,7 +166,7 @@ def test_bad_input_is_told():
         ("dimension", lambda: temporal.repeated(3, 0)),
         ("outputs", lambda: temporal.weight_perturbation(temporal.fresh(3, 2), 0)),
     ):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        with pytest.raises(ValueError, match=f"{name} must be a finite number of at least 1, got 0"):
             call()
     law, good = temporal.node_perturbation(temporal.fresh(3, 2), 1), {"rate": 0.1, "sigma": 1.0, "irreducible": 0.0}
     for wrong in ({"rate": 0.0}, {"sigma": -1.0}, {"irreducible": math.nan}):
