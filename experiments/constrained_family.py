@@ -16,7 +16,7 @@ ALWAYS_ALL = 0.0
 """The tolerance with which a solver takes all its steps, whatever it has reached."""
 
 WEAK = 0.1
-"""γ of the network at rest: with feedback as strong as the way forth some of these networks have several equilibria."""
+"""γ of networks at rest: with feedback as strong as the way forth some of these have several equilibria."""
 
 
 class Teaching(NamedTuple):
@@ -93,7 +93,7 @@ SOLVERS: dict[str, Solver] = {
         "fixed prediction, rate ½", lambda f, k: nl.fixed_prediction(f, rate=0.5, num_steps=k), 1e-6
     ),
     "equilibrium_propagation": Solver(
-        "equilibrium propagation",
+        "equilibrium propagation, γ = 0.1",
         lambda f, k: nl.equilibrium_propagation(
             f, nudge=nl.nudges.symmetric(0.05), feedback_strength=WEAK, num_steps=k, tolerance=ALWAYS_ALL
         ),
@@ -106,7 +106,7 @@ GROUPS: dict[str, dict[str, Member]] = {
     "exact": {
         "backprop": Member("backprop", lambda t: nl.backprop(t.objective)),
         "lagrangian_backprop": Member("Lagrangian, by substitution", lambda t: nl.lagrangian_backprop(t.objective)),
-        "fixed_prediction": Member("fixed prediction", lambda t: nl.fixed_prediction(t.objective, num_steps=8)),
+        "fixed_prediction": Member("fixed prediction", lambda t: nl.fixed_prediction(t.objective)),
         "zero_divergence": Member("Z-IL", lambda t: nl.zero_divergence(t.objective)),
     },
     "multipliers": {
@@ -128,7 +128,7 @@ GROUPS: dict[str, dict[str, Member]] = {
     },
     "networks at rest": {
         "equilibrium_propagation": Member(
-            "equilibrium propagation",
+            "equilibrium propagation, γ = 0.1",
             lambda t: SOLVERS["equilibrium_propagation"].make(t.objective, 40),
             lambda forward: nl.at_equilibrium(forward, feedback_strength=WEAK, num_steps=100),
         ),

@@ -65,6 +65,7 @@ def test_folder(left):
     ]  # fmt: skip
     judged = json.loads((config.out / "constrained.json").read_text())
     assert judged["largest_deviation"] == pytest.approx(max(results.deviations(config).values()))
+    assert judged["allowed"] == 1
     arrays = np.load(config.out / "constrained.npz")
     np.testing.assert_array_equal(arrays["along error"], results.along.error)
     np.testing.assert_array_equal(

@@ -19,7 +19,7 @@ class Relaxation(NamedTuple):
     """How long to iterate.
 
     Attributes:
-      num_steps: K, the most iterations taken.
+      num_steps: K, the most iterations taken; an array, which may be traced, is not checked.
       tolerance: stops once the residual is at most this fraction of the first iteration's; 0 to take all K.
     """
 
