@@ -24,6 +24,11 @@ def positive_integer(name: str, value: Any) -> int:
     return int(value)
 
 
+def positive_count(name: str, value: Any) -> Any:
+    """`value`, checked as a `positive_integer` unless it is an array, so that one program serves any number."""
+    return value if isinstance(value, jax.Array) else positive_integer(name, value)
+
+
 def positive_number(name: str, value: Any) -> float:
     """`value` as a float, or ValueError if it is not a finite number above 0."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:

@@ -58,7 +58,7 @@ def certify(
         name = check.__name__.replace("_", " ")
         try:
             rows[name] = check(s)
-        except Exception as error:  # noqa: BLE001: whatever someone's estimator raises is what is to be told
+        except Exception as error:  # whatever someone's estimator raises is what is to be told
             rows[name] = Row(name, "failed", f"{type(error).__name__}: {error}")
     function = getattr(factory, "func", factory)  # of functools.partial
     return Certificate(getattr(function, "__name__", type(function).__name__), rows)

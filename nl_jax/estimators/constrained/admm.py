@@ -18,7 +18,7 @@ def admm(
     *,
     penalty: float = 1.0,
     solve: LayerSolve | None = None,
-    num_steps: int = 100,
+    num_steps: int | Array = 100,
     tolerance: float = 1e-3,
     start: Start = starts.feedforward,
 ) -> GradientEstimator:

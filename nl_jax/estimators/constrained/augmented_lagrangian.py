@@ -4,7 +4,7 @@ import jax
 import optax
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
-from nl_jax.checks import layered, positive_integer, positive_number
+from nl_jax.checks import layered, positive_count, positive_integer, positive_number
 from nl_jax.estimators.constrained import starts
 from nl_jax.estimators.constrained.lagrangian import Axons, gradients
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance
@@ -17,7 +17,7 @@ def augmented_lagrangian(
     penalty: float = 5.0,
     optimizer: optax.GradientTransformation | None = None,
     num_inner: int = 20,
-    num_outer: int = 50,
+    num_outer: int | Array = 50,
     tolerance: float = 1e-3,
     start: Start = starts.feedforward,
 ) -> GradientEstimator:
@@ -49,7 +49,7 @@ def augmented_lagrangian(
     positive_number("penalty", penalty)
     inner = optax.sgd(0.1 / penalty, momentum=0.9, nesterov=True) if optimizer is None else optimizer
     positive_integer("num_inner", num_inner)
-    positive_integer("num_outer", num_outer)
+    positive_count("num_outer", num_outer)
     return saddle_point(
         objective,
         multiplier_step(objective, penalty, inner, num_inner),

@@ -22,7 +22,7 @@ def auxiliary_coordinates(
     *,
     penalties: Sequence[float] = (1.0, 10.0, 100.0),
     optimizer: optax.GradientTransformation = _DESCENT,
-    num_steps: int = 200,
+    num_steps: int | Array = 200,
     tolerance: float = 1e-3,
 ) -> GradientEstimator:
     """∂F/∂W at the end of a path of minima under rising penalties μ: the quadratic-penalty method.

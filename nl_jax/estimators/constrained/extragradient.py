@@ -13,7 +13,7 @@ def extragradient(
     *,
     step_size: float = 0.2,
     damping: float = 0.0,
-    num_steps: int = 1000,
+    num_steps: int | Array = 1000,
     tolerance: float = 1e-3,
     start: Start = starts.feedforward,
 ) -> GradientEstimator:

@@ -13,7 +13,7 @@ from nl_jax.propagation import cut
 
 
 def fixed_prediction(
-    objective: Objective, *, rate: float = 1.0, num_steps: int = 100, tolerance: float = 0.0
+    objective: Objective, *, rate: float = 1.0, num_steps: int | Array = 100, tolerance: float = 0.0
 ) -> GradientEstimator:
     """Prediction errors relax while predictions stay at the feedforward pass: backprop's own recursion, in parallel.
 

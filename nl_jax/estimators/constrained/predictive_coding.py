@@ -19,7 +19,7 @@ def predictive_coding(
     *,
     penalty: float | Array = 1.0,
     optimizer: optax.GradientTransformation = _DESCENT,
-    num_steps: int = 200,
+    num_steps: int | Array = 200,
     tolerance: float = 1e-3,
     start: Callable[[Axons], Axons] = lambda feedforward: feedforward,
 ) -> GradientEstimator:

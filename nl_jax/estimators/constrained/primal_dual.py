@@ -14,7 +14,7 @@ def primal_dual(
     step_size: float = 0.2,
     multiplier_step_size: float | None = None,
     damping: float = 1.0,
-    num_steps: int = 1000,
+    num_steps: int | Array = 1000,
     tolerance: float = 1e-3,
     start: Start = starts.feedforward,
 ) -> GradientEstimator:

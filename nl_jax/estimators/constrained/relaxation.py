@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array
-from nl_jax.checks import nonnegative_number, positive_integer
+from nl_jax.checks import nonnegative_number, positive_count
 
 Carry = TypeVar("Carry")
 
@@ -19,16 +19,16 @@ class Relaxation(NamedTuple):
     """How long to iterate.
 
     Attributes:
-      num_steps: K, the most iterations taken.
+      num_steps: K, the most iterations taken; an array, which may be traced, is not checked.
       tolerance: stops once the residual is at most this fraction of the first iteration's; 0 to take all K.
     """
 
-    num_steps: int
+    num_steps: int | Array
     tolerance: float = 0.0
 
     def checked(self) -> "Relaxation":
         """The same, or ValueError for a number of steps below 1 or a tolerance that is not in [0, 1)."""
-        positive_integer("num_steps", self.num_steps)
+        positive_count("num_steps", self.num_steps)
         if nonnegative_number("tolerance", self.tolerance) >= 1:
             raise ValueError(f"tolerance must be below 1, a fraction of the first residual, got {self.tolerance!r}")
         return self

@@ -15,7 +15,7 @@ def at_equilibrium(
     *,
     feedback_strength: float | Array = 1.0,
     rate: float = 0.5,
-    num_steps: int = 1000,
+    num_steps: int | Array = 1000,
     tolerance: float = 1e-6,
 ) -> Callable[[Params, Any], Any]:
     """The program with its network, as an energy network, at rest: its outputs, or its losses, at x_0.

@@ -15,7 +15,7 @@ def contrastive_hebbian(
     *,
     feedback_strength: float | Array = 0.1,
     rate: float = 1.0,
-    num_steps: int = 20,
+    num_steps: int | Array = 20,
     tolerance: float = 0.0,
 ) -> GradientEstimator:
     """Hebb in the clamped phase, anti-Hebb in the free one (Movellan 1991), with weak feedback (Xie & Seung 2003).

@@ -137,7 +137,7 @@ def energy_network(
     program: Program,
     feedback_strength: float | Array,
     rate: float,
-    num_steps: int,
+    num_steps: int | Array,
     tolerance: float,
 ) -> EnergyNetwork:
     """An `EnergyNetwork` with its settings checked.

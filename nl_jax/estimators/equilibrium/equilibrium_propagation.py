@@ -19,7 +19,7 @@ def equilibrium_propagation(
     nudge: Nudge | None = None,
     feedback_strength: float | Array = 1.0,
     rate: float = 0.5,
-    num_steps: int = 100,
+    num_steps: int | Array = 100,
     tolerance: float = 1e-5,
 ) -> GradientEstimator:
     """The gradient of the loss at equilibrium, from two phases or more (Scellier & Bengio 2017).

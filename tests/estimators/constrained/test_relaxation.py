@@ -31,6 +31,14 @@ def test_stops_once_the_residual_has_fallen_to_the_tolerance():
     }
 
 
+def test_one_program_takes_any_number_of_steps():
+    halved = jax.jit(lambda steps: multiply(0.5, jnp.float32(1.0), num_steps=steps))
+    for steps in (1, 3):
+        x, taken = halved(jnp.int32(steps))
+        assert (float(x), int(taken)) == (0.5**steps, steps)
+    assert Relaxation(jnp.int32(3)).checked().num_steps == 3
+
+
 def test_what_is_stationary_stays():
     x, taken = multiply(1.0, jnp.float32(0.0))
     assert (float(x), int(taken)) == (0, 1)
