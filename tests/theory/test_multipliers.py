@@ -65,6 +65,14 @@ def test_the_flow_solves_its_equation(x64):
         assert multipliers.oscillates(a, c) == bool(np.all(s.imag != 0))
 
 
+def test_strong_damping_creeps_without_overflow():
+    """Where e^{−γt} is 0 in float32 and cosh infinite: the slow rate alone is left."""
+    slow, _ = multipliers.characteristic_roots(5.0, 6.0)
+    t = jnp.array([10.0, 16.0, 20.0, 40.0])
+    u = multipliers.violation(t, curvature=5.0, damping=6.0, target=1.0)
+    np.testing.assert_allclose(u[1:] / u[0], np.exp(slow.real * (t[1:] - t[0])), rtol=1e-4)
+
+
 @pytest.mark.parametrize("eta", [0.3, 0.8])
 def test_convergence_on_a_bilinear_program(eta, x64):
     """min 0.7x subject to x = b, whose multiplier is −0.7: extragradient shrinks (x, λ) by its factor, every step."""
