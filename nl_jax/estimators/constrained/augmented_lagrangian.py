@@ -7,8 +7,9 @@ from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, positive_integer, positive_number
 from nl_jax.estimators.constrained import starts
 from nl_jax.estimators.constrained.lagrangian import Axons, gradients
+from nl_jax.estimators.constrained.penalty import require_optimizer
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance
-from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, Start, ascended, saddle_point
+from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, ascended, saddle_point
 
 
 def augmented_lagrangian(
@@ -19,7 +20,7 @@ def augmented_lagrangian(
     num_inner: int = 20,
     num_outer: int = 50,
     tolerance: float = 1e-3,
-    start: Start = starts.feedforward,
+    start: starts.Start = starts.feedforward,
 ) -> GradientEstimator:
     """The gradient where x ← argmin_x L_μ(x, λ) and λ ← λ + μ r come to rest: backpropagation's, in the limit.
 
@@ -46,8 +47,9 @@ def augmented_lagrangian(
       FloatingPointError: when run, if the residual grows a thousandfold (see `relaxation.relax`).
     """
     layered("augmented_lagrangian", objective)
-    positive_number("penalty", penalty)
+    penalty = positive_number("penalty", penalty)
     inner = optax.sgd(0.1 / penalty, momentum=0.9, nesterov=True) if optimizer is None else optimizer
+    require_optimizer(inner)
     positive_integer("num_inner", num_inner)
     positive_integer("num_outer", num_outer)
     return saddle_point(

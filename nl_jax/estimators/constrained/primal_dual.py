@@ -5,7 +5,7 @@ from nl_jax.checks import layered, nonnegative_number, positive_number
 from nl_jax.estimators.constrained import starts
 from nl_jax.estimators.constrained.lagrangian import gradients
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance
-from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, Start, ascended, descended, saddle_point
+from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, ascended, descended, saddle_point
 
 
 def primal_dual(
@@ -16,7 +16,7 @@ def primal_dual(
     damping: float = 1.0,
     num_steps: int = 1000,
     tolerance: float = 1e-3,
-    start: Start = starts.feedforward,
+    start: starts.Start = starts.feedforward,
 ) -> GradientEstimator:
     """The gradient where x ← x − η ∂L/∂x and λ ← λ + τ ∂L/∂λ come to rest: backpropagation's, in the limit.
 
@@ -59,10 +59,10 @@ def primal_dual(
     True
     """
     layered("primal_dual", objective)
-    positive_number("step_size", step_size)
+    step_size = positive_number("step_size", step_size)
     ascent = step_size if multiplier_step_size is None else multiplier_step_size
-    positive_number("multiplier_step_size", ascent)
-    nonnegative_number("damping", damping)
+    ascent = positive_number("multiplier_step_size", ascent)
+    damping = nonnegative_number("damping", damping)
     return saddle_point(
         objective,
         alternating(objective, step_size, ascent, damping),
