@@ -17,7 +17,7 @@ def augmented_lagrangian(
     *,
     penalty: float = 5.0,
     optimizer: optax.GradientTransformation | None = None,
-    num_inner: int = 20,
+    num_inner: int = 40,
     num_outer: int = 50,
     tolerance: float = 1e-3,
     start: starts.Start = starts.feedforward,
@@ -31,7 +31,7 @@ def augmented_lagrangian(
     Args:
       objective: a per-example objective that takes `propagate`.
       penalty: μ, above 0; large where units are curved and credit is large, at the price of smaller steps.
-      optimizer: the inner one, an optax transformation, by default `optax.sgd(0.1 / penalty, momentum=0.9,
+      optimizer: the inner one, an optax transformation, by default `optax.sgd(0.05 / penalty, momentum=0.9,
         nesterov=True)`. It starts afresh after every multiplier step. Examples stay apart if it works elementwise.
       num_inner: optimizer steps between two multiplier steps.
       num_outer: K, the most multiplier steps.
@@ -48,7 +48,7 @@ def augmented_lagrangian(
     """
     layered("augmented_lagrangian", objective)
     penalty = positive_number("penalty", penalty)
-    inner = optax.sgd(0.1 / penalty, momentum=0.9, nesterov=True) if optimizer is None else optimizer
+    inner = optax.sgd(0.05 / penalty, momentum=0.9, nesterov=True) if optimizer is None else optimizer
     require_optimizer(inner)
     positive_integer("num_inner", num_inner)
     positive_integer("num_outer", num_outer)

@@ -14,11 +14,11 @@ from tests import problems
 
 KEY = jax.random.key(0)
 
-primal_dual = functools.partial(nl.primal_dual, tolerance=0.0)
+primal_dual = functools.partial(nl.primal_dual, step_size=0.2, multiplier_step_size=0.2, tolerance=0.0)
 # Curved units under large weights: a large penalty, and patience.
 stiff = functools.partial(primal_dual, step_size=0.005, multiplier_step_size=20.0, damping=20.0, num_steps=6000)
 extragradient = functools.partial(nl.extragradient, step_size=0.15, damping=1.0, num_steps=1500, tolerance=0.0)
-augmented_lagrangian = functools.partial(nl.augmented_lagrangian, num_outer=150, tolerance=0.0)
+augmented_lagrangian = functools.partial(nl.augmented_lagrangian, num_outer=100, tolerance=0.0)
 admm = functools.partial(nl.admm, tolerance=0.0)
 descending = functools.partial(admm, solve=nl.layer_solves.gradient_descent(step_size=0.2, num_steps=5))
 
@@ -81,6 +81,37 @@ def test_examples_do_not_see_one_another(name, x64):
     assert np.linalg.norm(_flat(together) - _flat(exact)) > 0.01 * np.linalg.norm(_flat(exact))
 
 
+PER_STEP = {
+    "primal_dual": lambda o, K: primal_dual(o, num_steps=K),
+    "extragradient": lambda o, K: nl.extragradient(o, num_steps=K, tolerance=0.0),
+    "augmented_lagrangian": lambda o, K: nl.augmented_lagrangian(o, num_outer=K, num_inner=10, tolerance=0.0),
+}
+
+
+@pytest.mark.parametrize("name", PER_STEP)
+def test_the_error_falls_with_the_number_of_steps(name, x64):
+    objective, params, batch, _ = problems.one_layer()
+
+    @jax.jit
+    def run():
+        found = [PER_STEP[name](objective, K).estimate(KEY, (), params, batch)[0] for K in (8, 16, 32)]
+        return found, nl.backprop(objective).estimate(KEY, (), params, batch)[0]
+
+    found, exact = run()
+    errors = [np.linalg.norm(_flat(grads) - _flat(exact)) / np.linalg.norm(_flat(exact)) for grads in found]
+    assert errors[1] < errors[0] / 2
+    assert errors[2] < errors[1] / 2
+
+
+def test_admm_s_error_on_one_layer(x64):
+    """Of ½‖x − y‖² subject to x = p each sweep leaves 1/(1 + μ): λ ← λ + μ r where x − y + λ + μ r = 0."""
+    objective, params, batch, _ = problems.one_layer()
+    estimator = nl.admm(objective, penalty=3.0, solve=nl.layer_solves.gauss_newton(1), num_steps=5, tolerance=0.0)
+    at = KEY, (), params, batch
+    found, exact = jax.jit(lambda: (estimator.estimate(*at)[0], nl.backprop(objective).estimate(*at)[0]))()
+    chex.assert_trees_all_close(found, jax.tree.map(lambda g: (1 - 4.0**-5) * g, exact), rtol=1e-12)
+
+
 def test_multipliers_are_reported_as_axons_feel_them(x64):
     """One step from the feedforward run moves one layer by −η ∂C/∂x, which it feels as λ = −η(c + τ) ∂C/∂x."""
     problem = problems.one_layer()
@@ -93,7 +124,7 @@ def test_multipliers_are_reported_as_axons_feel_them(x64):
 def test_tolerance_stops(x64):
     problem = problems.one_layer()
     at = KEY, (), problem.params, problem.batch
-    rough, fine = (nl.primal_dual(problem.objective, tolerance=tolerance) for tolerance in (1e-1, 1e-6))
+    rough, fine = (nl.primal_dual(problem.objective, tolerance=tolerance, num_steps=1000) for tolerance in (1e-1, 1e-6))
     first, last = jax.jit(lambda: [e.estimate(*at)[2] for e in (rough, fine)])()
     assert 2 < first.evaluations < last.evaluations < 2 + 2 * 1000
     assert last.residuals.primal["output"] < 1e-4 * first.residuals.primal["output"]
