@@ -29,6 +29,8 @@ def violation(t: jax.Array, *, curvature: float, damping: float, target: float, 
 
         u(t) = e^{−γt} (u₀ cos ωt + (u̇₀ + γu₀) sin(ωt)/ω),  γ = (a + c)/2,  ω² = 1 − γ²,  u̇₀ = −(a x₀ + c u₀)
 
+    and above the threshold the hyperbolic functions of √(γ² − 1).
+
     Args:
       t: times, of any shape.
       curvature: a.
@@ -42,10 +44,14 @@ def violation(t: jax.Array, *, curvature: float, damping: float, target: float, 
     first = start - target
     slope = -(curvature * start + damping * first)
     gamma = (curvature + damping) / 2
-    omega = complex(1 - gamma**2) ** 0.5
-    angle = omega * jax.lax.complex(t, jnp.zeros_like(t))  # imaginary above the threshold
-    swing = t * jnp.sinc(angle / jnp.pi).real  # sin(ωt)/ω, t at the threshold
-    return jnp.exp(-gamma * t) * (first * jnp.cos(angle).real + (slope + gamma * first) * swing)
+    omega = abs(1 - gamma**2) ** 0.5
+    if gamma > 1:  # e^{−γt} times cosh and sinh, whose product would be 0 times infinity
+        slow = jnp.exp(-t / (gamma + omega))
+        cosine, sine = slow * (1 + jnp.exp(-2 * omega * t)) / 2, -slow * jnp.expm1(-2 * omega * t) / (2 * omega)
+    else:
+        decay = jnp.exp(-gamma * t)
+        cosine, sine = decay * jnp.cos(omega * t), decay * t * jnp.sinc(omega * t / jnp.pi)  # t at the threshold
+    return first * cosine + (slope + gamma * first) * sine
 
 
 def primal_dual_factor(

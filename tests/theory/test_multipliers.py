@@ -1,10 +1,13 @@
 """The closed forms against the library's own iterations, on programs of one layer that must equal its parameter."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import nl_jax as nl
 from nl_jax.estimators.constrained.extragradient import looking_ahead
 from nl_jax.estimators.constrained.primal_dual import alternating
 from nl_jax.estimators.constrained.saddle_point import Iterate
@@ -65,6 +68,14 @@ def test_the_flow_solves_its_equation(x64):
         assert multipliers.oscillates(a, c) == bool(np.all(s.imag != 0))
 
 
+def test_strong_damping_creeps_without_overflow():
+    """Where e^{−γt} is 0 in float32 and cosh infinite: the slow rate alone is left."""
+    slow, _ = multipliers.characteristic_roots(5.0, 6.0)
+    t = jnp.array([10.0, 16.0, 20.0, 40.0])
+    u = multipliers.violation(t, curvature=5.0, damping=6.0, target=1.0)
+    np.testing.assert_allclose(u[1:] / u[0], np.exp(slow.real * (t[1:] - t[0])), rtol=1e-4)
+
+
 @pytest.mark.parametrize("eta", [0.3, 0.8])
 def test_convergence_on_a_bilinear_program(eta, x64):
     """min 0.7x subject to x = b, whose multiplier is −0.7: extragradient shrinks (x, λ) by its factor, every step."""
@@ -83,3 +94,11 @@ def test_primal_dual_on_a_bilinear_program(c, x64):
     scaled = away / factor ** np.arange(1, 201)
     assert 0.05 < np.min(scaled[20:]) <= np.max(scaled) < 5
     assert (factor == pytest.approx(1)) == (c == 0)
+
+
+@pytest.mark.parametrize("singular_value", [0.1, 2.0, 5.0])
+def test_default_steps_are_stable_in_trained_networks(singular_value):
+    defaults = {name: p.default for name, p in inspect.signature(nl.primal_dual).parameters.items()}
+    settings = {name: defaults[name] for name in ("step_size", "multiplier_step_size", "damping")}
+    assert multipliers.primal_dual_factor(singular_value, **settings) < 1
+    assert multipliers.primal_dual_factor(6.0, **settings) > 1  # what the docstring says of 5.6

@@ -9,7 +9,7 @@ from nl_jax.estimators.constrained import layer_solves, starts
 from nl_jax.estimators.constrained.lagrangian import Axons, gradients
 from nl_jax.estimators.constrained.layer_solves import LayerSolve
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance
-from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, Start, ascended, saddle_point
+from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, ascended, saddle_point
 from nl_jax.propagation import cut, survey
 
 
@@ -20,7 +20,7 @@ def admm(
     solve: LayerSolve | None = None,
     num_steps: int | Array = 100,
     tolerance: float = 1e-3,
-    start: Start = starts.feedforward,
+    start: starts.Start = starts.feedforward,
 ) -> GradientEstimator:
     """The gradient where sweeps of layer-wise minimisation and multiplier steps come to rest: backpropagation's.
 
@@ -47,8 +47,10 @@ def admm(
       FloatingPointError: when run, if the residual grows a thousandfold (see `relaxation.relax`).
     """
     layered("admm", objective)
-    positive_number("penalty", penalty)
+    penalty = positive_number("penalty", penalty)
     solve = layer_solves.gauss_newton() if solve is None else solve
+    if not isinstance(solve, LayerSolve):
+        raise ValueError(f"solve must be a LayerSolve such as nl.layer_solves.gauss_newton(), got {solve!r}")
     return saddle_point(
         objective,
         sweep(objective, penalty, solve),

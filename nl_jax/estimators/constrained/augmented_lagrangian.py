@@ -7,8 +7,9 @@ from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, positive_count, positive_integer, positive_number
 from nl_jax.estimators.constrained import starts
 from nl_jax.estimators.constrained.lagrangian import Axons, gradients
+from nl_jax.estimators.constrained.penalty import require_optimizer
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance
-from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, Start, ascended, saddle_point
+from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, ascended, saddle_point
 
 
 def augmented_lagrangian(
@@ -16,10 +17,10 @@ def augmented_lagrangian(
     *,
     penalty: float = 5.0,
     optimizer: optax.GradientTransformation | None = None,
-    num_inner: int = 20,
+    num_inner: int = 40,
     num_outer: int | Array = 50,
     tolerance: float = 1e-3,
-    start: Start = starts.feedforward,
+    start: starts.Start = starts.feedforward,
 ) -> GradientEstimator:
     """The gradient where x ← argmin_x L_μ(x, λ) and λ ← λ + μ r come to rest: backpropagation's, in the limit.
 
@@ -30,7 +31,7 @@ def augmented_lagrangian(
     Args:
       objective: a per-example objective that takes `propagate`.
       penalty: μ, above 0; large where units are curved and credit is large, at the price of smaller steps.
-      optimizer: the inner one, an optax transformation, by default `optax.sgd(0.1 / penalty, momentum=0.9,
+      optimizer: the inner one, an optax transformation, by default `optax.sgd(0.05 / penalty, momentum=0.9,
         nesterov=True)`. It starts afresh after every multiplier step. Examples stay apart if it works elementwise.
       num_inner: optimizer steps between two multiplier steps.
       num_outer: K, the most multiplier steps.
@@ -46,8 +47,9 @@ def augmented_lagrangian(
       FloatingPointError: when run, if the residual grows a thousandfold (see `relaxation.relax`).
     """
     layered("augmented_lagrangian", objective)
-    positive_number("penalty", penalty)
-    inner = optax.sgd(0.1 / penalty, momentum=0.9, nesterov=True) if optimizer is None else optimizer
+    penalty = positive_number("penalty", penalty)
+    inner = optax.sgd(0.05 / penalty, momentum=0.9, nesterov=True) if optimizer is None else optimizer
+    require_optimizer(inner)
     positive_integer("num_inner", num_inner)
     positive_count("num_outer", num_outer)
     return saddle_point(

@@ -5,7 +5,7 @@ from nl_jax.checks import layered, nonnegative_number, positive_number
 from nl_jax.estimators.constrained import starts
 from nl_jax.estimators.constrained.lagrangian import gradients
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance
-from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, Start, ascended, descended, saddle_point
+from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, ascended, descended, saddle_point
 
 
 def extragradient(
@@ -15,7 +15,7 @@ def extragradient(
     damping: float = 0.0,
     num_steps: int | Array = 1000,
     tolerance: float = 1e-3,
-    start: Start = starts.feedforward,
+    start: starts.Start = starts.feedforward,
 ) -> GradientEstimator:
     """As `primal_dual`, but each step follows the gradients found where it would lead: it needs no damping.
 
@@ -39,8 +39,7 @@ def extragradient(
       FloatingPointError: when run, if the residual grows a thousandfold (see `relaxation.relax`).
     """
     layered("extragradient", objective)
-    positive_number("step_size", step_size)
-    nonnegative_number("damping", damping)
+    step_size, damping = positive_number("step_size", step_size), nonnegative_number("damping", damping)
     return saddle_point(
         objective,
         looking_ahead(objective, step_size, damping),

@@ -51,7 +51,8 @@ def fixed_prediction(
     (True, 5)
     """
     layered("fixed_prediction", objective)
-    if positive_number("rate", rate) >= 2:
+    rate = positive_number("rate", rate)
+    if rate >= 2:
         raise ValueError(f"rate must be below 2, or errors grow from step to step, got {rate!r}")
     relaxation = Relaxation(num_steps, tolerance).checked()
 

@@ -112,7 +112,7 @@ def inner(name: str, a: Array, b: Array, total: Array) -> Array:
             f"layer {name!r} has axons of shape {a.shape}, whose first axis is not the batch of "
             f"{total.shape[0]}: a Lagrangian is per example; give every layer the whole batch"
         )
-    return jnp.sum((a * b).reshape(total.shape[0], -1), axis=1)
+    return jnp.sum((a * b).reshape(total.shape[0], -1), axis=1, dtype=total.dtype)
 
 
 def _fit(predicted: Axons, multipliers: Axons) -> None:

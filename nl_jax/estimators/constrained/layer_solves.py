@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.scipy.sparse.linalg import cg
 
@@ -28,7 +29,7 @@ class LayerSolve(NamedTuple):
 
     Attributes:
       minimise: see `Minimise`.
-      evaluations: what it costs to solve every layer once, in evaluations of the objective.
+      evaluations: what it costs at most to solve every layer once, in evaluations of the objective.
     """
 
     minimise: Minimise
@@ -42,7 +43,7 @@ def gauss_newton(num_steps: int = 10) -> LayerSolve:
     quadratic, given as many steps as there are units; JᵀJ is I plus what the layers above add, so that few will do.
 
     Args:
-      num_steps: of conjugate gradients, at least 1.
+      num_steps: of conjugate gradients, at least 1; fewer are taken where all is solved to rounding.
     """
     positive_integer("num_steps", num_steps)
 
@@ -52,10 +53,12 @@ def gauss_newton(num_steps: int = 10) -> LayerSolve:
         transpose = jax.linear_transpose(J, x)
 
         def product(v: Array) -> Array:
-            return curvature(v) + penalty * transpose(J(v))[0]
+            return curvature(v) / penalty + transpose(J(v))[0]
 
-        # No tolerance, so that what it costs is known.
-        step, _ = cg(product, -(slope + penalty * transpose(rho)[0]), tol=0.0, maxiter=num_steps)
+        # Past the rounding, or the root of the smallest number, conjugate gradients would come to divide 0 by 0.
+        limits = jnp.finfo(x.dtype)
+        rounding, smallest = float(limits.eps), float(limits.tiny) ** 0.5
+        step, _ = cg(product, -(slope / penalty + transpose(rho)[0]), tol=rounding, atol=smallest, maxiter=num_steps)
         return x + step
 
     return LayerSolve(minimise, 2 * num_steps + 3)
@@ -68,7 +71,7 @@ def gradient_descent(step_size: float = 0.1, num_steps: int = 10) -> LayerSolve:
       step_size: η, above 0.
       num_steps: at least 1.
     """
-    positive_number("step_size", step_size)
+    step_size = positive_number("step_size", step_size)
     positive_integer("num_steps", num_steps)
 
     def minimise(loss: Loss, residuals: Residuals, penalty: float, x: Array) -> Array:

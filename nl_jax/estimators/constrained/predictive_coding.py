@@ -1,11 +1,10 @@
 """Predictive coding (Rao & Ballard 1999; Whittington & Bogacz 2017)."""
 
-from collections.abc import Callable
-
 import optax
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, positive_hyperparameter, takes
+from nl_jax.estimators.constrained import starts
 from nl_jax.estimators.constrained.lagrangian import Axons
 from nl_jax.estimators.constrained.penalty import infer, learning_point, require_optimizer
 from nl_jax.estimators.constrained.relaxation import Relaxation
@@ -21,7 +20,7 @@ def predictive_coding(
     optimizer: optax.GradientTransformation = _DESCENT,
     num_steps: int | Array = 200,
     tolerance: float = 1e-3,
-    start: Callable[[Axons], Axons] = lambda feedforward: feedforward,
+    start: starts.Start = starts.feedforward,
 ) -> GradientEstimator:
     """∂F/∂W where the energy F is least in the axons: constraints kept by a penalty alone.
 
@@ -44,8 +43,7 @@ def predictive_coding(
       num_steps: the most steps of inference.
       tolerance: inference ends once ‖∂F/∂x‖ has fallen to this fraction of what it was, in [0, 1); 0 for all steps.
         With kinks (relu, max pooling) an equilibrium may lie on one, where steps of a fixed size never settle.
-      start: where inference begins, `start(feedforward) -> axons` of the hidden layers, by default at their
-        feedforward axons; `functools.partial(jax.tree.map, jnp.zeros_like)` for zeros.
+      start: `nl.starts.feedforward` or `nl.starts.zeros`, of the hidden layers.
 
     Returns:
       An estimator without state or randomness, of 2 evaluations a step of inference and 3 besides.
@@ -68,11 +66,11 @@ def predictive_coding(
     positive_hyperparameter("penalty", penalty)
     require_optimizer(optimizer)
     relaxation = Relaxation(num_steps, tolerance).checked()
-    takes("start", start, 1, "start(feedforward) -> axons of the hidden layers")
+    takes("start", start, 1, "choose nl.starts.feedforward or nl.starts.zeros")
 
     def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
         *hidden, _ = feedforward
-        begin = start({name: feedforward[name] for name in hidden})
+        begin = starts.begun(start, {name: feedforward[name] for name in hidden})
         inferred, taken = infer(
             objective, params, begin, batch, penalty=penalty, optimizer=optimizer, relaxation=relaxation
         )

@@ -53,7 +53,8 @@ def relax(
     Raises:
       FloatingPointError: from compiled code, as JAX hands on the errors of callbacks (a `jax.errors.JaxRuntimeError`
         whose message holds this one): if the residual grows a thousandfold or is no longer finite. If the first one is
-        not finite the trouble lies before the iterations, and nothing is raised.
+        not finite the trouble lies before the iterations, and nothing is raised. What the very last step does would
+        take one residual more to see: with `num_steps` of 1 nothing is raised, and a `KKT` alone tells.
     """
     first = jax.eval_shape(step, start)[1]
 
@@ -66,7 +67,7 @@ def relax(
         carry, residual = step(carry)
         return carry, taken + 1, jnp.where(taken == 0, residual, begun), residual
 
-    unknown = jnp.zeros((), first.dtype)
+    unknown = jnp.zeros_like(first)  # varies over devices as it does
     carry, taken, begun, residual = jax.lax.while_loop(unfinished, again, (start, jnp.int32(0), unknown, unknown))
     if remedy is not None:
         diverged = jnp.isfinite(begun) & ~(residual <= GROWTH * begun)
@@ -79,7 +80,8 @@ def distance(*gradients: Any) -> Array:
     leaves = jax.tree.leaves(gradients)
     if not leaves:
         return jnp.zeros(())
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves) / leaves[0].shape[0])
+    # In the default precision: squares of half-precision numbers overflow, and layers may differ in theirs.
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(float))) for leaf in leaves) / leaves[0].shape[0])
 
 
 def _raise_if(condition: Array, message: str) -> None:

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
+from nl_jax.checks import takes
 from nl_jax.estimators.constrained.lagrangian import Axons, gradients
 from nl_jax.estimators.constrained.relaxation import Relaxation, relax
 from nl_jax.estimators.constrained.solution import Point, solution
-
-Start = Callable[[Axons], Axons]
-"""`start(feedforward) -> axons`, see `nl.starts`."""
+from nl_jax.estimators.constrained.starts import Start, begun
 
 
 class Iterate(NamedTuple):
@@ -48,10 +47,11 @@ def saddle_point(
       penalty: μ of the Lagrangian that the last multipliers λ belong to; those without penalty are λ + μ r.
     """
     relaxation.checked()
+    takes("start", start, 1, "choose nl.starts.feedforward or nl.starts.zeros")
     violations = gradients(objective)
 
     def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
-        begin = Iterate(dict(start(feedforward)), jax.tree.map(jnp.zeros_like, dict(feedforward)))
+        begin = Iterate(begun(start, feedforward), jax.tree.map(jnp.zeros_like, dict(feedforward)))
         (axons, multipliers), taken = relax(lambda at: iteration(params, batch, at), begin, relaxation, remedy)
         residuals = violations(params, axons, multipliers, batch)[1]
         return Point(axons, ascended(multipliers, residuals, penalty), evaluations * taken)

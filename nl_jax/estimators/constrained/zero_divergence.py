@@ -59,16 +59,17 @@ def zero_divergence(objective: Objective) -> GradientEstimator:
         def energy(stages: dict[str, Stage]) -> tuple[Array, Stage]:
             """F of the chain of stages; and the prediction error of each layer, its identity nodes apart."""
             below: Stage = {}
-            squares, errors = [], {}
+            residuals, errors = [], {}
             for name in hidden:
                 _, _, predicted = hold(objective)(params, batch, below)
                 handed_on = {**below, name: predicted[name]}
                 error = jax.tree.map(jnp.subtract, stages[name], handed_on)
-                squares += [jnp.sum(jnp.square(e)) for e in error.values()]
+                residuals += error.values()
                 errors[name] = error[name]
                 below = stages[name]
             losses, _, _ = hold(objective)(params, batch, below)
-            return jnp.sum(losses) + 0.5 * sum(squares), errors
+            total = jnp.sum(losses)
+            return total + 0.5 * sum(jnp.sum(jnp.square(r), dtype=total.dtype) for r in residuals), errors
 
         def step(taken: Array, carry: tuple[dict[str, Stage], Stage]) -> tuple[dict[str, Stage], Stage]:
             stages, learned = carry

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance, relax
 
@@ -72,6 +73,21 @@ def test_distance_is_the_root_mean_square_over_examples():
     gradients = {"low": jnp.full((4, 2, 3), 2.0), "high": jnp.ones((4, 1))}
     np.testing.assert_allclose(distance(gradients, jnp.zeros((4, 5))), 5.0)  # √(6·2² + 1)
     assert float(distance({})) == 0
+
+
+def test_distance_of_layers_in_half_precision():
+    """Squares that float16 cannot hold, and layers of several dtypes."""
+    gradients = {"low": jnp.full((4, 2), 300.0, jnp.float16), "high": jnp.full((4, 1), 100.0)}
+    np.testing.assert_allclose(distance(gradients), np.sqrt(2 * 300**2 + 100**2), rtol=1e-6)
+
+
+def test_runs_on_a_device_s_own_part_of_the_batch():
+    """The residual varies over the devices of a `jax.shard_map`, as what is iterated does."""
+    mesh = jax.make_mesh((1,), ("devices",), axis_types=(AxisType.Auto,))
+    part = PartitionSpec("devices")
+    halved = lambda x: relax(lambda x: (x / 2, distance(x)), x, Relaxation(3), REMEDY)[0]
+    found = jax.jit(jax.shard_map(halved, mesh=mesh, in_specs=part, out_specs=part))(jnp.ones((2, 3)))
+    np.testing.assert_array_equal(found, np.full((2, 3), 1 / 8))
 
 
 @pytest.mark.parametrize(
