@@ -539,7 +539,7 @@ def plot_members(results: Results, config: Config) -> Any:
         axes.axhline(90, color="grey", linewidth=1)
         axes.set(ylim=(0, 110), xlabel="updates", ylabel="degrees to the gradient", title=f"{layer}: angle to backprop")
     if feedback:
-        angles[-1].legend(frameon=False, fontsize="small")
+        canvas.legend(*angles[-1].get_legend_handles_labels(), loc="outside lower right", ncols=6, frameon=False)
     canvas.suptitle(f"What the family learns, and how its feedback aligns: {_network_name(config)} on digits")
     return canvas
 

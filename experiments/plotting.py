@@ -3,11 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 # Okabe & Ito's palette, yellow left out (too pale on white); dashes and markers tell the same curves apart again.
 _COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#56B4E9", "#CC79A7", "#009E73")
@@ -30,7 +27,8 @@ def style(index: int) -> Mapping[str, Any]:
 
 def figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     """A figure of panels, `size` in inches, laid out so that nothing overlaps."""
-    canvas, axes = plt.subplots(rows, columns, figsize=size, layout="constrained")
+    canvas = Figure(figsize=size, layout="constrained")  # no pyplot: nothing keeps it when it is saved
+    axes = canvas.subplots(rows, columns)
     for panel in np.ravel(axes):
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)

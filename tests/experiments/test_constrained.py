@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from experiments import constrained
 from experiments.constrained_family import EXACT, GROUPS, MEMBERS, SOLVERS
@@ -105,12 +105,11 @@ def test_the_pictures_show_what_was_measured(left):
     shown = [tick.get_text() for tick in accuracies.get_yticklabels()]
     assert shown == ["exact", "backprop", "fixed prediction", "feedback", "random"]
     np.testing.assert_allclose(angles.lines[0].get_ydata(), results.courses["random"].degrees["hidden1"].mean(axis=1))
-    plt.close("all")
 
 
 def empty(results, config):
     """In the place of the pictures, which take a second to draw."""
-    return plt.figure(figsize=(1, 1))
+    return Figure(figsize=(1, 1))
 
 
 def test_ctrl_c_leaves_what_was_done(left, tmp_path, monkeypatch, capsys):

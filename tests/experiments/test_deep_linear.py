@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from experiments import deep_linear
 
@@ -48,7 +48,7 @@ def test_folder(left):
 
 def empty(courses, config):
     """In the place of the picture, which takes a second to draw."""
-    return plt.figure(figsize=(1, 1))
+    return Figure(figsize=(1, 1))
 
 
 def test_another_law_is_an_error(left, tmp_path, monkeypatch, capsys):

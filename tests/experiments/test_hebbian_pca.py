@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 import nl_jax as nl
 from experiments import hebbian_pca
@@ -67,7 +67,7 @@ def test_disagreement_is_an_error(left, tmp_path, monkeypatch, capsys):
     far = hebbian_pca.Settled(**{**vars(found.sanger), "left": found.sanger.left / 4})
     for rule, result in found._replace(sanger=far)._asdict().items():
         monkeypatch.setattr(hebbian_pca, f"_{rule}", lambda digits, config, result=result: result)
-    monkeypatch.setattr(hebbian_pca, "plot", lambda found, digits: plt.figure(figsize=(1, 1)))
+    monkeypatch.setattr(hebbian_pca, "plot", lambda found, digits: Figure(figsize=(1, 1)))
     assert hebbian_pca.main(["--out", str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert f"error: law and measurement disagree: sanger is {far.deviation:.1f} error bars off" in shown.err
