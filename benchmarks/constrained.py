@@ -155,7 +155,7 @@ def solvers(on: Problem, k: int) -> dict[str, nl.GradientEstimator]:
 
 def _primal_dual(objective: Objective, settings: Inner) -> nl.GradientEstimator:
     eta, c, k = settings
-    return nl.primal_dual(objective, step_size=eta, damping=c, num_steps=k, tolerance=ALL)
+    return nl.primal_dual(objective, step_size=eta, multiplier_step_size=eta, damping=c, num_steps=k, tolerance=ALL)
 
 
 _PREDICTIVE, _PRIMAL_DUAL = "predictive coding, {} steps", "primal–dual, {} steps"

@@ -9,7 +9,7 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.conformance.calibration import largest_deviation
-from nl_jax.conformance.subject import flat, samples
+from nl_jax.conformance.subject import flat, sampler
 from nl_jax.propagation import inject, local
 from nl_jax.theory import perturbation as theory
 from tests import problems
@@ -21,7 +21,8 @@ signs, normal = nl.directions.rademacher(), nl.directions.gaussian()
 
 def estimates(estimator, params, batch, keys=KEYS) -> np.ndarray:
     """Gradients for all keys, [keys, parameters]."""
-    return samples(estimator, problems.Problem(None, params, batch, None), keys)
+    state = estimator.init(jax.random.key(0), params)
+    return sampler(estimator, problems.Problem(None, params, batch, None))(keys, state)
 
 
 def exact(objective, params, batch) -> np.ndarray:
