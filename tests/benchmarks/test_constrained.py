@@ -52,6 +52,8 @@ def test_torch_peers_compute_the_same(ours, library):
 @pytest.mark.parametrize("missing", [(), ("fabricpc", "torch")])
 def test_prints_a_table_and_saves_it(tmp_path, capsys, monkeypatch, missing):
     find = importlib.util.find_spec
+    if not missing and not (find("fabricpc") or find("torch")):
+        pytest.skip("no peer is installed: as with both missing")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else find(name, *rest))
     small = ["--sizes", "6", "5", "4", "3", "--batch-size", "4", "--iterations", "6", "--rounds", "2"]
     assert constrained.main([*small, "--out", str(tmp_path)]) == 0

@@ -153,9 +153,9 @@ def test_a_lost_run_is_an_error_and_leaves_what_was_done(tmp_path, monkeypatch, 
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_what_was_done(tmp_path):
-    arguments = ["--updates", "100000", "--estimators", "backprop", "--out", str(tmp_path)]
+    arguments = ["--updates", "100000", "--seeds", "2", "--hidden", "5", "--estimators", "backprop"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.compare", *arguments],
+        [sys.executable, "-m", "experiments.compare", *arguments, "--out", str(tmp_path)],
         cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     metrics = tmp_path / "metrics.jsonl"
