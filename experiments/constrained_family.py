@@ -75,7 +75,10 @@ def predictive_coding(
 
 SOLVERS: dict[str, Solver] = {
     "primal_dual": Solver(
-        "primal–dual, damped", lambda f, k: nl.primal_dual(f, num_steps=k, tolerance=ALWAYS_ALL), 1e-2
+        # longer steps than the defaults, which have to last until weights are large
+        "primal–dual, damped",
+        lambda f, k: nl.primal_dual(f, step_size=0.2, multiplier_step_size=0.2, num_steps=k, tolerance=ALWAYS_ALL),
+        1e-2,
     ),
     "extragradient": Solver(
         "extragradient, damped",
@@ -84,7 +87,14 @@ SOLVERS: dict[str, Solver] = {
     ),
     "augmented_lagrangian": Solver(
         "augmented Lagrangian, 20 inner steps",
-        lambda f, k: nl.augmented_lagrangian(f, penalty=10.0, num_outer=k, tolerance=ALWAYS_ALL),
+        lambda f, k: nl.augmented_lagrangian(
+            f,
+            penalty=10.0,
+            optimizer=optax.sgd(0.01, momentum=0.9, nesterov=True),
+            num_inner=20,
+            num_outer=k,
+            tolerance=ALWAYS_ALL,
+        ),
         1e-2,
     ),
     "admm": Solver("ADMM", lambda f, k: nl.admm(f, penalty=2.0, num_steps=k, tolerance=ALWAYS_ALL), 1e-2),
