@@ -40,12 +40,13 @@ def test_help_is_worth_reading():
 @pytest.mark.slow
 def test_quick_run_end_to_end(tmp_path):
     began = time.monotonic()
-    done = command("--quick", "--out", str(tmp_path))
+    tried = ("backprop", "lagrangian_backprop", "node_perturbation", "weight_perturbation")  # .ci/run tries all
+    done = command("--quick", "--out", str(tmp_path), "--estimators", *tried)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began < 240  # a hang, not a speed: a minute is the aim
     rows = [line.split() for line in done.stdout.splitlines()]
     table = {row[0]: row for row in rows if row[0] in compare.ESTIMATORS}
-    assert list(table) == list(compare.ESTIMATORS)
+    assert list(table) == list(tried)
     accuracy = {name: float(row[1]) for name, row in table.items()}
     assert accuracy["backprop"] > 94
     assert accuracy["lagrangian_backprop"] == accuracy["backprop"]
@@ -56,7 +57,7 @@ def test_quick_run_end_to_end(tmp_path):
     assert config["config"]["quick"] is True
     assert set(config["versions"]) >= {"nl_jax", "jax", "optax"}
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert {line["estimator"] for line in lines} == set(compare.ESTIMATORS)
+    assert {line["estimator"] for line in lines} == set(tried)
     assert all(len(line["cosine"]) == 3 for line in lines)
     final = [line for line in lines if line["estimator"] == "node_perturbation"][-1]
     assert (final["update"], final["evaluations"]) == (300, 300 * 18)
