@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from nl_jax.base import Array, Key, Params
 
@@ -53,6 +54,12 @@ def nonzero_number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value == 0:
         raise ValueError(f"{name} must be a finite Python number other than 0, got {value!r}")
     return float(value)
+
+
+def require_optimizer(optimizer: optax.GradientTransformation) -> None:
+    """ValueError unless `optimizer` is one of optax's."""
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError(f"optimizer must be an optax optimizer such as optax.sgd(0.1), got {optimizer!r}")
 
 
 def typed_key(key: Key) -> None:

@@ -14,8 +14,7 @@ import optax
 from jax.nn import initializers
 
 from nl_jax.base import Array, EstimatorInitFn, Key, Params, State
-from nl_jax.checks import typed_key
-from nl_jax.estimators.constrained.penalty import require_optimizer
+from nl_jax.checks import require_optimizer, typed_key
 from nl_jax.estimators.drawing import Initializer, continuous, drawn, normal_like
 from nl_jax.estimators.sweep import Layers
 

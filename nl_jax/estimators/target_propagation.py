@@ -10,9 +10,8 @@ import optax
 from jax.nn import initializers
 
 from nl_jax.base import ActivationFn, Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
-from nl_jax.checks import layered, positive_number, takes, typed_key
+from nl_jax.checks import layered, positive_number, require_optimizer, takes, typed_key
 from nl_jax.estimators.constrained.lagrangian import stationarity
-from nl_jax.estimators.constrained.penalty import require_optimizer
 from nl_jax.estimators.drawing import Initializer, continuous, drawn, normal_like
 from nl_jax.estimators.example import shapes_of
 from nl_jax.estimators.sweep import Layers, WayBack, sweep, transpose

@@ -4,10 +4,9 @@ import jax
 import optax
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
-from nl_jax.checks import layered, positive_count, positive_integer, positive_number
+from nl_jax.checks import layered, positive_count, positive_integer, positive_number, require_optimizer
 from nl_jax.estimators.constrained import starts
 from nl_jax.estimators.constrained.lagrangian import Axons, gradients
-from nl_jax.estimators.constrained.penalty import require_optimizer
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance
 from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, ascended, saddle_point
 

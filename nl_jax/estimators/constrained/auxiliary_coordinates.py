@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
-from nl_jax.checks import layered, positive_number
+from nl_jax.checks import layered, positive_number, require_optimizer
 from nl_jax.estimators.constrained.lagrangian import Axons
-from nl_jax.estimators.constrained.penalty import infer, learning_point, require_optimizer
+from nl_jax.estimators.constrained.penalty import infer, learning_point
 from nl_jax.estimators.constrained.relaxation import Relaxation
 from nl_jax.estimators.constrained.solution import Point, solution
 

@@ -77,9 +77,3 @@ def learning_point(
     multipliers = {name: jnp.asarray(penalty, axons[name].dtype) * (axons[name] - predicted[name]) for name in hidden}
     multipliers[last] = balance(objective, params, axons, {}, batch, last)
     return Point(axons, multipliers, 2 * taken + 1)
-
-
-def require_optimizer(optimizer: optax.GradientTransformation) -> None:
-    """ValueError unless `optimizer` is one of optax's."""
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise ValueError(f"optimizer must be an optax optimizer such as optax.sgd(0.1), got {optimizer!r}")

@@ -3,10 +3,10 @@
 import optax
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
-from nl_jax.checks import layered, positive_hyperparameter, takes
+from nl_jax.checks import layered, positive_hyperparameter, require_optimizer, takes
 from nl_jax.estimators.constrained import starts
 from nl_jax.estimators.constrained.lagrangian import Axons
-from nl_jax.estimators.constrained.penalty import infer, learning_point, require_optimizer
+from nl_jax.estimators.constrained.penalty import infer, learning_point
 from nl_jax.estimators.constrained.relaxation import Relaxation
 from nl_jax.estimators.constrained.solution import Point, solution
 
