@@ -51,6 +51,7 @@ from nl_jax.networks.layers import Layer, Network, network
 from nl_jax.networks.mlp import mlp
 from nl_jax.networks.normalisation import batch_norm
 from nl_jax.objectives import bandit, supervised
+from nl_jax.propagation import scan
 from nl_jax.rules.local_learning import local_learning
 from nl_jax.training.dispatch import Diverged, Interrupted
 from nl_jax.training.fit import fit
@@ -123,6 +124,7 @@ __all__ = [
     "restarts",
     "reward_baselines",
     "rules",
+    "scan",
     "shaping",
     "spaces",
     "starts",

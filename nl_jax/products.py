@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.base import Array, Batch, Connection, Objective, Params
-from nl_jax.tracing import if_mapped
+from nl_jax.dependence import reached
 
 Bilinear = Callable[[Array, Array], Array]
 """`bilinear(x, weight) -> y`, linear in each: `x` [batch, …, inputs], `weight` […, inputs, units],
@@ -232,16 +232,16 @@ def use(objective: Objective, params: Params, batch: Batch) -> Use:
 
     def products_of(chosen: list[int]) -> tuple[set[int], set[int], int] | None:
         """Of the chosen leaves: those multiplied, those whose inputs depend on parameters, and how many values."""
-        met: set[int] = set()
-        above: set[int] = set()
+        met: list[int] = []
+        read: list[Array] = []
         values = []
 
-        def run(leaves: list[Array], batch: Batch) -> Array:
+        def run(leaves: list[Array], batch: Batch) -> list[Array]:
             def witness(place: int) -> _Witness:
                 def note(x: Array, size: int) -> None:
-                    met.add(place)
+                    met.append(place)
                     values.append(size)
-                    if_mapped(x, lambda: above.add(place))
+                    read.append(x)
 
                 return _Witness(leaves[place], examples, note)
 
@@ -249,15 +249,13 @@ def use(objective: Objective, params: Params, batch: Batch) -> Use:
             losses = objective(jax.tree.unflatten(tree, placed), batch)
             if losses.shape != (examples,):
                 raise OtherUse("losses are [batch]")
-            return losses
+            return read
 
-        # Mapped over parameters and not over the batch: what is mapped then depends on parameters.
-        mapped = [jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for leaf in leaves]
         try:
-            jax.eval_shape(jax.vmap(run, in_axes=(0, None)), mapped, enlarged())
+            sources = reached(run, leaves, enlarged())
         except Exception:  # whatever the user's function makes of stand-ins and another batch: then it has no weights
             return None
-        return met, above, sum(values)
+        return {*met}, {place for place, source in zip(met, sources, strict=True) if 0 in source}, sum(values)
 
     candidates = [place for place, leaf in enumerate(leaves) if leaf.ndim >= 2]
     found = products_of(candidates)

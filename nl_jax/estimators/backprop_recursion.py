@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.checks import layered
-from nl_jax.estimators.sweep import sweep, transposed
+from nl_jax.estimators.way_back import way_back
 
 
 def backprop_recursion(objective: Objective) -> GradientEstimator:
@@ -33,7 +33,7 @@ def backprop_recursion(objective: Objective) -> GradientEstimator:
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
-        swept = sweep(objective, params, batch, transposed(params))
-        return swept.grads, state, Info(jnp.mean(swept.losses), jnp.int32(3))
+        losses, grads, _ = way_back(objective, params, batch)
+        return grads, state, Info(jnp.mean(losses), jnp.int32(3))
 
     return GradientEstimator(stateless, estimate)

@@ -1,20 +1,18 @@
 """Direct feedback alignment: the highest layer's credit goes to every layer at once."""
 
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from nl_jax.base import ActivationFn, Array, Batch, Connection, GradientEstimator, Info, Key, Objective, Params, State
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.checks import layered, per_example, typed_key
+from nl_jax.dependence import reached
 from nl_jax.estimators.drawing import Initializer
 from nl_jax.estimators.example import shapes_of
-from nl_jax.estimators.sweep import through_activation
-from nl_jax.propagation import Local, local, survey
-from nl_jax.tracing import if_mapped
+from nl_jax.propagation import Local, Site, interpret, learning_layers, local, loops_around
 
 
 def direct_feedback_alignment(
@@ -61,14 +59,10 @@ def direct_feedback_alignment(
 
     def init(key: Key, params: Params) -> State:
         typed_key(key)
-        hidden: list[str] = []
-
-        def shapes(params: Params, batch: Batch) -> dict[str, Array]:
-            nus = _learned(objective, params, batch)[1]
-            hidden.extend(name for name in nus if _is_read(name, objective, params, batch, nus))
-            return nus
-
-        nus = jax.eval_shape(shapes, params, shapes_of(example, params))
+        batch = shapes_of(example, params)
+        nus = learning_layers(objective, params, batch)
+        jax.eval_shape(lambda params, batch: _learned(objective, params, batch)[1], params, batch)
+        hidden = _read_by_others(objective, params, batch, nus)
         told = sum(_units(nu) for name, nu in nus.items() if name not in hidden)
         keys = jax.random.split(key, len(nus))
         return {
@@ -78,14 +72,15 @@ def direct_feedback_alignment(
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
-        losses, nus, pull = _learned(objective, params, batch)
-        _, sites = survey(objective)(params, batch)
-        credit = _own_credit(objective, params, batch)(nus)
+        losses, nus, _, pull = _learned(objective, params, batch)
+        credit = jax.grad(lambda nus: jnp.mean(_held(objective, params, batch, nus)[0]))(nus)
         e = jnp.concatenate([credit[name].reshape(len(losses), -1) for name in nus if name not in state], axis=1)
+        told = {}
         for name, weight in state.items():
             _fits(name, weight, nus[name], e)
-            told = (e @ weight.T).reshape(nus[name].shape)
-            credit[name] = credit[name] + through_activation(sites[name], nus[name], told)
+            told[name] = (e @ weight.T).reshape(nus[name].shape)
+        _, sent = interpret(objective, _through_activation)(params, batch, told)
+        credit |= {name: credit[name] + delta for name, delta in sent.items()}
         grads = pull(jnp.full_like(losses, 1 / len(losses)), credit)
         return grads, state, Info(jnp.mean(losses), jnp.int32(3))
 
@@ -93,12 +88,17 @@ def direct_feedback_alignment(
 
 
 def _learned(objective: Objective, params: Params, batch: Batch) -> Local:
-    """The program's run, its layers that learn of one ν an example; ValueError if others do, or none."""
+    """The program's run; ValueError unless every learning layer has one pre-activation per example, and there is one."""
     run = local(objective)(params, batch)
     examples = len(per_example(run.outputs))
-    if not run.preactivations:
+    if not run.responses:
         raise ValueError("direct_feedback_alignment: no layer depends on the parameters: hand them to propagate")
-    for name, nu in run.preactivations.items():
+    for name, nu in run.responses.items():
+        if loops_around(name):
+            raise ValueError(
+                f"direct_feedback_alignment: layer {name!r} is in a loop, whose steps have no B of their own: use "
+                "feedback_alignment, or for a loop over time e_prop with random feedback"
+            )
         if nu.shape[:1] != (examples,):
             raise ValueError(
                 f"layer {name!r} has a pre-activation of shape {nu.shape}, whose first axis is not the batch of "
@@ -107,39 +107,42 @@ def _learned(objective: Objective, params: Params, batch: Batch) -> Local:
     return run
 
 
-def _is_read(name: str, objective: Objective, params: Params, batch: Batch, nus: Mapping[str, Array]) -> bool:
-    """Whether another layer that learns depends on this one's ν."""
-    readers: set[str] = set()
+def _held(
+    objective: Objective, params: Params, batch: Batch, nus: Mapping[str, Array]
+) -> tuple[Array, dict[str, Array]]:
+    """The program run with given pre-activations, and the pre-activations that its layers would have had.
 
-    def watch(nu: Array) -> None:
-        def propagate(
-            layer: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
-        ) -> Array:
-            made = connection(params, *inputs)
-            if layer in nus and layer != name:
-                if_mapped(made, functools.partial(readers.add, layer))
-            return activation({**nus, name: nu}.get(layer, made))
+    ∂L/∂ν of each is what reaches the loss by no other layer that learns.
+    """
 
-        objective(params, batch, propagate=propagate)
+    def layer(site: Site, given: Array | None) -> tuple[Array, Array]:
+        made = site.preactivation()
+        return site.activation(made if given is None else given), made
 
-    jax.vmap(watch)(nus[name][None])
-    return bool(readers)
+    return interpret(objective, layer)(params, batch, nus)
 
 
-def _own_credit(
-    objective: Objective, params: Params, batch: Batch
-) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-    """∂L/∂ν of each layer that learns, as far as it reaches the loss by no other such layer."""
+def _read_by_others(
+    objective: Objective, params: Params, batch: Batch, nus: Mapping[str, jax.ShapeDtypeStruct]
+) -> list[str]:
+    """The layers whose ν another layer that learns depends on."""
 
-    def mean_loss(nus: Mapping[str, Array]) -> Array:
-        def propagate(
-            name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
-        ) -> Array:
-            return activation(nus[name] if name in nus else connection(params, *inputs))
+    def made(batch: Batch, *values: Array) -> dict[str, Array]:
+        found = _held(objective, params, batch, dict(zip(nus, values, strict=True)))[1]
+        return {name: found[name] for name in nus}
 
-        return jnp.mean(objective(params, batch, propagate=propagate))
+    sources = reached(made, batch, *nus.values())  # argument 1 + i is the i-th layer
+    return [n for i, n in enumerate(nus) if any(1 + i in found for name, found in sources.items() if name != n)]
 
-    return jax.grad(mean_loss)
+
+def _through_activation(site: Site, told: Array | None) -> tuple[Array, Array | None]:
+    """δ = z f'(ν) of what a layer is told, by the value where the activation knows how (seed 003 eq. 10)."""
+    nu = site.preactivation()
+    axons, to_preactivation = jax.vjp(site.activation, nu)
+    if told is None:
+        return axons, None
+    derivative = getattr(site.activation, "derivative", None)
+    return axons, to_preactivation(told)[0] if derivative is None else (told * derivative(axons)).astype(nu.dtype)
 
 
 def _units(nu: Array | jax.ShapeDtypeStruct) -> int:

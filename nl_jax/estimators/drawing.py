@@ -1,5 +1,7 @@
-"""What estimators with weights of their own draw them by, and the noise these learn from."""
+"""Random initialisation of feedback weights, and the noise they learn from."""
 
+import functools
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,11 @@ def normal_like(key: Key, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
     keys = jax.random.split(key, len(arrays))
     draw = lambda k, x: jax.random.normal(k, x.shape, x.dtype) if continuous(x) else x
     return tuple(draw(k, x) for k, x in zip(keys, arrays, strict=True))
+
+
+def own_key(key: Key, layer: Any) -> Key:
+    """A key of the layer's own, in a loop of the step's: by its name, so that it does not depend on other layers."""
+    return functools.reduce(jax.random.fold_in, layer.steps, jax.random.fold_in(key, zlib.crc32(layer.name.encode())))
 
 
 def continuous(x: Array) -> bool:

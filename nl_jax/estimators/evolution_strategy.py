@@ -9,7 +9,7 @@ from nl_jax.estimators.directions import Law, Structured, gaussian
 from nl_jax.estimators.directions.structured import parts
 from nl_jax.estimators.sampling import default_chunk, stacked, sum_over_samples
 from nl_jax.estimators.shaping import Shaping, centred_ranks
-from nl_jax.estimators.spaces import weights
+from nl_jax.estimators.spaces import Noise, weights
 from nl_jax.estimators.step_size import step_size, unit
 
 _GAUSSIAN = gaussian()
@@ -63,17 +63,16 @@ def evolution_strategy(
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
-        view = space(params, batch)
+        view = space(params, batch, Noise(directions, key, num_samples))
         step = step_size(sigma, unit, view.dtypes, view.components)
-        draw = view.draws(directions, key)
 
         def losses_along(index: Array) -> Array:
-            direction = draw(index)
+            direction = view.draw(index)
             tried = view.both_sides(direction, step) if antithetic else (view.displaced(direction, step),)
             return jnp.mean(jnp.stack(tried), axis=1)
 
         indices = jnp.arange(num_samples, dtype=jnp.int32)
-        direction = jax.eval_shape(draw, indices[0])
+        direction = jax.eval_shape(view.draw, indices[0])
         if any(xi.of_each_example for xi in parts(direction) if isinstance(xi, Structured)):
             raise ValueError(
                 "directions must be shared by the batch, for its mean loss is one fitness; of nl.directions, flipout() "
@@ -90,7 +89,7 @@ def evolution_strategy(
         rates = (utilities[:, 0] - utilities[:, 1]) / 2 if antithetic else utilities[:, 0]
         change = jnp.expand_dims(rates / step, 1)
 
-        credit = sum_over_samples(lambda i: view.credit(change[i], stacked(draw)(i)), num_samples, at_once)
+        credit = sum_over_samples(lambda i: view.credit(change[i], stacked(view.draw)(i)), num_samples, at_once)
         grads = view.gradient(jax.tree.map(lambda c: c / num_samples, credit))
         return grads, state, Info(jnp.mean(fitness), jnp.int32(fitness.size))
 

@@ -6,7 +6,7 @@ ones in B, at first, or their own signs where B is made of signs. Biases are nev
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,20 @@ from jax.nn import initializers
 
 from nl_jax.base import Array, EstimatorInitFn, Key, Params, State
 from nl_jax.checks import require_optimizer, typed_key
-from nl_jax.estimators.drawing import Initializer, continuous, drawn, normal_like
-from nl_jax.estimators.sweep import Layers
+from nl_jax.estimators.drawing import Initializer, continuous, drawn, normal_like, own_key
+from nl_jax.estimators.way_back import Find, Seen
+
+Look = Callable[[Find, Params, Any], dict[str, Any]]
 
 
 class UpdateFn(Protocol):
-    """`update(key, state, params, grads, layers) -> state`, after every estimate.
+    """`update(key, state, params, grads, look) -> state`, after every estimate.
 
-    Given the forward weights, what they are taught, and the layers as any weights make them: `layers(params)` and
-    `layers(B)` map names to `nl.propagation.Site`, at the axons of the run.
+    Given the forward weights, what they are taught, and a look at the layers: `look(find, B, extra)` runs the program
+    once and returns what `find` finds in each layer where B stands beside its weights (`way_back.beside`).
     """
 
-    def __call__(self, key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State: ...
+    def __call__(self, key: Key, state: State, params: Params, grads: Params, look: Look) -> State: ...
 
 
 class Feedback(NamedTuple):
@@ -35,7 +37,7 @@ class Feedback(NamedTuple):
     Attributes:
       init: `init(key, params) -> state`.
       weights: `weights(state, params) -> B`, a tree like `params`.
-      update: `update(key, state, params, grads, layers) -> state`, what B learns of one estimate.
+      update: `update(key, state, params, grads, look) -> state`, what B learns of one estimate.
       evaluations: what `update` costs, in evaluations of the objective.
     """
 
@@ -99,8 +101,8 @@ def kolen_pollack(
     """
     require_optimizer(optimizer)
 
-    def update(key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State:
-        del key, params, layers
+    def update(key: Key, state: State, params: Params, grads: Params, look: Look) -> State:
+        del key, params, look
         return _stepped(optimizer, state, grads)
 
     return Feedback(_init_learned(optimizer, weight_init), lambda state, params: state[0], update)
@@ -129,34 +131,30 @@ def weight_mirror(
     """
     require_optimizer(optimizer)
 
-    def update(key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State:
+    def agreement(layer: Seen, key: Key) -> Array | None:
+        """⟨B ξ, y⟩ of one layer, averaged over examples and places."""
+        if not any(map(continuous, layer.inputs)):
+            return None
+        noise = normal_like(own_key(key, layer), layer.inputs)
+        silence = jax.tree.map(lambda x: jnp.zeros_like(x) if continuous(x) else x, noise)
+        y = layer.connection(layer.params, *noise) - layer.connection(layer.params, *silence)
+        places = math.prod(y.shape[:-1] or y.shape)  # a single unit may have no axis
+        return jnp.sum(layer.connection(layer.companion, *noise) * jax.lax.stop_gradient(y)) / places
+
+    def update(key: Key, state: State, params: Params, grads: Params, look: Look) -> State:
         del grads
         typed_key(key)
-        sites = {name: site for name, site in layers(params).items() if any(map(continuous, site.inputs))}
-        keys = dict(zip(sites, jax.random.split(key, len(sites)), strict=True))
-        noise = {name: normal_like(keys[name], site.inputs) for name, site in sites.items()}
-        silence = jax.tree.map(lambda x: jnp.zeros_like(x) if continuous(x) else x, noise)
-        answers = {
-            name: site.connection(site.params, *noise[name]) - site.connection(site.params, *silence[name])
-            for name, site in sites.items()
-        }
 
         def disagreement(weights: Params) -> Array:
-            total = jnp.asarray(0.0)
-            back = layers(weights)
-            for name, y in answers.items():
-                places = math.prod(y.shape[:-1] or y.shape)  # a single unit may have no axis
-                agreement = jnp.sum(back[name].connection(back[name].params, *noise[name]) * y) / places
-                total = total - agreement.astype(total.dtype)
-            return total
+            return -sum((a.astype(float) for a in look(agreement, weights, key).values()), start=jnp.asarray(0.0))
 
         return _stepped(optimizer, state, jax.grad(disagreement)(state[0]))
 
     return Feedback(_init_learned(optimizer, weight_init), lambda state, params: state[0], update, evaluations=3)
 
 
-def _kept(key: Key, state: State, params: Params, grads: Params, layers: Layers) -> State:
-    del key, params, grads, layers
+def _kept(key: Key, state: State, params: Params, grads: Params, look: Look) -> State:
+    del key, params, grads, look
     return state
 
 

@@ -1,12 +1,14 @@
 """Feedback alignment: backpropagation whose way back has weights of its own."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.checks import layered
 from nl_jax.estimators import feedback as feedbacks
 from nl_jax.estimators.feedback import Feedback
-from nl_jax.estimators.sweep import sweep, transposed
+from nl_jax.estimators.way_back import Find, beside, way_back
 
 
 def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None) -> GradientEstimator:
@@ -50,8 +52,12 @@ def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None
         raise ValueError(f"feedback must be one of nl.feedback, such as nl.feedback.random(), got {feedback!r}")
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
-        swept = sweep(objective, params, batch, transposed(source.weights(state, params)))
-        state = source.update(key, state, params, swept.grads, swept.layers)
-        return swept.grads, state, Info(jnp.mean(swept.losses), jnp.int32(3 + source.evaluations))
+        losses, grads, _ = way_back(objective, params, batch, companion=source.weights(state, params))
+
+        def look(find: Find, companion: Params, extra: Any) -> dict[str, Any]:
+            return beside(objective, find)(params, companion, batch, extra)
+
+        state = source.update(key, state, params, grads, look)
+        return grads, state, Info(jnp.mean(losses), jnp.int32(3 + source.evaluations))
 
     return GradientEstimator(source.init, estimate)

@@ -8,7 +8,7 @@ from nl_jax.checks import positive_integer, positive_number, takes, typed_key
 from nl_jax.estimators.baselines import Baseline
 from nl_jax.estimators.directions import Law
 from nl_jax.estimators.sampling import default_chunk, stacked, sum_over_samples
-from nl_jax.estimators.spaces import Space
+from nl_jax.estimators.spaces import Noise, Space
 from nl_jax.estimators.step_size import step_size
 
 
@@ -49,12 +49,11 @@ def perturbation(
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
-        view = space(params, batch)
+        view = space(params, batch, Noise(directions, key, num_samples))
         rate = baseline.rate(view, step_size(sigma, baseline.length, view.dtypes, view.components), state)
-        draw = view.draws(directions, key)
 
         def sample(index: Array) -> State:
-            direction = draw(index)
+            direction = view.draw(index)
             return direction, *rate.along(direction)
 
         def partial_sum(indices: Array) -> State:

@@ -1,29 +1,18 @@
 """REINFORCE: the score-function estimator (Williams 1992)."""
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import (
-    ActivationFn,
-    Array,
-    Batch,
-    Connection,
-    GradientEstimator,
-    Info,
-    Key,
-    Objective,
-    Params,
-    Propagate,
-    State,
-)
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.checks import floating, layered, per_example, positive_integer, typed_key
 from nl_jax.estimators import reward_baselines
+from nl_jax.estimators.drawing import own_key
 from nl_jax.estimators.reward_baselines import RewardBaseline
 from nl_jax.estimators.stochastic_units import Unit
-from nl_jax.propagation import local
+from nl_jax.propagation import Site, local
 
 _LEAVE_ONE_OUT = reward_baselines.leave_one_out()
 
@@ -95,67 +84,57 @@ def reinforce(
         typed_key(key)
         floating(params)
         copies = jax.tree.map(lambda leaf: _repeated(leaf, num_samples), batch)
-        (losses, eligibility), preactivations, pull = local(_drawn(objective, chosen, key))(params, copies)
+        examples = jax.eval_shape(objective, params, copies).shape[:1]
+        drawing: dict[str, str] = {}
+
+        def unit_of(site: Site) -> Unit | None:
+            pattern = next((p for p in chosen if fnmatch.fnmatchcase(site.name, p)), None)
+            if pattern is None or not jax.tree.leaves(site.params):
+                return None
+            drawing[site.name] = pattern
+            return chosen[pattern]
+
+        def activate(site: Site, nu: Array) -> Array:
+            unit = unit_of(site)
+            if unit is None:
+                return site.activation(nu)
+            return unit.axons(unit.sample(own_key(key, site), nu), site.activation)
+
+        def respond(site: Site, nu: Array) -> Array | None:
+            """⟨e, ν⟩ of every example: its credit ℓ − b is that of all units, in a loop at all steps."""
+            unit = unit_of(site)
+            if unit is None:
+                return None
+            if nu.shape[:1] != examples:
+                raise ValueError(
+                    f"every example is judged by its own loss, so that layer {site.name!r} must have its {examples[0]} "
+                    f"examples along the first axis; its shape is {nu.shape}"
+                )
+            still = jax.lax.stop_gradient(nu)
+            eligibility = unit.eligibility(unit.sample(own_key(key, site), still), still)
+            products = jax.lax.stop_gradient(eligibility) * nu.astype(eligibility.dtype)
+            return jnp.sum(products.reshape(examples[0], -1), axis=1)
+
+        losses, responses, learned, pull = local(objective, respond, activate)(params, copies)
+        for name in learned:
+            if name not in responses:
+                raise ValueError(
+                    f"layer {name!r} depends on parameters but draws nothing, so that its credit would have to come "
+                    f"from other layers: name a unit for it, such as units={{{name!r}: nl.units.gaussian(sigma=0.1), …}}"
+                    ", and let it receive its parameters by propagate"
+                )
+        for pattern in chosen:
+            if pattern not in drawing.values():
+                raise ValueError(f"no layer gets units[{pattern!r}]; those that draw are {', '.join(drawing)}")
         each = per_example(losses).reshape(num_samples, -1)
         judgement = (each - baseline.expected(each, state)).reshape(-1) / losses.size
-        credit = {
-            name: _judged(name, judgement, eligibility.get(name)).astype(preactivation.dtype)
-            for name, preactivation in preactivations.items()
-        }
+        credit = {name: judgement.astype(response.dtype) for name, response in responses.items()}
         # Parameters used outside any layer: the loss's own derivative, averaged over the samples.
-        by_loss = jnp.full_like(losses, 1 / losses.size)
-        grads = pull((by_loss, jax.tree.map(jnp.zeros_like, eligibility)), credit)
+        grads = pull(jnp.full_like(losses, 1 / losses.size), credit)
         loss = jnp.mean(losses)
         return grads, baseline.update(state, loss), Info(loss, jnp.int32(2 * num_samples))
 
     return GradientEstimator(init, estimate)
-
-
-def _drawn(objective: Objective, units: Mapping[str, Unit], key: Key) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """The objective with its layers' axons drawn at random: `(losses, {layer: eligibility})`."""
-
-    def drawn(params: Params, batch: Batch, propagate: Propagate) -> tuple[Array, dict[str, Array]]:
-        eligibility: dict[str, Array] = {}
-        unused = set(units)
-
-        def draw(
-            name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
-        ) -> Array:
-            pattern = next((p for p in units if fnmatch.fnmatchcase(name, p)), None)
-            if pattern is None or not jax.tree.leaves(params):
-                return propagate(name, connection, activation, params, *inputs)
-            unused.discard(pattern)
-            own_key = jax.random.fold_in(key, len(eligibility))
-
-            def respond(preactivation: Array) -> Array:
-                sample = units[pattern].sample(own_key, preactivation)
-                eligibility[name] = units[pattern].eligibility(sample, preactivation)
-                return units[pattern].axons(sample, activation)
-
-            return propagate(name, connection, respond, params, *inputs)
-
-        losses = objective(params, batch, propagate=draw)
-        if unused:
-            raise ValueError(f"no layer gets units[{min(unused)!r}]; those that draw are {', '.join(eligibility)}")
-        return losses, eligibility
-
-    return drawn
-
-
-def _judged(name: str, judgement: Array, eligibility: Array | None) -> Array:
-    """(ℓ_n − b_n) e_n for each example."""
-    if eligibility is None:
-        raise ValueError(
-            f"layer {name!r} depends on parameters but draws nothing, so that its credit would have to come from other "
-            f"layers: name a unit for it, such as units={{{name!r}: nl.units.gaussian(sigma=0.1), …}}, and let it "
-            "receive its parameters by propagate"
-        )
-    if eligibility.shape[:1] != judgement.shape:
-        raise ValueError(
-            f"every example is judged by its own loss, so that layer {name!r} must have its {judgement.size} examples "
-            f"along the first axis; its shape is {eligibility.shape}"
-        )
-    return jnp.einsum("n,n...->n...", judgement.astype(eligibility.dtype), eligibility)
 
 
 def _repeated(leaf: Array, times: int) -> Array:

@@ -1,7 +1,6 @@
 """Difference target propagation: on the way down it is targets that are sent, by decoders that are learned."""
 
-import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,12 +10,14 @@ from jax.nn import initializers
 
 from nl_jax.base import ActivationFn, Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.checks import layered, positive_number, require_optimizer, takes, typed_key
+from nl_jax.dependence import reached
 from nl_jax.estimators.constrained.lagrangian import stationarity
-from nl_jax.estimators.drawing import Initializer, continuous, drawn, normal_like
+from nl_jax.estimators.drawing import Initializer, continuous, drawn, normal_like, own_key
 from nl_jax.estimators.example import shapes_of
-from nl_jax.estimators.sweep import Layers, WayBack, sweep, transpose
-from nl_jax.propagation import Site, local, record, survey
-from nl_jax.tracing import if_mapped
+from nl_jax.estimators.way_back import Back, Find, Seen, beside, way_back
+from nl_jax.propagation import Site, interpret, learning_layers, record
+
+Biases = tuple[Array, ...]
 
 
 class Decoders(NamedTuple):
@@ -96,9 +97,7 @@ def difference_target_propagation(
     report = stationarity(objective)
 
     def init(key: Key, params: Params) -> State:
-        shapes = jax.eval_shape(
-            lambda params, batch: _decoded(objective, params, batch), params, shapes_of(example, params)
-        )
+        shapes = _decoded(objective, params, shapes_of(example, params))
         biases = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), shapes)
         decoders = Decoders(drawn(weight_init, key, params), biases)
         return decoders, optimizer.init(decoders)
@@ -106,67 +105,66 @@ def difference_target_propagation(
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
         decoders, inner = state
-        losses, grads, credit, layers = sweep(objective, params, batch, _by_targets(decoders, activation, eta))
-        axons = {name: site.axons for name, site in layers(params).items()}
+        losses, grads, credit = way_back(
+            objective, params, batch, _by_targets(activation, eta),
+            companion=decoders.weights, extra=decoders.biases, credit=True,
+        )  # fmt: skip
+        axons = record(objective)(params, batch)[1]
         multipliers = {name: -z * len(z) for name, z in credit.items()}  # of each example's own loss
         _, residuals = report(params, axons, multipliers, batch)
 
-        errors = jax.grad(_reconstruction)(decoders, layers, params, key, activation, sigma)
-        updates, inner = optimizer.update(errors, inner, decoders)
+        def reconstruction(decoders: Decoders) -> Array:
+            errors = beside(objective, _reconstruction(activation, sigma))
+            found = errors(params, decoders.weights, batch, (decoders.biases, key))
+            return sum((error.astype(float) for error in found.values()), start=jnp.asarray(0.0))
+
+        updates, inner = optimizer.update(jax.grad(reconstruction)(decoders), inner, decoders)
         state = optax.apply_updates(decoders, updates), inner
         return grads, state, Info(jnp.mean(losses), jnp.int32(7), residuals)
 
     return GradientEstimator(init, estimate)
 
 
-def _by_targets(decoders: Decoders, activation: ActivationFn, eta: float) -> Callable[[Layers], WayBack]:
+def _by_targets(activation: ActivationFn, eta: float) -> Back:
     """(x_{l−1} − t_{l−1})/η from (x_l − t_l)/η."""
 
-    def way_back(layers: Layers) -> WayBack:
-        backward = layers(decoders.weights)
+    def back(layer: Seen, biases: dict[str, Biases], z: Array, delta: Array) -> tuple[Array, ...]:
+        routed = layer.transpose(layer.params)(delta)
+        if layer.name not in biases:
+            return routed
+        own = biases[layer.name]
+        _fit(layer.name, own, layer.inputs)
+        step = eta * len(z)  # z is of the mean loss, a target of the example's own
+        to_axons, to_target = (_decode(layer, own, activation, y) for y in (layer.axons, layer.axons - step * z))
+        displaced = ((x - t) / step for x, t in zip(to_axons, to_target, strict=True))
+        # nothing is decoded where it goes to indices
+        return tuple(next(displaced) if continuous(x) else r for x, r in zip(layer.inputs, routed, strict=True))
 
-        def back(name: str, site: Site, z: Array, delta: Array) -> tuple[Array, ...]:
-            if name not in decoders.biases:
-                return transpose(site, site.inputs)(delta)
-            _fit(name, decoders.biases[name], site.inputs)
-
-            def decode(y: Array) -> tuple[Array, ...]:
-                return _decode(backward[name], decoders.biases[name], activation, site.inputs, y)
-
-            step = eta * len(z)  # z is of the mean loss, a target of the example's own
-            decoded = zip(decode(site.axons), decode(site.axons - step * z), strict=True)
-            displaced = ((from_axons - from_target) / step for from_axons, from_target in decoded)
-            routed = transpose(site, site.inputs)(delta)  # nothing, where it goes to indices
-            return tuple(next(displaced) if continuous(x) else r for x, r in zip(site.inputs, routed, strict=True))
-
-        return back
-
-    return way_back
+    return back
 
 
-def _reconstruction(
-    decoders: Decoders, layers: Layers, params: Params, key: Key, activation: ActivationFn, sigma: float
-) -> Array:
-    """½‖g(f(x + σξ)) − (x + σξ)‖² of all decoders, the mean over examples."""
-    forward, backward = layers(params), layers(decoders.weights)
-    total = jnp.asarray(0.0)
-    for k, (name, biases) in zip(jax.random.split(key, len(decoders.biases)), decoders.biases.items(), strict=True):
-        site = forward[name]
-        noise = normal_like(k, site.inputs)
-        noisy = tuple(x + sigma * xi if continuous(x) else x for x, xi in zip(site.inputs, noise, strict=True))
-        y = site.activation(site.connection(site.params, *noisy))
-        decoded = _decode(backward[name], biases, activation, site.inputs, y)
-        for restored, x in zip(decoded, filter(continuous, noisy), strict=True):
-            total = total + (0.5 * jnp.sum((restored - x) ** 2) / len(x)).astype(total.dtype)
-    return total
+def _reconstruction(activation: ActivationFn, sigma: float) -> Find:
+    """½‖g(f(x + σξ)) − (x + σξ)‖² of a layer's decoder, the mean over examples."""
+
+    def error(layer: Seen, extra: tuple[dict[str, Biases], Key]) -> Array | None:
+        biases, key = extra
+        if layer.name not in biases:
+            return None
+        noise = normal_like(own_key(key, layer), layer.inputs)
+        noisy = tuple(x + sigma * xi if continuous(x) else x for x, xi in zip(layer.inputs, noise, strict=True))
+        y = layer.activation(layer.connection(layer.params, *noisy))
+        decoded = _decode(layer, biases[layer.name], activation, y)
+        pairs = zip(decoded, filter(continuous, noisy), strict=True)
+        return sum(0.5 * jnp.sum((restored - x) ** 2).astype(float) / len(x) for restored, x in pairs)
+
+    return error
 
 
-def _decode(
-    site: Site, biases: tuple[Array, ...], activation: ActivationFn, inputs: tuple[Array, ...], y: Array
-) -> tuple[Array, ...]:
+def _decode(layer: Seen, biases: Biases, activation: ActivationFn, y: Array) -> tuple[Array, ...]:
     """g(y) = a(Bᵀ y + c), for each floating-point input of the layer."""
-    returned = [nu for nu, x in zip(transpose(site, inputs)(y), inputs, strict=True) if continuous(x)]
-    return tuple(activation(nu + c[None]) for nu, c in zip(returned, biases, strict=True))
+    returned = layer.transpose(layer.companion)(y)
+    continuing = [nu for nu, x in zip(returned, layer.inputs, strict=True) if continuous(x)]
+    return tuple(activation(nu + c[None]) for nu, c in zip(continuing, biases, strict=True))
 
 
 def _fit(name: str, biases: tuple[Array, ...], inputs: tuple[Array, ...]) -> None:
@@ -178,18 +176,22 @@ def _fit(name: str, biases: tuple[Array, ...], inputs: tuple[Array, ...]) -> Non
         )
 
 
-def _decoded(objective: Objective, params: Params, batch: Batch) -> dict[str, tuple[Array, ...]]:
+def _decoded(objective: Objective, params: Params, batch: Batch) -> dict[str, Biases]:
     """The floating-point inputs of layers that learn, where they depend on other layers' axons: what is decoded."""
-    learned = local(objective)(params, batch).preactivations
-    axons = record(objective)(params, batch)[1]
-    reading: set[str] = set()
 
-    def run(axons: dict[str, Array]) -> dict[str, tuple[Array, ...]]:
-        sites = survey(objective, given=axons)(params, batch)[1]
-        for name, site in sites.items():
-            for x in site.inputs:
-                if_mapped(x, functools.partial(reading.add, name))
-        return {name: tuple(filter(continuous, site.inputs)) for name, site in sites.items()}
+    def layer(site: Site, given: Array | None) -> tuple[Array, Biases]:
+        if site.steps:
+            raise ValueError(
+                f"difference_target_propagation: layer {site.name!r} is in a loop, whose steps have no decoders of "
+                "their own: use feedback_alignment"
+            )
+        return site.axons() if given is None else given, tuple(filter(continuous, site.inputs))
 
-    jax.vmap(run, axis_size=1)(jax.tree.map(lambda x: x[None], axons))
-    return {name: inputs for name, inputs in run(axons).items() if name in learned and name in reading}
+    def inputs(params: Params, batch: Batch, axons: Mapping[str, Array]) -> dict[str, Biases]:
+        return interpret(objective, layer)(params, batch, axons)[1]
+
+    axons = jax.eval_shape(lambda params, batch: record(objective)(params, batch)[1], params, batch)
+    learned, sources = learning_layers(objective, params, batch), reached(inputs, params, batch, axons)
+    reading = [name for name in learned if any(2 in found for found in sources[name])]
+    shapes = jax.eval_shape(inputs, params, batch, axons)
+    return {name: shapes[name] for name in reading}

@@ -7,7 +7,7 @@ import jax
 
 from nl_jax.base import Batch, GradientEstimator, Params, Program
 from nl_jax.checks import path_name, takes
-from nl_jax.locality.dependence import EVERYTHING, NOTHING, Cut, Flow, Flows, sources_of_outputs
+from nl_jax.dependence import EVERYTHING, NOTHING, Cut, Flow, Flows, sources_of_outputs
 from nl_jax.locality.marking import LOSS, STAGES, marked, post, pre, stage
 from nl_jax.locality.report import COLUMNS, Audit, Row, Source
 

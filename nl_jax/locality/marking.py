@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import ActivationFn, Array, Connection, Params, Program, Propagate
+from nl_jax.base import Array, Params, Program, Propagate
 from nl_jax.checks import takes_propagate
-from nl_jax.locality.dependence import mark, mark_tangent
-from nl_jax.propagation import feedforward, require_new
+from nl_jax.dependence import mark, mark_tangent
+from nl_jax.propagation import Around, Site, feedforward
 
 LOSS = "loss"
 
@@ -49,19 +49,14 @@ def marked(program: Program, met: Callable[[str], Any]) -> Program:
         return lambda params, batch: _mark_loss(program(params, batch))
 
     def run(params: Params, batch: Any, propagate: Propagate = feedforward) -> Any:
-        def marking(
-            name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
-        ) -> Array:
-            require_new(name, names)
-            names.add(name)
-            met(name)
-            preactivation, response, axons = (functools.partial(mark, stage(name, which)) for which in STAGES)
-            received = [mark(pre(name), jnp.asarray(x)) for x in inputs]
-            layer = _Marked(connection, preactivation), _Marked(activation, response)
-            return axons(propagate(name, *layer, params, *received))
+        def marking(site: Site, given: None, propagate: Propagate) -> Array:
+            met(site.name)
+            preactivation, response, axons = (functools.partial(mark, stage(site.name, which)) for which in STAGES)
+            received = [mark(pre(site.name), jnp.asarray(x)) for x in site.inputs]
+            layer = _Marked(site.connection, preactivation), _Marked(site.activation, response)
+            return axons(propagate(site.name, *layer, site.params, *received))
 
-        names: set[str] = set()
-        return _mark_loss(program(params, batch, propagate=marking))
+        return _mark_loss(program(params, batch, propagate=Around(propagate, marking)))
 
     return run
 

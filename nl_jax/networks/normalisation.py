@@ -15,12 +15,12 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import ActivationFn, Array, Connection, Forward, Params, Propagate
+from nl_jax.base import Array, Connection, Forward, Params, Propagate
 from nl_jax.checks import positive_number
 from nl_jax.networks.connections import Shape
 from nl_jax.networks.layers import Layer, Transform
 from nl_jax.numerics import wide_dtype
-from nl_jax.propagation import feedforward, survey
+from nl_jax.propagation import Around, Site, feedforward, interpret
 
 
 class Moments(NamedTuple):
@@ -141,16 +141,14 @@ def population(forward: Forward) -> Callable[[Params, Any], dict[str, Moments]]:
     (True, True)
     """
 
-    def moments(params: Params, inputs: Any) -> dict[str, Moments]:
-        _, sites = survey(forward)(params, inputs)
-        return {
-            name: site.connection.unbiased_moments(site.params, *site.inputs)
-            for name, site in sites.items()
-            if isinstance(site.connection, BatchNormalised)
-        }
+    def layer(site: Site, given: None) -> tuple[Array, Moments | None]:
+        normalised = isinstance(site.connection, BatchNormalised)
+        return site.axons(), site.connection.unbiased_moments(site.params, *site.inputs) if normalised else None
+
+    moments = interpret(forward, layer)
 
     def statistics(params: Params, batches: Any) -> dict[str, Moments]:
-        each = jax.lax.map(lambda inputs: moments(params, inputs), batches)
+        each = jax.lax.map(lambda inputs: moments(params, inputs)[1], batches)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
 
     return statistics
@@ -171,17 +169,18 @@ def inference(forward: Forward, statistics: Mapping[str, Moments]) -> Forward:
     """
 
     def inferring(params: Params, inputs: Any, propagate: Propagate = feedforward) -> Any:
-        def given(
-            name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
-        ) -> Array:
+        def around(site: Site, moments: Moments | None, propagate: Propagate) -> Array:
+            connection = site.connection
             if isinstance(connection, BatchNormalised):
-                if name not in statistics:
+                if moments is None:
                     known = ", ".join(statistics) or "none"
-                    raise ValueError(f"there are no statistics of layer {name!r}, only of {known}: gather them anew")
-                connection = connection.with_moments(statistics[name])
-            return propagate(name, connection, activation, params, *inputs)
+                    raise ValueError(
+                        f"there are no statistics of layer {site.name!r}, only of {known}: gather them anew"
+                    )
+                connection = connection.with_moments(moments)
+            return propagate(site.name, connection, site.activation, site.params, *site.inputs)
 
-        return forward(params, inputs, propagate=given)
+        return forward(params, inputs, propagate=Around(propagate, around, statistics))
 
     return inferring
 

@@ -11,7 +11,7 @@ import optax
 from nl_jax.base import Array, Batch, Forward, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.checks import path_name, per_example, takes_propagate
 from nl_jax.products import unfold
-from nl_jax.propagation import Site, survey
+from nl_jax.propagation import Site, interpret
 from nl_jax.rules.rule import Change, Rule
 
 
@@ -76,16 +76,22 @@ def local_learning(
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
         inputs, targets = batch if isinstance(batch, tuple | list) else (batch, None)
-        _, sites = survey(forward)(params, inputs)
-        teachers = targets if isinstance(targets, Mapping) else {next(reversed(sites), None): targets}
+        rules, shapes = by_layer(params), {}
+
+        def layer(site: Site, given: None) -> tuple[Array, tuple[Params, Array, Array] | None]:
+            axons = site.axons()
+            shapes[site.name] = axons.shape
+            return axons, (site.params, *_examples(site, axons)) if site.name in rules else None
+
+        _, seen = interpret(forward, layer)(params, inputs)
+        teachers = targets if isinstance(targets, Mapping) else {next(reversed(shapes), None): targets}
         grads, states = jax.tree.map(jnp.zeros_like, params), {}
-        for name, own in by_layer(params).items():
-            if name not in sites:
-                raise ValueError(f"no layer is named {name!r}; the layers are {', '.join(sites)}")
-            site = sites[name]
-            pre, post = _examples(name, site)
-            teacher = _teacher(name, site, teachers.get(name)) if own.supervised else None
-            flat = _flat(site.params)
+        for name, own in rules.items():
+            if name not in seen:
+                raise ValueError(f"no layer is named {name!r}; the layers are {', '.join(shapes)}")
+            its_params, pre, post = seen[name]
+            teacher = _teacher(name, shapes[name], teachers.get(name)) if own.supervised else None
+            flat = _flat(its_params)
             change, after = own.change(state[name], flat, pre, post, teacher)
             _require_fit(name, change, flat)
             states[name] = jax.tree.map(lambda old, new: new.astype(old.dtype), state[name], after)
@@ -129,8 +135,14 @@ def _like(weight: Array, change: Array) -> Array:
     return change.reshape(weight.shape).astype(weight.dtype)
 
 
-def _examples(name: str, site: Site) -> tuple[Array, Array]:
+def _examples(site: Site, axons: Array) -> tuple[Array, Array]:
     """What the layer's weight is multiplied with and what its units answer, position by position."""
+    name = site.name
+    if site.steps:
+        raise ValueError(
+            f"layer {name!r} is in a loop, whose steps would each change its parameters: local_learning teaches layers "
+            "outside loops; for a loop over time see nl.e_prop and nl.rflo"
+        )
     if len(site.inputs) != 1:
         raise ValueError(f"layer {name!r} has {len(site.inputs)} inputs; a local rule changes a layer of one")
     try:
@@ -140,20 +152,20 @@ def _examples(name: str, site: Site) -> tuple[Array, Array]:
             f"layer {name!r} does not multiply its weight once by its inputs, as `x @ weight` or with "
             f"nl.products.product: {error}"
         ) from error
-    post = site.axons.reshape(-1, site.axons.shape[-1])
+    post = axons.reshape(-1, axons.shape[-1])
     if post.shape != (pre.shape[0], site.params["weight"].shape[-1]):
         raise ValueError(
-            f"layer {name!r} has axons of shape {site.axons.shape} for {pre.shape[0]} products with "
+            f"layer {name!r} has axons of shape {axons.shape} for {pre.shape[0]} products with "
             f"{site.params['weight'].shape[-1]} units: a local rule needs one axon for each"
         )
     return pre, post
 
 
-def _teacher(name: str, site: Site, targets: Any) -> Array:
-    if np.shape(targets) != site.axons.shape:
+def _teacher(name: str, shape: tuple[int, ...], targets: Any) -> Array:
+    if np.shape(targets) != shape:
         given = "none" if targets is None else f"targets of shape {np.shape(targets)}"
         raise ValueError(
-            f"layer {name!r} learns from targets of its axons' shape {site.axons.shape}, got {given}: give the batch "
+            f"layer {name!r} learns from targets of its axons' shape {shape}, got {given}: give the batch "
             "as (inputs, targets), classes as one-hot, or targets of lower layers as {layer: targets}"
         )
     return targets.reshape(-1, targets.shape[-1])

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
-from nl_jax.checks import layered
+from nl_jax.checks import layered, per_example
 from nl_jax.estimators.constrained.lagrangian import Axons, lagrangian
 from nl_jax.estimators.constrained.solution import Point, solution
+from nl_jax.propagation import Site, interpret
 
 
 def lagrangian_backprop(objective: Objective) -> GradientEstimator:
@@ -14,7 +15,7 @@ def lagrangian_backprop(objective: Objective) -> GradientEstimator:
 
     Solved by substitution: x by the forward pass, so that ∂L/∂λ = 0; then each λ_l from those above it,
     from the last layer down, so that ∂L/∂x_l = 0 (the adjoint equations); then ∂L/∂W is the gradient.
-    At that point λ_l = −∂C/∂x_l. No derivative reaches across more than one layer.
+    At that point λ_l = −∂C/∂x_l.
 
     Args:
       objective: a per-example objective that takes `propagate`.
@@ -45,11 +46,21 @@ def lagrangian_backprop(objective: Objective) -> GradientEstimator:
 
 
 def adjoint(objective: Objective, params: Params, axons: Axons, batch: Batch) -> dict[str, Array]:
-    """λ with ∂L/∂x = 0 at given axons, from the last layer down; one reverse sweep's work."""
-    multipliers: dict[str, Array] = {}
-    for name in reversed(list(axons)):
-        multipliers[name] = balance(objective, params, axons, multipliers, batch, name)
-    return multipliers
+    """λ with ∂L/∂x = 0 at feedforward axons, from the last layer down: one reverse sweep.
+
+    ∂L/∂x_l = λ_l + ∂C/∂x_l − Σ_k J_klᵀ λ_k, of the layers k above: λ_l is minus the credit that a displacement of x_l
+    alone gets.
+    """
+
+    def layer(site: Site, displacement: Array) -> tuple[Array, None]:
+        return site.axons() + displacement, None
+
+    def total(displacements: Axons) -> Array:
+        losses, _ = interpret(objective, layer)(params, batch, displacements)
+        return jnp.sum(per_example(losses))
+
+    credit = jax.grad(total)({name: jnp.zeros_like(x) for name, x in axons.items()})
+    return {name: -credit[name] for name in axons}
 
 
 def balance(objective: Objective, params: Params, axons: Axons, multipliers: Axons, batch: Batch, name: str) -> Array:

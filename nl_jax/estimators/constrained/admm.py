@@ -10,7 +10,7 @@ from nl_jax.estimators.constrained.lagrangian import Axons, gradients
 from nl_jax.estimators.constrained.layer_solves import LayerSolve
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance
 from nl_jax.estimators.constrained.saddle_point import Iterate, Iteration, ascended, saddle_point
-from nl_jax.propagation import cut, survey
+from nl_jax.propagation import Site, hold, interpret
 
 
 def admm(
@@ -70,8 +70,8 @@ def sweep(objective: Objective, penalty: float, solve: LayerSolve) -> Iteration:
         batch = _batch_of_one(example)
 
         def run(axons: Axons) -> tuple[Array, dict[str, Array]]:
-            losses, predicted = cut(objective)(params, batch, _batch_of_one(axons))
-            return per_example(losses)[0], {name: x - predicted[name][0] for name, x in axons.items()}
+            losses, layers = hold(objective)(params, batch, _batch_of_one(axons))
+            return per_example(losses)[0], {name: x - layers[name].predicted[0] for name, x in axons.items()}
 
         for name in downwards:
 
@@ -101,11 +101,21 @@ def _batch_of_one(example: Axons | Batch) -> Batch:
 
 def _unmixed(objective: Objective, params: Params, batch: Batch) -> list[str]:
     """The layers' names in the order of propagation, or ValueError for one that mixes examples."""
-    _, sites = survey(objective)(params, batch)
-    for name, site in sites.items():
+    names: list[str] = []
+
+    def layer(site: Site, given: None) -> tuple[Array, None]:
         if getattr(site.connection, "mixes_examples", False):
             raise ValueError(
-                f"layer {name!r} mixes examples, and admm solves for each alone: use primal_dual, extragradient or "
+                f"layer {site.name!r} mixes examples, and admm solves for each alone: use primal_dual, extragradient "
+                "or augmented_lagrangian"
+            )
+        if site.steps:
+            raise ValueError(
+                f"admm: layer {site.name!r} is in a loop, but layers are solved for one after the other: use "
                 "augmented_lagrangian"
             )
-    return list(sites)
+        names.append(site.name)
+        return site.axons(), None
+
+    jax.eval_shape(interpret(objective, layer), params, batch)
+    return names

@@ -9,7 +9,7 @@ import optax
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, positive_number, require_optimizer
-from nl_jax.estimators.constrained.lagrangian import Axons
+from nl_jax.estimators.constrained.lagrangian import Axons, hidden_and_last
 from nl_jax.estimators.constrained.penalty import infer, learning_point
 from nl_jax.estimators.constrained.relaxation import Relaxation
 from nl_jax.estimators.constrained.solution import Point, solution
@@ -75,7 +75,7 @@ def auxiliary_coordinates(
     relaxation = Relaxation(num_steps, tolerance).checked()
 
     def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
-        *names, _ = feedforward
+        names, _ = hidden_and_last("auxiliary_coordinates", feedforward)
         feasible = {name: feedforward[name] for name in names}
 
         def stage(carry: tuple[Axons, Array], penalty: Array) -> tuple[tuple[Axons, Array], Array]:

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, positive_number
 from nl_jax.estimators.constrained.adjoint import balance
-from nl_jax.estimators.constrained.lagrangian import Axons
+from nl_jax.estimators.constrained.lagrangian import Axons, hidden_and_last
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance, relax
 from nl_jax.estimators.constrained.solution import Point, solution
-from nl_jax.propagation import cut
+from nl_jax.propagation import hold
 
 
 def fixed_prediction(
@@ -57,10 +57,15 @@ def fixed_prediction(
     relaxation = Relaxation(num_steps, tolerance).checked()
 
     def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
-        *hidden, last = feedforward
+        hidden, last = hidden_and_last("fixed_prediction", feedforward)
         output = {last: balance(objective, params, feedforward, {}, batch, last)}
         fixed = {name: feedforward[name] for name in hidden}
-        (losses, _), backward = jax.vjp(lambda axons: cut(objective)(params, batch, {**feedforward, **axons}), fixed)
+
+        def predicted(axons: Axons) -> tuple[Array, dict[str, Array]]:
+            losses, layers = hold(objective)(params, batch, {**feedforward, **axons})
+            return losses, {name: layer.predicted for name, layer in layers.items()}
+
+        (losses, _), backward = jax.vjp(predicted, fixed)
 
         def step(multipliers: Axons) -> tuple[Axons, Array]:
             errors = jax.tree.map(jnp.negative, {**multipliers, **output})

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, Objective, Params
 from nl_jax.checks import layered, nonnegative_number, per_example
-from nl_jax.propagation import cut
+from nl_jax.propagation import Held, hold, loops_around
 
 Axons = Mapping[str, Array]
 
@@ -55,11 +55,11 @@ def lagrangian(objective: Objective, *, penalty: float | Array = 0.0) -> Callabl
         nonnegative_number("penalty", penalty)
 
     def evaluate(params: Params, axons: Axons, multipliers: Axons, batch: Batch) -> Array:
-        losses, predicted = cut(objective)(params, batch, axons)
+        losses, layers = hold(objective)(params, batch, axons)
         total = per_example(losses)
-        _fit(predicted, multipliers)
-        for name, prediction in predicted.items():
-            residual = axons[name] - prediction
+        _fit(layers, axons, multipliers)
+        for name, layer in layers.items():
+            residual = layer.axons - layer.predicted
             if name in multipliers:
                 total = total + inner(name, multipliers[name], residual, total)
             if isinstance(penalty, jax.Array) or penalty > 0:
@@ -98,29 +98,44 @@ def stationarity(
         return jnp.mean(evaluate(params, axons, multipliers, batch))
 
     def report(params: Params, axons: Axons, multipliers: Axons, batch: Batch) -> tuple[Params, KKT]:
-        grads = jax.grad(mean)(params, axons, multipliers, batch)
-        dual, primal = jax.grad(mean, argnums=(1, 2))(params, axons, multipliers, batch)
+        grads, dual, primal = jax.grad(mean, argnums=(0, 1, 2))(params, dict(axons), dict(multipliers), batch)
         return grads, KKT(*jax.tree.map(lambda leaf: jnp.linalg.norm(jnp.ravel(leaf)), (primal, dual, grads)))
 
     return report
 
 
+def hidden_and_last(estimator: str, axons: Axons) -> tuple[list[str], str]:
+    """The names of the hidden layers and of the last one, or ValueError if that is in a loop."""
+    *hidden, last = axons
+    if loops_around(last):
+        raise ValueError(
+            f"{estimator}: the last layer {last!r} is in a loop, and the output layer, which is not free, must be a "
+            "layer of its own: call it after the loop, or use lagrangian_backprop"
+        )
+    return hidden, last
+
+
 def inner(name: str, a: Array, b: Array, total: Array) -> Array:
     """aᵀb of one layer, per example, to be added to such a total; ValueError for axons that are not examples."""
-    if a.shape[:1] != total.shape:
+    steps = loops_around(name)  # whose axes come first
+    if a.shape[steps : steps + 1] != total.shape:
         raise ValueError(
-            f"layer {name!r} has axons of shape {a.shape}, whose first axis is not the batch of "
+            f"layer {name!r} has axons of shape {a.shape[steps:]}, whose first axis is not the batch of "
             f"{total.shape[0]}: a Lagrangian is per example; give every layer the whole batch"
         )
-    return jnp.sum((a * b).reshape(total.shape[0], -1), axis=1, dtype=total.dtype)
+    others = tuple(axis for axis in range(a.ndim) if axis != steps)
+    return jnp.sum(a * b, axis=others, dtype=total.dtype)
 
 
-def _fit(predicted: Axons, multipliers: Axons) -> None:
+def _fit(layers: Mapping[str, Held], axons: Axons, multipliers: Axons) -> None:
+    for name in layers:
+        if name not in axons:
+            raise ValueError(f"layer {name!r} is not among those known here: {', '.join(axons) or 'none'}")
     for name, multiplier in multipliers.items():
-        if name not in predicted:
-            raise ValueError(f"multipliers: no layer is named {name!r}; the layers are {', '.join(predicted)}")
-        if multiplier.shape != predicted[name].shape:
+        if name not in layers:
+            raise ValueError(f"multipliers: no layer is named {name!r}; the layers are {', '.join(layers)}")
+        if multiplier.shape != layers[name].axons.shape:
             raise ValueError(
-                f"layer {name!r}: the multipliers have shape {multiplier.shape}, the axons {predicted[name].shape}; "
-                "they must be equal"
+                f"layer {name!r}: the multipliers have shape {multiplier.shape}, the axons "
+                f"{layers[name].axons.shape}; they must be equal"
             )

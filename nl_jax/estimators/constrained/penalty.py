@@ -29,10 +29,10 @@ def energy(objective: Objective, *, penalty: float | Array = 1.0) -> Callable[[P
     """
 
     def evaluate(params: Params, hidden: Axons, batch: Batch) -> Array:
-        losses, axons, predicted = hold(objective)(params, batch, hidden)
+        losses, layers = hold(objective)(params, batch, hidden)
         total = per_example(losses)
         for name in hidden:
-            residual = axons[name] - predicted[name]
+            residual = layers[name].axons - layers[name].predicted
             total = total + 0.5 * jnp.asarray(penalty, total.dtype) * inner(name, residual, residual, total)
         return total
 
@@ -72,8 +72,11 @@ def learning_point(
     objective: Objective, params: Params, hidden: Axons, batch: Batch, *, penalty: float | Array, taken: Array
 ) -> Point:
     """The point of given hidden axons: λ_l = μ r_l and λ_L = −∂C/∂x_L, so that its ∂L/∂W is ∂F/∂W."""
-    _, axons, predicted = hold(objective)(params, batch, hidden)
+    _, layers = hold(objective)(params, batch, hidden)
+    axons = {name: layer.axons for name, layer in layers.items()}
     *_, last = axons
-    multipliers = {name: jnp.asarray(penalty, axons[name].dtype) * (axons[name] - predicted[name]) for name in hidden}
+    multipliers = {
+        name: jnp.asarray(penalty, axons[name].dtype) * (axons[name] - layers[name].predicted) for name in hidden
+    }
     multipliers[last] = balance(objective, params, axons, {}, batch, last)
     return Point(axons, multipliers, 2 * taken + 1)

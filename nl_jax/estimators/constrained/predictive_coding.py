@@ -5,7 +5,7 @@ import optax
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, positive_hyperparameter, require_optimizer, takes
 from nl_jax.estimators.constrained import starts
-from nl_jax.estimators.constrained.lagrangian import Axons
+from nl_jax.estimators.constrained.lagrangian import Axons, hidden_and_last
 from nl_jax.estimators.constrained.penalty import infer, learning_point
 from nl_jax.estimators.constrained.relaxation import Relaxation
 from nl_jax.estimators.constrained.solution import Point, solution
@@ -69,7 +69,7 @@ def predictive_coding(
     takes("start", start, 1, "choose nl.starts.feedforward or nl.starts.zeros")
 
     def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
-        *hidden, _ = feedforward
+        hidden, _ = hidden_and_last("predictive_coding", feedforward)
         begin = starts.begun(start, {name: feedforward[name] for name in hidden})
         inferred, taken = infer(
             objective, params, begin, batch, penalty=penalty, optimizer=optimizer, relaxation=relaxation

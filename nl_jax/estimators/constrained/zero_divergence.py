@@ -8,7 +8,7 @@ from nl_jax.checks import layered
 from nl_jax.estimators.constrained.adjoint import balance
 from nl_jax.estimators.constrained.lagrangian import Axons
 from nl_jax.estimators.constrained.solution import Point, solution
-from nl_jax.propagation import hold
+from nl_jax.propagation import hold, loops_around
 
 Stage = dict[str, Array]
 
@@ -54,6 +54,11 @@ def zero_divergence(objective: Objective) -> GradientEstimator:
 
     def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
         *hidden, last = feedforward
+        for name in filter(loops_around, feedforward):
+            raise ValueError(
+                f"zero_divergence: layer {name!r} is in a loop, but inference is a chain of single layers, whose memory "
+                "grows with their square: use fixed_prediction or lagrangian_backprop, which are as exact"
+            )
         arrival = {name: steps for steps, name in enumerate(reversed(hidden), start=1)}
 
         def energy(stages: dict[str, Stage]) -> tuple[Array, Stage]:
@@ -61,13 +66,13 @@ def zero_divergence(objective: Objective) -> GradientEstimator:
             below: Stage = {}
             residuals, errors = [], {}
             for name in hidden:
-                _, _, predicted = hold(objective)(params, batch, below)
-                handed_on = {**below, name: predicted[name]}
+                _, layers = hold(objective)(params, batch, below)
+                handed_on = {**below, name: layers[name].predicted}
                 error = jax.tree.map(jnp.subtract, stages[name], handed_on)
                 residuals += error.values()
                 errors[name] = error[name]
                 below = stages[name]
-            losses, _, _ = hold(objective)(params, batch, below)
+            losses, _ = hold(objective)(params, batch, below)
             total = jnp.sum(losses)
             return total + 0.5 * sum(jnp.sum(jnp.square(r), dtype=total.dtype) for r in residuals), errors
 

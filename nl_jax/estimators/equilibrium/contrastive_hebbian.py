@@ -5,9 +5,10 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.checks import per_example
+from nl_jax.dependence import reached
+from nl_jax.estimators.constrained.lagrangian import hidden_and_last
 from nl_jax.estimators.equilibrium.certificate import certificate
 from nl_jax.estimators.equilibrium.energy import Axons, EnergyNetwork, energy_network
-from nl_jax.tracing import if_mapped
 
 
 def contrastive_hebbian(
@@ -65,9 +66,8 @@ def contrastive_hebbian(
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
         start = network.start(params, batch)
-        *lower, output = start  # in the order of propagation
-        for name in lower:
-            _refuse_loss_of(name, network, params, start, batch)
+        lower, output = hidden_and_last("contrastive_hebbian", start)
+        _refuse_loss_of(lower, network, params, start, batch)
         free, taken = network.settle(params, start, batch)
         losses = per_example(network.outputs(params, free, batch))
         slopes = jax.grad(lambda x: jnp.sum(network.outputs(params, x, batch)))(free)
@@ -92,17 +92,14 @@ def contrastive_hebbian(
     return GradientEstimator(stateless, estimate)
 
 
-def _refuse_loss_of(name: str, network: EnergyNetwork, params: Params, axons: Axons, batch: Batch) -> None:
-    """ValueError if the loss reads this layer, which is not clamped: credit for it would not fade with γ."""
+def _refuse_loss_of(lower: list[str], network: EnergyNetwork, params: Params, axons: Axons, batch: Batch) -> None:
+    """ValueError if the loss reads these layers, which are not clamped: credit for them would not fade with γ."""
 
-    def watch(x: Array) -> None:
-        if_mapped(network.outputs(params, {**axons, name: x}, batch), refuse)
+    def losses(*values: Array) -> Array:
+        return network.outputs(params, {**axons, **dict(zip(lower, values, strict=True))}, batch)
 
-    def refuse() -> None:
+    for i in reached(losses, *(axons[name] for name in lower)):
         raise ValueError(
-            f"the loss reads the axons of layer {name!r}, but contrastive Hebbian learning clamps those of the last "
+            f"the loss reads the axons of layer {lower[i]!r}, but contrastive Hebbian learning clamps those of the last "
             "layer alone: nl.equilibrium_propagation takes such a loss"
         )
-
-    x = axons[name]
-    jax.eval_shape(jax.vmap(watch), jax.ShapeDtypeStruct((1, *x.shape), x.dtype))

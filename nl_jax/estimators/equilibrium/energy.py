@@ -1,18 +1,17 @@
 """Energy networks: programs of layers whose connections work both ways."""
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import ActivationFn, Array, Batch, Connection, Params, Program, Propagate
+from nl_jax.base import Array, Batch, Params, Program, Propagate
 from nl_jax.checks import layered, positive_hyperparameter, positive_number
+from nl_jax.dependence import reached
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance, relax
-from nl_jax.propagation import Site, feedforward, record, survey
-from nl_jax.tracing import if_mapped
+from nl_jax.propagation import Around, Site, feedforward, hold, interpret, places, record
 
 Axons = Mapping[str, Array]
 
@@ -81,13 +80,17 @@ class EnergyNetwork:
 
     def outputs(self, params: Params, axons: Axons, batch: Batch) -> Any:
         """What the program makes of given axons: C, if it is an objective."""
-        return survey(self.program, given=axons)(params, batch)[0]
+        return hold(self.program)(params, batch, axons)[0]
 
     def harmony(self, params: Params, axons: Axons, batch: Batch, nudge: float | Array | None = None) -> Array:
         """Φ − β C, summed over the batch: −F but for what each layer has to itself."""
-        losses, sites = survey(self.program, given=axons)(params, batch)
-        inner = lambda site: jnp.sum(site.axons * site.connection(site.params, *site.inputs))
-        phi = jnp.sum(jnp.stack([scale * inner(sites[name]) for name, scale in self._scales(sites).items()]))
+
+        def layer(site: Site, x: Array) -> tuple[Array, Array]:
+            return x, jnp.sum(x * site.preactivation())
+
+        losses, inner = interpret(self.program, layer)(params, batch, axons)
+        scales = self._scales(inner, axons)
+        phi = jnp.sum(jnp.stack([jnp.sum(scales[name] * product) for name, product in inner.items()]))
         return phi if nudge is None else phi - nudge * jnp.sum(losses)
 
     def forces(
@@ -99,8 +102,28 @@ class EnergyNetwork:
 
     def answers(self, params: Params, axons: Axons, batch: Batch, forces: Axons) -> dict[str, Array]:
         """x_l = f_l(s_l⁻¹ force_l), by layer."""
-        _, sites = survey(self.program, given=axons)(params, batch)
-        return {name: sites[name].activation(forces[name] / scale) for name, scale in self._scales(sites).items()}
+
+        def layer(site: Site, given: tuple[Array, Array]) -> tuple[Array, Array]:
+            x, sent = given
+            return x, site.activation(sent)
+
+        scaled = {name: (axons[name], sent) for name, sent in self._unscaled(params, axons, batch, forces).items()}
+        return interpret(self.program, layer)(params, batch, scaled)[1]
+
+    def _unscaled(self, params: Params, axons: Axons, batch: Batch, forces: Axons) -> dict[str, Array]:
+        """s_l⁻¹ force_l, by layer."""
+        order: list[str] = []
+
+        def layer(site: Site, x: Array) -> tuple[Array, None]:
+            order.append(site.name)
+            return x, None
+
+        jax.eval_shape(interpret(self.program, layer), params, batch, axons)
+        found = {}
+        for name, scale in self._scales(order, axons).items():
+            missing = forces[name].ndim - jnp.ndim(scale)
+            found[name] = forces[name] / jnp.reshape(scale, (*jnp.shape(scale), *[1] * missing))
+        return found
 
     def _step(
         self, params: Params, axons: Axons, batch: Batch, nudge: float | Array | None, held: Axons
@@ -109,8 +132,14 @@ class EnergyNetwork:
         change = {name: answers[name] - axons[name] for name in axons}
         return {name: axons[name] + self.rate * change[name] for name in axons}, change
 
-    def _scales(self, sites: Mapping[str, Site]) -> dict[str, float | Array]:
-        return {name: self.feedback_strength ** (l - len(sites)) for l, name in enumerate(sites, start=1)}
+    def _scales(self, order: Iterable[str], axons: Axons) -> dict[str, float | Array]:
+        """s_l by layer, for names in the order of propagation; of layers in loops, an array of the steps'."""
+        ranks, count = places({name: axons[name].shape for name in order})
+        exponents = {name: rank + 1 - count for name, rank in ranks.items()}
+        return {
+            name: self.feedback_strength ** (n if isinstance(n, int) else jnp.asarray(n, float))
+            for name, n in exponents.items()
+        }
 
     @property
     def _remedy(self) -> str:
@@ -118,18 +147,16 @@ class EnergyNetwork:
 
     def _refuse_learned_activations(self, params: Params, axons: Axons, batch: Batch) -> None:
         """ValueError if an activation depends on parameters, by which F would have to be differentiated through G."""
-        met: list[str] = []
 
-        def watch(params: Params) -> None:
-            for name, site in survey(self.program, given=axons)(params, batch)[1].items():
-                if_mapped(site.activation(axons[name]), functools.partial(met.append, name))
+        def layer(site: Site, x: Array) -> tuple[Array, Array]:
+            return x, site.activation(x)
 
-        jax.eval_shape(jax.vmap(watch), jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), params))
-        if met:
-            raise ValueError(
-                f"the activation of layer {met[0]!r} holds parameters, whose part in the energy is not known: use them "
-                "in a connection"
-            )
+        for name, sources in reached(lambda p: interpret(self.program, layer)(p, batch, axons)[1], params).items():
+            if sources:
+                raise ValueError(
+                    f"the activation of layer {name!r} holds parameters, whose part in the energy is not known: use "
+                    "them in a connection"
+                )
 
 
 def energy_network(
@@ -157,12 +184,10 @@ def _of_neurons(program: Program) -> Program:
     """The program without its layers that have no parameters: they become part of those above."""
 
     def run(params: Params, inputs: Batch, propagate: Propagate = feedforward) -> Array:
-        def of_neurons(
-            name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
-        ) -> Array:
-            apply = propagate if jax.tree.leaves(params) else feedforward
-            return apply(name, connection, activation, params, *inputs)
+        def of_neurons(site: Site, given: None, propagate: Propagate) -> Array:
+            apply = propagate if jax.tree.leaves(site.params) else feedforward
+            return apply(site.name, site.connection, site.activation, site.params, *site.inputs)
 
-        return program(params, inputs, propagate=of_neurons)
+        return program(params, inputs, propagate=Around(propagate, of_neurons))
 
     return run

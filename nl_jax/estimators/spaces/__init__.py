@@ -1,10 +1,10 @@
 """Spaces a network can be perturbed in: its weights, or its nodes.
 
-A space is a function `space(params, batch) -> View` of given parameters and a given batch.
+A space is a function `space(params, batch, noise) -> View`.
 """
 
 from nl_jax.estimators.spaces.node_space import Credit, nodes, per_batch_credit, per_example_credit
-from nl_jax.estimators.spaces.view import Space, View
+from nl_jax.estimators.spaces.view import Noise, Space, View
 from nl_jax.estimators.spaces.weight_space import weights
 
-__all__ = ["Credit", "Space", "View", "nodes", "per_batch_credit", "per_example_credit", "weights"]
+__all__ = ["Credit", "Noise", "Space", "View", "nodes", "per_batch_credit", "per_example_credit", "weights"]

@@ -3,63 +3,41 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
+from nl_jax.base import Array, Objective, State
+from nl_jax.dependence import reached
+from nl_jax.propagation import Site, interpret
 
-from nl_jax.base import ActivationFn, Array, Batch, Connection, Objective, Params, Propagate, State
-from nl_jax.propagation import feedforward
-from nl_jax.tracing import if_mapped
+Run = Callable[..., tuple[Any, dict[str, Array]]]
 
 
-def refuse_coupling(
-    objective: Objective,
-    params: Params,
-    batch: Batch,
-    displaced: Callable[[Objective, State], Any],
-    origin: State,
-    remedy: str,
-) -> None:
-    """ValueError if examples' own displacements meet in a layer that mixes examples (`nl_jax.base.Connection`).
+def mixing_layers(objective: Objective) -> Run:
+    """`run(params, batch, offsets) -> (losses, {layer: ν})`, of the layers that mix examples (`nl_jax.base.Connection`).
+
+    Offsets of pre-activations as in `nl_jax.propagation.inject`; ν is without the layer's own.
+    """
+
+    def layer(site: Site, offset: Array | None) -> tuple[Array, Array | None]:
+        nu = site.preactivation()
+        axons = site.activation(nu if offset is None else nu + offset)
+        return axons, nu if getattr(site.connection, "mixes_examples", False) else None
+
+    return interpret(objective, layer)
+
+
+def refuse_coupling(preactivations: Callable[[State], dict[str, Array]], origin: State, remedy: str) -> None:
+    """ValueError if examples' own displacements meet in a layer that mixes examples.
 
     Above such a layer, or beside it, they do no harm: what counts is whether its pre-activation depends on them.
 
     Args:
-      objective: a per-example objective that takes `propagate`.
-      params, batch: where it is seen from.
-      displaced: `displaced(objective, values)`, the objective run at displaced values.
-      origin: a tree like those values.
+      preactivations: `preactivations(displaced values) -> {layer: ν}`, of the layers that mix examples.
+      origin: a tree like the displaced values.
       remedy: what to do instead.
     """
-    mixing: list[str] = []
-    jax.eval_shape(_watched(objective, lambda name, nu: mixing.append(name)), params, batch)
-    if not mixing:
-        return
-    met: list[str] = []
-    watched = _watched(objective, lambda name, nu: if_mapped(nu, lambda: met.append(name)))
-    # Mapped over what is displaced and nothing else: what is mapped then depends on it.
-    mapped = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), origin)
-    jax.eval_shape(jax.vmap(lambda values: displaced(watched, values)), mapped)
-    if met:
-        raise ValueError(
-            f"layer {met[0]!r} mixes examples: through it, as through a batch's mean, an example's noise acts on every "
-            f"example's loss, so that its own loss alone judges it wrongly and the estimate would be biased; {remedy}"
-        )
-
-
-def _watched(objective: Objective, see: Callable[[str, Array], None]) -> Objective:
-    """The objective, with `see(name, pre-activation)` called for every layer that mixes examples."""
-
-    def watched(params: Params, batch: Batch, propagate: Propagate = feedforward) -> Array:
-        def watching(
-            name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
-        ) -> Array:
-            def seen(params: Params, *inputs: Array) -> Array:
-                preactivation = connection(params, *inputs)
-                see(name, preactivation)
-                return preactivation
-
-            mixes = getattr(connection, "mixes_examples", False)
-            return propagate(name, seen if mixes else connection, activation, params, *inputs)
-
-        return objective(params, batch, propagate=watching)
-
-    return watched
+    for name, sources in reached(preactivations, origin).items():
+        if sources:
+            raise ValueError(
+                f"layer {name!r} mixes examples: through it, as through a batch's mean, an example's noise acts on "
+                "every example's loss, so that its own loss alone judges it wrongly and the estimate would be biased; "
+                f"{remedy}"
+            )

@@ -1,5 +1,6 @@
 """The space of all pre-activations."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,23 +10,26 @@ import jax.numpy as jnp
 from nl_jax.base import Array, Batch, Key, Objective, Params
 from nl_jax.checks import floating, layered, per_example
 from nl_jax.estimators.directions import Direction, Law
-from nl_jax.estimators.sampling import Footprint, occupied
-from nl_jax.estimators.spaces.coupling import refuse_coupling
-from nl_jax.estimators.spaces.view import Along, Draw, Space, View, weighted_sum
+from nl_jax.estimators.sampling import Footprint, default_chunk, occupied, stacked, sum_over_samples
+from nl_jax.estimators.spaces.coupling import mixing_layers, refuse_coupling
+from nl_jax.estimators.spaces.view import Along, Noise, Space, View, weighted_sum
 from nl_jax.numerics import wide_dtype
-from nl_jax.propagation import inject, local
+from nl_jax.propagation import Site, inject, learning_layers, local, loops_around
+
+Template = dict[str, jax.ShapeDtypeStruct]
+"""The shapes of the pre-activations that are displaced together, by layer."""
 
 
 class Credit(NamedTuple):
     """Whose loss judges whose noise.
 
     Attributes:
-      draws: `draws(law, key, template, examples) -> draw`, for a template {layer: pre-activation}.
+      draw: `draw(noise, index, template, examples) -> {layer: ξ}`, the directions of one sample.
       judge: `judge(change, directions) -> credit`, Σ_k over one layer's stacked directions.
       together: whether a direction is the whole batch's and not one example's.
     """
 
-    draws: Callable[[Law, Key, dict[str, Array], int], Draw]
+    draw: Callable[[Noise, Array, Template, int], dict[str, Array]]
     judge: Callable[[Array, Array], Array]
     together: bool
 
@@ -38,7 +42,7 @@ def per_example_credit() -> Credit:
     has the law's directions to itself.
     """
 
-    def draws(law: Law, key: Key, template: dict[str, Array], examples: int) -> Draw:
+    def draw(noise: Noise, index: Array, template: Template, examples: int) -> dict[str, Array]:
         for name, leaf in template.items():
             if leaf.shape[:1] != (examples,):
                 raise ValueError(
@@ -46,14 +50,14 @@ def per_example_credit() -> Credit:
                     f"has shape {leaf.shape}: use credit=nl.spaces.per_batch_credit()"
                 )
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), template)
-        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(examples, dtype=jnp.int32))
-        return lambda index: jax.vmap(lambda key: _independent(law, key, index, one))(keys)
+        keys = jax.vmap(lambda n: jax.random.fold_in(noise.key, n))(jnp.arange(examples, dtype=jnp.int32))
+        return jax.vmap(lambda key: _independent(noise.law, key, index, one))(keys)
 
     def judge(change: Array, directions: Array) -> Array:
         wide = wide_dtype(directions.dtype)
         return jnp.einsum("kn,kn...->n...", change.astype(wide), directions.astype(wide))
 
-    return Credit(draws, judge, together=False)
+    return Credit(draw, judge, together=False)
 
 
 def per_batch_credit() -> Credit:
@@ -62,14 +66,14 @@ def per_batch_credit() -> Credit:
     Unbiased also where examples interact (batch normalisation), at a variance that grows with the batch.
     """
 
-    def draws(law: Law, key: Key, template: dict[str, Array], examples: int) -> Draw:
+    def draw(noise: Noise, index: Array, template: Template, examples: int) -> dict[str, Array]:
         del examples
-        return lambda index: _independent(law, key, index, template)
+        return _independent(noise.law, noise.key, index, template)
 
     def judge(change: Array, directions: Array) -> Array:
         return weighted_sum(jnp.sum(change.astype(wide_dtype(change.dtype)), axis=1), directions)
 
-    return Credit(draws, judge, together=True)
+    return Credit(draw, judge, together=True)
 
 
 def nodes(objective: Objective, credit: Credit | None = None) -> Space:
@@ -77,6 +81,10 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
 
     Only layers whose pre-activation depends on the parameters are displaced: noise anywhere else would
     be noise alone.
+
+    In a loop (`nl.scan`) noise is drawn step by step, from the number of the step, and drawn again once its credit is
+    known: memory does not grow with the number of steps. A law that joins its components, such as orthogonal
+    directions, does so among the layers of one step.
 
     Args:
       objective: a per-example objective that takes `propagate`.
@@ -89,47 +97,140 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
     layered("perturbing nodes", objective)
     chosen = per_example_credit() if credit is None else credit
 
-    def view(params: Params, batch: Batch) -> View:
+    def view(params: Params, batch: Batch, noise: Noise) -> View:
         floating(params)
-        losses, preactivations, pull = local(objective)(params, batch)
-        examples = per_example(losses).shape[0]
+        displaceable = learning_layers(objective, params, batch)
+        templates = _by_loop(displaceable)
+        straight = templates.pop("", {})
+
+        def of_step(scope: str, key: Key, index: Array) -> dict[str, Array]:
+            """The directions of sample `index` at one step of a loop, of which this is the key."""
+            return chosen.draw(noise._replace(key=key), index, templates[scope], examples)
+
+        def key_of_step(scope: str, steps: tuple[Array, ...]) -> Key:
+            key = jax.random.fold_in(noise.key, 1 + list(templates).index(scope))
+            return functools.reduce(jax.random.fold_in, steps, key)
+
+        def respond(site: Site, nu: Array) -> Array | None:
+            """ν itself outside loops; in one, a number for each sample and example, whose credit is enough."""
+            if not site.steps:
+                return nu
+            if site.name not in displaceable:
+                return None
+            scope = _scope(site.name)
+            draw = lambda key, index: of_step(scope, key, index)[site.name]
+            return _response(chosen.judge, draw, (noise.num_samples, examples), nu, key_of_step(scope, site.steps))
+
+        examples = jax.eval_shape(lambda: per_example(objective(params, batch))).shape[0]
+        losses, responses, _, pull = local(objective, respond)(params, batch)
         if not chosen.together:
+            mixing = mixing_layers(objective)
             refuse_coupling(
-                objective, params, batch, lambda objective, offsets: inject(objective)(params, batch, offsets),
-                preactivations,
+                lambda offsets: mixing(params, batch, offsets)[1], displaceable,
                 "use credit=nl.spaces.per_batch_credit(), which node_perturbation and nl.spaces.nodes take",
             )  # fmt: skip
 
+        def draw(index: Array) -> Direction:
+            """Arrays by layer; for a loop, only the sample's number."""
+            drawn = chosen.draw(noise, index, straight, examples) if straight else {}
+            return drawn | {scope: jnp.int32(index) for scope in templates}
+
         def displaced(direction: Direction, sigma: Any) -> Array:
-            offsets = jax.tree.map(lambda gamma: jnp.asarray(sigma, gamma.dtype) * gamma, direction)
+            def offsets(scope: str, steps: tuple[Array, ...]) -> dict[str, Array]:
+                if scope not in templates:
+                    drawn = {} if scope else {name: direction[name] for name in straight}
+                else:
+                    drawn = of_step(scope, key_of_step(scope, steps), direction[scope])
+                return jax.tree.map(lambda gamma: jnp.asarray(sigma, gamma.dtype) * gamma, drawn)
+
             return per_example(inject(objective)(params, batch, offsets))
 
         def tangent() -> tuple[Array, Along]:
-            origin = jax.tree.map(jnp.zeros_like, preactivations)
-            return jax.linearize(lambda offsets: per_example(inject(objective)(params, batch, offsets)), origin)
+            if not templates:
+                origin = {name: jnp.zeros(s.shape, s.dtype) for name, s in straight.items()}
+                return jax.linearize(lambda offsets: per_example(inject(objective)(params, batch, offsets)), origin)
 
-        def gradient(node_credit: Params) -> Params:
+            def along(direction: Direction) -> Array:
+                origin = jnp.zeros((), losses.dtype)
+                return jax.jvp(lambda sigma: displaced(direction, sigma), (origin,), (jnp.ones_like(origin),))[1]
+
+            return losses, along
+
+        def credited(change: Array, directions: Direction) -> Params:
+            found = {name: chosen.judge(change, directions[name]) for name in straight}
+            # Of a loop, the change itself, each sample's at its place: its noise is drawn again.
+            blank = jnp.zeros((noise.num_samples, change.shape[1]), wide_dtype(change.dtype))
+            return found | {scope: blank.at[directions[scope]].set(change.astype(blank.dtype)) for scope in templates}
+
+        def gradient(credit: Params) -> Params:
             per_loss = jnp.full_like(losses, 1 / examples)
-            own = jax.tree.map(lambda delta, nu: (delta / examples).astype(nu.dtype), node_credit, preactivations)
-            return pull(per_loss, own)
+            own = {name: credit[name if name in straight else _scope(name)] for name in responses}
+            scaled = {name: (delta / examples).astype(responses[name].dtype) for name, delta in own.items()}
+            return pull(per_loss, scaled)
 
         return View(
-            draws=lambda law, key: chosen.draws(law, key, preactivations, examples),
+            draw=draw,
             clean=lambda: losses,
             displaced=displaced,
             both_sides=lambda direction, sigma: (displaced(direction, sigma), displaced(direction, -sigma)),
             tangent=tangent,
-            credit=lambda change, directions: jax.tree.map(lambda gamma: chosen.judge(change, gamma), directions),
+            credit=credited,
             gradient=gradient,
             footprint=lambda direction: Footprint(occupied(direction), weights_of_its_own=False),
-            dtypes=[leaf.dtype for leaf in preactivations.values()],
-            components=sum(nu.size for nu in preactivations.values()) // (1 if chosen.together else examples),
+            dtypes=[leaf.dtype for leaf in displaceable.values()],
+            components=sum(nu.size for nu in displaceable.values()) // (1 if chosen.together else examples),
             fixed_cost=2,  # the clean pass and the local gradient
             clean_cost=0,
-            tangent_cost=1,  # d(x W) = dx W
+            tangent_cost=2 if templates else 1,  # d(x W) = dx W; in a loop, the pass is run along
         )
 
     return view
+
+
+def _response(
+    judge: Callable[[Array, Array], Array],
+    draw: Callable[[Key, Array], Array],
+    shape: tuple[int, int],
+    nu: Array,
+    key: Key,
+) -> Array:
+    """R_kn = ⟨ξ_k, ν⟩_n, of which nothing is wanted but the derivative: Σ_k c_kn ξ_kn, of noise drawn again."""
+    dtype = nu.dtype
+
+    @jax.custom_vjp
+    def response(nu: Array, key: Key) -> Array:
+        return jnp.zeros(shape, wide_dtype(dtype))
+
+    def forward(nu: Array, key: Key) -> tuple[Array, Key]:
+        return response(nu, key), key
+
+    def backward(key: Key, change: Array) -> tuple[Array, None]:
+        own = functools.partial(draw, key)
+
+        def partial_sum(indices: Array) -> Array:
+            return judge(change[indices], stacked(own)(indices))
+
+        samples = shape[0]
+        one = jax.eval_shape(own, jnp.int32(0))
+        at_once = default_chunk(samples, Footprint(occupied(one), weights_of_its_own=False))
+        return sum_over_samples(partial_sum, samples, at_once).astype(dtype), None
+
+    response.defvjp(forward, backward)
+    return response(nu, key)
+
+
+def _by_loop(displaceable: Template) -> dict[str, Template]:
+    """The templates of one step, by the loop the layers are in; "" for those outside loops."""
+    templates: dict[str, Template] = {}
+    for name, nu in displaceable.items():
+        of_step = jax.ShapeDtypeStruct(nu.shape[loops_around(name) :], nu.dtype)
+        templates.setdefault(_scope(name), {})[name] = of_step
+    return templates
+
+
+def _scope(name: str) -> str:
+    """The loop a layer is in, as `nl_jax.propagation.Given` names it."""
+    return name[: name.rfind("/") + 1]
 
 
 def _independent(law: Law, key: Key, index: Array, template: Params) -> Direction:

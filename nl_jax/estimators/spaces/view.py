@@ -1,4 +1,4 @@
-"""What a space has to say to be perturbed in."""
+"""The interface of a perturbation space."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,18 +10,30 @@ from nl_jax.estimators.directions import Direction, Law
 from nl_jax.estimators.sampling import Footprint
 from nl_jax.numerics import wide_dtype
 
-Draw = Callable[[Array], Direction]
-"""`draw(index) -> direction`, the index-th of an estimate."""
+
+class Noise(NamedTuple):
+    """What the directions of one estimate are drawn from.
+
+    Attributes:
+      law: from `nl.directions`.
+      key: the estimate's.
+      num_samples: K, how many are drawn.
+    """
+
+    law: Law
+    key: Key
+    num_samples: int = 1
+
 
 Along = Callable[[Direction], Array]
 """`along(direction) -> rate of change` of the losses, [batch]."""
 
 
 class View(NamedTuple):
-    """A space seen from given parameters and a given batch.
+    """A space seen from given parameters and a given batch, with the noise of one estimate.
 
     Attributes:
-      draws: `draws(law, key) -> draw`, the directions of an estimate.
+      draw: `draw(index) -> direction`, the index-th of the estimate.
       clean: `clean() -> losses` without displacement, [batch].
       displaced: `displaced(direction, sigma) -> losses`, [batch], a step of σ along the direction.
       both_sides: `both_sides(direction, sigma) -> (losses, losses)`, a step forth and a step back.
@@ -37,7 +49,7 @@ class View(NamedTuple):
       tangent_cost: evaluations an exact derivative along one direction costs.
     """
 
-    draws: Callable[[Law, Key], Draw]
+    draw: Callable[[Array], Direction]
     clean: Callable[[], Array]
     displaced: Callable[[Direction, Any], Array]
     both_sides: Callable[[Direction, float], tuple[Array, Array]]
@@ -52,7 +64,7 @@ class View(NamedTuple):
     tangent_cost: int
 
 
-Space = Callable[[Params, Batch], View]
+Space = Callable[[Params, Batch, Noise], View]
 
 
 def weighted_sum(rates: Array, directions: Array) -> Array:

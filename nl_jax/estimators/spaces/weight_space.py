@@ -1,6 +1,7 @@
 """The space of all parameters."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +12,8 @@ from nl_jax.checks import floating, per_example, takes_propagate
 from nl_jax.estimators.directions import Direction, Law, Structured
 from nl_jax.estimators.directions.structured import parts
 from nl_jax.estimators.sampling import Footprint, occupied
-from nl_jax.estimators.spaces.coupling import refuse_coupling
-from nl_jax.estimators.spaces.view import Along, Draw, Space, View, weighted_sum
+from nl_jax.estimators.spaces.coupling import mixing_layers, refuse_coupling
+from nl_jax.estimators.spaces.view import Along, Noise, Space, View, weighted_sum
 from nl_jax.numerics import wide_dtype
 from nl_jax.products import Shifted, use
 
@@ -25,12 +26,12 @@ def weights(objective: Objective) -> Space:
     interact; all other laws work on any objective.
     """
 
-    def view(params: Params, batch: Batch) -> View:
+    def view(params: Params, batch: Batch, noise: Noise) -> View:
         floating(params)
         leaves, tree = jax.tree.flatten(params)
         uses = functools.cache(lambda: use(objective, params, batch))
 
-        def draws(law: Law, key: Key) -> Draw:
+        def draws(law: Law, key: Key) -> Callable[[Array], Direction]:
             shown = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
             drawn = jax.eval_shape(law, key, jnp.int32(0), jax.tree.unflatten(tree, shown))
             if _structured(parts(drawn)):
@@ -41,8 +42,9 @@ def weights(objective: Objective) -> Space:
                 places = zip(parts(drawn), uses().multiplied, strict=True)
                 apart = {i: leaves[i] for i, (xi, weight) in enumerate(places) if weight and _of_each_example(xi)}
                 if apart and takes_propagate(objective):
+                    mixing = mixing_layers(objective)
                     refuse_coupling(
-                        objective, params, batch, losses_with, apart,
+                        lambda some: mixing(with_leaves(some), batch)[1], apart,
                         "use directions that the whole batch shares, such as nl.directions.rank_one()",
                     )  # fmt: skip
 
@@ -55,8 +57,8 @@ def weights(objective: Objective) -> Space:
 
             return draw
 
-        def losses_with(objective: Objective, some: dict[int, Array]) -> Array:
-            return objective(jax.tree.unflatten(tree, [some.get(i, leaf) for i, leaf in enumerate(leaves)]), batch)
+        def with_leaves(some: dict[int, Array]) -> Params:
+            return jax.tree.unflatten(tree, [some.get(i, leaf) for i, leaf in enumerate(leaves)])
 
         def losses_at(moved: list[Any]) -> Array:
             return per_example(objective(jax.tree.unflatten(tree, moved), batch))
@@ -106,7 +108,7 @@ def weights(objective: Objective) -> Space:
             return Footprint(noise + uses().values * examples * leaves[0].dtype.itemsize, weights_of_its_own=False)
 
         return View(
-            draws=draws,
+            draw=draws(noise.law, noise.key),
             clean=lambda: per_example(objective(params, batch)),
             displaced=displaced,
             both_sides=both_sides,

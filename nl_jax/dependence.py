@@ -50,11 +50,37 @@ NOTHING: Flows = frozenset()
 # Of this process alone, so that no program's own names are taken for marks.
 _OWN = uuid.uuid4().hex
 _MARK, _TANGENT = f"{_OWN} mark: ", f"{_OWN} tangent: "
+_SEVERED = "severed"
 
 
 def mark(name: str, value: Array) -> Array:
     """The identity, visible to the analysis as a cut; derivatives pass by unmarked."""
     return checkpoint_name(value, _MARK + name)
+
+
+def reached(function: Callable, *arguments: Any) -> Any:
+    """Which outputs of a function depend on which of its arguments, but by way of `severed` values; nothing is run.
+
+    Args:
+      function: any function of arrays.
+      *arguments: trees of arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      A tree like the outputs, of the numbers of the arguments each depends on.
+
+    >>> reached(lambda x, y: {"a": x * y, "b": jnp.sin(y)}, 1.0, 2.0)["b"]
+    frozenset({1})
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    flows = [frozenset({Flow(i)}) for i, argument in enumerate(arguments) for _ in jax.tree.leaves(argument)]
+    outputs = sources_of_outputs(closed, flows, lambda name, arriving: NOTHING if name == _SEVERED else arriving)
+    numbers = [frozenset(flow.source for flow in found) for found in outputs]
+    return jax.tree.unflatten(jax.tree.structure(shapes), numbers)
+
+
+def severed(value: Array) -> Array:
+    """`jax.lax.stop_gradient`, visible to the analysis: no derivative passes, and no dependence that `reached` reports."""
+    return mark(_SEVERED, jax.lax.stop_gradient(value))
 
 
 def mark_tangent(name: str, tangent: Array) -> Array:

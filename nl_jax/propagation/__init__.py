@@ -1,0 +1,46 @@
+"""Programs of layers and the ways to run them.
+
+`feedforward` and `scan` are what a program is written with, `interpret` is the one way to run it otherwise; `record`,
+`hold`, `inject` and `local` are the interpretations that learning rules share. All are ordinary functions of arrays:
+jit, grad and vmap apply. A program must call `propagate` in its own body or in a step of `scan`, not inside a
+transformation of its own (`jax.vmap`, `jax.lax.scan`), where its layers cannot be reached: that is a ValueError. Layers
+see the whole batch.
+"""
+
+from nl_jax.propagation.interpretation import (
+    Around,
+    Given,
+    Layer,
+    Loop,
+    Site,
+    feedforward,
+    interpret,
+    loops_around,
+    places,
+    plain_loop,
+    scan,
+)
+from nl_jax.propagation.local import Local, learning_layers, local, local_gradient
+from nl_jax.propagation.views import Held, hold, inject, record
+
+__all__ = [
+    "Around",
+    "Given",
+    "Held",
+    "Layer",
+    "Local",
+    "Loop",
+    "Site",
+    "feedforward",
+    "hold",
+    "inject",
+    "interpret",
+    "learning_layers",
+    "local",
+    "local_gradient",
+    "loops_around",
+    "places",
+    "plain_loop",
+    "record",
+    "scan",
+]

@@ -1,0 +1,127 @@
+"""Credit from any source, turned into parameter gradients layer by layer, without backpropagation."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Params, Program
+from nl_jax.dependence import reached, severed
+from nl_jax.propagation.interpretation import Site, interpret
+from nl_jax.propagation.loops import accumulated
+
+Respond = Callable[[Site, Array], Array | None]
+"""`respond(site, preactivation) -> response`: a function of ν whose credit is known once the run is over."""
+
+
+class Local(NamedTuple):
+    """A clean run of a program with the local dependence of its layers on their parameters.
+
+    Attributes:
+      outputs: the program's outputs.
+      responses: by layer name, of those layers whose ν^l depends on the parameters; by default ν^l itself.
+      learned: the names of those layers, in the order of propagation.
+      pull: `pull(output_credit, credit) -> parameter gradient` (see `local_gradient`), of the responses' credit.
+    """
+
+    outputs: Any
+    responses: dict[str, Array]
+    learned: tuple[str, ...]
+    pull: Callable[[Any, Mapping[str, Array]], Params]
+
+
+Activate = Callable[[Site, Array], Array]
+"""`activate(site, preactivation) -> axons`, in the place of the site's activation."""
+
+
+def local(
+    program: Program, respond: Respond | None = None, activate: Activate | None = None
+) -> Callable[[Params, Any], Local]:
+    """Runs the program once and keeps what turns any credit into a parameter gradient.
+
+    Connections are differentiated by their own parameters alone: activations and losses without a derivative
+    are fine, and no information crosses from one layer to another. Parameters that a program uses outside its
+    layers (a scale after the last one) are the exception: they get the derivative of what they are used in.
+
+    A result is an estimate, not a function to differentiate again: derivatives stop at every layer.
+
+    Args:
+      program: a forward function or an objective.
+      respond: what of a layer gets credit, by default ν^l, in a loop that of every step, stacked. Another response is
+        summed over the steps: with R = Σ_t ⟨γ_t, ν_t⟩ for noise that is drawn where it is needed, the credit of one
+        number an example is enough for all steps, and memory does not grow with them. It may return None.
+      activate: what a layer answers, by default its own activation of ν.
+    """
+
+    def layer(site: Site, given: None) -> tuple[Array, Array | None]:
+        nu = site.preactivation()
+        axons = site.activation(severed(nu)) if activate is None else activate(site, severed(nu))
+        return axons, nu if respond is None else respond(site, nu)
+
+    run = interpret(program, layer, loop=accumulated, summed=respond is not None)
+
+    def localized(params: Params, inputs: Any) -> Local:
+        learned = learning_layers(program, params, inputs)
+        names: list[str] = []
+
+        def layers(params: Params) -> tuple[Any, list[Array]]:
+            outputs, found = run(params, inputs)
+            names[:] = found
+            return outputs, list(found.values())
+
+        (outputs, responses), transpose = jax.vjp(layers, params)
+        found = dict(zip(names, responses, strict=True))
+
+        def pull(output_credit: Any, credit: Mapping[str, Array]) -> Params:
+            for name in credit:
+                if name not in found:
+                    raise ValueError(f"layer {name!r} is not among those known here: {', '.join(found) or 'none'}")
+            # A layer without credit teaches nothing; its zeros cost nothing once compiled.
+            everywhere = [credit.get(name, jnp.zeros_like(value)) for name, value in found.items()]
+            return transpose((output_credit, everywhere))[0]
+
+        return Local(outputs, {name: value for name, value in found.items() if name in learned}, (*learned,), pull)
+
+    return localized
+
+
+def learning_layers(program: Program, params: Params, inputs: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """The layers whose pre-activation depends on the parameters, lower axons held, with its shape; nothing is run."""
+    names: list[str] = []
+    shapes: list[Any] = []
+
+    def layer(site: Site, given: None) -> tuple[Array, Array]:
+        nu = site.preactivation()
+        return site.activation(severed(nu)), nu
+
+    def preactivations(params: Params) -> list[Array]:
+        _, found = interpret(program, layer)(params, inputs)
+        names[:], shapes[:] = found, [jax.ShapeDtypeStruct(nu.shape, nu.dtype) for nu in found.values()]
+        return list(found.values())
+
+    sources = reached(preactivations, params)
+    return {name: shape for name, shape, source in zip(names, shapes, sources, strict=True) if 0 in source}
+
+
+def local_gradient(program: Program) -> Callable[[Params, Any, Any, Mapping[str, Array]], Params]:
+    """Turns node credit into a parameter gradient, layer by layer, without backpropagation.
+
+    Given δ^l = ∂E/∂ν^l for each layer, the parameter gradient is the derivative of
+    E(cut outputs) + Σ_l ⟨δ^l, ν^l⟩ with every layer's inputs held fixed; for a dense layer that is
+    ∂E/∂W^l = δ^l x^{l-1} (seed 000, node perturbation; seed 003 eq. 9). Tied weights, convolutions and
+    parameters used after the last layer come out right. With exact credit this is `jax.grad`.
+
+    Returns:
+      `gradient(params, inputs, output_credit, node_credit) -> grads`, where `output_credit` has the
+      shape of the program's outputs (how much each output counts, e.g. 1/batch for per-example losses)
+      and `node_credit` maps layer names to arrays of their pre-activations' shapes.
+
+    Raises:
+      ValueError: when run, for duplicate or unknown layer names.
+    """
+
+    def gradient(params: Params, inputs: Any, output_credit: Any, node_credit: Mapping[str, Array]) -> Params:
+        return local(program)(params, inputs).pull(output_credit, node_credit)
+
+    return gradient

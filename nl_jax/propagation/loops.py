@@ -1,0 +1,228 @@
+"""Loops opened for derivatives of their own: what one step reads, what it carries, and what merely adds up."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+
+from nl_jax.base import Array
+from nl_jax.dependence import reached
+
+Leaves = list[Any]
+
+
+class Opened(NamedTuple):
+    """A loop's step as a pure function of lists of arrays.
+
+    Attributes:
+      step: `step(consts, carry, x) -> (carry, y)`, all of them lists.
+      consts: what the step reads from outside the loop and can be differentiated by: parameters, as a rule.
+      carry: the first carry.
+      xs: what it reads step by step, leading axis the steps.
+      length: number of steps.
+      totals: for each part of the carry, whether the loop only adds to it, as to a sum of losses. Nothing else reads
+        it, so that its credit is the same at every step.
+      close: makes `(carry, ys)` of their lists.
+    """
+
+    step: Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]
+    consts: Leaves
+    carry: Leaves
+    xs: Leaves
+    length: int
+    totals: list[bool]
+    close: Callable[[Leaves, Leaves], tuple[Any, Any]]
+
+
+def opened(body: Callable, carry: Any, xs: Any, length: int | None = None) -> Opened:
+    """Opens a loop, given as to `jax.lax.scan`."""
+    carry_leaves, carry_tree = jax.tree.flatten(carry)
+    x_leaves, x_tree = jax.tree.flatten(xs)
+    x_leaves = [jnp.asarray(x) for x in x_leaves]
+    # As lax.scan has it, a carry that is weakly typed takes the type that the body gives it.
+    carry_leaves = [jnp.asarray(c) for c in carry_leaves]
+    firsts = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x_leaves]
+    out_trees: list[Any] = []
+
+    def flat(carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
+        (carry, y) = body(jax.tree.unflatten(carry_tree, carry), jax.tree.unflatten(x_tree, x))
+        new, new_tree = jax.tree.flatten(carry)
+        if new_tree != carry_tree:
+            raise TypeError(f"a loop's step must return a carry like the one it is given, {carry_tree}; got {new_tree}")
+        y_leaves, y_tree = jax.tree.flatten(y)
+        out_trees[:] = [y_tree]
+        return [jnp.asarray(leaf, like.dtype) for leaf, like in zip(new, carry_leaves, strict=True)], y_leaves
+
+    examples = [jnp.zeros(x.shape, x.dtype) if _numeric(x) else x for x in firsts]
+    if not all(map(_numeric, firsts)):  # keys, which have no zeros
+        examples = [x[0] for x in x_leaves]
+    pure, consts = jax.closure_convert(flat, carry_leaves, examples)
+
+    def step(consts: Leaves, carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
+        return pure(carry, x, *consts)
+
+    totals = _totals(step, consts, carry_leaves, examples)
+    steps = x_leaves[0].shape[0] if x_leaves else length
+    if steps is None:
+        raise ValueError("length must be given to a loop that reads nothing step by step")
+    return Opened(
+        step, consts, carry_leaves, x_leaves, steps, totals,
+        lambda carry, ys: (jax.tree.unflatten(carry_tree, carry), jax.tree.unflatten(out_trees[0], ys)),
+    )  # fmt: skip
+
+
+def _totals(step: Callable, consts: Leaves, carry: Leaves, x: Leaves) -> list[bool]:
+    jaxpr = jax.make_jaxpr(step)(consts, carry, x).jaxpr
+    begins = jaxpr.invars[len(consts) : len(consts) + len(carry)]
+    ends = jaxpr.outvars[: len(carry)]
+    read: dict[Any, int] = {}
+    for atom in [*(a for equation in jaxpr.eqns for a in equation.invars), *jaxpr.outvars]:
+        if not isinstance(atom, Literal):
+            read[atom] = read.get(atom, 0) + 1
+    makers = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
+
+    def adds(begin: Any, end: Any) -> bool:
+        if isinstance(end, Literal) or not differentiable(begin.aval) or read.get(begin) != 1:
+            return False
+        maker = makers.get(end)
+        return maker is not None and maker.primitive.name in ("add", "add_any") and begin in maker.invars
+
+    return [adds(begin, end) for begin, end in zip(begins, ends, strict=True)]
+
+
+def accumulated(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
+    """`jax.lax.scan`, whose derivative by the parameters is summed up by a second run, forwards.
+
+    Right where the parameters reach the carry in no other way than through a layer that is cut, as in `local`: then a
+    step's credit reaches parameters in that step or not at all, and nothing is kept of all steps: memory does not grow
+    with their number. Where the carry itself depends on parameters it is `jax.lax.scan` and its own derivative.
+    """
+    del name
+    loop = opened(body, carry, xs, length)
+    kept, follows, reading = _dependence(loop)
+
+    def plain(consts: Leaves, carry: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
+        return jax.lax.scan(lambda carry, x: loop.step(consts, carry, x), carry, xs, loop.length)
+
+    if kept:
+        return loop.close(*plain(loop.consts, loop.carry, loop.xs))
+
+    def forward(consts: Leaves, carry: Leaves, xs: Leaves) -> tuple[Any, Any]:
+        values = tuple([leaf.value for leaf in leaves] for leaves in (consts, carry, xs))
+        begun = [leaf.perturbed and differentiable(leaf.value) for leaf in carry]
+        read = [leaf.perturbed and differentiable(leaf.value) for leaf in xs]
+        if (follows and any(begun)) or any(r and q for r, q in zip(reading, read, strict=True)):
+            return jax.vjp(plain, *values)
+        return plain(*values), (values, _Static((begun, read)))
+
+    def backward(residual: Any, credit: tuple[Leaves, Leaves]) -> tuple[Leaves, Leaves, Leaves]:
+        if not isinstance(residual, tuple):
+            last, ys = ([instantiated(leaf) for leaf in leaves] for leaves in credit)
+            return residual((last, ys))
+        values, wanted = residual
+        return _forwards(loop, *values, credit, *wanted.value)
+
+    run = jax.custom_vjp(plain)
+    run.defvjp(forward, backward, symbolic_zeros=True)
+    return loop.close(*run(loop.consts, loop.carry, loop.xs))
+
+
+def _forwards(
+    loop: Opened,
+    consts: Leaves,
+    carry: Leaves,
+    xs: Leaves,
+    credit: tuple[Leaves, Leaves],
+    begun: list[bool],
+    read: list[bool],
+) -> tuple[Leaves, Leaves, Leaves]:
+    """The credit of what the loop reads, by a second run that goes forward."""
+    last, ys = ([instantiated(leaf) for leaf in leaves] for leaves in credit)
+    # The credit of a total is the same at all steps; that of the state reaches no parameter and need not be known.
+    constant = [c if total else None for c, total in zip(last, loop.totals, strict=True)]
+    nothing = [jnp.zeros_like(leaf) for leaf in consts]
+    first = [jnp.zeros_like(leaf) for leaf, wanted in zip(carry, begun, strict=True) if wanted]
+
+    def again(state: tuple[Leaves, Leaves, Leaves, Array], slices: tuple[Leaves, Leaves]) -> tuple[Any, Leaves]:
+        carry, total, first, index = state
+        x, y_credit = slices
+
+        def step(consts: Leaves, some_carry: Leaves, some_x: Leaves) -> tuple[Leaves, Leaves]:
+            return loop.step(consts, _replaced(carry, begun, some_carry), _replaced(x, read, some_x))
+
+        (moved, y), pull = jax.vjp(step, consts, _chosen(carry, begun), _chosen(x, read))
+        credited = [zero_of(m) if c is None else c for m, c in zip(moved, constant, strict=True)]
+        to_consts, to_carry, to_x = pull((credited, _replaced([zero_of(leaf) for leaf in y], credits, y_credit)))
+        total = [t + g for t, g in zip(total, to_consts, strict=True)]
+        first = [jnp.where(index == 0, g, f) for g, f in zip(to_carry, first, strict=True)]
+        return (moved, total, first, index + 1), to_x
+
+    credits = [leaf.dtype != jax.dtypes.float0 for leaf in ys]
+    begin = carry, nothing, first, jnp.int32(0)
+    (_, total, first, _), to_xs = jax.lax.scan(again, begin, (xs, _chosen(ys, credits)), loop.length)
+    return total, _replaced([None] * len(carry), begun, first), _replaced([None] * len(xs), read, to_xs)
+
+
+def _dependence(loop: Opened) -> tuple[bool, bool, list[bool]]:
+    """Whether the state that is carried depends on what the loop reads from outside, on the state before it, and on
+    each of what it reads step by step; totals apart."""
+    first = [_slice(leaf) for leaf in loop.xs]
+    state = [i for i, leaf in enumerate(loop.carry) if differentiable(leaf) and not loop.totals[i]]
+
+    def carried(consts: Leaves, carry: Leaves, *x: Any) -> Leaves:
+        moved, _ = loop.step(consts, carry, list(x))
+        return [moved[i] for i in state]
+
+    sources = frozenset[int]().union(*reached(carried, loop.consts, [_like(c) for c in loop.carry], *first))
+    return 0 in sources, 1 in sources, [2 + i in sources for i in range(len(first))]
+
+
+def _chosen(leaves: Leaves, which: Sequence[bool]) -> Leaves:
+    return [leaf for leaf, one in zip(leaves, which, strict=True) if one]
+
+
+def _replaced(leaves: Leaves, which: Sequence[bool], by: Leaves) -> Leaves:
+    values = iter(by)
+    return [next(values) if one else leaf for leaf, one in zip(leaves, which, strict=True)]
+
+
+class _Static:
+    """A value that is no array, among residuals."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+jax.tree_util.register_pytree_node(_Static, lambda s: ((), s.value), lambda value, _: _Static(value))
+
+
+def differentiable(x: Any) -> bool:
+    """Whether an array can carry a tangent: indices, masks and keys cannot."""
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def zero_of(x: Any) -> Any:
+    """The zero credit of an array, float0 where it can have none."""
+    return jnp.zeros(x.shape, x.dtype) if differentiable(x) else np.zeros(x.shape, jax.dtypes.float0)
+
+
+def instantiated(credit: Any) -> Any:
+    """Credit as an array, where JAX says by a symbol that it is zero."""
+    if isinstance(credit, jax.custom_derivatives.SymbolicZero):
+        return zero_of(credit.aval) if credit.aval.dtype != jax.dtypes.float0 else np.zeros(credit.shape, credit.dtype)
+    return credit
+
+
+def _numeric(x: Any) -> bool:
+    return not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+
+
+def _slice(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+
+
+def _like(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)

@@ -1,0 +1,89 @@
+"""Runs that keep the layers' axons, hold them, or displace their pre-activations."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from nl_jax.base import Array, Params, Program
+from nl_jax.propagation.interpretation import Given, Site, interpret
+
+
+def record(program: Program) -> Callable[[Params, Any], tuple[Any, dict[str, Array]]]:
+    """Runs the program and also returns every layer's axons, in the order of propagation.
+
+    Returns:
+      `recorded(params, inputs) -> (outputs, {layer: axons})`; of layers in loops stacked, leading axis the steps.
+
+    Raises:
+      ValueError: when run, if two layers share a name.
+    """
+
+    def layer(site: Site, given: None) -> tuple[Array, Array]:
+        axons = site.axons()
+        return axons, axons
+
+    return interpret(program, layer)
+
+
+class Held(NamedTuple):
+    """A layer in a run that holds axons.
+
+    Attributes:
+      axons: x^l, given or computed.
+      predicted: f(W^l x^{l−1} + b^l), what it makes of the values below it.
+    """
+
+    axons: Array
+    predicted: Array
+
+
+def hold(program: Program) -> Callable[[Params, Any, Mapping[str, Array]], tuple[Any, dict[str, Held]]]:
+    """Holds some or all layers at *given* axons; all others are computed from what they receive.
+
+    Held axons become free variables and x^l − f(W^l x^{l−1} + b^l) a residual: the constrained view of learning
+    (seed 000, LeCun 1988).
+
+    Returns:
+      `held(params, inputs, given) -> (outputs, {layer: Held})`, where `given` maps layers' names to their axons.
+
+    Raises:
+      ValueError: when run, for duplicate or unknown layers or axons of another shape.
+    """
+
+    def layer(site: Site, given: Array | None) -> tuple[Array, Held]:
+        predicted = site.axons()
+        axons = predicted if given is None else given
+        _same_shape(site.name, "given axons", axons, "the layer's own", predicted)
+        return axons, Held(axons, predicted)
+
+    return interpret(program, layer)
+
+
+def inject(program: Program) -> Callable[[Params, Any, Given], Any]:
+    """Adds an offset γ^l to the pre-activation of any layers: x̃^l = f(W^l x̃^{l-1} + b^l + γ^l).
+
+    The perturbation of seed 000 (node perturbation).
+
+    Returns:
+      `injected(params, inputs, offsets) -> outputs`, where `offsets` maps the names of some or all
+      layers to arrays of their pre-activations' shapes, or makes them step by step (`Given`).
+
+    Raises:
+      ValueError: when run, for a duplicate layer name, offsets for an unknown layer or of another shape.
+    """
+
+    def layer(site: Site, offset: Array | None) -> tuple[Array, None]:
+        preactivation = site.preactivation()
+        if offset is not None:
+            _same_shape(site.name, "offset", offset, "the pre-activation", preactivation)
+            preactivation = preactivation + offset
+        return site.activation(preactivation), None
+
+    run = interpret(program, layer)
+    return lambda params, inputs, offsets: run(params, inputs, offsets)[0]
+
+
+def _same_shape(name: str, what: str, value: Array, whose: str, expected: Array) -> None:
+    if value.shape != expected.shape:
+        raise ValueError(
+            f"layer {name!r}: the {what} has shape {value.shape}, {whose} {expected.shape}; they must be equal"
+        )
