@@ -137,9 +137,9 @@ def weight_mirror(
             return None
         noise = normal_like(own_key(key, layer), layer.inputs)
         silence = jax.tree.map(lambda x: jnp.zeros_like(x) if continuous(x) else x, noise)
-        y = layer.connection(layer.params, *noise) - layer.connection(layer.params, *silence)
+        y = layer.connection(*noise) - layer.connection(*silence)
         places = math.prod(y.shape[:-1] or y.shape)  # a single unit may have no axis
-        return jnp.sum(layer.connection(layer.companion, *noise) * jax.lax.stop_gradient(y)) / places
+        return jnp.sum(layer.companion(*noise) * jax.lax.stop_gradient(y)) / places
 
     def update(key: Key, state: State, params: Params, grads: Params, look: Look) -> State:
         del grads

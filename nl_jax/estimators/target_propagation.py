@@ -129,7 +129,7 @@ def _by_targets(activation: ActivationFn, eta: float) -> Back:
     """(x_{l−1} − t_{l−1})/η from (x_l − t_l)/η."""
 
     def back(layer: Seen, biases: dict[str, Biases], z: Array, delta: Array) -> tuple[Array, ...]:
-        routed = layer.transpose(layer.params)(delta)
+        routed = layer.transpose(layer.connection)(delta)
         if layer.name not in biases:
             return routed
         own = biases[layer.name]
@@ -152,7 +152,7 @@ def _reconstruction(activation: ActivationFn, sigma: float) -> Find:
             return None
         noise = normal_like(own_key(key, layer), layer.inputs)
         noisy = tuple(x + sigma * xi if continuous(x) else x for x, xi in zip(layer.inputs, noise, strict=True))
-        y = layer.activation(layer.connection(layer.params, *noisy))
+        y = layer.activation(layer.connection(*noisy))
         decoded = _decode(layer, biases[layer.name], activation, y)
         pairs = zip(decoded, filter(continuous, noisy), strict=True)
         return sum(0.5 * jnp.sum((restored - x) ** 2).astype(float) / len(x) for restored, x in pairs)

@@ -11,7 +11,6 @@ from the highest layer down:
 No other derivative is taken than of single connections and activations, and of what the program does between them.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,19 +21,17 @@ from jax.custom_derivatives import SymbolicZero
 from nl_jax.base import Array, Batch, Objective, Params, Program
 from nl_jax.checks import per_example
 from nl_jax.propagation import Site, interpret, record
-from nl_jax.propagation.loops import zero_of
 
 
 class Seen(NamedTuple):
-    """A layer as its rule sees it; `connection` and `activation` hold no values of the moment and may be called later.
+    """A layer as its rule sees it. Its functions hold no values of the moment and may be called later.
 
     Attributes:
       name: "hidden", in a loop "time/hidden".
-      connection: `connection(params, *inputs) -> ν`.
+      connection: `connection(*inputs) -> ν`, with the layer's own parameters.
+      companion: the same with what stands in their place in a second tree that goes the same ways through the program,
+        such as feedback weights B; without such a tree, and where it has nothing, with its own.
       activation: `activation(ν) -> axons`.
-      params: its parameters.
-      companion: what stands where its parameters stand in a second tree that goes the same ways through the program,
-        such as feedback weights B; without such a tree, its parameters.
       inputs: what it receives.
       steps: the number of the step in every loop around it.
       axons: what it sends on.
@@ -42,16 +39,15 @@ class Seen(NamedTuple):
 
     name: str
     connection: Callable[..., Array]
+    companion: Callable[..., Array]
     activation: Callable[[Array], Array]
-    params: Params
-    companion: Params
     inputs: tuple[Array, ...]
     steps: tuple[Array, ...]
     axons: Array
 
-    def transpose(self, params: Params) -> Callable[[Array], tuple[Array, ...]]:
-        """The connection from ν to its inputs, for ordinary ones `params`ᵀ, at the inputs it receives."""
-        return jax.vjp(functools.partial(self.connection, params), *self.inputs)[1]
+    def transpose(self, connection: Callable[..., Array]) -> Callable[[Array], tuple[Array, ...]]:
+        """A connection from ν to the inputs, for an ordinary one its weightᵀ, at the inputs that the layer receives."""
+        return jax.vjp(connection, *self.inputs)[1]
 
 
 Back = Callable[[Seen, Any, Array, Array], tuple[Any, ...]]
@@ -103,31 +99,29 @@ def way_back(
       extra: handed to `back`; any tree of arrays.
       credit: whether to return z.
     """
-    values = jax.tree.leaves(extra), jax.tree.structure(extra)
+    def run(params: Params, offsets: dict[str, Array], paired: Array | None) -> tuple[Array, Array]:
+        def layer(site: Site, offset: Array | None) -> tuple[Array, Array]:
+            axons = _taught(site, back, extra, paired)
+            return axons if offset is None else axons + offset, axons
 
-    def layer(site: Site, offset: Array | None) -> tuple[Array, Array]:
-        axons = _taught(site, back, values, companion is not None)
-        return axons if offset is None else axons + offset, axons
-
-    run = interpret(objective, layer)
-    names: list[str] = []
-
-    def losses(params: Params, offsets: dict[str, Array]) -> tuple[Array, Array]:
-        losses, found = run(params, batch, offsets)
+        losses, found = interpret(objective, layer)(params, batch, offsets)
         names[:] = found
         losses = per_example(losses)
         return jnp.mean(losses), losses
 
-    def beside(params: Params, offsets: dict[str, Array]) -> tuple[Array, Array]:
+    def both(params: Params, offsets: dict[str, Array]) -> tuple[Array, Array]:
         if companion is None:
-            return losses(params, offsets)
-        return jax.jvp(lambda params: losses(params, offsets), (params,), (companion,))[0]
+            return run(params, offsets, None)
+        # Every layer is to see the tangents, also one whose parameters have none.
+        one = jnp.ones(())
+        return jax.jvp(lambda params, one: run(params, offsets, one), (params, one), (companion, one))[0]
 
+    names: list[str] = []
     if not credit:
-        (_, each), grads = jax.value_and_grad(beside, has_aux=True)(params, {})
+        (_, each), grads = jax.value_and_grad(both, has_aux=True)(params, {})
         return Run(each, grads)
     offsets = zero_axons(objective, params, batch)
-    (_, each), (grads, z) = jax.value_and_grad(beside, argnums=(0, 1), has_aux=True)(params, offsets)
+    (_, each), (grads, z) = jax.value_and_grad(both, argnums=(0, 1), has_aux=True)(params, offsets)
     return Run(each, grads, {name: z[name] for name in names})
 
 
@@ -148,31 +142,40 @@ def beside(program: Program, find: Find) -> Callable[[Params, Params, Any, Any],
     def run(params: Params, companion: Params, inputs: Any, extra: Any) -> dict[str, Any]:
         names: list[str] = []
 
-        def layer(site: Site, given: None) -> tuple[Array, Any]:
-            axons = jax.lax.stop_gradient(site.axons())
-            return axons, _token(site, axons, find, extra)
+        def found(params: Params, paired: Array) -> list[Any]:
+            def layer(site: Site, given: None) -> tuple[Array, Any]:
+                axons = jax.lax.stop_gradient(site.axons())
+                return axons, _token(site, axons, find, extra, paired)
 
-        def found(params: Params) -> list[Any]:
             _, found = interpret(program, layer, summed=True)(params, inputs)
             names[:] = found
             return list(found.values())
 
-        _, values = jax.jvp(found, (params,), (companion,))
+        one = jnp.ones(())
+        _, values = jax.jvp(found, (params, one), (companion, one))
         return dict(zip(names, values, strict=True))
 
     return run
 
 
+class _Own(NamedTuple):
+    """The values that a layer is made with: its parameters, and what its functions close over."""
+
+    params: Params
+    connection: list[Any]
+    activation: list[Any]
+    derivative: list[Any] | None
+
+
 class _Pure(NamedTuple):
-    """A site's functions with the values they close over handed in, in the order in which they are here."""
+    """A layer's functions, which are handed what they closed over after their other arguments."""
 
     connection: Callable[..., Array]
     activation: Callable[..., Array]
     derivative: Callable[..., Array] | None
-    held: tuple[list[Any], list[Any], list[Any]]
 
 
-def _pure(site: Site) -> _Pure:
+def _pure(site: Site) -> tuple[_Pure, _Own]:
     connection, of_connection = jax.closure_convert(site.connection, site.params, *site.inputs)
     nu = jax.eval_shape(connection, site.params, *site.inputs, *of_connection)
     activation, of_activation = jax.closure_convert(site.activation, nu)
@@ -180,100 +183,92 @@ def _pure(site: Site) -> _Pure:
     if hasattr(site.activation, "derivative"):
         axons = jax.eval_shape(activation, nu, *of_activation)
         derivative, of_derivative = jax.closure_convert(site.activation.derivative, axons)
-    return _Pure(connection, activation, derivative, (of_connection, of_activation, of_derivative))
+    own = _Own(site.params, of_connection, of_activation, of_derivative)
+    return _Pure(connection, activation, derivative), own
 
 
-def _seen(site: Site, pure: _Pure, held: Any, params: Params, companion: Params, inputs: Any, steps: Any, axons: Any):
-    of_connection, of_activation, _ = held
-    return Seen(
-        site.name,
-        lambda params, *inputs: pure.connection(params, *inputs, *of_connection),
-        lambda nu: pure.activation(nu, *of_activation),
-        params,
-        companion,
-        inputs,
-        steps,
-        axons,
-    )
+def _seen(name: str, pure: _Pure, own: _Own, companion: _Own, inputs: Any, steps: Any, axons: Any) -> Seen:
+    def connected(own: _Own) -> Callable[..., Array]:
+        return lambda *inputs: pure.connection(own.params, *inputs, *own.connection)
+
+    activation = lambda nu: pure.activation(nu, *own.activation)
+    return Seen(name, connected(own), connected(companion), activation, inputs, steps, axons)
 
 
-def _taught(site: Site, back: Back, extra: Any, paired: bool) -> Array:
+def _taught(site: Site, back: Back, extra: Any, paired: Array | None) -> Array:
     """The layer's axons, of which the derivative is the rule."""
-    pure = _pure(site)
-    leaves, tree = extra
+    pure, held = _pure(site)
 
     @jax.custom_vjp
-    def apply(params: Params, companion: Params, inputs: Any, held: Any, steps: Any, leaves: Any) -> Array:
-        return pure.activation(pure.connection(params, *inputs, *held[0]), *held[1])
+    def apply(own: _Own, companion: _Own | None, inputs: Any, steps: Any, extra: Any) -> Array:
+        return pure.activation(pure.connection(own.params, *inputs, *own.connection), *own.activation)
 
-    def forward(params: Params, companion: Params, inputs: Any, held: Any, steps: Any, leaves: Any) -> Any:
-        nu, to_connection = jax.vjp(lambda params, own: pure.connection(params, *inputs, *own), params, held[0])
+    def forward(own: _Own, companion: _Own | None, inputs: Any, steps: Any, extra: Any) -> tuple[Array, Any]:
+        connection = lambda params, values: pure.connection(params, *inputs, *values)
+        nu, to_connection = jax.vjp(connection, own.params, own.connection)
         if pure.derivative is None:
-            axons, to_activation = jax.vjp(pure.activation, nu, *held[1])
+            axons, to_activation = jax.vjp(pure.activation, nu, *own.activation)
         else:  # by the value, where the activation knows how (seed 003 eq. 10)
-            axons, to_held = jax.vjp(lambda *own: pure.activation(nu, *own), *held[1])
-            slope, dtype = pure.derivative(axons, *held[2]), nu.dtype
-            to_activation = jax.tree_util.Partial(_by_value, to_held, slope, jnp.zeros((), dtype))
-        return axons, (to_connection, to_activation, params, companion, inputs, held, steps, leaves, axons)
+            axons, to_held = jax.vjp(lambda *values: pure.activation(nu, *values), *own.activation)
+            slope = pure.derivative(axons, *own.derivative)
+            to_activation = jax.tree_util.Partial(_by_value, to_held, slope, jnp.zeros((), nu.dtype))
+        return axons, (to_connection, to_activation, own, companion, inputs, steps, extra, axons)
 
-    def backward(kept: Any, z: Array) -> Any:
-        to_connection, to_activation, params, companion, inputs, held, steps, leaves, axons = kept
+    def backward(kept: Any, z: Array) -> tuple[_Own, None, tuple[Any, ...], None, None]:
+        to_connection, to_activation, own, companion, inputs, steps, extra, axons = kept
         delta, *of_activation = to_activation(z)
-        to_params, of_connection = to_connection(delta)
-        companion = params if companion is None else companion
-        seen = _seen(site, pure, held, params, companion, inputs, steps, axons)
-        to_inputs = back(seen, jax.tree.unflatten(tree, leaves), z, delta)
-        return to_params, None, tuple(to_inputs), (of_connection, of_activation, None), None, None
+        of_params, of_connection = to_connection(delta)
+        seen = _seen(site.name, pure, own, own if companion is None else companion, inputs, steps, axons)
+        to_inputs = tuple(back(seen, extra, z, delta))
+        return _Own(of_params, of_connection, of_activation, None), None, to_inputs, None, None
 
     apply.defvjp(forward, backward)
-    arguments = site.inputs, pure.held, site.steps, leaves
-    if not paired:
-        return apply(site.params, None, *arguments)
+    arguments = site.inputs, site.steps, extra
+    if paired is None:
+        return apply(held, None, *arguments)
 
     @jax.custom_jvp
-    def along(params: Params, *arguments: Any) -> Array:
-        return apply(params, params, *arguments)
+    def along(paired: Array, own: _Own, *arguments: Any) -> Array:
+        return apply(own, own, *arguments)
 
     def rule(primals: Any, tangents: Any) -> tuple[Array, Any]:
-        params, *arguments = primals
-        companion = jax.tree.map(_instantiated, tangents[0], is_leaf=_is_symbol)
-        axons = apply(params, companion, *arguments)
+        _, own, *arguments = primals
+        axons = apply(own, _beside(own, tangents[1]), *arguments)
         return axons, SymbolicZero(jax.typeof(axons).to_tangent_aval())
 
     along.defjvp(rule, symbolic_zeros=True)
-    return along(site.params, *arguments)
+    return along(paired, held, *arguments)
 
 
 def _by_value(to_held: Callable, slope: Array, like: Array, z: Array) -> tuple[Array, ...]:
     return (z * slope).astype(like.dtype), *to_held(z)
 
 
-def _token(site: Site, axons: Array, find: Find, extra: Any) -> Any:
+def _token(site: Site, axons: Array, find: Find, extra: Any, paired: Array) -> Any:
     """Zeros, of which the derivative along the companion is what is found."""
-    pure = _pure(site)
+    pure, held = _pure(site)
 
-    def found(companion: Params, params: Params, held: Any, inputs: Any, steps: Any, axons: Array, extra: Any) -> Any:
-        return find(_seen(site, pure, held, params, companion, inputs, steps, axons), extra)
+    def found(own: _Own, companion: _Own, inputs: Any, steps: Any, axons: Array, extra: Any) -> Any:
+        return find(_seen(site.name, pure, own, companion, inputs, steps, axons), extra)
 
-    arguments = pure.held, site.inputs, site.steps, axons, extra
-    shapes = jax.eval_shape(found, site.params, site.params, *arguments)
+    arguments = site.inputs, site.steps, axons, extra
+    shapes = jax.eval_shape(found, held, held, *arguments)
     if shapes is None:
         return None
 
     @jax.custom_jvp
-    def token(params: Params, *arguments: Any) -> Any:
+    def token(paired: Array, own: _Own, *arguments: Any) -> Any:
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
-        return token(*primals), found(tangents[0], *primals)
+        _, own, *arguments = primals
+        return token(*primals), found(own, _beside(own, tangents[1]), *arguments)
 
-    token.defjvp(rule)
-    return token(site.params, *arguments)
-
-
-def _is_symbol(x: Any) -> bool:
-    return isinstance(x, SymbolicZero)
+    token.defjvp(rule, symbolic_zeros=True)
+    return token(paired, held, *arguments)
 
 
-def _instantiated(x: Any) -> Any:
-    return zero_of(x.aval) if _is_symbol(x) else x
+def _beside(own: _Own, tangents: _Own) -> _Own:
+    """The companions; of what has none, such as the parameters of another part, a loop's state or an index, itself."""
+    missing = lambda t: isinstance(t, SymbolicZero) or t.dtype == jax.dtypes.float0
+    return jax.tree.map(lambda o, t: o if missing(t) else t, own, tangents)

@@ -95,12 +95,12 @@ def learning_layers(program: Program, params: Params, inputs: Any) -> dict[str, 
         nu = site.preactivation()
         return site.activation(severed(nu)), nu
 
-    def preactivations(params: Params) -> list[Array]:
+    def preactivations(params: Params, inputs: Any) -> list[Array]:
         _, found = interpret(program, layer)(params, inputs)
         names[:], shapes[:] = found, [jax.ShapeDtypeStruct(nu.shape, nu.dtype) for nu in found.values()]
         return list(found.values())
 
-    sources = reached(preactivations, params)
+    sources = reached(preactivations, params, inputs)
     return {name: shape for name, shape, source in zip(names, shapes, sources, strict=True) if 0 in source}
 
 
