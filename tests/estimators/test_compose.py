@@ -92,9 +92,9 @@ def test_partition_confines_node_noise_to_its_part():
     displaced = []
 
     def spying(objective):
-        def space(params, batch):
-            view = nl.spaces.nodes(objective)(params, batch)
-            displaced.append(set(view.draws(nl.directions.rademacher(), jax.random.key(0))(0)))
+        def space(params, batch, noise):
+            view = nl.spaces.nodes(objective)(params, batch, noise)
+            displaced.append(set(view.draw(0)))
             return view
 
         return nl.forward_gradient(objective, space=lambda _: space)

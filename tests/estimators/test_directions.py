@@ -10,6 +10,7 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.estimators.directions import Structured
+from nl_jax.estimators.spaces import Noise
 from nl_jax.theory import perturbation as theory
 from tests import problems
 from tests.estimators.test_unbiased import estimates, exact, largest_deviation
@@ -187,8 +188,8 @@ def test_the_polynomials_are_irreducible():
 
 def _displaced(problem, law, sigma):
     """Losses along a direction, and the direction itself."""
-    view = nl.spaces.weights(problem.objective)(problem.params, problem.batch)
-    direction = view.draws(law, KEY)(jnp.int32(0))
+    view = nl.spaces.weights(problem.objective)(problem.params, problem.batch, Noise(law, KEY))
+    direction = view.draw(jnp.int32(0))
     return view, direction, view.displaced(direction, sigma)
 
 
@@ -233,8 +234,8 @@ def test_what_is_no_weight_gets_dense_noise(name):
     params = {"weight": jnp.ones((3, 4)), "bias": jnp.ones((1, 4)), "scale": jnp.ones((1, 1))}
     params |= {"squared": jnp.ones((4, 2)), "table": jnp.ones((7, 2))}
     batch = jnp.ones((6, 3)), jnp.arange(6)
-    view = nl.spaces.weights(objective)(params, batch)
-    direction = view.draws(LAWS[name], KEY)(jnp.int32(0))
+    view = nl.spaces.weights(objective)(params, batch, Noise(LAWS[name], KEY))
+    direction = view.draw(jnp.int32(0))
     assert {leaf for leaf, xi in direction.items() if isinstance(xi, Structured)} == {"weight"}
     assert direction["table"].shape == (7, 2)
     grads = nl.weight_perturbation(objective, directions=LAWS[name]).estimate(KEY, (), params, batch)[0]
@@ -244,7 +245,7 @@ def test_what_is_no_weight_gets_dense_noise(name):
 def test_nodes_are_no_weights():
     """A structured law has nothing to hold on to in node space: independent signs, of images too."""
     problem = problems.convolution()
-    direction = nl.spaces.nodes(problem.objective)(problem.params, problem.batch).draws(d.rank_one(), KEY)(0)
+    direction = nl.spaces.nodes(problem.objective)(problem.params, problem.batch, Noise(d.rank_one(), KEY)).draw(0)
     for xi in direction.values():
         assert set(np.unique(xi)) == {-1.0, 1.0}
 
@@ -335,7 +336,7 @@ def test_both_sides_share_the_products_of_the_data():
     directions = jax.vmap(lambda k: d.rademacher()(KEY, k, params))(jnp.arange(8))
 
     def flops(sides):
-        samples = jax.jit(lambda p, xis: jax.vmap(lambda xi: sides(view(p, batch), xi))(xis))
+        samples = jax.jit(lambda p, xis: jax.vmap(lambda xi: sides(view(p, batch, Noise(d.rademacher(), KEY)), xi))(xis))
         return samples.lower(params, directions).compile().cost_analysis()["flops"]
 
     # Nine products with the data, x W and each x ξ; apart, sixteen.

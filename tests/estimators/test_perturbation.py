@@ -47,7 +47,7 @@ def test_node_update_of_seed_000_to_the_letter(x64):
 def test_only_layers_that_learn_are_disturbed():
     """Noise on pooling or flattening would be noise alone: four layers, two of them displaced."""
     problem = problems.convolution()
-    direction = nl.spaces.nodes(problem.objective)(problem.params, problem.batch).draws(signs, KEY)(0)
+    direction = nl.spaces.nodes(problem.objective)(problem.params, problem.batch, nl.spaces.Noise(signs, KEY)).draw(0)
     assert {name: xi.shape for name, xi in direction.items()} == {"features": (4, 4, 4, 3), "output": (4, 3)}
 
 

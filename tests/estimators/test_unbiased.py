@@ -34,7 +34,7 @@ def test_shared_noise_across_examples_is_biased(x64):
     problem = problems.chain()
 
     def estimate(key, state, params, batch):
-        losses, preactivations, pull = local(problem.objective)(params, batch)
+        losses, preactivations, _, pull = local(problem.objective)(params, batch)
         one = jax.tree.map(lambda nu: nu[:1], preactivations)
         noise = jax.tree.map(lambda xi, nu: jnp.broadcast_to(xi, nu.shape), normal(key, 0, one), preactivations)
         change = (inject(problem.objective)(params, batch, jax.tree.map(lambda x: 1e-4 * x, noise)) - losses) / 1e-4
@@ -114,7 +114,7 @@ def test_node_space_variance_law(directions, kurtosis, x64):
     """Var ĝ_ba = Σ_n x_nb² (‖δ_n‖² ± δ_na²) / (B² K), with ‖δ_n‖² over all nodes of example n."""
     problem = problems.chain()
     x, _ = problem.batch
-    _, preactivations, _ = local(problem.objective)(problem.params, problem.batch)
+    _, preactivations, _, _ = local(problem.objective)(problem.params, problem.batch)
     zeros = jax.tree.map(jnp.zeros_like, preactivations)
     delta = jax.grad(lambda o: jnp.sum(inject(problem.objective)(problem.params, problem.batch, o)))(zeros)
     power = sum(jnp.sum(d**2, axis=1) for d in delta.values())

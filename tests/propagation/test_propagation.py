@@ -22,7 +22,6 @@ def twice(params, x, propagate=feedforward):
 SQUARE = jnp.eye(2)
 INTERPRETATIONS = {
     "record": lambda program: propagation.record(program)(SQUARE, SQUARE),
-    "cut": lambda program: propagation.cut(program)(SQUARE, SQUARE, {"same": SQUARE}),
     "hold": lambda program: propagation.hold(program)(SQUARE, SQUARE, {}),
     "inject": lambda program: propagation.inject(program)(SQUARE, SQUARE, {"same": SQUARE}),
     "local_gradient": lambda program: propagation.local_gradient(program)(SQUARE, SQUARE, SQUARE, {"same": SQUARE}),
@@ -40,15 +39,13 @@ def test_unknown_and_missing_layers_are_named():
     _, axons = propagation.record(p.forward)(p.params, p.batch[0])
     extra = {**axons, "ghost": axons["output"]}
     with pytest.raises(ValueError, match="no layer is named 'ghost'; the layers are hidden1, output"):
-        propagation.cut(p.forward)(p.params, p.batch[0], extra)
+        propagation.hold(p.forward)(p.params, p.batch[0], extra)
     with pytest.raises(ValueError, match="no layer is named 'ghost'"):
         propagation.inject(p.forward)(p.params, p.batch[0], extra)
-    with pytest.raises(ValueError, match="no layer is named 'ghost'"):
-        propagation.hold(p.forward)(p.params, p.batch[0], extra)
     with pytest.raises(ValueError, match="layer 'ghost' is not among those known here: hidden1, output"):
         propagation.local_gradient(p.forward)(p.params, p.batch[0], axons["output"], extra)
     with pytest.raises(ValueError, match="layer 'output' is not among those known here: hidden1"):
-        propagation.cut(p.forward)(p.params, p.batch[0], {"hidden1": axons["hidden1"]})
+        nl.lagrangian(p.objective)(p.params, {"hidden1": axons["hidden1"]}, {}, p.batch)
 
 
 @pytest.mark.parametrize("run", ["record", "hold", "inject", "local_gradient"])
@@ -58,11 +55,10 @@ def test_layers_inside_an_inner_transformation_are_an_error(run):
     def program(params, x, propagate=feedforward):
         return jax.vmap(lambda x: propagate("same", affine, jnp.tanh, params, x))(x)
 
-    if run == "inject":  # nothing is recorded: an offset of one example's shape serves
-        assert propagation.inject(program)(SQUARE, SQUARE, {"same": jnp.ones(2)}).shape == (2, 2)
-        return
-    with pytest.raises(ValueError, match=r"layer 'same' is propagated inside a jax\.vmap"):
-        INTERPRETATIONS[run](program)
+    given = {"same": jnp.ones(2)}  # of one example's shape
+    runs = INTERPRETATIONS | {"inject": lambda program: propagation.inject(program)(SQUARE, SQUARE, given)}
+    with pytest.raises(ValueError, match=r"layer 'same' is propagated inside a jax\.vmap.*for a loop use nl\.scan"):
+        runs[run](program)
 
 
 def test_wrong_shapes_are_named_not_broadcast():
@@ -73,7 +69,7 @@ def test_wrong_shapes_are_named_not_broadcast():
         propagation.inject(p.forward)(p.params, p.batch[0], {"hidden1": jnp.zeros((1, 5))})
     axons = {"hidden1": jnp.zeros((6, 5)), "output": jnp.zeros((1, 3))}
     with pytest.raises(ValueError, match=r"layer 'output': the given axons has shape \(1, 3\)"):
-        propagation.cut(p.forward)(p.params, p.batch[0], axons)
+        propagation.hold(p.forward)(p.params, p.batch[0], axons)
     with pytest.raises(ValueError, match=r"layer 'output': .* shape \(1, 3\), the layer's own \(6, 3\)"):
         propagation.hold(p.forward)(p.params, p.batch[0], {"output": jnp.zeros((1, 3))})
 
@@ -83,34 +79,34 @@ def test_recording_changes_nothing(name):
     p = PROBLEMS[name]()
     outputs, axons = propagation.record(p.forward)(p.params, p.batch[0])
     chex.assert_trees_all_equal(outputs, p.forward(p.params, p.batch[0]))
-    again, predicted = propagation.cut(p.forward)(p.params, p.batch[0], axons)
+    again, layers = propagation.hold(p.forward)(p.params, p.batch[0], axons)
     chex.assert_trees_all_equal(outputs, again)
-    chex.assert_trees_all_equal(predicted, axons)  # feasible axons predict themselves
+    # Feasible axons predict themselves.
+    chex.assert_trees_all_equal({name: layer.predicted for name, layer in layers.items()}, axons)
 
 
-def test_cut_layers_do_not_talk_to_each_other():
+def test_held_layers_do_not_talk_to_each_other():
     p = problems.chain()
     _, axons = propagation.record(p.forward)(p.params, p.batch[0])
     moved = {**axons, "hidden1": axons["hidden1"] + 1}
-    outputs, predicted = propagation.cut(p.forward)(p.params, p.batch[0], moved)
+    outputs, layers = propagation.hold(p.forward)(p.params, p.batch[0], moved)
     chex.assert_trees_all_equal(outputs, axons["output"])
-    chex.assert_trees_all_equal(predicted["hidden1"], axons["hidden1"])
-    assert not np.allclose(predicted["output"], axons["output"])
+    chex.assert_trees_all_equal(layers["hidden1"].predicted, axons["hidden1"])
+    assert not np.allclose(layers["output"].predicted, axons["output"])
 
 
 def test_held_layers_move_those_above_them():
-    """What is not held is computed from what it receives; nothing held is the forward run, all held is `cut`."""
+    """What is not held is computed from what it receives; nothing held is the forward run."""
     p = problems.skip()
 
     @jax.jit
     def run(params, x):
         outputs, clean = propagation.record(p.forward)(params, x)
         moved = {"low": clean["low"] + 1}
-        held = propagation.hold(p.forward)
-        cut = propagation.cut(p.forward)(params, x, clean | moved)
-        return outputs, clean, held(params, x, {}), held(params, x, moved), held(params, x, clean | moved), cut
+        given = {}, moved, clean | moved
+        return outputs, clean, *(_values(*propagation.hold(p.forward)(params, x, values)) for values in given)
 
-    outputs, clean, nothing, some, everything, cut = run(p.params, p.batch[0])
+    outputs, clean, nothing, some, everything = run(p.params, p.batch[0])
     chex.assert_trees_all_equal(nothing, (outputs, clean, clean))
     found, axons, predicted = some
     chex.assert_trees_all_equal(axons["low"], clean["low"] + 1)
@@ -118,7 +114,12 @@ def test_held_layers_move_those_above_them():
     chex.assert_trees_all_equal(found, axons["output"])
     assert not np.allclose(axons["high"], clean["high"])
     assert not np.allclose(axons["output"], everything[2]["output"])  # there by way of "high" as well
-    chex.assert_trees_all_equal((everything[0], everything[2]), cut)
+
+
+def _values(outputs, layers):
+    """Outputs, axons and predictions of a run that holds some layers."""
+    axons = {name: layer.axons for name, layer in layers.items()}
+    return outputs, axons, {name: layer.predicted for name, layer in layers.items()}
 
 
 def test_injected_offsets_enter_the_preactivation():
@@ -134,7 +135,7 @@ def test_injected_offsets_enter_the_preactivation():
 def test_exact_credit_gives_the_exact_gradient(name, x64):
     """Whatever the program: skip connections, tied weights, convolutions, parameters outside layers."""
     p = PROBLEMS[name]()
-    losses, preactivations, _ = propagation.local(p.objective)(p.params, p.batch)
+    losses, preactivations, _, _ = propagation.local(p.objective)(p.params, p.batch)
     zeros = jax.tree.map(jnp.zeros_like, preactivations)
     credit = jax.grad(lambda o: jnp.mean(propagation.inject(p.objective)(p.params, p.batch, o)))(zeros)
     mean = jnp.full_like(losses, 1 / len(losses))

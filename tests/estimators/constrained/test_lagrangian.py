@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from nl_jax.propagation import cut, record
+from nl_jax.propagation import hold, record
 from tests import problems
 
 
@@ -26,7 +26,8 @@ def test_penalty_gradients_are_those_at_shifted_multipliers(x64):
     @jax.jit
     def gradients(penalty):
         axons, multipliers = _anywhere(problem)
-        _, predicted = cut(problem.objective)(problem.params, problem.batch, axons)
+        _, held = hold(problem.objective)(problem.params, problem.batch, axons)
+        predicted = {name: layer.predicted for name, layer in held.items()}
         shifted = {name: multipliers[name] + penalty * (axons[name] - predicted[name]) for name in axons}
 
         def of(evaluate, multipliers):
