@@ -20,7 +20,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from nl_jax.base import Array, Batch, Objective, Params, Program
 from nl_jax.checks import per_example
-from nl_jax.propagation import Site, interpret, record
+from nl_jax.propagation import Site, interpret, zero_axons
 
 
 class Seen(NamedTuple):
@@ -123,12 +123,6 @@ def way_back(
     offsets = zero_axons(objective, params, batch)
     (_, each), (grads, z) = jax.value_and_grad(both, argnums=(0, 1), has_aux=True)(params, offsets)
     return Run(each, grads, {name: z[name] for name in names})
-
-
-def zero_axons(program: Program, params: Params, inputs: Any) -> dict[str, Array]:
-    """Zeros of the shapes of all layers' axons; nothing is run."""
-    shapes = jax.eval_shape(lambda params, inputs: record(program)(params, inputs)[1], params, inputs)
-    return {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
 
 
 def beside(program: Program, find: Find) -> Callable[[Params, Params, Any, Any], dict[str, Any]]:

@@ -21,7 +21,7 @@ from nl_jax.propagation.interpretation import (
     scan,
 )
 from nl_jax.propagation.local import Local, learning_layers, local, local_gradient
-from nl_jax.propagation.views import Held, hold, inject, record
+from nl_jax.propagation.views import Held, hold, inject, record, zero_axons
 
 __all__ = [
     "Around",
@@ -43,4 +43,5 @@ __all__ = [
     "plain_loop",
     "record",
     "scan",
+    "zero_axons",
 ]

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from nl_jax.base import Array, Params, Program
 from nl_jax.propagation.interpretation import Given, Site, interpret
 
@@ -22,6 +25,12 @@ def record(program: Program) -> Callable[[Params, Any], tuple[Any, dict[str, Arr
         return axons, axons
 
     return interpret(program, layer)
+
+
+def zero_axons(program: Program, params: Params, inputs: Any) -> dict[str, Array]:
+    """Zeros of the shapes of all layers' axons; nothing is run."""
+    shapes = jax.eval_shape(lambda params, inputs: record(program)(params, inputs)[1], params, inputs)
+    return {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
 
 
 class Held(NamedTuple):

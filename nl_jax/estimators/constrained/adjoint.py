@@ -1,5 +1,7 @@
 """Backpropagation as constrained optimisation (seed 000; LeCun 1988)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +9,7 @@ from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, per_example
 from nl_jax.estimators.constrained.lagrangian import Axons, lagrangian
 from nl_jax.estimators.constrained.solution import Point, solution
-from nl_jax.propagation import Site, interpret
+from nl_jax.propagation import Site, interpret, zero_axons
 
 
 def lagrangian_backprop(objective: Objective) -> GradientEstimator:
@@ -39,28 +41,27 @@ def lagrangian_backprop(objective: Objective) -> GradientEstimator:
     """
     layered("lagrangian_backprop", objective)
 
-    def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
-        return Point(feedforward, adjoint(objective, params, feedforward, batch), 1)
+    def solve(params: Params, batch: Batch) -> Point:
+        """x by one forward run; λ with ∂L/∂x = 0 there by one reverse sweep.
+
+        ∂L/∂x_l = λ_l + ∂C/∂x_l − Σ_k J_klᵀ λ_k, of the layers k above: λ_l is the credit that a displacement of x_l
+        alone gets from −C.
+        """
+
+        def layer(site: Site, displacement: Array) -> tuple[Array, Array]:
+            x = site.axons() + displacement
+            return x, x
+
+        def total(displacements: Axons) -> tuple[Array, Any]:
+            losses, axons = interpret(objective, layer)(params, batch, displacements)
+            names[:] = axons
+            return -jnp.sum(per_example(losses)), (losses, axons)
+
+        names: list[str] = []
+        multipliers, (losses, axons) = jax.grad(total, has_aux=True)(zero_axons(objective, params, batch))
+        return Point(losses, {name: axons[name] for name in names}, {name: multipliers[name] for name in names}, 1)
 
     return solution(objective, solve)
-
-
-def adjoint(objective: Objective, params: Params, axons: Axons, batch: Batch) -> dict[str, Array]:
-    """λ with ∂L/∂x = 0 at feedforward axons, from the last layer down: one reverse sweep.
-
-    ∂L/∂x_l = λ_l + ∂C/∂x_l − Σ_k J_klᵀ λ_k, of the layers k above: λ_l is minus the credit that a displacement of x_l
-    alone gets.
-    """
-
-    def layer(site: Site, displacement: Array) -> tuple[Array, None]:
-        return site.axons() + displacement, None
-
-    def total(displacements: Axons) -> Array:
-        losses, _ = interpret(objective, layer)(params, batch, displacements)
-        return jnp.sum(per_example(losses))
-
-    credit = jax.grad(total)({name: jnp.zeros_like(x) for name, x in axons.items()})
-    return {name: -credit[name] for name in axons}
 
 
 def balance(objective: Objective, params: Params, axons: Axons, multipliers: Axons, batch: Batch, name: str) -> Array:

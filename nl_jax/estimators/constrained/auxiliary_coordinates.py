@@ -13,6 +13,7 @@ from nl_jax.estimators.constrained.lagrangian import Axons, hidden_and_last
 from nl_jax.estimators.constrained.penalty import infer, learning_point
 from nl_jax.estimators.constrained.relaxation import Relaxation
 from nl_jax.estimators.constrained.solution import Point, solution
+from nl_jax.propagation import record
 
 _DESCENT = optax.sgd(0.1)
 
@@ -74,7 +75,8 @@ def auxiliary_coordinates(
     require_optimizer(optimizer)
     relaxation = Relaxation(num_steps, tolerance).checked()
 
-    def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
+    def solve(params: Params, batch: Batch) -> Point:
+        losses, feedforward = record(objective)(params, batch)
         names, _ = hidden_and_last("auxiliary_coordinates", feedforward)
         feasible = {name: feedforward[name] for name in names}
 
@@ -94,6 +96,6 @@ def auxiliary_coordinates(
         nowhere = jax.tree.map(jnp.zeros_like, feasible)
         (displacement, _), taken = jax.lax.scan(stage, (nowhere, mu[0]), mu)
         hidden = jax.tree.map(jnp.add, feasible, displacement)
-        return learning_point(objective, params, hidden, batch, penalty=schedule[-1], taken=jnp.sum(taken))
+        return learning_point(losses, objective, params, hidden, batch, penalty=schedule[-1], taken=jnp.sum(taken))
 
     return solution(objective, solve)

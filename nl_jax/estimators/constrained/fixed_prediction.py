@@ -9,7 +9,7 @@ from nl_jax.estimators.constrained.adjoint import balance
 from nl_jax.estimators.constrained.lagrangian import Axons, hidden_and_last
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance, relax
 from nl_jax.estimators.constrained.solution import Point, solution
-from nl_jax.propagation import hold
+from nl_jax.propagation import hold, record
 
 
 def fixed_prediction(
@@ -56,7 +56,8 @@ def fixed_prediction(
         raise ValueError(f"rate must be below 2, or errors grow from step to step, got {rate!r}")
     relaxation = Relaxation(num_steps, tolerance).checked()
 
-    def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
+    def solve(params: Params, batch: Batch) -> Point:
+        losses, feedforward = record(objective)(params, batch)
         hidden, last = hidden_and_last("fixed_prediction", feedforward)
         output = {last: balance(objective, params, feedforward, {}, batch, last)}
         fixed = {name: feedforward[name] for name in hidden}
@@ -76,6 +77,6 @@ def fixed_prediction(
 
         nothing = jax.tree.map(jnp.zeros_like, fixed)
         multipliers, taken = relax(step, nothing, relaxation, remedy=None)
-        return Point(feedforward, {**multipliers, **output}, taken + 1)
+        return Point(losses, feedforward, {**multipliers, **output}, taken + 1)
 
     return solution(objective, solve)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, Objective, Params
 from nl_jax.checks import layered, nonnegative_number, per_example
+from nl_jax.numerics import wide_dtype
 from nl_jax.propagation import Held, hold, loops_around
 
 Axons = Mapping[str, Array]
@@ -99,7 +100,7 @@ def stationarity(
 
     def report(params: Params, axons: Axons, multipliers: Axons, batch: Batch) -> tuple[Params, KKT]:
         grads, dual, primal = jax.grad(mean, argnums=(0, 1, 2))(params, dict(axons), dict(multipliers), batch)
-        return grads, KKT(*jax.tree.map(lambda leaf: jnp.linalg.norm(jnp.ravel(leaf)), (primal, dual, grads)))
+        return grads, KKT(*jax.tree.map(lambda leaf: _norm(leaf), (primal, dual, grads)))
 
     return report
 
@@ -124,7 +125,18 @@ def inner(name: str, a: Array, b: Array, total: Array) -> Array:
             f"{total.shape[0]}: a Lagrangian is per example; give every layer the whole batch"
         )
     others = tuple(axis for axis in range(a.ndim) if axis != steps)
-    return jnp.sum(a * b, axis=others, dtype=total.dtype)
+    return _product(a, b, others, (steps,)).astype(total.dtype)
+
+
+def _norm(leaf: Array) -> Array:
+    return jnp.sqrt(_product(leaf, leaf, tuple(range(leaf.ndim)), ()))
+
+
+def _product(a: Array, b: Array, summed: tuple[int, ...], kept: tuple[int, ...]) -> Array:
+    """Σ a b over some axes; one equation, forth and back, where a sum of products is two."""
+    exact = jax.lax.Precision.HIGHEST
+    wide = wide_dtype(a.dtype)
+    return jax.lax.dot_general(a, b, ((summed, summed), (kept, kept)), precision=exact, preferred_element_type=wide)
 
 
 def _fit(layers: Mapping[str, Held], axons: Axons, multipliers: Axons) -> None:

@@ -69,7 +69,14 @@ def infer(
 
 
 def learning_point(
-    objective: Objective, params: Params, hidden: Axons, batch: Batch, *, penalty: float | Array, taken: Array
+    losses: Array,
+    objective: Objective,
+    params: Params,
+    hidden: Axons,
+    batch: Batch,
+    *,
+    penalty: float | Array,
+    taken: Array,
 ) -> Point:
     """The point of given hidden axons: λ_l = μ r_l and λ_L = −∂C/∂x_L, so that its ∂L/∂W is ∂F/∂W."""
     _, layers = hold(objective)(params, batch, hidden)
@@ -79,4 +86,4 @@ def learning_point(
         name: jnp.asarray(penalty, axons[name].dtype) * (axons[name] - layers[name].predicted) for name in hidden
     }
     multipliers[last] = balance(objective, params, axons, {}, batch, last)
-    return Point(axons, multipliers, 2 * taken + 1)
+    return Point(losses, axons, multipliers, 2 * taken + 1)

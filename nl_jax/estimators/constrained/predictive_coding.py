@@ -5,10 +5,11 @@ import optax
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, positive_hyperparameter, require_optimizer, takes
 from nl_jax.estimators.constrained import starts
-from nl_jax.estimators.constrained.lagrangian import Axons, hidden_and_last
+from nl_jax.estimators.constrained.lagrangian import hidden_and_last
 from nl_jax.estimators.constrained.penalty import infer, learning_point
 from nl_jax.estimators.constrained.relaxation import Relaxation
 from nl_jax.estimators.constrained.solution import Point, solution
+from nl_jax.propagation import record
 
 _DESCENT = optax.sgd(0.1)
 
@@ -68,12 +69,13 @@ def predictive_coding(
     relaxation = Relaxation(num_steps, tolerance).checked()
     takes("start", start, 1, "choose nl.starts.feedforward or nl.starts.zeros")
 
-    def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
+    def solve(params: Params, batch: Batch) -> Point:
+        losses, feedforward = record(objective)(params, batch)
         hidden, _ = hidden_and_last("predictive_coding", feedforward)
         begin = starts.begun(start, {name: feedforward[name] for name in hidden})
         inferred, taken = infer(
             objective, params, begin, batch, penalty=penalty, optimizer=optimizer, relaxation=relaxation
         )
-        return learning_point(objective, params, inferred, batch, penalty=penalty, taken=taken)
+        return learning_point(losses, objective, params, inferred, batch, penalty=penalty, taken=taken)
 
     return solution(objective, solve)

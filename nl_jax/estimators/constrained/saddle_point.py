@@ -12,6 +12,7 @@ from nl_jax.estimators.constrained.lagrangian import Axons, gradients
 from nl_jax.estimators.constrained.relaxation import Relaxation, relax
 from nl_jax.estimators.constrained.solution import Point, solution
 from nl_jax.estimators.constrained.starts import Start, begun
+from nl_jax.propagation import record
 
 
 class Iterate(NamedTuple):
@@ -50,11 +51,12 @@ def saddle_point(
     takes("start", start, 1, "choose nl.starts.feedforward or nl.starts.zeros")
     violations = gradients(objective)
 
-    def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
+    def solve(params: Params, batch: Batch) -> Point:
+        losses, feedforward = record(objective)(params, batch)
         begin = Iterate(begun(start, feedforward), jax.tree.map(jnp.zeros_like, dict(feedforward)))
         (axons, multipliers), taken = relax(lambda at: iteration(params, batch, at), begin, relaxation, remedy)
         residuals = violations(params, axons, multipliers, batch)[1]
-        return Point(axons, ascended(multipliers, residuals, penalty), evaluations * taken)
+        return Point(losses, axons, ascended(multipliers, residuals, penalty), evaluations * taken)
 
     return solution(objective, solve)
 

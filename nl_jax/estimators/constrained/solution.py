@@ -6,28 +6,29 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.estimators.constrained.lagrangian import Axons, stationarity
-from nl_jax.propagation import record
 
 
 class Point(NamedTuple):
     """Where a solver ended.
 
     Attributes:
+      losses: of the network's own forward run, [batch].
       axons: x by layer, all layers.
       multipliers: λ by layer, all layers, of the Lagrangian without penalty; methods that have a penalty
         count its force with them, λ + μ r, so that their points can be compared.
       evaluations: what the way there cost, in evaluations of the objective (see `nl.Info`).
     """
 
+    losses: Array
     axons: Axons
     multipliers: Axons
     evaluations: int | Array
 
 
 class Solver(Protocol):
-    """`solve(params, feedforward, batch) -> point`, from the axons of the network's own forward run."""
+    """`solve(params, batch) -> point`, by way of the network's own forward run."""
 
-    def __call__(self, params: Params, feedforward: Axons, batch: Batch, /) -> Point: ...
+    def __call__(self, params: Params, batch: Batch, /) -> Point: ...
 
 
 def solution(objective: Objective, solve: Solver) -> GradientEstimator:
@@ -45,8 +46,7 @@ def solution(objective: Objective, solve: Solver) -> GradientEstimator:
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
-        losses, feedforward = record(objective)(params, batch)
-        axons, multipliers, evaluations = solve(params, feedforward, batch)
+        losses, axons, multipliers, evaluations = solve(params, batch)
         grads, residuals = report(params, axons, multipliers, batch)
         # besides the way: one forward run, one local gradient
         return grads, state, Info(jnp.mean(losses), jnp.int32(2) + jnp.int32(evaluations), residuals)

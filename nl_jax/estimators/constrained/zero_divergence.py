@@ -6,9 +6,8 @@ import jax.numpy as jnp
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered
 from nl_jax.estimators.constrained.adjoint import balance
-from nl_jax.estimators.constrained.lagrangian import Axons
 from nl_jax.estimators.constrained.solution import Point, solution
-from nl_jax.propagation import hold, loops_around
+from nl_jax.propagation import hold, loops_around, record
 
 Stage = dict[str, Array]
 
@@ -52,7 +51,8 @@ def zero_divergence(objective: Objective) -> GradientEstimator:
     """
     layered("zero_divergence", objective)
 
-    def solve(params: Params, feedforward: Axons, batch: Batch) -> Point:
+    def solve(params: Params, batch: Batch) -> Point:
+        losses, feedforward = record(objective)(params, batch)
         *hidden, last = feedforward
         for name in filter(loops_around, feedforward):
             raise ValueError(
@@ -86,6 +86,6 @@ def zero_divergence(objective: Objective) -> GradientEstimator:
         nothing = {name: jnp.zeros_like(feedforward[name]) for name in hidden}
         _, learned = jax.lax.fori_loop(0, len(feedforward), step, (stages, nothing))
         multipliers = learned | {last: balance(objective, params, feedforward, {}, batch, last)}
-        return Point(feedforward, multipliers, 2 * len(feedforward))
+        return Point(losses, feedforward, multipliers, 2 * len(feedforward))
 
     return solution(objective, solve)
