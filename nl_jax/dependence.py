@@ -59,7 +59,9 @@ def mark(name: str, value: Array) -> Array:
 
 
 def reached(function: Callable, *arguments: Any) -> Any:
-    """Which outputs of a function depend on which of its arguments, but by way of `severed` values; nothing is run.
+    """Which outputs of a function, or their derivatives, depend on which of its arguments; nothing is run.
+
+    Not by way of `severed` values. A derivative written by hand counts as depending on all its function's arguments.
 
     Args:
       function: any function of arrays.
@@ -73,7 +75,8 @@ def reached(function: Callable, *arguments: Any) -> Any:
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     flows = [frozenset({Flow(i)}) for i, argument in enumerate(arguments) for _ in jax.tree.leaves(argument)]
-    outputs = sources_of_outputs(closed, flows, lambda name, arriving: NOTHING if name == _SEVERED else arriving)
+    analysis = _Analysis(lambda name, arriving: NOTHING if name == _SEVERED else arriving, derivatives=True)
+    outputs = analysis.run(closed, flows)
     numbers = [frozenset(flow.source for flow in found) for found in outputs]
     return jax.tree.unflatten(jax.tree.structure(shapes), numbers)
 
@@ -114,8 +117,8 @@ def sources_of_outputs(closed: ClosedJaxpr, arguments: Sequence[Flows], cut: Cut
 
 
 class _Analysis:
-    def __init__(self, cut: Cut) -> None:
-        self.cut = cut
+    def __init__(self, cut: Cut, derivatives: bool = False) -> None:
+        self.cut, self.derivatives = cut, derivatives
 
     def run(self, program: Any, arguments: Sequence[Flows]) -> list[Flows]:
         jaxpr: Jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
@@ -135,7 +138,10 @@ class _Analysis:
         if name in _ENTERED:
             return _ENTERED[name](self, equation.params, inputs)
         if name in _CALLS and len(programs) == 1 and _arity(programs[0]) == (len(inputs), count):
-            return self.run(programs[0], inputs)
+            outputs = self.run(programs[0], inputs)
+            # A derivative written by hand may reach what the value does not.
+            by_hand = self.derivatives and name.startswith("custom_")
+            return [found | _union(inputs) for found in outputs] if by_hand else outputs
         if equation.effects and not _only_names_axes(equation):
             return [frozenset({Flow(EVERYTHING, name)})] * count
         if name in _PARALLEL and len(inputs) == count:

@@ -141,4 +141,114 @@ def batch_normed() -> Problem:
     return _labelled(network.apply, params, _inputs(4, 2), 2)
 
 
+STEPS = 4
+
+
+def _recurrent(looped: bool) -> Problem:
+    """A recurrent network whose activation closes over a state of the loop, the cell's leak; one layer a step."""
+
+    def connected(params, x, hidden):
+        return x @ params["weight"] + hidden @ params["recurrent"] + params["bias"][None, :]
+
+    def forward(params, xs, propagate=feedforward):
+        def step(carry, x, propagate, name="hidden"):
+            hidden, v = carry
+            hidden = propagate(name, connected, lambda nu: jnp.tanh(nu + 0.8 * v), params["hidden"], x, hidden)
+            v = 0.8 * v + hidden
+            return (hidden, v), hidden
+
+        silence = jnp.zeros((xs.shape[0], 3), xs.dtype)
+        carry, xs = (silence, silence), jnp.swapaxes(xs, 0, 1)
+        if looped:
+            (hidden, _), trace = nl.scan("time", step, carry, xs, propagate)
+        else:
+            trace = []
+            for t in range(STEPS):
+                carry, y = step(carry, xs[t], propagate, f"hidden{t}")
+                trace.append(y)
+            (hidden, _), trace = carry, jnp.stack(trace)
+        return propagate("output", _affine, lambda nu: nu, params["output"], hidden + trace.sum(axis=0))
+
+    keys = jax.random.split(jax.random.key(5), 3)
+    params = {
+        "hidden": {
+            "weight": jax.random.normal(keys[0], (2, 3)),
+            "recurrent": jax.random.normal(keys[1], (3, 3)) / 2,
+            "bias": jnp.full(3, 0.1),
+        },
+        "output": {"weight": jax.random.normal(keys[2], (3, 3)), "bias": jnp.zeros(3)},
+    }
+    return _labelled(forward, params, _inputs(5, STEPS, 2), 3)
+
+
+def _depth(looped: bool) -> Problem:
+    """Residual blocks of two layers, their parameters stacked."""
+
+    def forward(params, x, propagate=feedforward):
+        def block(x, own, propagate, number=""):
+            low = propagate(f"low{number}", _affine, nl.activations.tanh(), own["low"], x)
+            return x + propagate(f"high{number}", _affine, jnp.sin, own["high"], low), None
+
+        x = propagate("input", _affine, jnp.tanh, params["input"], x)
+        if looped:
+            x, _ = nl.scan("blocks", block, x, params["blocks"], propagate)
+        else:
+            for l in range(STEPS):
+                x, _ = block(x, jax.tree.map(lambda leaf, l=l: leaf[l], params["blocks"]), propagate, l)
+        return propagate("output", _affine, lambda nu: nu, params["output"], x)
+
+    def affine(key, *shape):
+        return {"weight": jax.random.normal(key, shape) / 2, "bias": jnp.zeros((*shape[:-2], shape[-1]))}
+
+    keys = jax.random.split(jax.random.key(6), 4)
+    params = {
+        "input": affine(keys[0], 2, 3),
+        "blocks": {"low": affine(keys[1], STEPS, 3, 4), "high": affine(keys[2], STEPS, 4, 3)},
+        "output": affine(keys[3], 3, 3),
+    }
+    return _labelled(forward, params, _inputs(5, 2), 3)
+
+
+@_once
+def recurrent() -> Problem:
+    """A loop over time."""
+    return _recurrent(looped=True)
+
+
+@_once
+def depth() -> Problem:
+    """A loop over depth."""
+    return _depth(looped=True)
+
+
+def unrolled(problem: Problem) -> Problem:
+    """The same program without its loop, its layers called by Python one by one."""
+    return _recurrent(looped=False) if problem is recurrent() else _depth(looped=False)
+
+
+@_once
+def learned_start() -> Problem:
+    """Parameters that enter a loop as its first carry, in what it reads, and between its layers."""
+
+    def forward(params, xs, propagate=feedforward):
+        def step(carry, x, propagate):
+            hidden, v = carry
+            hidden = propagate("hidden", lambda w, x, h: x + h @ w, jnp.tanh, params["hidden"], x, hidden)
+            return (hidden, params["decay"] * v + hidden), None
+
+        xs = propagate("encoder", lambda w, x: x @ w, jnp.tanh, params["encoder"], xs)
+        start = jnp.broadcast_to(params["start"], (xs.shape[0], 3))
+        carry = nl.scan("time", step, (start, start), jnp.swapaxes(xs, 0, 1), propagate)[0]
+        return carry[0] + carry[1]
+
+    keys = jax.random.split(jax.random.key(5), 3)
+    params = {
+        "encoder": jax.random.normal(keys[0], (2, 3)),
+        "hidden": jax.random.normal(keys[1], (3, 3)) / 2,
+        "start": jnp.linspace(-1, 1, 3),
+        "decay": jnp.asarray(0.7),
+    }
+    return _labelled(forward, params, _inputs(5, STEPS, 2), 3)
+
+
 PROBLEMS = {f.__name__: f for f in (one_layer, chain, skip, convolution, tied, closed_over)}

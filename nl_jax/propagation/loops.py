@@ -9,7 +9,8 @@ import numpy as np
 from jax.extend.core import Literal
 
 from nl_jax.base import Array
-from nl_jax.dependence import reached
+from nl_jax.dependence import reached, severed
+from nl_jax.propagation.interpretation import SEPARATOR
 
 Leaves = list[Any]
 
@@ -96,38 +97,44 @@ def _totals(step: Callable, consts: Leaves, carry: Leaves, x: Leaves) -> list[bo
 def accumulated(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
     """`jax.lax.scan`, whose derivative by the parameters is summed up by a second run, forwards.
 
-    Right where the parameters reach the carry in no other way than through a layer that is cut, as in `local`: then a
-    step's credit reaches parameters in that step or not at all, and nothing is kept of all steps: memory does not grow
-    with their number. Where the carry itself depends on parameters it is `jax.lax.scan` and its own derivative.
+    Right where parameters reach the carried state in no other way than through a layer that is cut, as in `local`: then
+    a step's credit reaches parameters in that step or not at all, and nothing is kept of all steps: memory does not
+    grow with their number. Where the state itself depends on parameters it is `jax.lax.scan` and its own derivative.
     """
-    del name
     loop = opened(body, carry, xs, length)
-    kept, follows, reading = _dependence(loop)
+    first, last, ys = _dependence(loop)
+    state = [i for i, (leaf, total) in enumerate(zip(loop.carry, loop.totals, strict=True)) if not total]
+    state = [i for i in state if differentiable(loop.carry[i])]
 
     def plain(consts: Leaves, carry: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
         return jax.lax.scan(lambda carry, x: loop.step(consts, carry, x), carry, xs, loop.length)
 
-    if kept:
-        return loop.close(*plain(loop.consts, loop.carry, loop.xs))
-
     def forward(consts: Leaves, carry: Leaves, xs: Leaves) -> tuple[Any, Any]:
         values = tuple([leaf.value for leaf in leaves] for leaves in (consts, carry, xs))
-        begun = [leaf.perturbed and differentiable(leaf.value) for leaf in carry]
-        read = [leaf.perturbed and differentiable(leaf.value) for leaf in xs]
-        if (follows and any(begun)) or any(r and q for r, q in zip(reading, read, strict=True)):
+        learned, begun, read = wanted = tuple(
+            [leaf.perturbed and differentiable(leaf.value) for leaf in leaves] for leaves in (consts, carry, xs)
+        )
+        moved = _places(learned, [False] * len(carry), read)
+        started = _places([False] * len(consts), begun, [False] * len(xs))
+        if any(last[i] & moved or first[i] & started for i in state):
             return jax.vjp(plain, *values)
-        return plain(*values), (values, _Static((begun, read)))
+        return plain(*values), (values, _Static(wanted))
 
     def backward(residual: Any, credit: tuple[Leaves, Leaves]) -> tuple[Leaves, Leaves, Leaves]:
         if not isinstance(residual, tuple):
-            last, ys = ([instantiated(leaf) for leaf in leaves] for leaves in credit)
-            return residual((last, ys))
+            end, traces = ([instantiated(leaf) for leaf in leaves] for leaves in credit)
+            return residual((end, traces))
         values, wanted = residual
         return _forwards(loop, *values, credit, *wanted.value)
 
     run = jax.custom_vjp(plain)
     run.defvjp(forward, backward, symbolic_zeros=True)
-    return loop.close(*run(loop.consts, loop.carry, loop.xs))
+    end, traces = run(loop.consts, loop.carry, loop.xs)
+    if SEPARATOR not in name:  # what depends on no parameter is not to be differentiated on its way on
+        touched = _places(*([_perturbed(leaf) for leaf in leaves] for leaves in (loop.consts, loop.carry, loop.xs)))
+        end = [leaf if found & touched else _stopped(leaf) for leaf, found in zip(end, last, strict=True)]
+        traces = [leaf if found & touched else _stopped(leaf) for leaf, found in zip(traces, ys, strict=True)]
+    return loop.close(end, traces)
 
 
 def _forwards(
@@ -136,6 +143,7 @@ def _forwards(
     carry: Leaves,
     xs: Leaves,
     credit: tuple[Leaves, Leaves],
+    learned: list[bool],
     begun: list[bool],
     read: list[bool],
 ) -> tuple[Leaves, Leaves, Leaves]:
@@ -143,41 +151,82 @@ def _forwards(
     last, ys = ([instantiated(leaf) for leaf in leaves] for leaves in credit)
     # The credit of a total is the same at all steps; that of the state reaches no parameter and need not be known.
     constant = [c if total else None for c, total in zip(last, loop.totals, strict=True)]
-    nothing = [jnp.zeros_like(leaf) for leaf in consts]
-    first = [jnp.zeros_like(leaf) for leaf, wanted in zip(carry, begun, strict=True) if wanted]
+    nothing = [jnp.zeros_like(leaf) for leaf in _chosen(consts, learned)]
+    first = [jnp.zeros_like(leaf) for leaf in _chosen(carry, begun)]
+    credits = [leaf.dtype != jax.dtypes.float0 for leaf in ys]
 
     def again(state: tuple[Leaves, Leaves, Leaves, Array], slices: tuple[Leaves, Leaves]) -> tuple[Any, Leaves]:
         carry, total, first, index = state
         x, y_credit = slices
 
-        def step(consts: Leaves, some_carry: Leaves, some_x: Leaves) -> tuple[Leaves, Leaves]:
-            return loop.step(consts, _replaced(carry, begun, some_carry), _replaced(x, read, some_x))
+        def step(some_consts: Leaves, some_carry: Leaves, some_x: Leaves) -> tuple[Leaves, Leaves]:
+            return loop.step(
+                _replaced(consts, learned, some_consts), _replaced(carry, begun, some_carry), _replaced(x, read, some_x)
+            )
 
-        (moved, y), pull = jax.vjp(step, consts, _chosen(carry, begun), _chosen(x, read))
+        (moved, y), pull = jax.vjp(step, _chosen(consts, learned), _chosen(carry, begun), _chosen(x, read))
         credited = [zero_of(m) if c is None else c for m, c in zip(moved, constant, strict=True)]
         to_consts, to_carry, to_x = pull((credited, _replaced([zero_of(leaf) for leaf in y], credits, y_credit)))
         total = [t + g for t, g in zip(total, to_consts, strict=True)]
         first = [jnp.where(index == 0, g, f) for g, f in zip(to_carry, first, strict=True)]
         return (moved, total, first, index + 1), to_x
 
-    credits = [leaf.dtype != jax.dtypes.float0 for leaf in ys]
     begin = carry, nothing, first, jnp.int32(0)
     (_, total, first, _), to_xs = jax.lax.scan(again, begin, (xs, _chosen(ys, credits)), loop.length)
-    return total, _replaced([None] * len(carry), begun, first), _replaced([None] * len(xs), read, to_xs)
+    blank = ([None] * len(leaves) for leaves in (consts, carry, xs))
+    wanted = (learned, total), (begun, first), (read, to_xs)
+    to_consts, to_carry, to_xs = (_replaced(none, *chosen) for none, chosen in zip(blank, wanted, strict=True))
+    return to_consts, to_carry, to_xs
 
 
-def _dependence(loop: Opened) -> tuple[bool, bool, list[bool]]:
-    """Whether the state that is carried depends on what the loop reads from outside, on the state before it, and on
-    each of what it reads step by step; totals apart."""
-    first = [_slice(leaf) for leaf in loop.xs]
-    state = [i for i, leaf in enumerate(loop.carry) if differentiable(leaf) and not loop.totals[i]]
+def _dependence(loop: Opened) -> tuple[list[frozenset[int]], list[frozenset[int]], list[frozenset[int]]]:
+    """What the parts of the carry depend on after one step, and after all steps, and what the parts of y do.
 
-    def carried(consts: Leaves, carry: Leaves, *x: Any) -> Leaves:
-        moved, _ = loop.step(consts, carry, list(x))
-        return [moved[i] for i in state]
+    By the numbers of what the loop reads: consts, carry, xs.
+    """
+    counts = len(loop.consts), len(loop.carry)
+    begins = counts[0]
 
-    sources = frozenset[int]().union(*reached(carried, loop.consts, [_like(c) for c in loop.carry], *first))
-    return 0 in sources, 1 in sources, [2 + i in sources for i in range(len(first))]
+    def step(*leaves: Any) -> tuple[Leaves, Leaves]:
+        return loop.step(
+            list(leaves[:begins]), list(leaves[begins : sum(counts)]), list(leaves[sum(counts) :])
+        )
+
+    first, ys = reached(step, *map(_like, loop.consts), *map(_like, loop.carry), *map(_slice, loop.xs))
+    last = first
+    while True:
+        carried = {begins + i: sources for i, sources in enumerate(last)}
+        further = [sources.union(*(carried.get(n, frozenset()) for n in sources)) for sources in last]
+        if further == last:
+            break
+        last = further
+    return first, last, [sources.union(*(carried.get(n, frozenset()) for n in sources)) for sources in ys]
+
+
+def _places(consts: list[bool], carry: list[bool], xs: list[bool]) -> frozenset[int]:
+    return frozenset(i for i, one in enumerate([*consts, *carry, *xs]) if one)
+
+
+def _perturbed(x: Any) -> bool:
+    """Whether the differentiation that is going on reaches x."""
+    found: list[bool] = []
+
+    @jax.custom_jvp
+    def identity(x: Array) -> Array:
+        return x
+
+    def rule(primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Any]:
+        found.append(not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero))
+        return primals[0], tangents[0]
+
+    identity.defjvp(rule, symbolic_zeros=True)
+    if differentiable(x):
+        identity(x)
+    return any(found)
+
+
+def _stopped(leaf: Any) -> Any:
+    return severed(leaf) if differentiable(leaf) else leaf
 
 
 def _chosen(leaves: Leaves, which: Sequence[bool]) -> Leaves:

@@ -1,0 +1,237 @@
+"""Every estimator on programs with loops: as on the unrolled program, or a refusal that says what to use."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nl_jax as nl
+from nl_jax.conformance.calibration import largest_deviation
+from nl_jax.conformance.subject import keys, sampler
+from nl_jax.propagation import feedforward
+from tests import problems
+from tests.equations import equations
+from tests.registry import ESTIMATORS
+
+REFUSES = {
+    "zero_divergence": "fixed_prediction",
+    "admm": "augmented_lagrangian",
+    "direct_feedback": "feedback_alignment",
+    "target_propagation": "feedback_alignment",
+}
+"""What makes no sense there, and what the message recommends."""
+
+OWN_NOISE = ("node_", "forward_nodes", "reinforce", "average", "partition")
+"""Beginnings of those that draw noise for each layer: in a loop another one than unrolled, with the same mean."""
+
+LOOPS = {"time": problems.recurrent, "depth": problems.depth}
+
+
+def _estimate(make, problem):
+    estimator = make(problem.objective)
+    state = estimator.init(jax.random.key(0), problem.params)
+    grads, _, info = jax.jit(estimator.estimate)(jax.random.key(1), state, problem.params, problem.batch)
+    return grads, info
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", [n for n in ESTIMATORS if n not in REFUSES and not n.startswith(OWN_NOISE)])
+def test_agrees_with_the_unrolled_program(name, loop, x64):
+    entry, problem = ESTIMATORS[name], LOOPS[loop]()
+    grads, info = _estimate(entry.make, problem)
+    expected, there = _estimate(entry.make, problems.unrolled(problem))
+    chex.assert_trees_all_close(grads, expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(info.loss, there.loss, rtol=1e-12)
+    if entry.derivative and not entry.random and entry.calibrated and name != "fixed_prediction":  # of two steps
+        exact = jax.grad(lambda p: jnp.mean(problem.objective(p, problem.batch)))(problem.params)
+        chex.assert_trees_all_close(grads, exact, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", [n for n in ESTIMATORS if n.startswith(OWN_NOISE) and n != "node_none"])  # too noisy
+def test_its_own_noise_has_the_gradient_for_its_mean(name, loop, x64):
+    problem = LOOPS[loop]()
+    estimator = ESTIMATORS[name].make(problem.objective)
+    found = sampler(estimator, problem)(keys(2000), estimator.init(jax.random.key(0), problem.params))
+    exact = jax.grad(lambda p: jnp.mean(problem.objective(p, problem.batch)))(problem.params)
+    g = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(exact)])
+    assert largest_deviation(found, g) < 5
+    assert largest_deviation(1.3 * found, g) > 5  # a twin too long
+
+
+@pytest.mark.parametrize("name", REFUSES)
+def test_refuses_with_a_remedy(name):
+    problem = problems.recurrent()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem.batch)
+    make = {
+        "direct_feedback": functools.partial(nl.direct_feedback_alignment, example=shapes),
+        "target_propagation": functools.partial(
+            nl.difference_target_propagation, example=shapes, optimizer=nl.optimizers.conjugate_gradient()
+        ),
+    }.get(name, ESTIMATORS[name].make)
+    with pytest.raises(ValueError, match=rf"layer 'time/hidden' is in a loop.*{REFUSES[name]}"):
+        _estimate(make, problem)
+
+
+def test_penalties_refuse_an_output_layer_in_the_loop():
+    def forward(params, xs, propagate=feedforward):
+        def step(h, x, propagate):
+            h = propagate("hidden", lambda w, x, h: x @ w + h, jnp.tanh, params["hidden"], x, h)
+            return h, propagate("output", lambda w, h: h @ w, lambda nu: nu, params["output"], h)
+
+        return nl.scan("time", step, jnp.zeros((5, 3)), jnp.swapaxes(xs, 0, 1), propagate)[1].sum(axis=0)
+
+    params = {"hidden": jnp.linspace(-1, 1, 6).reshape(2, 3), "output": jnp.linspace(-1, 2, 9).reshape(3, 3)}
+    batch = problems.recurrent().batch
+    objective = nl.supervised(forward, nl.losses.cross_entropy)
+    for make in (nl.predictive_coding, nl.auxiliary_coordinates, nl.fixed_prediction, nl.contrastive_hebbian):
+        with pytest.raises(ValueError, match=rf"{make.__name__}: the last layer 'time/output' is in a loop.*after"):
+            make(objective).estimate(jax.random.key(0), (), params, batch)
+    exact, _, _ = nl.backprop(objective).estimate(jax.random.key(0), (), params, batch)
+    for make in (nl.lagrangian_backprop, nl.backprop_recursion):
+        chex.assert_trees_all_close(make(objective).estimate(jax.random.key(0), (), params, batch)[0], exact, rtol=1e-3)
+
+
+def test_closures_over_names_that_are_bound_again(x64):
+    """A layer's functions are called only while it runs: what a name means later does not matter."""
+
+    def forward(params, x, propagate=feedforward):
+        u = x
+        for l in range(3):
+            connection = lambda w, x: x @ w + 0.5 * u
+            activation = lambda nu: jnp.tanh(nu) * u
+            x = propagate(f"layer{l}", connection, activation, params[l], x)
+            u = u + x
+        return x
+
+    objective = nl.supervised(forward, nl.losses.half_squared_error)
+    params = list(jax.random.normal(jax.random.key(0), (3, 3, 3)))
+    x = jax.random.normal(jax.random.key(1), (5, 3))
+    exact = jax.grad(lambda p: jnp.mean(objective(p, (x, x))))(params)
+    for name in ("backprop_recursion", "lagrangian_backprop", "fixed_prediction", "zero_divergence"):
+        estimator = {"fixed_prediction": nl.fixed_prediction}.get(name, ESTIMATORS[name].make)(objective)
+        grads, _, _ = jax.jit(estimator.estimate)(jax.random.key(0), (), params, (x, x))
+        chex.assert_trees_all_close(grads, exact, rtol=1e-10, atol=1e-12)
+    estimator = nl.node_perturbation(objective, num_samples=20_000, chunk=1000)
+    grads, _, _ = jax.jit(estimator.estimate)(jax.random.key(0), (), params, (x, x))
+    for ours, theirs in zip(grads, exact, strict=True):
+        assert float(jnp.vdot(ours, theirs) / jnp.linalg.norm(ours) / jnp.linalg.norm(theirs)) > 0.99
+
+
+def _silent(steps, units=16):
+    """A network that runs for so many steps on what it is given at the first."""
+
+    def forward(params, x, propagate=feedforward):
+        def step(h, _, propagate):
+            return propagate("hidden", lambda w, h: h @ w, jnp.tanh, params["hidden"], h), None
+
+        h = propagate("input", lambda w, x: x @ w, jnp.tanh, params["input"], x)
+        h, _ = nl.scan("time", step, h, None, propagate, length=steps)
+        return propagate("output", lambda w, h: h @ w, lambda nu: nu, params["output"], h)
+
+    params = {"input": jnp.ones((4, units)), "hidden": jnp.eye(units), "output": jnp.ones((units, 3))}
+    return nl.supervised(forward, nl.losses.cross_entropy), params, (jnp.ones((2, 4)), jnp.zeros(2, int))
+
+
+IN_TIME = {
+    "backprop": nl.backprop,
+    "backprop_recursion": nl.backprop_recursion,
+    "lagrangian_backprop": nl.lagrangian_backprop,
+    "feedback_alignment": nl.feedback_alignment,
+    "node_perturbation": nl.node_perturbation,
+    "forward_gradient": functools.partial(nl.forward_gradient, space=nl.spaces.nodes),
+    "reinforce": functools.partial(nl.reinforce, units=nl.units.gaussian(sigma=0.1)),
+    "predictive_coding": nl.predictive_coding,
+}
+
+
+@pytest.mark.parametrize("name", IN_TIME)
+def test_what_is_compiled_does_not_depend_on_the_number_of_steps(name):
+    def count(steps):
+        objective, *at = _silent(steps)
+        estimator = IN_TIME[name](objective)
+        state = estimator.init(jax.random.key(0), at[0])
+        return equations(estimator.estimate, jax.random.key(1), state, *at)
+
+    assert count(25) == count(300) == count(10_000)
+
+
+GRADIENT_FREE = {
+    "node_perturbation": nl.node_perturbation,
+    "many_samples": functools.partial(nl.node_perturbation, num_samples=40, directions=nl.directions.rademacher()),
+    "batch_credit": functools.partial(nl.node_perturbation, credit=nl.spaces.per_batch_credit()),
+    "forward_gradient": functools.partial(nl.forward_gradient, space=nl.spaces.nodes),
+    "weight_perturbation": nl.weight_perturbation,
+    "reinforce": functools.partial(nl.reinforce, units=nl.units.gaussian(sigma=0.1)),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENT_FREE)
+def test_memory_does_not_grow_with_the_number_of_steps(name):
+    assert _temporaries(GRADIENT_FREE[name], 1000) <= 1.1 * _temporaries(GRADIENT_FREE[name], 100)
+
+
+def test_memory_of_backprop_does():
+    assert _temporaries(nl.backprop, 1000) > 5 * _temporaries(nl.backprop, 100)
+
+
+def _temporaries(make, steps):
+    objective, *at = _silent(steps)
+    estimator = make(objective)
+    compiled = jax.jit(estimator.estimate).lower(jax.random.key(1), estimator.init(jax.random.key(0), at[0]), *at)
+    return compiled.compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name", ["feedback_alignment", "backprop_recursion", "lagrangian_backprop"])
+def test_one_run_forth_and_back_at_any_depth(name):
+    """No more than three times backprop's equations: nothing is run once for every layer."""
+    for depth in (10, 40):
+        network = nl.mlp([3] * (depth + 1), activation=nl.activations.tanh())
+        objective = nl.supervised(network.apply, nl.losses.cross_entropy)
+        at = network.init(jax.random.key(0)), (jnp.ones((2, 3)), jnp.zeros(2, int))
+        estimator = IN_TIME[name](objective)
+        state = estimator.init(jax.random.key(0), at[0])
+        ours = equations(estimator.estimate, jax.random.key(1), state, *at)
+        assert ours <= 3 * equations(nl.backprop(objective).estimate, jax.random.key(1), (), *at)
+
+
+def test_gradient_free_rules_take_no_derivative_in_loops():
+    """The activation raises when it is differentiated; it closes over a state of the loop, which is an input too."""
+
+    @jax.custom_jvp
+    def rough(nu):
+        return jnp.tanh(nu)
+
+    @rough.defjvp
+    def refuse(primals, tangents):
+        raise AssertionError("differentiated")
+
+    def forward(params, x, propagate=feedforward):
+        def step(v, _, propagate):
+            h = propagate("hidden", lambda w, v: v @ w, lambda nu: rough(nu + v), params["hidden"], v)
+            return 0.5 * v + h, None
+
+        return rough(nl.scan("time", step, x @ jnp.ones((4, 3)), None, propagate, length=5)[0])
+
+    objective = nl.supervised(forward, nl.losses.half_squared_error)
+    params, batch = {"hidden": jnp.eye(3)}, (jnp.ones((2, 4)), jnp.zeros((2, 3)))
+    for name in ("node_perturbation", "weight_perturbation", "reinforce"):
+        grads, _, _ = GRADIENT_FREE[name](objective).estimate(jax.random.key(0), (), params, batch)
+        assert bool(jnp.all(jnp.isfinite(grads["hidden"])))
+        assert bool(jnp.any(grads["hidden"] != 0))
+
+
+def test_the_tools_of_diagnosis_work_on_loops():
+    problem = problems.recurrent()
+    at = jax.random.key(0), problem.params, problem.batch
+    estimator, reference = nl.node_perturbation(problem.objective, num_samples=50), nl.backprop(problem.objective)
+    measured = jax.jit(lambda: nl.diagnostics.measure(estimator, reference, *at, num_estimates=20))()
+    assert float(measured.cosine) > 0.5
+    feedback = nl.feedback_alignment(problem.objective)
+    state = feedback.init(jax.random.key(1), problem.params)
+    angles = jax.jit(lambda: nl.diagnostics.alignment(feedback, reference, at[0], state, *at[1:]))()
+    assert float(angles["output"]) < 1e-3
+    assert 1 < float(angles["hidden"]) < 179
