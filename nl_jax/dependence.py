@@ -82,7 +82,7 @@ def reached(function: Callable, *arguments: Any) -> Any:
 
 
 def severed(value: Array) -> Array:
-    """`jax.lax.stop_gradient`, visible to the analysis: no derivative passes, and no dependence that `reached` reports."""
+    """`jax.lax.stop_gradient`, visible to `reached`: neither a derivative nor a dependence passes."""
     return mark(_SEVERED, jax.lax.stop_gradient(value))
 
 

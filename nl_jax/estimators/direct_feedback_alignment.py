@@ -88,7 +88,7 @@ def direct_feedback_alignment(
 
 
 def _learned(objective: Objective, params: Params, batch: Batch) -> Local:
-    """The program's run; ValueError unless every learning layer has one pre-activation per example, and there is one."""
+    """The program's run; ValueError unless there are learning layers, with one pre-activation per example each."""
     run = local(objective)(params, batch)
     examples = len(per_example(run.outputs))
     if not run.responses:

@@ -120,8 +120,8 @@ def reinforce(
             if name not in responses:
                 raise ValueError(
                     f"layer {name!r} depends on parameters but draws nothing, so that its credit would have to come "
-                    f"from other layers: name a unit for it, such as units={{{name!r}: nl.units.gaussian(sigma=0.1), …}}"
-                    ", and let it receive its parameters by propagate"
+                    f"from other layers: name a unit for it, such as units={{{name!r}: nl.units.gaussian(sigma=0.1), "
+                    "…}, and let it receive its parameters by propagate"
                 )
         for pattern in chosen:
             if pattern not in drawing.values():

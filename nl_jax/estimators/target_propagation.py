@@ -155,7 +155,8 @@ def _reconstruction(activation: ActivationFn, sigma: float) -> Find:
         y = layer.activation(layer.connection(*noisy))
         decoded = _decode(layer, biases[layer.name], activation, y)
         pairs = zip(decoded, filter(continuous, noisy), strict=True)
-        return sum(0.5 * jnp.sum((restored - x) ** 2).astype(float) / len(x) for restored, x in pairs)
+        errors = [0.5 * jnp.sum((restored - x) ** 2).astype(float) / len(x) for restored, x in pairs]
+        return sum(errors, start=jnp.asarray(0.0))
 
     return error
 

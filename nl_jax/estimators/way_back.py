@@ -21,6 +21,7 @@ from jax.custom_derivatives import SymbolicZero
 from nl_jax.base import Array, Batch, Objective, Params, Program
 from nl_jax.checks import per_example
 from nl_jax.propagation import Site, interpret, zero_axons
+from nl_jax.propagation.loops import zero_of
 
 
 class Seen(NamedTuple):
@@ -99,6 +100,7 @@ def way_back(
       extra: handed to `back`; any tree of arrays.
       credit: whether to return z.
     """
+
     def run(params: Params, offsets: dict[str, Array], paired: Array | None) -> tuple[Array, Array]:
         def layer(site: Site, offset: Array | None) -> tuple[Array, Array]:
             axons = _taught(site, back, extra, paired)
@@ -158,7 +160,7 @@ class _Own(NamedTuple):
     params: Params
     connection: list[Any]
     activation: list[Any]
-    derivative: list[Any] | None
+    derivative: list[Any]
 
 
 class _Pure(NamedTuple):
@@ -173,12 +175,13 @@ def _pure(site: Site) -> tuple[_Pure, _Own]:
     connection, of_connection = jax.closure_convert(site.connection, site.params, *site.inputs)
     nu = jax.eval_shape(connection, site.params, *site.inputs, *of_connection)
     activation, of_activation = jax.closure_convert(site.activation, nu)
-    derivative, of_derivative = None, []
-    if hasattr(site.activation, "derivative"):
-        axons = jax.eval_shape(activation, nu, *of_activation)
-        derivative, of_derivative = jax.closure_convert(site.activation.derivative, axons)
-    own = _Own(site.params, of_connection, of_activation, of_derivative)
-    return _Pure(connection, activation, derivative), own
+    own = _Own(site.params, of_connection, of_activation, [])
+    by_value = getattr(site.activation, "derivative", None)
+    if by_value is None:
+        return _Pure(connection, activation, None), own
+    axons = jax.eval_shape(activation, nu, *of_activation)
+    derivative, of_derivative = jax.closure_convert(by_value, axons)
+    return _Pure(connection, activation, derivative), own._replace(derivative=of_derivative)
 
 
 def _seen(name: str, pure: _Pure, own: _Own, companion: _Own, inputs: Any, steps: Any, axons: Any) -> Seen:
@@ -214,7 +217,8 @@ def _taught(site: Site, back: Back, extra: Any, paired: Array | None) -> Array:
         of_params, of_connection = to_connection(delta)
         seen = _seen(site.name, pure, own, own if companion is None else companion, inputs, steps, axons)
         to_inputs = tuple(back(seen, extra, z, delta))
-        return _Own(of_params, of_connection, of_activation, None), None, to_inputs, None, None
+        of_derivative = [zero_of(leaf) for leaf in own.derivative]
+        return _Own(of_params, of_connection, of_activation, of_derivative), None, to_inputs, None, None
 
     apply.defvjp(forward, backward)
     arguments = site.inputs, site.steps, extra

@@ -142,8 +142,9 @@ def population(forward: Forward) -> Callable[[Params, Any], dict[str, Moments]]:
     """
 
     def layer(site: Site, given: None) -> tuple[Array, Moments | None]:
-        normalised = isinstance(site.connection, BatchNormalised)
-        return site.axons(), site.connection.unbiased_moments(site.params, *site.inputs) if normalised else None
+        connection = site.connection
+        normalised = isinstance(connection, BatchNormalised)
+        return site.axons(), connection.unbiased_moments(site.params, *site.inputs) if normalised else None
 
     moments = interpret(forward, layer)
 

@@ -134,8 +134,10 @@ Layer = Callable[[Site, Any], tuple[Array, Any]]
 """`layer(site, given) -> (axons, found)`: an interpretation. `given` is None where nothing was handed in."""
 
 Given = Mapping[str, Any] | Callable[[str, tuple[Array, ...]], Mapping[str, Any]]
-"""By layer, a tree of arrays, with a leading axis of steps for every loop around the layer. Or what makes it where it
-is needed, so that it is never stored: `given(scope, steps)`, of one step, with scope "" outside loops, "time/" within."""
+"""What is handed to layers, by name: trees of arrays, with a leading axis of steps for every loop around the layer.
+
+Or a function that makes it where it is needed, so that it is never stored: `given(scope, steps) -> {layer: tree}`, of
+one step, with scope "" outside loops and "time/" within."""
 
 
 def interpret(

@@ -49,9 +49,9 @@ def opened(body: Callable, carry: Any, xs: Any, length: int | None = None) -> Op
     out_trees: list[Any] = []
 
     def flat(carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
-        (carry, y) = body(jax.tree.unflatten(carry_tree, carry), jax.tree.unflatten(x_tree, x))
-        new, new_tree = jax.tree.flatten(carry)
-        if new_tree != carry_tree:
+        new_carry, y = body(jax.tree.unflatten(carry_tree, carry), jax.tree.unflatten(x_tree, x))
+        new, new_tree = jax.tree.flatten(new_carry)
+        if jax.tree.structure(new_carry) != carry_tree:
             raise TypeError(f"a loop's step must return a carry like the one it is given, {carry_tree}; got {new_tree}")
         y_leaves, y_tree = jax.tree.flatten(y)
         out_trees[:] = [y_tree]
@@ -124,8 +124,8 @@ def accumulated(name: str, body: Callable, carry: Any, xs: Any, length: int | No
         if not isinstance(residual, tuple):
             end, traces = ([instantiated(leaf) for leaf in leaves] for leaves in credit)
             return residual((end, traces))
-        values, wanted = residual
-        return _forwards(loop, *values, credit, *wanted.value)
+        (consts, carry, xs), wanted = residual
+        return _forwards(loop, consts, carry, xs, credit, *wanted.value)
 
     run = jax.custom_vjp(plain)
     run.defvjp(forward, backward, symbolic_zeros=True)
@@ -188,9 +188,7 @@ def _dependence(loop: Opened) -> tuple[list[frozenset[int]], list[frozenset[int]
     begins = counts[0]
 
     def step(*leaves: Any) -> tuple[Leaves, Leaves]:
-        return loop.step(
-            list(leaves[:begins]), list(leaves[begins : sum(counts)]), list(leaves[sum(counts) :])
-        )
+        return loop.step(list(leaves[:begins]), list(leaves[begins : sum(counts)]), list(leaves[sum(counts) :]))
 
     first, ys = reached(step, *map(_like, loop.consts), *map(_like, loop.carry), *map(_slice, loop.xs))
     last = first
@@ -260,9 +258,10 @@ def zero_of(x: Any) -> Any:
 
 def instantiated(credit: Any) -> Any:
     """Credit as an array, where JAX says by a symbol that it is zero."""
-    if isinstance(credit, jax.custom_derivatives.SymbolicZero):
-        return zero_of(credit.aval) if credit.aval.dtype != jax.dtypes.float0 else np.zeros(credit.shape, credit.dtype)
-    return credit
+    if not isinstance(credit, jax.custom_derivatives.SymbolicZero):
+        return credit
+    aval: Any = credit.aval
+    return np.zeros(aval.shape, aval.dtype) if aval.dtype == jax.dtypes.float0 else zero_of(aval)
 
 
 def _numeric(x: Any) -> bool:

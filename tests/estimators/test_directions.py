@@ -336,7 +336,9 @@ def test_both_sides_share_the_products_of_the_data():
     directions = jax.vmap(lambda k: d.rademacher()(KEY, k, params))(jnp.arange(8))
 
     def flops(sides):
-        samples = jax.jit(lambda p, xis: jax.vmap(lambda xi: sides(view(p, batch, Noise(d.rademacher(), KEY)), xi))(xis))
+        samples = jax.jit(
+            lambda p, xis: jax.vmap(lambda xi: sides(view(p, batch, Noise(d.rademacher(), KEY)), xi))(xis)
+        )
         return samples.lower(params, directions).compile().cost_analysis()["flops"]
 
     # Nine products with the data, x W and each x ξ; apart, sixteen.

@@ -101,8 +101,8 @@ def test_closures_over_names_that_are_bound_again(x64):
     def forward(params, x, propagate=feedforward):
         u = x
         for l in range(3):
-            connection = lambda w, x: x @ w + 0.5 * u
-            activation = lambda nu: jnp.tanh(nu) * u
+            connection = lambda w, x: x @ w + 0.5 * u  # noqa: B023 it is what is tested
+            activation = lambda nu: jnp.tanh(nu) * u  # noqa: B023
             x = propagate(f"layer{l}", connection, activation, params[l], x)
             u = u + x
         return x

@@ -56,8 +56,8 @@ def zero_divergence(objective: Objective) -> GradientEstimator:
         *hidden, last = feedforward
         for name in filter(loops_around, feedforward):
             raise ValueError(
-                f"zero_divergence: layer {name!r} is in a loop, but inference is a chain of single layers, whose memory "
-                "grows with their square: use fixed_prediction or lagrangian_backprop, which are as exact"
+                f"zero_divergence: layer {name!r} is in a loop, but inference is a chain of single layers, whose "
+                "memory grows with their square: use fixed_prediction or lagrangian_backprop, which are as exact"
             )
         arrival = {name: steps for steps, name in enumerate(reversed(hidden), start=1)}
 

@@ -100,6 +100,6 @@ def _refuse_loss_of(lower: list[str], network: EnergyNetwork, params: Params, ax
 
     for i in reached(losses, *(axons[name] for name in lower)):
         raise ValueError(
-            f"the loss reads the axons of layer {lower[i]!r}, but contrastive Hebbian learning clamps those of the last "
-            "layer alone: nl.equilibrium_propagation takes such a loss"
+            f"the loss reads the axons of layer {lower[i]!r}, but contrastive Hebbian learning clamps those of the "
+            "last layer alone: nl.equilibrium_propagation takes such a loss"
         )
