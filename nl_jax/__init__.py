@@ -40,6 +40,10 @@ from nl_jax.estimators.evolution_strategy import evolution_strategy
 from nl_jax.estimators.feedback_alignment import feedback_alignment
 from nl_jax.estimators.forward_gradient import forward_gradient
 from nl_jax.estimators.node_perturbation import node_perturbation
+from nl_jax.estimators.online.rtrl import rtrl
+from nl_jax.estimators.online.snap import snap
+from nl_jax.estimators.online.truncated_backprop import truncated_backprop
+from nl_jax.estimators.online.uoro import uoro
 from nl_jax.estimators.reinforce import reinforce
 from nl_jax.estimators.target_propagation import difference_target_propagation
 from nl_jax.estimators.weight_perturbation import weight_perturbation
@@ -123,15 +127,19 @@ __all__ = [
     "reinforce",
     "restarts",
     "reward_baselines",
+    "rtrl",
     "rules",
     "scan",
     "shaping",
+    "snap",
     "spaces",
     "starts",
     "supervised",
     "tanh_from_sigmoid",
     "theory",
+    "truncated_backprop",
     "units",
+    "uoro",
     "weight_perturbation",
     "zero_divergence",
 ]

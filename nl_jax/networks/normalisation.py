@@ -142,9 +142,9 @@ def population(forward: Forward) -> Callable[[Params, Any], dict[str, Moments]]:
     """
 
     def layer(site: Site, given: None) -> tuple[Array, Moments | None]:
-        connection = site.connection
-        normalised = isinstance(connection, BatchNormalised)
-        return site.axons(), connection.unbiased_moments(site.params, *site.inputs) if normalised else None
+        if not isinstance(site.connection, BatchNormalised):
+            return site.axons(), None
+        return site.axons(), site.connection.unbiased_moments(site.params, *site.inputs)
 
     moments = interpret(forward, layer)
 

@@ -50,12 +50,12 @@ def opened(body: Callable, carry: Any, xs: Any, length: int | None = None) -> Op
 
     def flat(carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
         new_carry, y = body(jax.tree.unflatten(carry_tree, carry), jax.tree.unflatten(x_tree, x))
-        new, new_tree = jax.tree.flatten(new_carry)
-        if jax.tree.structure(new_carry) != carry_tree:
-            raise TypeError(f"a loop's step must return a carry like the one it is given, {carry_tree}; got {new_tree}")
+        new, tree = jax.tree.flatten(new_carry)
+        if str(tree) != str(carry_tree):
+            raise TypeError(f"a loop's step must return a carry like the one it is given, {carry_tree}; got {tree}")
         y_leaves, y_tree = jax.tree.flatten(y)
         out_trees[:] = [y_tree]
-        return [jnp.asarray(leaf, like.dtype) for leaf, like in zip(new, carry_leaves, strict=True)], y_leaves
+        return new, y_leaves
 
     examples = [jnp.zeros(x.shape, x.dtype) if _numeric(x) else x for x in firsts]
     if not all(map(_numeric, firsts)):  # keys, which have no zeros

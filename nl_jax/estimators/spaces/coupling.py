@@ -13,7 +13,8 @@ Run = Callable[..., tuple[Any, dict[str, Array]]]
 def mixing_layers(objective: Objective) -> Run:
     """`run(params, batch, offsets) -> (losses, {layer: ν})`, of the layers that mix examples.
 
-    Which those are, `nl_jax.base.Connection` says. Offsets of pre-activations as in `nl_jax.propagation.inject`; ν is without the layer's own.
+    Which those are, `nl_jax.base.Connection` says. Offsets of pre-activations as in `nl_jax.propagation.inject`; ν is
+    without the layer's own.
     """
 
     def layer(site: Site, offset: Array | None) -> tuple[Array, Array | None]:

@@ -1,0 +1,235 @@
+"""Loops over time whose derivative is computed forward: what the rules of this folder share.
+
+A first run finds the losses; from them follows what each step's outputs are worth, ∂L/∂y_t, and what the last carry is
+worth. A second run, forward as well, adds up every step's share of the gradient with whatever a rule carries along of
+the past. Where losses are summed in the loop, ∂L/∂y_t is known beforehand, and the second run needs nothing of the first.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.checks import layered, per_example, typed_key
+from nl_jax.propagation import Loop, Site, interpret, plain_loop
+from nl_jax.propagation.loops import Leaves, Opened, differentiable, instantiated, opened
+
+
+class Run(NamedTuple):
+    """A loop that has been run, and what its results are worth.
+
+    Everything that can be differentiated by is a parameter θ of the loop: what it closes over, its start if that depends
+    on parameters, and what it reads step by step, as far as it does.
+
+    Attributes:
+      theta: θ.
+      start: h_0, the state before the first step: what is carried on, running totals apart.
+      step: `step(θ, t, h, rest) -> (h, seen, rest)`, lists of arrays: the state after step t; what has credit at once,
+        totals and y_t; and what is carried but cannot be differentiated.
+      rest: the rest before the first step.
+      credit: `credit(t) -> ∂L/∂seen` at step t.
+      end: ∂L/∂h_T, what the last state is worth.
+      length: T.
+    """
+
+    theta: Leaves
+    start: Leaves
+    step: Callable[[Leaves, Array, Leaves, Leaves], tuple[Leaves, Leaves, Leaves]]
+    rest: Leaves
+    credit: Callable[[Array], Leaves]
+    end: Leaves
+    length: int
+
+
+Derivative = Callable[[Run], Leaves]
+"""`derivative(run) -> grads`, like θ."""
+
+
+def online_estimator(
+    name: str,
+    objective: Objective,
+    loop: str,
+    derivative: Callable[[Key], Derivative],
+    evaluations: Callable[[Params], int],
+) -> GradientEstimator:
+    """The gradient of the mean loss, but for the loop over time, which has a derivative of its own.
+
+    Args:
+      name: the estimator's.
+      objective: a per-example objective that takes `propagate`.
+      loop: the name of its loop over time; other loops keep their ordinary derivative.
+      derivative: `derivative(key) -> Derivative`.
+      evaluations: `evaluations(params)`, what an estimate costs.
+    """
+    layered(name, objective)
+    if not isinstance(loop, str) or not loop:
+        raise ValueError(f"loop must be the name of the program's loop over time, such as 'time', got {loop!r}")
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        typed_key(key)
+        met: list[str] = []
+        forward = forward_loop(derivative, key)
+
+        def chosen(own: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
+            met.append(own)
+            return (forward if own == loop else plain_loop)(own, body, carry, xs, length)
+
+        def mean_loss(params: Params) -> Array:
+            return jnp.mean(per_example(interpret(objective, _as_it_is, loop=chosen)(params, batch)[0]))
+
+        loss, grads = jax.value_and_grad(mean_loss)(params)
+        require_loop(name, loop, met)
+        return grads, state, Info(loss, jnp.int32(evaluations(params)))
+
+    return GradientEstimator(stateless, estimate)
+
+
+def require_loop(estimator: str, loop: str, met: list[str]) -> None:
+    """ValueError unless the program has met a loop of this name."""
+    if loop not in met:
+        there = ", ".join(map(repr, met)) or "none"
+        raise ValueError(
+            f"{estimator}: the program has no loop named loop={loop!r}, its loops are {there}: give the name of its "
+            "nl.scan over time, or use an estimator that needs none, such as backprop"
+        )
+
+
+def forward_loop(derivative: Callable[[Key], Derivative], key: Key) -> Loop:
+    """`jax.lax.scan` with the derivative of this key."""
+
+    def loop(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
+        del name
+        own = opened(body, carry, xs, length)
+
+        def plain(key: Key, consts: Leaves, carry: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
+            return jax.lax.scan(lambda carry, x: own.step(consts, carry, x), carry, xs, own.length)
+
+        def forward(key: Any, *read: Leaves) -> tuple[Any, Any]:
+            values = tuple([leaf.value for leaf in leaves] for leaves in read)
+            flags = tuple(tuple(leaf.perturbed and differentiable(leaf.value) for leaf in leaves) for leaves in read)
+            return plain(key.value, *values), (key.value, values, _Flags(flags))
+
+        def backward(kept: Any, credit: tuple[Leaves, Leaves]) -> tuple[None, Leaves, Leaves, Leaves]:
+            key, values, flags = kept
+            run, put_back = _run(own, values, flags.value, *credit)
+            return None, *put_back(derivative(key)(run))
+
+        learned = jax.custom_vjp(plain)
+        learned.defvjp(forward, backward, symbolic_zeros=True)
+        return own.close(*learned(key, own.consts, own.carry, own.xs))
+
+    return loop
+
+
+def _run(
+    loop: Opened, values: Any, flags: Any, end: Leaves, ys: Leaves
+) -> tuple[Run, Callable[[Leaves], tuple[Leaves, Leaves, Leaves]]]:
+    """The loop as its derivative sees it; and what puts θ's gradients back where θ was taken from."""
+    (consts, carry, xs), (learned, begun, read) = values, flags
+    end, ys = ([instantiated(leaf) for leaf in leaves] for leaves in (end, ys))
+    state = [differentiable(leaf) and not total for leaf, total in zip(carry, loop.totals, strict=True)]
+    rest = [not one for one in state]
+    credited = [leaf.dtype != jax.dtypes.float0 for leaf in ys]
+    totals = _chosen(end, loop.totals)  # what a total is worth is the same at all steps
+    parts = _chosen(consts, learned), _chosen(carry, begun), _chosen(xs, read)
+    places = len(parts[0]), len(parts[0]) + len(parts[1])
+
+    def step(theta: Leaves, t: Array, h: Leaves, others: Leaves) -> tuple[Leaves, Leaves, Leaves]:
+        own, start, stacked = theta[: places[0]], theta[places[0] : places[1]], theta[places[1] :]
+        now = _replaced(_replaced(carry, rest, jax.lax.stop_gradient(others)), state, h)
+        # The start is where the first step has its state from: its influence begins there.
+        first = [jnp.where(t == 0, s, leaf) for s, leaf in zip(start, _chosen(now, begun), strict=True)]
+        x = _replaced([leaf[t] for leaf in xs], read, [leaf[t] for leaf in stacked])
+        moved, y = loop.step(_replaced(consts, learned, own), _replaced(now, begun, first), x)
+        return _chosen(moved, state), [*_chosen(moved, loop.totals), *_chosen(y, credited)], _chosen(moved, rest)
+
+    def credit(t: Array) -> Leaves:
+        return [*totals, *(leaf[t] for leaf in _chosen(ys, credited))]
+
+    def put_back(grads: Leaves) -> tuple[Leaves, Leaves, Leaves]:
+        shares = grads[: places[0]], grads[places[0] : places[1]], grads[places[1] :]
+        several = zip((consts, carry, xs), flags, shares, strict=True)
+        found = [_replaced([None] * len(leaves), wanted, share) for leaves, wanted, share in several]
+        return found[0], found[1], found[2]
+
+    theta = [leaf for part in parts for leaf in part]
+    run = Run(theta, _chosen(carry, state), step, _chosen(carry, rest), credit, _chosen(end, state), loop.length)
+    return run, put_back
+
+
+Push = Callable[[Leaves], Leaves]
+"""`push(h') -> A h'`: a displacement of the state, over a step."""
+
+Pull = Callable[[Leaves], tuple[Leaves, Leaves]]
+"""`pull(c) -> (cᵀD, cᵀA)`: the credit of the state after a step, to θ and to the state before it."""
+
+
+class Influence(NamedTuple):
+    """What a rule carries of the past, instead of the past.
+
+    Attributes:
+      begin: before the first step, when parameters have had no influence on the state.
+      move: `move(influence, t, push, pull) -> influence`, over step t, with A = ∂h_t/∂h_{t−1} and D = ∂h_t/∂θ as
+        `push` and `pull` apply them.
+      spend: `spend(influence, c) -> grads`, like θ: what credit c of the state makes of it, c J.
+    """
+
+    begin: Any
+    move: Callable[[Any, Array, Push, Pull], Any]
+    spend: Callable[[Any, Leaves], Leaves]
+
+
+def by_influence(influence: Callable[[Run], Influence]) -> Derivative:
+    """Σ_t (∂L/∂θ within step t + ∂L_t/∂h_{t−1} J_{t−1}), J the influence of θ on the state that the rule carries."""
+
+    def derivative(run: Run) -> Leaves:
+        own = influence(run)
+
+        def step(carry: tuple[Leaves, Leaves, Any, Leaves, Array], _: None) -> tuple[Any, None]:
+            h, rest, carried, total, t = carry
+
+            def within(theta: Leaves, h: Leaves) -> tuple[tuple[Leaves, Leaves], Leaves]:
+                moved, seen, others = run.step(theta, t, h, rest)
+                return (moved, seen), others
+
+            (moved, seen), pull, others = jax.vjp(within, run.theta, h, has_aux=True)
+            nothing = [jnp.zeros_like(leaf) for leaf in moved]
+            to_theta, to_h = pull((nothing, run.credit(t)))
+            shares = to_theta, own.spend(carried, to_h)
+            total = [g + direct + past for g, direct, past in zip(total, *shares, strict=True)]
+
+            push = jax.linearize(lambda h: within(run.theta, h)[0][0], h)[1]
+            unseen = [jnp.zeros_like(leaf) for leaf in seen]
+            carried = own.move(carried, t, push, lambda c: pull((c, unseen)))
+            return (moved, others, carried, total, t + 1), None
+
+        begin = run.start, run.rest, own.begin, [jnp.zeros_like(leaf) for leaf in run.theta], jnp.int32(0)
+        (_, _, carried, total, _), _ = jax.lax.scan(step, begin, length=run.length)
+        return [g + past for g, past in zip(total, own.spend(carried, run.end), strict=True)]
+
+    return derivative
+
+
+def _as_it_is(site: Site, given: None) -> tuple[Array, None]:
+    return site.axons(), None
+
+
+class _Flags:
+    """Flags among residuals, which are arrays otherwise."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+jax.tree_util.register_pytree_node(_Flags, lambda f: ((), f.value), lambda value, _: _Flags(value))
+
+
+def _chosen(leaves: Leaves, which: Any) -> Leaves:
+    return [leaf for leaf, one in zip(leaves, which, strict=True) if one]
+
+
+def _replaced(leaves: Leaves, which: Any, by: Leaves) -> Leaves:
+    values = iter(by)
+    return [next(values) if one else leaf for leaf, one in zip(leaves, which, strict=True)]

@@ -1,0 +1,63 @@
+"""Truncated backpropagation through time (Williams & Peng 1990)."""
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, GradientEstimator, Objective
+from nl_jax.checks import positive_integer
+from nl_jax.estimators.online.forward_credit import Run, online_estimator
+from nl_jax.propagation.loops import Leaves
+
+
+def truncated_backprop(objective: Objective, *, window: int, loop: str = "time") -> GradientEstimator:
+    """Backpropagation through time within windows of k steps; no credit passes from one to the one before.
+
+    Time is cut into windows, one after the other, the last one shorter where it must be. The state is handed on, its
+    credit is not: BPTT(k; k) of Williams & Peng (1990). What is further apart than k steps is not learned, and what is
+    nearer only if no border lies between.
+
+    Args:
+      objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name.
+      window: k, at least 1; from the number of steps on it is `backprop`.
+      loop: the loop's name.
+
+    Returns:
+      An estimator without state or randomness, biased unless a window holds all steps: memory of one window, whatever
+      the number of steps; four evaluations.
+
+    Raises:
+      ValueError: if the objective takes no `propagate` or `window` is not as described; when run, if the program has no
+        loop of this name.
+    """
+    window = positive_integer("window", window)
+
+    def derivative(run: Run) -> Leaves:
+        windows = -(-run.length // window)
+
+        def back(first: Array, h: Leaves, rest: Leaves, end: Leaves, steps: int) -> tuple[Leaves, Leaves, Leaves]:
+            """The state after the steps of a window, and what they teach."""
+
+            def inside(theta: Leaves, h: Leaves) -> tuple[tuple[Leaves, list[Leaves]], Leaves]:
+                def step(carry: tuple[Leaves, Leaves, Array], _: None) -> tuple[tuple[Leaves, Leaves, Array], Leaves]:
+                    h, rest, t = carry
+                    h, seen, rest = run.step(theta, t, h, rest)
+                    return (h, rest, t + 1), seen
+
+                (h, others, _), seen = jax.lax.scan(step, (h, rest, first), length=steps)
+                return (h, seen), others
+
+            (h, _), pull, others = jax.vjp(inside, run.theta, h, has_aux=True)
+            credit = jax.vmap(run.credit)(first + jnp.arange(steps, dtype=jnp.int32))
+            return h, others, pull((end, credit))[0]
+
+        def one(carry: tuple[Leaves, Leaves, Leaves, Array], _: None) -> tuple[tuple, None]:
+            h, rest, total, first = carry
+            h, rest, grads = back(first, h, rest, [jnp.zeros_like(leaf) for leaf in h], window)
+            return (h, rest, [t + g for t, g in zip(total, grads, strict=True)], first + window), None
+
+        begin = run.start, run.rest, [jnp.zeros_like(leaf) for leaf in run.theta], jnp.int32(0)
+        (h, rest, total, first), _ = jax.lax.scan(one, begin, length=windows - 1)
+        _, _, grads = back(first, h, rest, run.end, run.length - window * (windows - 1))
+        return [t + g for t, g in zip(total, grads, strict=True)]
+
+    return online_estimator("truncated_backprop", objective, loop, lambda key: derivative, lambda params: 4)
