@@ -75,7 +75,7 @@ def reached(function: Callable, *arguments: Any) -> Any:
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     flows = [frozenset({Flow(i)}) for i, argument in enumerate(arguments) for _ in jax.tree.leaves(argument)]
-    analysis = _Analysis(lambda name, arriving: NOTHING if name == _SEVERED else arriving, derivatives=True)
+    analysis = _Analysis(lambda name, arriving: arriving, derivatives=True)
     outputs = analysis.run(closed, flows)
     numbers = [frozenset(flow.source for flow in found) for found in outputs]
     return jax.tree.unflatten(jax.tree.structure(shapes), numbers)
@@ -152,6 +152,8 @@ class _Analysis:
 
     def name(self, params: dict[str, Any], inputs: list[Flows]) -> list[Flows]:
         named = params["name"]
+        if named == _MARK + _SEVERED:  # of `reached` alone; to all others it is the identity
+            return [NOTHING] if self.derivatives else inputs
         if named.startswith(_MARK):
             return [self.cut(named.removeprefix(_MARK), inputs[0])]
         if named.startswith(_TANGENT):

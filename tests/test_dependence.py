@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
+from nl_jax import dependence
 from nl_jax.dependence import EVERYTHING, Flow, _Analysis, mark, mark_tangent, sources_of_outputs
-from nl_jax.locality import dependence
 
 NAMES = ("x", "secret", "third", "fourth")
 X, SECRET = jnp.array([0.3, -0.2]), jnp.array([0.7, 0.4])

@@ -269,6 +269,7 @@ class Around:
         scope: str = "",
     ) -> None:
         self.propagate, self.around, self.given, self.scope = propagate, around, given or {}, scope
+        self.met: set[str] = set()
 
     def __call__(
         self, name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
@@ -279,6 +280,8 @@ class Around:
             return self.propagate(name, connection, activation, params, *inputs)
 
         own = self.scope + name
+        require_new(own, self.met)
+        self.met.add(own)
         return self.around(Site(own, connection, activation, params, inputs), self.given.get(own), hand_on)
 
     def scan(self, name: str, step: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:

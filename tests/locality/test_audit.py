@@ -2,6 +2,7 @@
 
 import functools
 import json
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from jax.experimental import io_callback
 
 import nl_jax as nl
-from nl_jax.propagation import cut, feedforward, inject, local, survey
+from nl_jax.propagation import Site, feedforward, hold, inject, interpret, local, record
 from tests import problems, registry
 
 EVERYTHING = "reads other axons, weight transport, sees the target"
@@ -165,6 +166,24 @@ def test_one_array_of_two_layers_is_shared_by_them():
     objective = nl.supervised(forward, nl.losses.half_squared_error)
     audit = nl.audit(nl.backprop, objective, jnp.ones((2, 3, 3)), (jnp.ones((4, 3)), jnp.ones((4, 3))))
     assert audit.verdicts == {"": "sees the target, shared by lower and upper"}
+
+
+class Met(NamedTuple):
+    """A layer that rules written by hand look at, with its axons."""
+
+    site: Site
+    inputs: tuple
+    axons: jax.Array
+
+
+def survey(program, given=None):
+    """Runs the program and returns all there is to be seen of its layers."""
+
+    def layer(site, own):
+        axons = site.axons() if given is None else own
+        return axons, Met(site, site.inputs, axons)
+
+    return lambda params, inputs: interpret(program, layer)(params, inputs, given)
 
 
 # Rules written by hand. Each is `change(sites, params, batch, key, state) -> {layer: weight change}`.
@@ -374,16 +393,13 @@ def test_perturbed_runs_share_the_marks_of_clean_ones():
     def perturbed(objective):
         def estimate(key, state, params, batch):
             clean = local(objective)(params, batch)
-            noise = jax.tree.map(lambda nu: jax.random.normal(key, nu.shape), clean.preactivations)
+            noise = jax.tree.map(lambda nu: jax.random.normal(key, nu.shape), clean.responses)
             losses = inject(objective)(params, batch, noise)
-            residuals = cut(objective)(params, batch, survey_axons(objective, params, batch))[1]
+            layers = hold(objective)(params, batch, record(objective)(params, batch)[1])[1]
             grads = jax.tree.map(lambda w: w * jnp.mean(losses), params)
-            return grads, state, nl.Info(jnp.mean(residuals["output"]), jnp.int32(3))
+            return grads, state, nl.Info(jnp.mean(layers["output"].predicted), jnp.int32(3))
 
         return nl.GradientEstimator(lambda key, params: (), estimate)
-
-    def survey_axons(objective, params, batch):
-        return {name: site.axons for name, site in survey(objective)(params, batch)[1].items()}
 
     assert all(seen(row) == {"own weight", "loss"} for row in of(perturbed).rows.values())
 
@@ -433,8 +449,8 @@ def test_what_a_layers_functions_say_of_themselves_comes_along():
     def asking(forward):
         def estimate(key, state, params, batch):
             (site,) = survey(forward)(params, batch)[1].values()
-            assert site.connection.wide
-            assert site.activation.derivative is activation.derivative
+            assert site.site.connection.wide
+            assert site.site.activation.derivative is activation.derivative
             return params, state, nl.Info(jnp.float32(0), jnp.int32(1))
 
         return nl.GradientEstimator(lambda key, params: (), estimate)

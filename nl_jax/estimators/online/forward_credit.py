@@ -2,7 +2,7 @@
 
 A first run finds the losses; from them follows what each step's outputs are worth, ∂L/∂y_t, and what the last carry is
 worth. A second run, forward as well, adds up every step's share of the gradient with whatever a rule carries along of
-the past. Where losses are summed in the loop, ∂L/∂y_t is known beforehand, and the second run needs nothing of the first.
+the past. Where losses are summed in the loop, ∂L/∂y_t is known beforehand: the second run needs nothing of the first.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from nl_jax.propagation.loops import Leaves, Opened, differentiable, instantiate
 class Run(NamedTuple):
     """A loop that has been run, and what its results are worth.
 
-    Everything that can be differentiated by is a parameter θ of the loop: what it closes over, its start if that depends
-    on parameters, and what it reads step by step, as far as it does.
+    Everything that can be differentiated by is a parameter θ of the loop: what it closes over, its start and what it
+    reads step by step, as far as they depend on parameters.
 
     Attributes:
       theta: θ.

@@ -78,9 +78,8 @@ def direct(run: Run, pull: Pull) -> Jacobian:
         return [part.reshape(*lead, *h.shape).astype(h.dtype) for part, h in zip(parts, run.start, strict=True)]
 
     rows = jax.vmap(lambda unit: pull(as_state(unit))[0])(jnp.eye(sum(sizes)))  # by leaf [S, *leaf's shape]
-    return [
-        as_state(of_leaf.reshape(sum(sizes), -1).T, (leaf.size,)) for of_leaf, leaf in zip(rows, run.theta, strict=True)
-    ]
+    columns = [of_leaf.reshape(sum(sizes), -1).T for of_leaf in rows]
+    return [as_state(by_component, by_component.shape[:1]) for by_component in columns]
 
 
 def spent(J: Jacobian, c: Leaves, run: Run) -> Leaves:

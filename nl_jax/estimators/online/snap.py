@@ -20,8 +20,8 @@ def snap(objective: Objective, *, order: int = 1, loop: str = "time") -> Gradien
     S_n marks the entries that are not zero after n steps: for n = 1 the units that a parameter feeds directly, one for
     each weight of a layer of ordinary cells. With n as large as the longest way through the network it is `rtrl`.
 
-    The credit of the state before a step, ∂L_t/∂h_{t−1}, is exact: it reaches J_{t−1} by all of the step's own ways, where
-    the paper has ∂L_t/∂h_t J_t. So the estimate is somewhat closer to the gradient than theirs at the same n.
+    The credit of the state before a step, ∂L_t/∂h_{t−1}, is exact: it reaches J_{t−1} by all of the step's own ways,
+    where the paper has ∂L_t/∂h_t J_t. So the estimate is somewhat closer to the gradient than theirs at the same n.
 
     The pattern is found as the loop runs: an entry counts once a displacement of the parameter has moved the unit, in n
     steps or fewer. The influence is kept as a dense matrix whose other entries are zero: this is `rtrl`'s memory, not

@@ -35,7 +35,7 @@ def uoro(objective: Objective, *, num_samples: int = 1, loop: str = "time") -> G
     ν are independent signs, one for each component of the state, ρ_0 and ρ_1 the square roots of ratios of norms that
     make the variance least (their eq. 15–16). E h̃ θ̃ᵀ = J, so that the estimate is the gradient on average.
 
-    One product stands for the whole batch: the influence on one example's state is noise to the others, and the variance
+    One product stands for the whole batch: the influence on one example's state is noise to the others, and variance
     grows with the batch as well as with time. Samples are averaged.
 
     Args:
@@ -48,8 +48,8 @@ def uoro(objective: Objective, *, num_samples: int = 1, loop: str = "time") -> G
       number of steps; 4 + 4 K evaluations.
 
     Raises:
-      ValueError: if the objective takes no `propagate` or `num_samples` is not as described; when run, for a key that is
-        not typed, or if the program has no loop of this name.
+      ValueError: if the objective takes no `propagate` or `num_samples` is not as described; when run, for a key that
+        is not typed, or if the program has no loop of this name.
     """
     num_samples = positive_integer("num_samples", num_samples)
 

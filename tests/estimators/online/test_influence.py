@@ -161,9 +161,7 @@ def test_wrong_settings_are_refused_with_a_remedy():
         nl.snap(problem.objective, order=0)
     with pytest.raises(ValueError, match="window must be a whole number of at least 1, got 0"):
         nl.truncated_backprop(problem.objective, window=0)
-    with pytest.raises(
-        ValueError, match="loop must be the name of the program's loop over time, such as 'time', got 3"
-    ):
+    with pytest.raises(ValueError, match=r"loop must be the name of the program's loop over time, .* got 3"):
         nl.rtrl(problem.objective, loop=3)
     with pytest.raises(ValueError, match="uoro needs to reach the layers"):
         nl.uoro(lambda params, batch: batch)
