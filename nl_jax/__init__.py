@@ -49,7 +49,9 @@ from nl_jax.estimators.target_propagation import difference_target_propagation
 from nl_jax.estimators.weight_perturbation import weight_perturbation
 from nl_jax.learner import learner
 from nl_jax.locality.audit import audit
-from nl_jax.networks import connections, normalisation
+from nl_jax.networks import cells, connections, normalisation
+from nl_jax.networks.cells import surrogates
+from nl_jax.networks.cells.recurrent import recurrent
 from nl_jax.networks.conversion import tanh_from_sigmoid
 from nl_jax.networks.layers import Layer, Network, network
 from nl_jax.networks.mlp import mlp
@@ -91,6 +93,7 @@ __all__ = [
     "batch_norm",
     "batch_sum",
     "batching",
+    "cells",
     "connections",
     "contrastive_hebbian",
     "diagnostics",
@@ -124,6 +127,7 @@ __all__ = [
     "primal_dual",
     "products",
     "propagation",
+    "recurrent",
     "reinforce",
     "restarts",
     "reward_baselines",
@@ -135,6 +139,7 @@ __all__ = [
     "spaces",
     "starts",
     "supervised",
+    "surrogates",
     "tanh_from_sigmoid",
     "theory",
     "truncated_backprop",

@@ -103,7 +103,7 @@ def way_back(
 
     def run(params: Params, offsets: dict[str, Array], paired: Array | None) -> tuple[Array, Array]:
         def layer(site: Site, offset: Array | None) -> tuple[Array, Array]:
-            axons = _taught(site, back, extra, paired)
+            axons = taught(site, back, extra, paired)
             return axons if offset is None else axons + offset, axons
 
         losses, found = interpret(objective, layer)(params, batch, offsets)
@@ -141,14 +141,14 @@ def beside(program: Program, find: Find) -> Callable[[Params, Params, Any, Any],
         def found(params: Params, paired: Array) -> list[Any]:
             def layer(site: Site, given: None) -> tuple[Array, Any]:
                 axons = jax.lax.stop_gradient(site.axons())
-                return axons, _token(site, axons, find, extra, paired)
+                return axons, _found(site, axons, find, extra, paired)
 
             _, found = interpret(program, layer, summed=True)(params, inputs)
             names[:] = found
             return list(found.values())
 
         one = jnp.ones(())
-        _, values = jax.jvp(found, (params, one), (companion, one))
+        values, _ = jax.jvp(found, (params, one), (companion, one))
         return dict(zip(names, values, strict=True))
 
     return run
@@ -192,7 +192,7 @@ def _seen(name: str, pure: _Pure, own: _Own, companion: _Own, inputs: Any, steps
     return Seen(name, connected(own), connected(companion), activation, inputs, steps, axons)
 
 
-def _taught(site: Site, back: Back, extra: Any, paired: Array | None) -> Array:
+def taught(site: Site, back: Back, extra: Any, paired: Array | None) -> Array:
     """The layer's axons, of which the derivative is the rule."""
     pure, held = _pure(site)
 
@@ -224,49 +224,45 @@ def _taught(site: Site, back: Back, extra: Any, paired: Array | None) -> Array:
     arguments = site.inputs, site.steps, extra
     if paired is None:
         return apply(held, None, *arguments)
+    (own, *arguments), companion = parted(paired, (held, *arguments))
+    return apply(own, companion[0], *arguments)
+
+
+def parted(paired: Array | None, values: Any) -> tuple[Any, Any]:
+    """Values as they are, and what stands beside them in the second tree: the tangents, as values of their own.
+
+    From here on the values have no tangents. What has nothing beside it, such as the parameters of another part, a
+    loop's state or an index, is its own companion. Without a pair there are no companions.
+    """
+    if paired is None:
+        return values, values
 
     @jax.custom_jvp
-    def along(paired: Array, own: _Own, *arguments: Any) -> Array:
-        return apply(own, own, *arguments)
+    def both(paired: Array, values: Any) -> tuple[Any, Any]:
+        return values, values
 
-    def rule(primals: Any, tangents: Any) -> tuple[Array, Any]:
-        _, own, *arguments = primals
-        axons = apply(own, _beside(own, tangents[1]), *arguments)
-        return axons, SymbolicZero(jax.typeof(axons).to_tangent_aval())
+    def rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
+        values = primals[1]
+        missing = lambda t: isinstance(t, SymbolicZero) or t.dtype == jax.dtypes.float0
+        companions = jax.tree.map(lambda own, t: own if missing(t) else t, values, tangents[1])
+        pair = values, companions
+        return pair, jax.tree.map(lambda leaf: SymbolicZero(jax.typeof(leaf).to_tangent_aval()), pair)
 
-    along.defjvp(rule, symbolic_zeros=True)
-    return along(paired, held, *arguments)
+    both.defjvp(rule, symbolic_zeros=True)
+    return both(paired, values)
 
 
 def _by_value(to_held: Callable, slope: Array, like: Array, z: Array) -> tuple[Array, ...]:
     return (z * slope).astype(like.dtype), *to_held(z)
 
 
-def _token(site: Site, axons: Array, find: Find, extra: Any, paired: Array) -> Any:
-    """Zeros, of which the derivative along the companion is what is found."""
+def _found(site: Site, axons: Array, find: Find, extra: Any, paired: Array) -> Any:
+    """What is found of a layer beside its companion."""
     pure, held = _pure(site)
 
     def found(own: _Own, companion: _Own, inputs: Any, steps: Any, axons: Array, extra: Any) -> Any:
         return find(_seen(site.name, pure, own, companion, inputs, steps, axons), extra)
 
     arguments = site.inputs, site.steps, axons, extra
-    shapes = jax.eval_shape(found, held, held, *arguments)
-    if shapes is None:
-        return None
-
-    @jax.custom_jvp
-    def token(paired: Array, own: _Own, *arguments: Any) -> Any:
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-    def rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
-        _, own, *arguments = primals
-        return token(*primals), found(own, _beside(own, tangents[1]), *arguments)
-
-    token.defjvp(rule, symbolic_zeros=True)
-    return token(paired, held, *arguments)
-
-
-def _beside(own: _Own, tangents: _Own) -> _Own:
-    """The companions; of what has none, such as the parameters of another part, a loop's state or an index, itself."""
-    missing = lambda t: isinstance(t, SymbolicZero) or t.dtype == jax.dtypes.float0
-    return jax.tree.map(lambda o, t: o if missing(t) else t, own, tangents)
+    (own, *arguments), companion = parted(paired, (held, *arguments))
+    return found(own, companion[0], *arguments)

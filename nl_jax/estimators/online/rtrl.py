@@ -18,13 +18,13 @@ def rtrl(objective: Objective, *, loop: str = "time") -> GradientEstimator:
 
         J_t = ∂h_t/∂h_{t−1} J_{t−1} + ∂h_t/∂θ,    ∂L/∂θ = Σ_t ∂L_t/∂θ + ∂L_t/∂h_{t−1} J_{t−1}
 
-    J is the influence of every parameter on all that the loop carries. Backpropagation through time takes the same sum in
-    the other order. Layers and loops besides the one over time keep their ordinary derivative.
+    J is the influence of every parameter on all that the loop carries. Backpropagation through time takes the same sum
+    in the other order. Layers and loops besides the one over time keep their ordinary derivative.
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name.
-      loop: its name. What it reads step by step should not depend on parameters: call an encoder in the loop, or each of
-        its outputs is one more parameter, and memory grows with the number of steps.
+      loop: its name. What it reads step by step should not depend on parameters: call an encoder in the loop, or each
+        of its outputs is one more parameter, and memory grows with the number of steps.
 
     Returns:
       An estimator without state or randomness; `backprop` up to rounding. For P parameters in the loop and states of S

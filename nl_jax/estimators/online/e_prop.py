@@ -1,0 +1,68 @@
+"""Eligibility propagation, e-prop (Bellec et al. 2020)."""
+
+import jax.numpy as jnp
+
+from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.checks import layered, typed_key
+from nl_jax.estimators.feedback import Feedback
+from nl_jax.estimators.online.eligibility import by_traces
+from nl_jax.estimators.way_back import beside
+
+
+def e_prop(objective: Objective, *, feedback: Feedback | None = None, loop: str = "time") -> GradientEstimator:
+    """A learning signal for each unit times an eligibility trace for each weight (Bellec et al. 2020, eq. 1).
+
+        ∂L/∂W_ij ≈ Σ_t L_j^t e_ij^t,   L_j^t = Σ_k B_jk ∂L_t/∂y_k
+
+    e is what weight ij has done to the state of its own unit j, carried forward (`eligibility.py` has the equations for
+    any cell); L is the error of the moment, sent down by way of B. What a unit does to others by recurrent connections
+    is left out; without these, and with symmetric feedback, it is the exact gradient. For spiking cells traces run
+    through the surrogate derivative.
+
+    Args:
+      objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name. Its step
+        may have several layers and its own read-out; the state of a unit must be its own, arrays [batch, units].
+      feedback: B, of `nl.feedback`: None for symmetric signals, through the weights themselves, `nl.feedback.random()`,
+        or `nl.feedback.kolen_pollack(optimizer)`, which the paper calls adaptive. It is in force from layers in the step
+        to those below them, and from layers after the loop.
+      loop: the loop's name.
+
+    Returns:
+      An estimator with the feedback's state. For each example, weight in the loop and part of a unit's state it keeps a
+      trace, whatever the number of steps; it is counted as six evaluations, besides the feedback's own.
+
+    Raises:
+      ValueError: if the objective takes no `propagate` or `feedback` is none of `nl.feedback`; when run, if the program
+        has no loop of this name, or a layer moves a state of another shape than its own.
+
+    >>> import jax, nl_jax as nl
+    >>> network = nl.recurrent(nl.cells.lif(8), 2, 3, read=nl.cells.mean)
+    >>> estimator = e_prop(nl.supervised(network.apply, nl.losses.cross_entropy), feedback=nl.feedback.random())
+    >>> params, batch = network.init(jax.random.key(0)), (jnp.ones([4, 20, 2]), jnp.arange(4) % 3)
+    >>> state = estimator.init(jax.random.key(1), params)
+    >>> jax.jit(estimator.estimate)(jax.random.key(2), state, params, batch)[0]["hidden"]["recurrent"].shape
+    (8, 8)
+    """
+    return traced("e_prop", objective, feedback, loop)
+
+
+def traced(name: str, objective: Objective, feedback: Feedback | None, loop: str) -> GradientEstimator:
+    """The estimator by traces, in the name of its user."""
+    layered(name, objective)
+    if not (feedback is None or isinstance(feedback, Feedback)):
+        raise ValueError(f"feedback must be one of nl.feedback, such as nl.feedback.random(), or None; got {feedback!r}")
+    if not isinstance(loop, str) or not loop:
+        raise ValueError(f"loop must be the name of the program's loop over time, such as 'time', got {loop!r}")
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        typed_key(key)
+        weights = None if feedback is None else feedback.weights(state, params)
+        losses, grads = by_traces(name, objective, loop, params, batch, weights)
+        cost = 6
+        if feedback is not None:
+            look = lambda find, companion, extra: beside(objective, find)(params, companion, batch, extra)
+            state = feedback.update(key, state, params, grads, look)
+            cost += feedback.evaluations
+        return grads, state, Info(jnp.mean(losses), jnp.int32(cost))
+
+    return GradientEstimator(stateless if feedback is None else feedback.init, estimate)

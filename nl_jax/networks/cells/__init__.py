@@ -1,0 +1,13 @@
+"""Cells: what a recurrent network does in one step of its loop over time, as ordinary layers.
+
+A cell's weighted sums go through `propagate`, so that every rule reaches them. What it does with them besides, its
+leak, threshold and reset, is arithmetic of the program between its layers, unit by unit: noise on a pre-activation acts
+as an input current would, and a rule with a trace for each weight (`nl.e_prop`) follows it through the cell's own state.
+"""
+
+from nl_jax.networks.cells.cell import Cell
+from nl_jax.networks.cells.rate import gru, leaky, rnn
+from nl_jax.networks.cells.recurrent import every, last, mean
+from nl_jax.networks.cells.spiking import lif, subtract, to_zero
+
+__all__ = ["Cell", "every", "gru", "last", "leaky", "lif", "mean", "rnn", "subtract", "to_zero"]
