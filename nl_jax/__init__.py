@@ -40,8 +40,11 @@ from nl_jax.estimators.evolution_strategy import evolution_strategy
 from nl_jax.estimators.feedback_alignment import feedback_alignment
 from nl_jax.estimators.forward_gradient import forward_gradient
 from nl_jax.estimators.node_perturbation import node_perturbation
+from nl_jax.estimators.online.e_prop import e_prop
+from nl_jax.estimators.online.rflo import rflo
 from nl_jax.estimators.online.rtrl import rtrl
 from nl_jax.estimators.online.snap import snap
+from nl_jax.estimators.online.three_factor import three_factor
 from nl_jax.estimators.online.truncated_backprop import truncated_backprop
 from nl_jax.estimators.online.uoro import uoro
 from nl_jax.estimators.reinforce import reinforce
@@ -100,6 +103,7 @@ __all__ = [
     "difference_target_propagation",
     "direct_feedback_alignment",
     "directions",
+    "e_prop",
     "equilibrium_propagation",
     "evolution_strategy",
     "extragradient",
@@ -131,6 +135,7 @@ __all__ = [
     "reinforce",
     "restarts",
     "reward_baselines",
+    "rflo",
     "rtrl",
     "rules",
     "scan",
@@ -142,6 +147,7 @@ __all__ = [
     "surrogates",
     "tanh_from_sigmoid",
     "theory",
+    "three_factor",
     "truncated_backprop",
     "units",
     "uoro",

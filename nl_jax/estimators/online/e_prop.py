@@ -50,7 +50,9 @@ def traced(name: str, objective: Objective, feedback: Feedback | None, loop: str
     """The estimator by traces, in the name of its user."""
     layered(name, objective)
     if not (feedback is None or isinstance(feedback, Feedback)):
-        raise ValueError(f"feedback must be one of nl.feedback, such as nl.feedback.random(), or None; got {feedback!r}")
+        raise ValueError(
+            f"feedback must be one of nl.feedback, such as nl.feedback.random(), or None; got {feedback!r}"
+        )
     if not isinstance(loop, str) or not loop:
         raise ValueError(f"loop must be the name of the program's loop over time, such as 'time', got {loop!r}")
 

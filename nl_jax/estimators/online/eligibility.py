@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from nl_jax.base import Array, Batch, Objective, Params
 from nl_jax.checks import per_example
@@ -25,7 +24,7 @@ from nl_jax.dependence import reached
 from nl_jax.estimators.online.forward_credit import require_loop
 from nl_jax.estimators.way_back import parted, taught, transposed
 from nl_jax.propagation import Site, interpret, plain_loop
-from nl_jax.propagation.loops import Leaves, Opened, differentiable, opened, zero_of
+from nl_jax.propagation.loops import Leaves, Opened, differentiable, opened
 
 
 class Estimate(NamedTuple):
@@ -172,12 +171,13 @@ def _second_run(
     layers.mode = "plain"
     plain = opened(body, carry, xs, length)
     x, _ = xs
-    offsets = {name: jnp.zeros(nu.shape, nu.dtype) for name, nu in layers.nus.items()}
+    offsets = [jnp.zeros(nu.shape, nu.dtype) for nu in layers.nus.values()]
     unit = jnp.ones(())
 
     def displaced(state: Any, slices: Any) -> tuple[Any, Any]:
         carry, offsets, paired = state
-        given = {name: (offset, None if one is None else paired) for name, offset in offsets.items()}
+        beside = None if one is None else paired
+        given = {name: (offset, beside) for name, offset in zip(layers.nus, offsets, strict=True)}
         carry, (y, found) = body(carry, (slices, given))
         return (carry, offsets, paired), (y, found)
 
@@ -222,7 +222,9 @@ def _traced(
 ) -> Leaves:
     """The credit of what the loop reads, by traces."""
     names, count = list(layers.nus), len(plain.carry)
-    state = [i for i, (c, total) in enumerate(zip(plain.carry, plain.totals, strict=True)) if differentiable(c) and not total]
+    state = [
+        i for i, (c, total) in enumerate(zip(plain.carry, plain.totals, strict=True)) if differentiable(c) and not total
+    ]
     ends = [i for i, c in enumerate(plain.carry) if differentiable(c)]
     last = dict(zip(ends, worth, strict=False))
     of_y = worth[len(ends) :]
@@ -323,8 +325,13 @@ def _traced(
             ]  # fmt: skip
         return (moved, after, total, lessons), None
 
-    shapes = jax.eval_shape(lambda x: step(consts, carry, x, [carry[i] for i in state], zeros)[2], [_first(x) for x in xs])
-    traces = {name: [jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[k][1]) for _ in mine[name]] for k, name in enumerate(names)}
+    shapes = jax.eval_shape(
+        lambda x: step(consts, carry, x, [carry[i] for i in state], zeros)[2], [_first(x) for x in xs]
+    )
+    traces = {
+        name: [jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[k][1]) for _ in mine[name]]
+        for k, name in enumerate(names)
+    }
     lessons = {name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[k][0]) for k, name in enumerate(names)}
     begin = carry, traces, [jnp.zeros_like(leaf) for leaf in consts], lessons
     is_last = jnp.arange(plain.length) == plain.length - 1

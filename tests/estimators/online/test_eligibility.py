@@ -1,0 +1,195 @@
+"""e-prop, RFLO and the three-factor rule."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nl_jax as nl
+from nl_jax.conformance.calibration import largest_deviation
+from nl_jax.conformance.problem import Problem
+from nl_jax.conformance.subject import keys, sampler
+from nl_jax.estimators.online.three_factor import cubed
+from nl_jax.propagation import feedforward
+from tests import problems
+from tests.estimators.online import programs
+
+CELLS = {
+    "leaky": nl.cells.leaky(3, rate=0.3),
+    "lif": nl.cells.lif(3, threshold=0.5),
+    "adaptive": nl.cells.lif(3, threshold=0.5, adaptation=0.3, current_decay=0.5, reset=nl.cells.to_zero),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh(x64):
+    """Programs of float64."""
+    programs.leaky.cache_clear()
+
+
+def _gradient(objective, params, batch):
+    return jax.grad(lambda params: jnp.mean(objective(params, batch)))(params)
+
+
+def _estimate(make, objective, params, batch, key=0):
+    estimator = make(objective)
+    state = estimator.init(jax.random.key(1), params)
+    return jax.jit(estimator.estimate)(jax.random.key(key), state, params, batch)
+
+
+def _network(cell, read, recurrent=0.0):
+    network = nl.recurrent(cell, 2, 3, read=read)
+    params = network.init(jax.random.key(0), float)
+    params["hidden"]["recurrent"] *= recurrent
+    batch = 3 * jax.random.normal(jax.random.key(2), (4, 6, 2)), jnp.arange(4) % 3
+    return nl.supervised(network.apply, nl.losses.cross_entropy), params, batch
+
+
+@pytest.mark.parametrize("read", [nl.cells.mean, nl.cells.last])
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_recurrent_connections_it_is_backprop_through_time(cell, read):
+    at = _network(CELLS[cell], read)
+    grads, _, info = _estimate(nl.e_prop, *at)
+    chex.assert_trees_all_close(grads, _gradient(*at), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(info.loss, jnp.mean(at[0](*at[1:])), rtol=1e-12)
+
+
+def test_with_recurrent_connections_it_leaves_out_what_units_do_to_others():
+    at = _network(CELLS["leaky"], nl.cells.mean, recurrent=4.0)
+    grads, exact = _estimate(nl.e_prop, *at)[0], _gradient(*at)
+    chex.assert_trees_all_close(grads["output"], exact["output"], rtol=1e-12)
+    ours, theirs = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(g["hidden"])]) for g in (grads, exact))
+    cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
+    assert 0.5 < cosine < 0.9999
+
+
+def test_two_layers_a_step_send_credit_down():
+    """The lower layer's units act on the upper ones' in the same step; without recurrence: exact but for what the upper
+    layer's leak makes of it later, which is no state of the lower layer's own."""
+
+    def objective(params, batch, propagate=feedforward):
+        def step(carry, x, propagate):
+            low, loss = carry
+            low = 0.5 * low + propagate("low", programs.affine, jnp.tanh, params["low"], x)
+            high = propagate("high", programs.affine, jnp.tanh, params["high"], low)
+            return (low, loss + jnp.sum(high**2, axis=1)), None
+
+        start = jnp.zeros((4, 3)), jnp.zeros(4)
+        return nl.scan("time", step, start, batch, propagate)[0][1]
+
+    weights = lambda key, *shape: {"weight": jax.random.normal(key, shape), "bias": jnp.zeros(shape[1])}
+    params = {"low": weights(jax.random.key(0), 2, 3), "high": weights(jax.random.key(1), 3, 2)}
+    at = objective, params, jax.random.normal(jax.random.key(2), (5, 4, 2))
+    chex.assert_trees_all_close(_estimate(nl.e_prop, *at)[0], _gradient(*at), rtol=1e-12)
+    random, _, _ = _estimate(functools.partial(nl.e_prop, feedback=nl.feedback.random()), *at)
+    chex.assert_trees_all_close(random["high"], _gradient(*at)["high"], rtol=1e-12)
+    assert not np.allclose(random["low"]["weight"], _gradient(*at)["low"]["weight"], rtol=0.1)
+
+
+def test_rflo_is_its_equation():
+    """Murray's rule written out, on a leaky network whose read-out is in the loop."""
+    problem = programs.leaky()
+    (xs, targets), params = problem.batch, problem.params
+    estimator = nl.rflo(problem.objective)
+    feedback = estimator.init(jax.random.key(1), params)
+    grads, _, _ = estimator.estimate(jax.random.key(0), feedback, params, problem.batch)
+    B, hidden = np.asarray(feedback["output"]["weight"]), np.zeros((4, 3))
+    W, U, b = (np.asarray(params["hidden"][k]) for k in ("weight", "recurrent", "bias"))
+    V, c = np.asarray(params["output"]["weight"]), np.asarray(params["output"]["bias"])
+    p = {"weight": np.zeros((4, 2, 3)), "recurrent": np.zeros((4, 3, 3))}
+    expected = {"weight": 0.0, "recurrent": 0.0}
+    for x, target in zip(np.asarray(xs), np.asarray(targets), strict=True):
+        reads = {"weight": x, "recurrent": hidden}
+        fed = np.tanh(x @ W + hidden @ U + b)
+        p = {k: 0.7 * p[k] + 0.3 * np.einsum("ni,nj->nij", reads[k], 1 - fed**2) for k in p}
+        hidden = 0.7 * hidden + 0.3 * fed
+        error = 2 * (hidden @ V + c - target)
+        expected = {k: expected[k] + np.einsum("nj,nij->ij", error @ B.T, p[k]) / 4 for k in p}
+    np.testing.assert_allclose(grads["hidden"]["weight"], expected["weight"], rtol=1e-10)
+    np.testing.assert_allclose(grads["hidden"]["recurrent"], expected["recurrent"], rtol=1e-10)
+
+
+def test_learned_feedback_is_carried_from_estimate_to_estimate():
+    at = _network(CELLS["leaky"], nl.cells.last)
+    estimator = nl.e_prop(at[0], feedback=nl.feedback.kolen_pollack(optax.sgd(0.1)))
+    state = estimator.init(jax.random.key(1), at[1])
+    grads, after, _ = estimator.estimate(jax.random.key(0), state, *at[1:])
+    moved = jax.tree.map(lambda B, g: B - 0.1 * g, state[0], grads)
+    chex.assert_trees_all_close(after[0], moved, rtol=1e-10)
+
+
+def test_what_is_no_units_own_state_is_refused():
+    def objective(params, batch, propagate=feedforward):
+        def step(sums, x, propagate):
+            return 0.5 * sums + propagate("hidden", lambda w, x: x @ w, jnp.tanh, params, x).sum(axis=1), None
+
+        return nl.scan("time", step, jnp.zeros(4), batch, propagate)[0]
+
+    at = jnp.ones((2, 3)), jnp.ones((5, 4, 2))
+    with pytest.raises(
+        ValueError, match=r"layer 'time/hidden' has pre-activations of shape \(4, 3\) and moves a state of"
+    ):
+        _estimate(nl.e_prop, objective, *at)
+    with pytest.raises(ValueError, match="e_prop: the program has no loop named loop='tim'"):
+        _estimate(functools.partial(nl.e_prop, loop="tim"), objective, *at)
+    with pytest.raises(ValueError, match="rflo: the program has no loop named loop='time', its loops are none"):
+        chain = problems.chain()
+        _estimate(nl.rflo, chain.objective, chain.params, chain.batch)
+    with pytest.raises(ValueError, match="feedback must be one of nl.feedback"):
+        nl.e_prop(objective, feedback="random")
+
+
+@pytest.mark.parametrize("make", [nl.e_prop, nl.rflo])
+def test_memory_does_not_grow_with_the_steps(make):
+    assert programs.temporaries(make, 1000) <= 1.1 * programs.temporaries(make, 100)
+
+
+def test_three_factors_have_the_gradient_for_their_mean():
+    objective, params, batch = _network(CELLS["leaky"], nl.cells.mean, recurrent=1.0)
+    problem = Problem(objective, params, batch, None)
+    make = functools.partial(nl.three_factor, sigma=0.02, num_samples=2, baseline=nl.reward_baselines.leave_one_out())
+    expected = np.concatenate([np.ravel(x) for x in jax.tree.leaves(_gradient(*problem[:3]))])
+    found = sampler(make(problem.objective), problem)(keys(4000), ())
+    assert largest_deviation(found, expected) < 5
+    assert largest_deviation(1.2 * found, expected) > 5  # a twin too long
+    twin = sampler(make(problem.objective, response=cubed), problem)(keys(4000), ())
+    assert largest_deviation(twin, expected) > 5  # E ξ⁴ = 3: not calibrated
+    assert largest_deviation(twin / 3, expected) < 5
+
+
+def test_three_factors_take_no_derivative():
+    @jax.custom_jvp
+    def rough(x):
+        return jnp.tanh(x)
+
+    @rough.defjvp
+    def refuse(primals, tangents):
+        raise AssertionError("differentiated")
+
+    def objective(params, batch, propagate=feedforward):
+        def step(h, x, propagate):
+            return rough(h + propagate("hidden", lambda w, x, h: (x + h) @ w, rough, params, x, h)), None
+
+        return rough(nl.scan("time", step, jnp.zeros((4, 2)), batch, propagate)[0]).sum(axis=1)
+
+    grads, _, info = _estimate(nl.three_factor, objective, jnp.eye(2), jnp.ones((5, 4, 2)))
+    assert bool(jnp.all(jnp.isfinite(grads)))
+    assert bool(jnp.any(grads != 0))
+    assert int(info.evaluations) == 2
+
+
+def test_settings_of_three_factors():
+    objective = programs.leaky().objective
+    with pytest.raises(ValueError, match="sigma must be a finite Python number above 0, got 0"):
+        nl.three_factor(objective, sigma=0)
+    with pytest.raises(ValueError, match="num_samples must be at least 2 for this baseline, got 1"):
+        nl.three_factor(objective, baseline=nl.reward_baselines.leave_one_out())
+    with pytest.raises(ValueError, match="response must take one argument"):
+        nl.three_factor(objective, response=lambda a, b: a)
+    normed = problems.batch_normed()
+    with pytest.raises(ValueError, match="three_factor: layer 'low' mixes examples"):
+        _estimate(nl.three_factor, normed.objective, normed.params, normed.batch)
