@@ -133,12 +133,12 @@ class _Analysis:
         return [flows(atom) for atom in jaxpr.outvars]
 
     def equation(self, equation: JaxprEqn, inputs: list[Flows]) -> list[Flows]:
-        name, programs = equation.primitive.name, list(_programs(equation.params))
+        name, held = equation.primitive.name, list(programs(equation.params))
         count = len(equation.outvars)
         if name in _ENTERED:
             return _ENTERED[name](self, equation.params, inputs)
-        if name in _CALLS and len(programs) == 1 and _arity(programs[0]) == (len(inputs), count):
-            outputs = self.run(programs[0], inputs)
+        if name in CALLS and len(held) == 1 and arity(held[0]) == (len(inputs), count):
+            outputs = self.run(held[0], inputs)
             # A derivative written by hand may reach what the value does not.
             by_hand = self.derivatives and name.startswith("custom_")
             return [found | _union(inputs) for found in outputs] if by_hand else outputs
@@ -146,7 +146,7 @@ class _Analysis:
             return [frozenset({Flow(EVERYTHING, name)})] * count
         if name in _PARALLEL and len(inputs) == count:
             return inputs
-        if (programs or _holds_function(equation.params)) and not name.startswith(_SCALAR_PROGRAMS):
+        if (held or _holds_function(equation.params)) and not name.startswith(_SCALAR_PROGRAMS):
             return [frozenset(Flow(flow.source, flow.through or name) for flow in _union(inputs))] * count
         return [_union(inputs)] * count
 
@@ -204,7 +204,7 @@ _ENTERED = {
     "cond": _Analysis.cond,
 }
 
-_CALLS = frozenset(
+CALLS = frozenset(
     {
         *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "shard_map"),
         *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call"),
@@ -229,18 +229,32 @@ def _union(several: Sequence[Flows]) -> Flows:
     return NOTHING.union(*several)
 
 
-def _programs(value: Any) -> Iterator[Any]:
+def mark_of(equation: JaxprEqn) -> str | None:
+    """The name that a marked value was given, None for any other equation."""
+    if equation.primitive.name != "name" or not equation.params["name"].startswith(_MARK):
+        return None
+    return equation.params["name"].removeprefix(_MARK)
+
+
+def tangent_mark_of(equation: JaxprEqn) -> str | None:
+    """The name of a matrix that marks a tangent, None for any other equation."""
+    if equation.primitive.name != "name" or not equation.params["name"].startswith(_TANGENT):
+        return None
+    return equation.params["name"].removeprefix(_TANGENT)
+
+
+def programs(value: Any) -> Iterator[Any]:
     """The jaxprs among an equation's parameters."""
     if isinstance(value, Jaxpr | ClosedJaxpr):
         yield value
     elif isinstance(value, dict):
-        yield from _programs(tuple(value.values()))
+        yield from programs(tuple(value.values()))
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from _programs(part)
+            yield from programs(part)
 
 
-def _arity(program: Any) -> tuple[int, int]:
+def arity(program: Any) -> tuple[int, int]:
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     return len(jaxpr.invars), len(jaxpr.outvars)
 

@@ -10,6 +10,7 @@ from nl_jax.checks import path_name, takes
 from nl_jax.dependence import EVERYTHING, NOTHING, Cut, Flow, Flows, sources_of_outputs
 from nl_jax.locality.marking import LOSS, STAGES, marked, post, pre, stage
 from nl_jax.locality.report import COLUMNS, Audit, Row, Source
+from nl_jax.locality.timing import timing
 
 Sites: TypeAlias = dict[str, Flows]
 """By mark, what the program itself puts there."""
@@ -23,6 +24,7 @@ def audit(
     *,
     inputs: Callable[[Batch], Any] | None = None,
     targets: Callable[[Batch], Any] | None = None,
+    loop: str | None = None,
 ) -> Audit:
     """What an estimator's updates can see, found in their own jaxpr; nothing is run.
 
@@ -46,13 +48,15 @@ def audit(
         forward function `lambda batch: batch[0]`.
       targets: `targets(batch) -> tree`, the part of the batch that is a target, possibly `()`; by default the second of
         a pair (inputs, targets). The rest is the input.
+      loop: the name of the program's loop over time, to ask as well *when* updates get their news, and whether memory
+        grows with the number of steps (`Audit.timing`); that number must be a size of its own in the batch.
 
     Returns:
       An `Audit`; print it, or ask for its `verdict`, its `verdicts` or its `plot()`.
 
     Raises:
-      ValueError: if the batch is not a pair and `targets` is not given, the factory is an estimator, or two
-        parameters have the same path.
+      ValueError: if the batch is not a pair and `targets` is not given, the factory is an estimator, two parameters
+        have the same path, or the program has no loop of this name.
 
     >>> import functools, jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -72,12 +76,14 @@ def audit(
 
     alone = watched if inputs is None else lambda params, batch: watched(params, inputs(batch))
     own = _what_the_program_puts(alone, params, batch, [*of_params, *of_batch])
-    updates = _updates(factory(watched), params, batch, of_params, of_batch, _seen_beyond(own))
+    estimator = factory(watched)
+    updates = _updates(estimator, params, batch, of_params, of_batch, _seen_beyond(own))
     users = {leaf: tuple(layer for layer in layers if _uses(own, layer, leaf)) for leaf in leaves}
     everything = [*map(_Leaf, leaves), *map(pre, layers), *map(post, layers), "input", "target", "noise", LOSS]
-    return Audit(
-        {leaf: _row(leaf, users, _spelled_out(flows, everything)) for leaf, flows in zip(leaves, updates, strict=True)}
-    )
+    rows = {
+        leaf: _row(leaf, users, _spelled_out(flows, everything)) for leaf, flows in zip(leaves, updates, strict=True)
+    }
+    return Audit(rows, None if loop is None else timing(estimator, watched, params, batch, loop))
 
 
 class _Leaf(NamedTuple):

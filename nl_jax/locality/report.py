@@ -5,6 +5,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from nl_jax.locality.timing import Timing
+
 Reach = Literal["no", "maybe", "yes"]
 
 LOCAL = ("own weight", "own layer", "own pre", "own post", "noise")
@@ -65,9 +67,11 @@ class Audit(NamedTuple):
 
     Attributes:
       rows: by parameter leaf.
+      timing: when updates get their news, and whether memory grows with the number of steps; None unless it was asked.
     """
 
     rows: dict[str, Row]
+    timing: Timing | None = None
 
     @property
     def verdicts(self) -> dict[str, str]:
@@ -86,7 +90,8 @@ class Audit(NamedTuple):
             cells.append([leaf, *(_cell(row, column) for column in COLUMNS), row.verdict])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells]
-        return "\n".join([*(line.rstrip() for line in lines), *self._notes(), f"verdict: {self.verdict}"])
+        when = [] if self.timing is None else [f"when: {self.timing.when}; memory: {self.timing.memory} with the steps"]
+        return "\n".join([*(line.rstrip() for line in lines), *self._notes(), f"verdict: {self.verdict}", *when])
 
     def _notes(self) -> list[str]:
         outside = [f"{leaf} belongs to no layer" for leaf, row in self.rows.items() if not row.layers]
@@ -106,7 +111,8 @@ class Audit(NamedTuple):
             }
             for leaf, row in self.rows.items()
         }
-        return {"verdict": self.verdict, "leaves": leaves}
+        timing = {} if self.timing is None else {"timing": self.timing._asdict()}
+        return {"verdict": self.verdict, "leaves": leaves} | timing
 
     def plot(self) -> Any:
         """A Matplotlib figure, leaf × source: dark for yes, "?" for maybe; lines part local, third factor and the rest.

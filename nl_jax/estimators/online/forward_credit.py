@@ -16,6 +16,9 @@ from nl_jax.checks import layered, per_example, typed_key
 from nl_jax.propagation import Loop, Site, interpret, plain_loop
 from nl_jax.propagation.loops import Leaves, Opened, differentiable, instantiated, opened
 
+Read = tuple[Leaves, Leaves]
+"""x_t, and ∂L/∂y_t."""
+
 
 class Run(NamedTuple):
     """A loop that has been run, and what its results are worth.
@@ -26,19 +29,21 @@ class Run(NamedTuple):
     Attributes:
       theta: θ.
       start: h_0, the state before the first step: what is carried on, running totals apart.
-      step: `step(θ, t, h, rest) -> (h, seen, rest)`, lists of arrays: the state after step t; what has credit at once,
-        totals and y_t; and what is carried but cannot be differentiated.
+      step: `step(θ, t, read, h, rest) -> (h, seen, rest)`, lists of arrays: the state after step t; what has credit at
+        once, totals and y_t; and what is carried but cannot be differentiated.
+      reads: what is read step by step, and what each step's y is worth, leading axis the steps.
       rest: the rest before the first step.
-      credit: `credit(t) -> ∂L/∂seen` at step t.
+      credit: `credit(read) -> ∂L/∂seen` of a step.
       end: ∂L/∂h_T, what the last state is worth.
       length: T.
     """
 
     theta: Leaves
     start: Leaves
-    step: Callable[[Leaves, Array, Leaves, Leaves], tuple[Leaves, Leaves, Leaves]]
+    step: Callable[[Leaves, Array, Read, Leaves, Leaves], tuple[Leaves, Leaves, Leaves]]
+    reads: Read
     rest: Leaves
-    credit: Callable[[Array], Leaves]
+    credit: Callable[[Read], Leaves]
     end: Leaves
     length: int
 
@@ -136,17 +141,17 @@ def _run(
     parts = _chosen(consts, learned), _chosen(carry, begun), _chosen(xs, read)
     places = len(parts[0]), len(parts[0]) + len(parts[1])
 
-    def step(theta: Leaves, t: Array, h: Leaves, others: Leaves) -> tuple[Leaves, Leaves, Leaves]:
+    def step(theta: Leaves, t: Array, now_read: Read, h: Leaves, others: Leaves) -> tuple[Leaves, Leaves, Leaves]:
         own, start, stacked = theta[: places[0]], theta[places[0] : places[1]], theta[places[1] :]
         now = _replaced(_replaced(carry, rest, jax.lax.stop_gradient(others)), state, h)
         # The start is where the first step has its state from: its influence begins there.
         first = [jnp.where(t == 0, s, leaf) for s, leaf in zip(start, _chosen(now, begun), strict=True)]
-        x = _replaced([leaf[t] for leaf in xs], read, [leaf[t] for leaf in stacked])
+        x = _replaced(now_read[0], read, [leaf[t] for leaf in stacked])
         moved, y = loop.step(_replaced(consts, learned, own), _replaced(now, begun, first), x)
         return _chosen(moved, state), [*_chosen(moved, loop.totals), *_chosen(y, credited)], _chosen(moved, rest)
 
-    def credit(t: Array) -> Leaves:
-        return [*totals, *(leaf[t] for leaf in _chosen(ys, credited))]
+    def credit(now_read: Read) -> Leaves:
+        return [*totals, *now_read[1]]
 
     def put_back(grads: Leaves) -> tuple[Leaves, Leaves, Leaves]:
         shares = grads[: places[0]], grads[places[0] : places[1]], grads[places[1] :]
@@ -155,7 +160,8 @@ def _run(
         return found[0], found[1], found[2]
 
     theta = [leaf for part in parts for leaf in part]
-    run = Run(theta, _chosen(carry, state), step, _chosen(carry, rest), credit, _chosen(end, state), loop.length)
+    reads = xs, _chosen(ys, credited)
+    run = Run(theta, _chosen(carry, state), step, reads, _chosen(carry, rest), credit, _chosen(end, state), loop.length)
     return run, put_back
 
 
@@ -187,16 +193,16 @@ def by_influence(influence: Callable[[Run], Influence]) -> Derivative:
     def derivative(run: Run) -> Leaves:
         own = influence(run)
 
-        def step(carry: tuple[Leaves, Leaves, Any, Leaves, Array], _: None) -> tuple[Any, None]:
+        def step(carry: tuple[Leaves, Leaves, Any, Leaves, Array], read: Read) -> tuple[Any, None]:
             h, rest, carried, total, t = carry
 
             def within(theta: Leaves, h: Leaves) -> tuple[tuple[Leaves, Leaves], Leaves]:
-                moved, seen, others = run.step(theta, t, h, rest)
+                moved, seen, others = run.step(theta, t, read, h, rest)
                 return (moved, seen), others
 
             (moved, seen), pull, others = jax.vjp(within, run.theta, h, has_aux=True)
             nothing = [jnp.zeros_like(leaf) for leaf in moved]
-            to_theta, to_h = pull((nothing, run.credit(t)))
+            to_theta, to_h = pull((nothing, run.credit(read)))
             shares = to_theta, own.spend(carried, to_h)
             total = [g + direct + past for g, direct, past in zip(total, *shares, strict=True)]
 
@@ -206,7 +212,7 @@ def by_influence(influence: Callable[[Run], Influence]) -> Derivative:
             return (moved, others, carried, total, t + 1), None
 
         begin = run.start, run.rest, own.begin, [jnp.zeros_like(leaf) for leaf in run.theta], jnp.int32(0)
-        (_, _, carried, total, _), _ = jax.lax.scan(step, begin, length=run.length)
+        (_, _, carried, total, _), _ = jax.lax.scan(step, begin, run.reads, run.length)
         return [g + past for g, past in zip(total, own.spend(carried, run.end), strict=True)]
 
     return derivative

@@ -34,6 +34,7 @@ def three_factor(
     num_samples: int = 1,
     response: Callable[[Array], Array] = linear,
     baseline: RewardBaseline = _RUNNING_MEAN,
+    loop: str = "time",
 ) -> GradientEstimator:
     """What a weight saw times what its unit tried, summed over the trial; then one number says how it went.
 
@@ -51,6 +52,7 @@ def three_factor(
       num_samples: K, trials of each example, at least 1.
       response: S, elementwise: `linear` or `cubed` of this module, or any function.
       baseline: b, of `nl.reward_baselines`.
+      loop: the name of the loop over time, all of whose steps share their parameters. A program without loops will do.
 
     Returns:
       An estimator with its baseline's state: 2 K evaluations, and memory of a trace for each weight and example, whatever
@@ -58,7 +60,7 @@ def three_factor(
 
     Raises:
       ValueError: if a setting is not as described or the objective takes no `propagate`; when run, for a layer that
-        mixes examples, or whose first axis is not the batch.
+        mixes examples, or in another loop.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> network = nl.recurrent(nl.cells.leaky(4, rate=0.5), 2, 3)
@@ -86,7 +88,7 @@ def three_factor(
             nu = site.preactivation()
             if not jax.tree.leaves(site.params):
                 return site.activation(nu), None
-            _refuse_mixing(site)
+            _refuse(site, loop)
             xi = jax.random.normal(own_key(key, site), nu.shape, wide_dtype(nu.dtype)).astype(nu.dtype)
             return site.activation(nu + sigma * xi), _traces(site, response(xi))
 
@@ -122,17 +124,29 @@ def _taught(objective: Objective, lessons: dict[str, Params], batch: Batch) -> C
         if site.name not in lessons:
             return axons, None
         products = jax.tree.map(lambda p, g: jnp.sum(p * g).astype(float), site.params, lessons[site.name])
-        return axons, (sum(jax.tree.leaves(products)), jnp.ones(()))
+        return axons, sum(jax.tree.leaves(products))
 
     def total(params: Params) -> Array:
-        _, found = interpret(objective, layer, summed=True)(params, batch)
-        # In a loop every step has the same parameters, and the sum over the steps as many times the lesson.
-        return sum((product / steps for product, steps in found.values()), start=jnp.asarray(0.0))
+        _, found = interpret(objective, layer, loop=_first_step, summed=True)(params, batch)
+        return sum(found.values(), start=jnp.asarray(0.0))
 
     return total
 
 
-def _refuse_mixing(site: Site) -> None:
+def _first_step(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
+    """One step in the place of a loop, whose layers have the same parameters at all steps."""
+    del name
+    steps = length if not jax.tree.leaves(xs) else len(jax.tree.leaves(xs)[0])
+    carry, y = body(carry, jax.tree.map(lambda leaf: leaf[0], xs))
+    return carry, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps, *leaf.shape)), y)
+
+
+def _refuse(site: Site, loop: str) -> None:
+    if site.steps and site.name.rpartition("/")[0] != loop:
+        raise ValueError(
+            f"three_factor: layer {site.name!r} is in another loop than the one over time, loop={loop!r}, whose steps "
+            "share their parameters: use reinforce or node_perturbation"
+        )
     if getattr(site.connection, "mixes_examples", False):
         raise ValueError(
             f"three_factor: layer {site.name!r} mixes examples, each of which is judged by its own loss: use "

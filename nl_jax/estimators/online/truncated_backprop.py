@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, GradientEstimator, Objective
 from nl_jax.checks import positive_integer
-from nl_jax.estimators.online.forward_credit import Run, online_estimator
+from nl_jax.estimators.online.forward_credit import Read, Run, online_estimator
 from nl_jax.propagation.loops import Leaves
 
 
@@ -37,17 +37,22 @@ def truncated_backprop(objective: Objective, *, window: int, loop: str = "time")
         def back(first: Array, h: Leaves, rest: Leaves, end: Leaves, steps: int) -> tuple[Leaves, Leaves, Leaves]:
             """The state after the steps of a window, and what they teach."""
 
+            places = first + jnp.arange(steps, dtype=jnp.int32)
+            reads = jax.tree.map(lambda leaf: leaf[places], run.reads)
+
             def inside(theta: Leaves, h: Leaves) -> tuple[tuple[Leaves, list[Leaves]], Leaves]:
-                def step(carry: tuple[Leaves, Leaves, Array], _: None) -> tuple[tuple[Leaves, Leaves, Array], Leaves]:
+                def step(
+                    carry: tuple[Leaves, Leaves, Array], read: Read
+                ) -> tuple[tuple[Leaves, Leaves, Array], Leaves]:
                     h, rest, t = carry
-                    h, seen, rest = run.step(theta, t, h, rest)
+                    h, seen, rest = run.step(theta, t, read, h, rest)
                     return (h, rest, t + 1), seen
 
-                (h, others, _), seen = jax.lax.scan(step, (h, rest, first), length=steps)
+                (h, others, _), seen = jax.lax.scan(step, (h, rest, first), reads, steps)
                 return (h, seen), others
 
             (h, _), pull, others = jax.vjp(inside, run.theta, h, has_aux=True)
-            credit = jax.vmap(run.credit)(first + jnp.arange(steps, dtype=jnp.int32))
+            credit = jax.vmap(run.credit)(reads)
             return h, others, pull((end, credit))[0]
 
         def one(carry: tuple[Leaves, Leaves, Leaves, Array], _: None) -> tuple[tuple, None]:

@@ -30,7 +30,7 @@ def leaky(steps=5, summed=True, x64=True):
     del x64
 
     def objective(params, batch, propagate=feedforward):
-        xs, targets = batch
+        xs, targets = (jnp.swapaxes(leaf, 0, 1) for leaf in batch)
 
         def step(carry, slices, propagate):
             (hidden, loss), (x, target) = carry, slices
@@ -46,7 +46,7 @@ def leaky(steps=5, summed=True, x64=True):
 
     keys = jax.random.split(jax.random.key(0), 4)
     params = {"hidden": _weights(keys[0], 2, 3), "output": _weights(keys[1], 3, 2, recurrent=False)}
-    batch = jax.random.normal(keys[2], (steps, 4, 2)), jax.random.normal(keys[3], (steps, 4, 2))
+    batch = jax.random.normal(keys[2], (4, steps, 2)), jax.random.normal(keys[3], (4, steps, 2))
     return Problem(objective, params, batch, None)
 
 
@@ -56,7 +56,7 @@ def gated(x64=True):
     del x64
 
     def objective(params, batch, propagate=feedforward):
-        xs, labels = batch
+        xs, labels = jnp.swapaxes(batch[0], 0, 1), batch[1]
 
         def step(carry, slices, propagate):
             (hidden, count), (x, index) = carry, slices
@@ -75,12 +75,18 @@ def gated(x64=True):
     keys = jax.random.split(jax.random.key(1), 4)
     params = {"gate": _weights(keys[0], 2, 3), "candidate": _weights(keys[1], 2, 3)}
     params |= {"output": _weights(keys[2], 3, 3, recurrent=False)}
-    return Problem(objective, params, (jax.random.normal(keys[3], (4, 5, 2)), jnp.arange(5) % 3), None)
+    return Problem(objective, params, (jax.random.normal(keys[3], (5, 4, 2)), jnp.arange(5) % 3), None)
+
+
+def by_step(problem):
+    """The batch with its steps first."""
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), problem.batch)
 
 
 def temporaries(make, steps):
-    """Compiled temporary bytes of an estimate on so many steps."""
+    """Compiled temporary bytes of an estimate on so many steps, but for the batch rearranged."""
     problem = leaky(steps)
     estimator = make(problem.objective)
     at = jax.random.key(0), estimator.init(jax.random.key(1), problem.params), problem.params, problem.batch
-    return jax.jit(estimator.estimate).lower(*at).compile().memory_analysis().temp_size_in_bytes
+    temporary = jax.jit(estimator.estimate).lower(*at).compile().memory_analysis().temp_size_in_bytes
+    return temporary - sum(leaf.nbytes for leaf in problem.batch)

@@ -93,7 +93,7 @@ def test_two_layers_a_step_send_credit_down():
 def test_rflo_is_its_equation():
     """Murray's rule written out, on a leaky network whose read-out is in the loop."""
     problem = programs.leaky()
-    (xs, targets), params = problem.batch, problem.params
+    (xs, targets), params = programs.by_step(problem), problem.params
     estimator = nl.rflo(problem.objective)
     feedback = estimator.init(jax.random.key(1), params)
     grads, _, _ = estimator.estimate(jax.random.key(0), feedback, params, problem.batch)
@@ -143,7 +143,7 @@ def test_what_is_no_units_own_state_is_refused():
         nl.e_prop(objective, feedback="random")
 
 
-@pytest.mark.parametrize("make", [nl.e_prop, nl.rflo])
+@pytest.mark.parametrize("make", [nl.e_prop, nl.rflo, nl.three_factor])
 def test_memory_does_not_grow_with_the_steps(make):
     assert programs.temporaries(make, 1000) <= 1.1 * programs.temporaries(make, 100)
 

@@ -55,7 +55,7 @@ def test_without_approximation_it_is_backprop_through_time(name, program):
 def test_first_order_keeps_each_parameter_on_the_unit_it_feeds():
     """With A cut down to its diagonal J is a trace a weight: written out for a leaky network."""
     problem = programs.leaky()
-    (xs, targets), params = problem.batch, problem.params
+    (xs, targets), params = programs.by_step(problem), problem.params
     hidden, traces = np.zeros((4, 3)), {"weight": 0.0, "recurrent": 0.0, "bias": 0.0}
     grads = {"weight": 0.0, "recurrent": 0.0, "bias": 0.0}
     W, U, b = (np.asarray(params["hidden"][k]) for k in ("weight", "recurrent", "bias"))
@@ -100,7 +100,7 @@ def test_uoro_is_unbiased(program):
 def test_windows_cut_credit_and_nothing_else():
     """By hand: the gradient of each window's losses from its own start, held."""
     problem = programs.leaky()
-    xs, targets = problem.batch
+    xs, targets = programs.by_step(problem)
     expected, hidden = jax.tree.map(jnp.zeros_like, problem.params), jnp.zeros((4, 3))
     for begin in (0, 2, 4):
         part = xs[begin : begin + 2], targets[begin : begin + 2]
