@@ -255,6 +255,7 @@ def programs(value: Any) -> Iterator[Any]:
 
 
 def arity(program: Any) -> tuple[int, int]:
+    """How many inputs and outputs a jaxpr has."""
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     return len(jaxpr.invars), len(jaxpr.outvars)
 

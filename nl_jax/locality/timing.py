@@ -209,10 +209,10 @@ class _Analysis:
         if name == "transpose":
             return all(params["permutation"][to] == place for place in known)
         if name.startswith("reduce_") and "axes" in params:
-            kept = [i for i in range(len(equation.invars[0].aval.shape)) if i not in params["axes"]]
+            kept = [i for i in range(len(_shape(equation.invars[0]))) if i not in params["axes"]]
             return all(place in kept and kept.index(place) == to for place in known)
         if name in ("reshape", "squeeze", "expand_dims"):
-            before, after = equation.invars[0].aval.shape, out.aval.shape
+            before, after = _shape(equation.invars[0]), _shape(out)
             return all(math.prod(before[:place]) == math.prod(after[:to]) for place in known)
         if name == "dot_general":
             (contracted, batched) = params["dimension_numbers"]
@@ -238,7 +238,7 @@ class _Analysis:
 
     def axis(self, atom: Any) -> int | None:
         """The axis of steps: None if there is none, −1 if there are several."""
-        shape = getattr(atom.aval, "shape", ())
+        shape = _shape(atom)
         count = shape.count(self.steps)
         return None if not count else shape.index(self.steps) if count == 1 else -1
 
@@ -278,6 +278,10 @@ class _Analysis:
     def is_large(self, variable: Any) -> bool:
         level = self.levels.get(variable, Level(NONE))
         return self.axis(variable) is not None and level.time != NONE and not level.raw
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return getattr(atom.aval, "shape", ())
 
 
 def _open(program: Any) -> Jaxpr:

@@ -57,7 +57,7 @@ def test_the_table_is_true(name):
     assert tuple(of(RULES[name])) == _table()[name]
 
 
-# Rules written by hand: each `rule(run, xs) -> change`, where `run(xs)` gives errors and traces of each step, [steps, …].
+# Rules written by hand: `change(xs, errors, trace, last)`, the first three of each step, [steps, batch, …].
 
 
 def rule(change, state=lambda params: (), remember=lambda state, trace: state):

@@ -38,7 +38,7 @@ def three_factor(
 ) -> GradientEstimator:
     """What a weight saw times what its unit tried, summed over the trial; then one number says how it went.
 
-        e_ij ← e_ij + S(ξ_j) x_i,   ∂L/∂W_ij ≈ ⟨(ℓ − b) e_ij⟩ / σ           (Fiete & Seung 2006, eq. 7; Miconi 2017, eq. 1)
+        e_ij ← e_ij + S(ξ_j) x_i,   ∂L/∂W_ij ≈ ⟨(ℓ − b) e_ij⟩ / σ      (Fiete & Seung 2006, eq. 7; Miconi 2017, eq. 1)
 
     Noise σ ξ is added to every pre-activation, and traces e run along with the trial, one for each weight and example:
     the only thing to come at its end is the reward, or loss. With S linear it is `reinforce` with Gaussian units, and
@@ -55,8 +55,8 @@ def three_factor(
       loop: the name of the loop over time, all of whose steps share their parameters. A program without loops will do.
 
     Returns:
-      An estimator with its baseline's state: 2 K evaluations, and memory of a trace for each weight and example, whatever
-      the number of steps. Parameters that a program uses outside its layers do not learn.
+      An estimator with its baseline's state: 2 K evaluations, and memory of a trace for each weight and example,
+      whatever the number of steps. Parameters that a program uses outside its layers do not learn.
 
     Raises:
       ValueError: if a setting is not as described or the objective takes no `propagate`; when run, for a layer that

@@ -1,0 +1,278 @@
+"""The recursion of eligibility traces, in a second run of a loop (`eligibility.py` has the equations)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Params
+from nl_jax.dependence import reached
+from nl_jax.estimators.way_back import parted, taught, transposed
+from nl_jax.propagation import Site, plain_loop
+from nl_jax.propagation.loops import Leaves, Opened, differentiable, opened
+
+PLAIN, INPUTS, ALONE, TAUGHT = range(4)
+
+
+class Layers:
+    """What a layer does in the second run. The same step is traced with several faces of its layers:
+
+    - PLAIN: as they are.
+    - INPUTS: what each receives is found.
+    - ALONE: no input lets credit pass, so that a unit's state is moved by its own current and past alone.
+    - TAUGHT: inputs from the step before let none pass, those from layers of this step do, by the way back.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.face = name, PLAIN
+        self.nus: dict[str, jax.ShapeDtypeStruct] = {}
+        self.recurrent: dict[str, list[bool]] = {}
+
+    def layer(self, site: Site, given: tuple[Array, Array | None] | None) -> tuple[Array, Any]:
+        """The interpretation: `given` is an offset of ν, and the pair for the way back (`way_back.parted`)."""
+        if given is None:
+            nu = site.preactivation()
+            if site.steps:
+                self.nus[site.name] = jax.ShapeDtypeStruct(nu.shape, nu.dtype)
+            return site.activation(nu), None
+        offset, pair = given
+        own = site._replace(connection=lambda params, *inputs: site.connection(params, *inputs) + offset)
+        if self.face == INPUTS:
+            return own.axons(), [x for x in site.inputs if differentiable(x)]
+        if self.face == ALONE:
+            return own._replace(inputs=jax.lax.stop_gradient(site.inputs)).axons(), None
+        flags = iter(self.recurrent[site.name])
+        inputs = tuple(jax.lax.stop_gradient(x) if differentiable(x) and next(flags) else x for x in site.inputs)
+        return taught(own._replace(inputs=inputs), transposed, (), pair), (site.params, _rows(site))
+
+
+def _rows(site: Site) -> Params:
+    """∂ν_j/∂θ_…j for each example: the last axis of every parameter is that of the units."""
+    params, inputs = jax.lax.stop_gradient((site.params, site.inputs))
+
+    def of_example(inputs: tuple[Array, ...]) -> Params:
+        one = tuple(jnp.expand_dims(x, 0) for x in inputs)
+        nu, pull = jax.vjp(lambda params: site.connection(params, *one), params)
+        return pull(jnp.ones_like(nu))[0]
+
+    return jax.lax.stop_gradient(jax.vmap(of_example)(inputs))
+
+
+def lessons_of_loop(
+    layers: Layers, body: Callable, carry: Any, xs: Any, length: int | None, worth: Leaves, pair: Array | None
+) -> tuple[Leaves, Leaves, tuple[Any, Any]]:
+    """What the loop reads from outside, its credit by traces, and the loop's results.
+
+    Args:
+      layers: whose `layer` the program is being run with.
+      body, carry, xs, length: the loop.
+      worth: ∂L/∂ of its results, of those that can be differentiated.
+      pair: of the way back.
+    """
+
+    def displaced(state: Any, x: Any) -> tuple[Any, Any]:
+        carry, offsets, pair_here = state
+        beside = None if pair is None else pair_here
+        given = {name: (offset, beside) for name, offset in zip(layers.nus, offsets, strict=True)}
+        carry, results = body(carry, (x, given))
+        return (carry, offsets, pair_here), results
+
+    def face(which: int) -> Opened:
+        layers.face = which
+        return opened(displaced, begin, xs[0], length)
+
+    layers.face = PLAIN
+    plain = opened(body, carry, xs, length)
+    offsets = [jnp.zeros(nu.shape, nu.dtype) for nu in layers.nus.values()]
+    begin = carry, offsets, jnp.ones(())
+    layers.recurrent = _recurrent(face(INPUTS), plain, layers)
+    alone, whole = face(ALONE), face(TAUGHT)
+    consts, companions = jax.lax.stop_gradient(parted(pair, whole.consts))
+    recursion = _Recursion(layers, plain, alone, whole, consts, None if pair is None else companions)
+    credit = recursion.run(worth)
+    layers.face = PLAIN
+    return whole.consts, credit, jax.lax.stop_gradient(plain_loop("", body, carry, xs, length))
+
+
+def _recurrent(loop: Opened, plain: Opened, layers: Layers) -> dict[str, list[bool]]:
+    """Of each layer's inputs, whether they come from the step before and not from layers of this one."""
+    count, names = len(plain.carry), list(layers.nus)
+
+    def inputs(carry: Leaves, *offsets: Array) -> list[Leaves]:
+        _, y = loop.step(loop.consts, [*carry, *offsets, jnp.ones(())], [_blank(x) for x in loop.xs])
+        return list(loop.close(loop.carry, y)[1][1])
+
+    sources = reached(inputs, plain.carry, *loop.carry[count : count + len(names)])
+    return {n: [found == frozenset({0}) for found in own] for n, own in zip(names, sources, strict=True)}
+
+
+class _Kept(NamedTuple):
+    """What the second run carries.
+
+    Attributes:
+      carry: the loop's own.
+      traces: ε by layer, for each part of the state that is its units' own, like the layer's parameters with a leading
+        axis of examples.
+      direct: Σ_t of the credit that what the loop reads gets within a step.
+      lessons: Σ_t Σ_s ∂L_t/∂s ε_s by layer, like its parameters.
+    """
+
+    carry: Leaves
+    traces: dict[str, list[Params]]
+    direct: Leaves
+    lessons: dict[str, Params]
+
+
+class _Recursion:
+    def __init__(
+        self,
+        layers: Layers,
+        plain: Opened,
+        alone: Opened,
+        whole: Opened,
+        consts: Leaves,
+        companions: Leaves | None,
+    ) -> None:
+        self.layers, self.plain, self.alone, self.whole = layers, plain, alone, whole
+        self.consts, self.companions = consts, companions
+        self.names = list(layers.nus)
+        self.zeros = [jnp.zeros(nu.shape, nu.dtype) for nu in layers.nus.values()]
+        self.start, self.xs = jax.lax.stop_gradient((plain.carry, plain.xs))
+        moves = [differentiable(leaf) for leaf in plain.carry]
+        self.ends = [i for i, one in enumerate(moves) if one]
+        self.state = [i for i in self.ends if not plain.totals[i]]
+        self.own = {name: self.own_states(k) for k, name in enumerate(self.names)}
+
+    def run(self, worth: Leaves) -> Leaves:
+        """The credit of what the loop reads."""
+        last, of_y = dict(zip(self.ends, worth, strict=False)), worth[len(self.ends) :]
+        begun = [self.start[i] for i in self.state]
+        shapes = jax.eval_shape(lambda: self.step(self.consts, self.start, self.blank_x(), begun, self.zeros)[2])
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), list(shapes))
+        begin = _Kept(
+            self.start,
+            {name: [rows for _ in self.own[name]] for name, (_, rows) in zip(self.names, zeros, strict=True)},
+            [jnp.zeros_like(leaf) for leaf in self.consts],
+            {name: params for name, (params, _) in zip(self.names, zeros, strict=True)},
+        )
+
+        def step(kept: _Kept, slices: tuple[Leaves, Leaves, Array]) -> tuple[_Kept, None]:
+            x, y_credit, is_last = slices
+            # What a total is worth is the same at all steps; what the last state is, counts at the last.
+            due = {i: c if self.plain.totals[i] else jnp.where(is_last, c, jnp.zeros_like(c)) for i, c in last.items()}
+            return self.learn(kept, x, due, y_credit), None
+
+        is_last = jnp.arange(self.plain.length) == self.plain.length - 1
+        kept, _ = jax.lax.scan(step, begin, (self.xs, of_y, is_last), self.plain.length)
+
+        def parameters(consts: Leaves) -> list[Params]:
+            """The layers' parameters, which are the same at every step of a loop over time."""
+            return [own for own, _ in self.step(consts, self.start, [x[0] for x in self.xs], begun, self.zeros)[2]]
+
+        (by_layers,) = jax.vjp(parameters, self.consts)[1]([kept.lessons[name] for name in self.names])
+        return [d + g for d, g in zip(kept.direct, by_layers, strict=True)]
+
+    def learn(self, kept: _Kept, x: Leaves, due: dict[int, Array], y_credit: Leaves) -> _Kept:
+        """One step: its credit meets the traces of the past, then these move on."""
+        h = [kept.carry[i] for i in self.state]
+
+        def seen(consts: Leaves, h: Leaves) -> tuple[Any, Any]:
+            moved, y, found = self.step(consts, kept.carry, x, h, self.zeros)
+            return ([moved[i] for i in due], y), (moved, found)
+
+        _, pull, (moved, found) = jax.vjp(seen, self.consts, h, has_aux=True)
+        to_consts, to_h = pull((list(due.values()), y_credit))
+        direct = [d + g for d, g in zip(kept.direct, to_consts, strict=True)]
+        lessons = {}
+        for name in self.names:
+            pairs = zip(self.own[name], kept.traces[name], strict=True)
+            shares = [jax.tree.map(lambda e, s=s: _spent(to_h[s], e), trace) for s, trace in pairs]
+            lessons[name] = jax.tree.map(lambda *parts: sum(parts[1:], start=parts[0]), kept.lessons[name], *shares)
+        rows = {name: own for name, (_, own) in zip(self.names, found, strict=True)}
+        return _Kept(moved, self.moved_on(kept, x, h, rows), direct, lessons)
+
+    def moved_on(self, kept: _Kept, x: Leaves, h: Leaves, rows: dict[str, Params]) -> dict[str, list[Params]]:
+        """ε_s ← Σ_s' ∂s/∂s' ε_s' + ∂s/∂ν ∂ν/∂θ, the first two of which are unit by unit."""
+
+        def along(h_moves: Leaves, nu_moves: Leaves) -> Leaves:
+            by_itself = lambda h, offsets: self.by_itself(kept.carry, x, h, offsets)
+            return jax.jvp(by_itself, (h, self.zeros), (h_moves, nu_moves))[1]
+
+        still = [jnp.zeros_like(leaf) for leaf in h]
+        used = sorted({s for own in self.own.values() for s in own})
+        D = {s: along(_with_ones(still, s), self.zeros) for s in used}
+        after: dict[str, list[Params]] = {}
+        for k, name in enumerate(self.names):
+            S = along(still, _with_ones(self.zeros, k))
+            past = list(zip(self.own[name], kept.traces[name], strict=True))
+            after[name] = []
+            for s in self.own[name]:
+                shares = [jax.tree.map(lambda e, s=s, p=p: _of_units(D[p][s], e), trace) for p, trace in past]
+                fed = jax.tree.map(lambda row, s=s, S=S: _of_units(S[s], row), rows[name])
+                after[name].append(jax.tree.map(lambda *parts: sum(parts[1:], start=parts[0]), fed, *shares))
+        return after
+
+    def step(self, consts: Leaves, carry: Leaves, x: Leaves, h: Leaves, offsets: Leaves) -> tuple[Leaves, Leaves, Any]:
+        """The carry after a step, what of y has credit, and each layer's parameters and rows."""
+
+        def run(consts: Leaves, pair: Array) -> tuple[Leaves, Leaves]:
+            return self.whole.step(consts, [*self.with_state(carry, h), *offsets, pair], x)
+
+        one = jnp.ones(())
+        if self.companions is None:
+            moved, y = run(consts, one)
+        else:  # layers see the companions as tangents
+            moved, y = jax.jvp(run, (consts, one), (self.companions, one))[0]
+        _, (results, found) = self.whole.close(self.whole.carry, y)
+        return moved[: len(carry)], [leaf for leaf in jax.tree.leaves(results) if differentiable(leaf)], found
+
+    def by_itself(self, carry: Leaves, x: Leaves, h: Leaves, offsets: Leaves) -> Leaves:
+        """The state after a step, of units that no connection reaches."""
+        consts = jax.lax.stop_gradient(self.alone.consts)
+        moved, _ = self.alone.step(consts, [*self.with_state(carry, h), *offsets, jnp.ones(())], x)
+        return [moved[i] for i in self.state]
+
+    def own_states(self, k: int) -> list[int]:
+        """Which parts of the state the units of the k-th layer carry of themselves, by place."""
+        begun, x, name = [self.start[i] for i in self.state], self.blank_x(), self.names[k]
+        by_h = reached(lambda *h: self.by_itself(self.start, x, list(h), self.zeros), *begun)
+        by_nu = reached(lambda *nus: self.by_itself(self.start, x, begun, list(nus)), *self.zeros)
+        own = {s for s, sources in enumerate(by_nu) if k in sources}
+        while more := {s for s, sources in enumerate(by_h) if own & sources} - own:
+            own |= more
+        for s in own:
+            if begun[s].shape != self.zeros[k].shape:
+                raise ValueError(
+                    f"{self.layers.name}: layer {name!r} has pre-activations of shape {self.zeros[k].shape} and moves "
+                    f"a state of shape {begun[s].shape}: its units must each carry their own, [batch, units]; use rtrl "
+                    "or node_perturbation"
+                )
+        return sorted(own)
+
+    def with_state(self, carry: Leaves, h: Leaves) -> Leaves:
+        now = list(carry)
+        for i, leaf in zip(self.state, h, strict=True):
+            now[i] = leaf
+        return now
+
+    def blank_x(self) -> Leaves:
+        return [_blank(x) for x in self.xs]
+
+
+def _of_units(factor: Array, trace: Array) -> Array:
+    """factor_nj trace_n…j."""
+    return jnp.reshape(factor, (factor.shape[0], *[1] * (trace.ndim - 2), factor.shape[1])).astype(trace.dtype) * trace
+
+
+def _spent(credit: Array, trace: Array) -> Array:
+    """Σ_n c_nj ε_n…j."""
+    return jnp.sum(_of_units(credit, trace), axis=0)
+
+
+def _with_ones(zeros: Leaves, place: int) -> Leaves:
+    return [jnp.ones_like(leaf) if i == place else leaf for i, leaf in enumerate(zeros)]
+
+
+def _blank(x: Array) -> Array:
+    return jnp.zeros(x.shape[1:], x.dtype)
