@@ -84,7 +84,7 @@ def reinforce(
         typed_key(key)
         floating(params)
         copies = jax.tree.map(lambda leaf: _repeated(leaf, num_samples), batch)
-        examples = jax.eval_shape(objective, params, copies).shape[:1]
+        examples = jax.eval_shape(lambda params, batch: per_example(objective(params, batch)), params, copies).shape
         drawing: dict[str, str] = {}
 
         def unit_of(site: Site) -> Unit | None:

@@ -273,7 +273,7 @@ class _Analysis:
                 wanted = [*again, *wanted[carried:]]
         if equation.primitive.name in CALLS and len(held) == 1 and arity(held[0]) == (len(everything), len(wanted)):
             return self._kept(held[0], wanted)
-        return everything, any([self._kept(p, [True] * len(p.outvars))[1] for p in held])
+        return everything, any(self._kept(p, [True] * len(p.outvars))[1] for p in held)
 
     def is_large(self, variable: Any) -> bool:
         level = self.levels.get(variable, Level(NONE))

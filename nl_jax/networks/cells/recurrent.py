@@ -27,7 +27,14 @@ class Read(NamedTuple):
     kept: bool
 
 
-last, mean, every = Read(each=False, kept=False), Read(each=True, kept=False), Read(each=True, kept=True)
+last = Read(each=False, kept=False)
+"""The output of the last step, read after the loop."""
+
+mean = Read(each=True, kept=False)
+"""The mean of all steps' outputs, read and summed in the loop."""
+
+every = Read(each=True, kept=True)
+"""All steps' outputs."""
 
 
 class Recurrent(NamedTuple):

@@ -134,8 +134,8 @@ def test_what_is_no_units_own_state_is_refused():
         _estimate(nl.e_prop, objective, *at)
     with pytest.raises(ValueError, match="e_prop: the program has no loop named loop='tim'"):
         _estimate(functools.partial(nl.e_prop, loop="tim"), objective, *at)
+    chain = problems.chain()
     with pytest.raises(ValueError, match="rflo: the program has no loop named loop='time', its loops are none"):
-        chain = problems.chain()
         _estimate(nl.rflo, chain.objective, chain.params, chain.batch)
     with pytest.raises(ValueError, match=r"feedback must be one of nl\.feedback"):
         nl.e_prop(objective, feedback="random")
