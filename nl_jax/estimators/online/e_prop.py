@@ -23,7 +23,7 @@ def e_prop(objective: Objective, *, feedback: Feedback | None = None, loop: str 
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name. Its step
         may have several layers and its own read-out; the state of a unit must be its own, arrays [batch, units].
       feedback: B, of `nl.feedback`: None for symmetric signals, through the weights themselves,
-        `nl.feedback.random()`, or `nl.feedback.kolen_pollack(optimizer)`, which the paper calls adaptive. It is in force
+        `nl.feedback.random()`, or `nl.feedback.kolen_pollack(optimizer)`, which the paper calls adaptive. It acts
         from layers in the step to those below, and from layers after the loop.
       loop: the loop's name.
 
