@@ -318,6 +318,8 @@ def table(results: Results, facts: Facts, tasks: Mapping[str, Task]) -> str:
 
 def plot(results: Results, facts: Facts, tasks: Mapping[str, Task]) -> Any:
     """Rules from top to bottom: test errors on each task, evaluations, memory at two lengths, the audit's words."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     from experiments.plotting import figure, style
 
     rows = _rows(results)
@@ -337,7 +339,7 @@ def plot(results: Results, facts: Facts, tasks: Mapping[str, Task]) -> Any:
                 )  # fmt: skip
         axes.axvline(_scale(name) * tasks[name].chance, color="grey", linestyle=":", linewidth=1.4, label="chance")
         axes.set(xlabel=f"test: {ERRORS[name]}", title=f"{name.replace('_', ' ')}, T = {tasks[name].steps}")
-        axes.set_xlim(left=0)
+        axes.set_xlim(-0.05 * _scale(name) * tasks[name].chance, 1.3 * _scale(name) * tasks[name].chance)
     evaluations, memory = panels[-2:]
     for (network, rule), by_task in rows.items():
         row, look = places[network, rule], looks[network]
@@ -356,9 +358,13 @@ def plot(results: Results, facts: Facts, tasks: Mapping[str, Task]) -> Any:
             )
     evaluations.set(xscale="log", xlabel="evaluations of the objective", title="an update's price")
     memory.set(xscale="log", xlabel="temporary kB, compiled", title="memory")
+    for axes in (evaluations, memory):
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     if facts:
         few, many = next(iter(facts.values()))["steps"]
-        memory.set_title(f"memory, T = {few} (open) and {many}")
+        memory.set_xlabel(f"temporary kB, compiled: T = {few} (open), {many}")
         memory.annotate("the audit says", (1.03, 1), xycoords="axes fraction", xytext=(0, 6),
                         textcoords="offset points", annotation_clip=False)  # fmt: skip
     for axes in panels:
@@ -382,7 +388,7 @@ def curves(results: Results) -> Any:
     from experiments.plotting import band, figure, style
 
     names = list(dict.fromkeys(lesson.task for lesson in results if lesson.network == "leaky"))
-    canvas, panels = figure(1, max(1, len(names)), size=(5 * max(1, len(names)) + 1, 4.6))
+    canvas, panels = figure(1, max(1, len(names)), size=(max(8, 5 * len(names)), 5))
     for name, axes in zip(names, np.ravel(panels), strict=True):
         for index, rule in enumerate(SHOWN):
             of = results.get(Lesson(name, "leaky", rule))

@@ -214,6 +214,8 @@ class _Analysis:
         if name in ("reshape", "squeeze", "expand_dims"):
             before, after = _shape(equation.invars[0]), _shape(out)
             return all(math.prod(before[:place]) == math.prod(after[:to]) for place in known)
+        if name == "concatenate":
+            return all(place == to != params["dimension"] for place in known)
         if name == "dot_general":
             (contracted, batched) = params["dimension_numbers"]
             for place, summed, of_batch in zip(places, contracted, batched, strict=True):

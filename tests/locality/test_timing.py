@@ -111,6 +111,10 @@ FORGED = {
         rule(lambda xs, e, h, last: learned(xs, e.T.reshape(STEPS, 4))),
         ACAUSAL,
     ),
+    "joins steps anew": (
+        rule(lambda xs, e, h, last: learned(xs, jnp.concatenate([e[2:], e[:2]], axis=0))),
+        ACAUSAL,
+    ),
     "looks a step up": (
         rule(
             lambda xs, e, h, last: jax.lax.fori_loop(0, STEPS, lambda t, d: d + e[STEPS - 1 - t, 0], jnp.zeros((2, 3)))
@@ -177,7 +181,8 @@ def test_an_error_that_comes_at_the_end_alone_is_no_present_error():
     batch = jnp.ones((5, STEPS, 2)), jnp.arange(5) % 4
     problem = programs.Problem(objective, network.init(jax.random.key(0)), batch, None)
     assert of(nl.rtrl, problem).when == "acausal"
-    assert of(nl.three_factor, problem).when == "online, judged at the end"
+    several = functools.partial(nl.three_factor, num_samples=3)  # trials side by side
+    assert of(several, problem).when == "online, judged at the end"
 
 
 def test_it_is_asked_with_a_loop_and_told_apart_axes():
