@@ -240,7 +240,7 @@ def judge(results: Results, exactness: Mapping[str, float], tasks: Mapping[str, 
         judged.append({
             "statement": f"{name}: RTRL's losses are those of backprop through time",
             "figure": f"relative difference {difference:.1e}, {ROUNDING:.0e} is rounding",
-            "deviation": difference / ROUNDING,
+            "deviation": difference / ROUNDING if np.isfinite(difference) else np.inf,
         })  # fmt: skip
     for lesson, of in results.items():
         mean, error = of.test[of.best].mean(), _standard_error(of.test[of.best])
