@@ -118,7 +118,8 @@ def measured(config: Config, units: int) -> dict[str, dict[int, Cost]]:
             began = time.perf_counter()
             compiled = jax.jit(estimator.estimate).lower(*at).compile()
             seconds = time.perf_counter() - began
-            costs[name][steps] = Cost(seconds, compiled.memory_analysis().temp_size_in_bytes)
+            memory: Any = compiled.memory_analysis()  # None where a backend does not tell
+            costs[name][steps] = Cost(seconds, memory.temp_size_in_bytes if memory else 0)
             functions[name] = lambda compiled=compiled, at=at: compiled(*at)
         if steps > config.most_steps:
             continue
