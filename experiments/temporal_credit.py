@@ -216,9 +216,10 @@ def _facts(lesson: Lesson, task: Task, config: Config, store: Store) -> dict[str
     def compute() -> dict[str, Any]:
         lengths = task.steps, LONGER * task.steps
         bytes_ = [temporal_training.temporary_bytes(make, net, task, T, config.batch_size) for T in lengths]
-        return {"steps": list(lengths), "bytes": bytes_, "audit": temporal_training.audited(make, net, task)}
+        return {"steps": list(lengths), "bytes": bytes_}
 
-    return store(f"{lesson.task} / facts / {lesson.network} / {lesson.rule}", compute)
+    known = store(f"{lesson.task} / memory / {lesson.network} / {lesson.rule}", compute)
+    return {**known, "audit": temporal_training.audited(make, net, task)}
 
 
 def _exactness(tasks: Mapping[str, Task], config: Config, store: Store) -> dict[str, float]:
@@ -356,15 +357,15 @@ def plot(results: Results, facts: Facts, tasks: Mapping[str, Task]) -> Any:
             memory.annotate(
                 said, (1.03, row), xycoords=("axes fraction", "data"), va="center", annotation_clip=False, fontsize=9
             )
-    evaluations.set(xscale="log", xlabel="evaluations of the objective", title="an update's price")
-    memory.set(xscale="log", xlabel="temporary kB, compiled", title="memory")
+    evaluations.set(xscale="log", xlabel="evaluations", title="an update's price")
+    memory.set(xscale="log", xlabel="temporary kB", title="memory")
     for axes in (evaluations, memory):
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     if facts:
         few, many = next(iter(facts.values()))["steps"]
-        memory.set_xlabel(f"temporary kB, compiled: T = {few} (open), {many}")
+        memory.set_xlabel(f"temporary kB, T = {few} (open), {many}")
         memory.annotate("the audit says", (1.03, 1), xycoords="axes fraction", xytext=(0, 6),
                         textcoords="offset points", annotation_clip=False)  # fmt: skip
     for axes in panels:

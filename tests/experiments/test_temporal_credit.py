@@ -57,7 +57,7 @@ def test_what_is_finished_is_not_done_again(left, monkeypatch, capsys):
     def refuse(*rest, **settings):
         pytest.fail("it was finished")
 
-    for name in ("train", "difference_to_backprop", "temporary_bytes", "audited"):
+    for name in ("train", "difference_to_backprop", "temporary_bytes"):
         monkeypatch.setattr(temporal_training, name, refuse)
     assert temporal_credit.main([*SMALL, "--out", str(out)]) == 0
     assert json.loads((out / "temporal_credit.json").read_text()) == before
