@@ -7,20 +7,10 @@ transformation of its own (`jax.vmap`, `jax.lax.scan`), where its layers cannot 
 see the whole batch.
 """
 
-from nl_jax.propagation.interpretation import (
-    Around,
-    Given,
-    Layer,
-    Loop,
-    Site,
-    feedforward,
-    interpret,
-    loops_around,
-    places,
-    plain_loop,
-    scan,
-)
+from nl_jax.propagation.around import Around
+from nl_jax.propagation.interpretation import Given, Layer, Loop, Site, interpret, loops_around, places, plain_loop
 from nl_jax.propagation.local import Local, learning_layers, local, local_gradient
+from nl_jax.propagation.program import feedforward, scan
 from nl_jax.propagation.views import Held, hold, inject, record, zero_axons
 
 __all__ = [

@@ -87,6 +87,11 @@ def local_learning(
         teachers = targets if isinstance(targets, Mapping) else {next(reversed(shapes), None): targets}
         grads, states = jax.tree.map(jnp.zeros_like, params), {}
         for name, own in rules.items():
+            for looped in (layer for layer in shapes if layer.endswith(f"/{name}")):
+                raise ValueError(
+                    f"local_learning: layer {looped!r} is in a loop, whose steps would each change its parameters: it "
+                    "teaches layers outside loops; for a loop over time see nl.e_prop and nl.rflo"
+                )
             if name not in seen:
                 raise ValueError(f"no layer is named {name!r}; the layers are {', '.join(shapes)}")
             its_params, pre, post = seen[name]
@@ -138,11 +143,6 @@ def _like(weight: Array, change: Array) -> Array:
 def _examples(site: Site, axons: Array) -> tuple[Array, Array]:
     """What the layer's weight is multiplied with and what its units answer, position by position."""
     name = site.name
-    if site.steps:
-        raise ValueError(
-            f"layer {name!r} is in a loop, whose steps would each change its parameters: local_learning teaches layers "
-            "outside loops; for a loop over time see nl.e_prop and nl.rflo"
-        )
     if len(site.inputs) != 1:
         raise ValueError(f"layer {name!r} has {len(site.inputs)} inputs; a local rule changes a layer of one")
     try:

@@ -27,6 +27,7 @@ REFUSES = {
 OWN_NOISE = ("node_", "forward_nodes", "reinforce", "average", "partition")
 """Beginnings of those that draw noise for each layer: in a loop another one than unrolled, with the same mean."""
 
+KEY = jax.random.key(0)
 LOOPS = {"time": problems.recurrent, "depth": problems.depth}
 
 
@@ -74,6 +75,13 @@ def test_refuses_with_a_remedy(name):
     }.get(name, ESTIMATORS[name].make)
     with pytest.raises(ValueError, match=rf"layer 'time/hidden' is in a loop.*{REFUSES[name]}"):
         _estimate(make, problem)
+
+
+def test_local_rules_refuse_layers_in_loops():
+    problem = problems.recurrent()
+    estimator = nl.local_learning(problem.forward, nl.rules.oja())
+    with pytest.raises(ValueError, match=r"layer 'time/hidden' is in a loop.*nl\.e_prop"):
+        estimator.estimate(jax.random.key(0), estimator.init(KEY, problem.params), problem.params, problem.batch[0])
 
 
 def test_penalties_refuse_an_output_layer_in_the_loop():

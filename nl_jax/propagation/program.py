@@ -1,0 +1,81 @@
+"""What a program of layers is written with: `propagate` applies a layer, `scan` repeats some."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from nl_jax.base import ActivationFn, Array, Connection, Params, Propagate
+
+
+def feedforward(
+    name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
+) -> Array:
+    """x^l = f(W^l x^{l-1} + b^l): the default `propagate` (seed 000, backprop; seed 003 eq. 6).
+
+    Args:
+      name: the layer's name, unique within one run of the program.
+      connection: `connection(params, *inputs) -> pre-activation`.
+      activation: `activation(pre-activation) -> axons`.
+      params: this layer's parameters.
+      *inputs: axons of lower layers, batch axis first.
+
+    Returns:
+      The layer's axons.
+
+    >>> import jax.numpy as jnp
+    >>> affine = lambda params, x: x @ params["weight"]
+    >>> feedforward("output", affine, jnp.tanh, {"weight": jnp.zeros([3, 2])}, jnp.ones([1, 3]))
+    Array([[0., 0.]], dtype=float32)
+    """
+    del name
+    return activation(connection(params, *inputs))
+
+
+def scan(
+    name: str,
+    step: Callable[[Any, Any, Propagate], tuple[Any, Any]],
+    carry: Any,
+    xs: Any,
+    propagate: Propagate,
+    *,
+    length: int | None = None,
+) -> tuple[Any, Any]:
+    """`jax.lax.scan` for programs: layers inside the loop stay within reach of every learning rule.
+
+    Over time the parameters come from outside and all steps share them; over depth they are stacked among `xs`, a block
+    for each step. A layer "hidden" in a loop "time" is called "time/hidden", and what is given to it or found in it has
+    a leading axis of steps. Loops may hold loops.
+
+    A `propagate` written by hand as a plain function is called inside the loop as it is, with the layer's own name
+    ("hidden"): JAX traces it once for all steps. It may compute what it likes, but must not keep what it sees.
+
+    Args:
+      name: the loop's name, unique among the layers and loops around it.
+      step: `step(carry, x, propagate) -> (carry, y)`; it must call the `propagate` it is handed.
+      carry: the first carry, any tree of arrays.
+      xs: a tree of arrays with a leading axis of steps, or None.
+      propagate: the program's own.
+      length: number of steps, needed where `xs` is None.
+
+    Returns:
+      `(carry, ys)`: the last carry, and the y of all steps stacked.
+
+    Raises:
+      ValueError: for a name that is taken or holds a "/", or a `propagate` that is not callable.
+      TypeError: from `jax.lax.scan`, if `step` changes the carry's shapes or dtypes.
+
+    >>> import jax.numpy as jnp
+    >>> def step(x, weight, propagate):
+    ...     return propagate("block", lambda w, x: x @ w, jnp.tanh, weight, x), None
+    >>> def deep(weights, x, propagate=feedforward):  # weights [depth, units, units]
+    ...     return scan("depth", step, x, weights, propagate)[0]
+    >>> deep(jnp.zeros([64, 3, 3]), jnp.ones([2, 3])).shape
+    (2, 3)
+    """
+    if not callable(propagate):
+        raise ValueError(f"propagate must be what the program was called with, got {propagate!r}")
+    inside = getattr(propagate, "scan", None)
+    if inside is None:
+        return jax.lax.scan(lambda carry, x: step(carry, x, propagate), carry, xs, length)
+    return inside(name, step, carry, xs, length)
