@@ -52,7 +52,7 @@ class Trained(NamedTuple):
 def train(
     make: Make, net: Net, task: Task, *, rates: Sequence[float], seeds: int, updates: int, batch_size: int
 ) -> Trained:
-    """Adam, from the same beginnings and with the same batches for every rate and every rule.
+    """Adam, its rate falling to zero as a cosine, from the same beginnings and with the same batches for every rule.
 
     Raises:
       KeyboardInterrupt: on Ctrl-C, between blocks.
@@ -63,7 +63,12 @@ def train(
     error = temporal_networks.error(net, task)
 
     def learner(rate: Any) -> nl.Learner:
-        return nl.learner(estimator, optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(rate)))
+        falling = optax.cosine_decay_schedule(1.0, updates)
+        optimizer = optax.chain(
+            optax.clip_by_global_norm(CLIP), optax.scale_by_adam(), optax.scale_by_learning_rate(rate),
+            optax.scale_by_schedule(falling),
+        )  # fmt: skip
+        return nl.learner(estimator, optimizer)
 
     def begin(seed: jax.Array) -> nl.LearnerState:
         keys = jax.random.split(_key(seed))

@@ -115,7 +115,7 @@ def test_a_rate_that_lost_a_run_is_not_chosen():
 
 
 def test_the_network_of_the_paper():
-    """Two GRUs, six units each way, all 480 states read."""
+    """Two GRUs, six units each way as there, all 480 states read."""
     task = temporal_tasks.delayed_xor(0, (4, 4, 4), steps=40)._replace(num_outputs=10)
     net = temporal_networks.gru(task, 6)
     params = net.init(jax.random.key(0))
