@@ -181,8 +181,8 @@ EXHIBITS = (
         "<i>J<sub>t</sub></i> = <i>A J</i><sub><i>t</i> − 1</sub> + <i>D</i>: &ensp; exact · where a parameter soon "
         "reaches · <i>h̃ θ̃</i><sup>T</sup> · a trace for each weight",
         "Backpropagation through time keeps all steps and goes back. What rules come to that go forward, or are told "
-        "a single number at the end, on tasks that take time; RTRL has the losses of backprop to rounding (Williams "
-        "and Zipser 1989).",
+        "a single number at the end, on tasks that take time. RTRL has the losses of backprop to rounding "
+        "(Williams and Zipser 1989).",
         {
             "temporal_credit": "Test errors of twelve rules on three tasks, each tuned by as many trials, the price of "
             "an update, compiled memory at two lengths, and what the audit says of each",
