@@ -399,7 +399,8 @@ def curves(results: Results) -> Any:
                 chosen = results.get(Lesson(name, "leaky", BACKPROP), of).best if rule == RTRL else of.best
                 look = {**style(index), "markevery": (index, 7)}
                 band(axes, of.updates, of.loss[chosen].T, look, rule)
-        axes.set(xlabel="updates", title=name.replace("_", " "), yscale="log")
+        scale = "linear" if name == "mnist_1d" else "log"
+        axes.set(xlabel="updates", title=name.replace("_", " "), yscale=scale)
         axes.set_ylabel("half the squared error" if name == "adding" else "cross-entropy (nats)")
     handles: dict[str, Any] = {}
     for axes in np.ravel(panels):
