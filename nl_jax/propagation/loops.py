@@ -131,7 +131,7 @@ def accumulated(name: str, body: Callable, carry: Any, xs: Any, length: int | No
     run.defvjp(forward, backward, symbolic_zeros=True)
     end, traces = run(loop.consts, loop.carry, loop.xs)
     if SEPARATOR not in name:  # what depends on no parameter is not to be differentiated on its way on
-        touched = _places(*([_perturbed(leaf) for leaf in leaves] for leaves in (loop.consts, loop.carry, loop.xs)))
+        touched = _places(*([perturbed(leaf) for leaf in leaves] for leaves in (loop.consts, loop.carry, loop.xs)))
         end = [leaf if found & touched else _stopped(leaf) for leaf, found in zip(end, last, strict=True)]
         traces = [leaf if found & touched else _stopped(leaf) for leaf, found in zip(traces, ys, strict=True)]
     return loop.close(end, traces)
@@ -151,8 +151,8 @@ def _forwards(
     last, ys = ([instantiated(leaf) for leaf in leaves] for leaves in credit)
     # The credit of a total is the same at all steps; that of the state reaches no parameter and need not be known.
     constant = [c if total else None for c, total in zip(last, loop.totals, strict=True)]
-    nothing = [jnp.zeros_like(leaf) for leaf in _chosen(consts, learned)]
-    first = [jnp.zeros_like(leaf) for leaf in _chosen(carry, begun)]
+    nothing = [jnp.zeros_like(leaf) for leaf in chosen(consts, learned)]
+    first = [jnp.zeros_like(leaf) for leaf in chosen(carry, begun)]
     credits = [leaf.dtype != jax.dtypes.float0 for leaf in ys]
 
     def again(state: tuple[Leaves, Leaves, Leaves, Array], slices: tuple[Leaves, Leaves]) -> tuple[Any, Leaves]:
@@ -161,21 +161,21 @@ def _forwards(
 
         def step(some_consts: Leaves, some_carry: Leaves, some_x: Leaves) -> tuple[Leaves, Leaves]:
             return loop.step(
-                _replaced(consts, learned, some_consts), _replaced(carry, begun, some_carry), _replaced(x, read, some_x)
+                replaced(consts, learned, some_consts), replaced(carry, begun, some_carry), replaced(x, read, some_x)
             )
 
-        (moved, y), pull = jax.vjp(step, _chosen(consts, learned), _chosen(carry, begun), _chosen(x, read))
+        (moved, y), pull = jax.vjp(step, chosen(consts, learned), chosen(carry, begun), chosen(x, read))
         credited = [zero_of(m) if c is None else c for m, c in zip(moved, constant, strict=True)]
-        to_consts, to_carry, to_x = pull((credited, _replaced([zero_of(leaf) for leaf in y], credits, y_credit)))
+        to_consts, to_carry, to_x = pull((credited, replaced([zero_of(leaf) for leaf in y], credits, y_credit)))
         total = [t + g for t, g in zip(total, to_consts, strict=True)]
         first = [jnp.where(index == 0, g, f) for g, f in zip(to_carry, first, strict=True)]
         return (moved, total, first, index + 1), to_x
 
     begin = carry, nothing, first, jnp.int32(0)
-    (_, total, first, _), to_xs = jax.lax.scan(again, begin, (xs, _chosen(ys, credits)), loop.length)
+    (_, total, first, _), to_xs = jax.lax.scan(again, begin, (xs, chosen(ys, credits)), loop.length)
     blank = ([None] * len(leaves) for leaves in (consts, carry, xs))
     wanted = (learned, total), (begun, first), (read, to_xs)
-    to_consts, to_carry, to_xs = (_replaced(none, *chosen) for none, chosen in zip(blank, wanted, strict=True))
+    to_consts, to_carry, to_xs = (replaced(none, *chosen) for none, chosen in zip(blank, wanted, strict=True))
     return to_consts, to_carry, to_xs
 
 
@@ -205,7 +205,7 @@ def _places(consts: list[bool], carry: list[bool], xs: list[bool]) -> frozenset[
     return frozenset(i for i, one in enumerate([*consts, *carry, *xs]) if one)
 
 
-def _perturbed(x: Any) -> bool:
+def perturbed(x: Any) -> bool:
     """Whether the differentiation that is going on reaches x."""
     found: list[bool] = []
 
@@ -227,11 +227,13 @@ def _stopped(leaf: Any) -> Any:
     return severed(leaf) if differentiable(leaf) else leaf
 
 
-def _chosen(leaves: Leaves, which: Sequence[bool]) -> Leaves:
+def chosen(leaves: Leaves, which: Sequence[bool]) -> Leaves:
+    """The leaves that are marked."""
     return [leaf for leaf, one in zip(leaves, which, strict=True) if one]
 
 
-def _replaced(leaves: Leaves, which: Sequence[bool], by: Leaves) -> Leaves:
+def replaced(leaves: Leaves, which: Sequence[bool], by: Leaves) -> Leaves:
+    """The leaves, those marked by others."""
     values = iter(by)
     return [next(values) if one else leaf for leaf, one in zip(leaves, which, strict=True)]
 

@@ -21,7 +21,8 @@ def e_prop(objective: Objective, *, feedback: Feedback | None = None, loop: str 
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name. Its step
-        may have several layers and its own read-out; the state of a unit must be its own, arrays [batch, units].
+        may have several layers and its own read-out; the state of a unit must be its own, arrays [batch, units], and
+        start from constants. An encoder, in the loop or before it, has the credit of the moment alone.
       feedback: B, of `nl.feedback`: None for symmetric signals, through the weights themselves,
         `nl.feedback.random()`, or `nl.feedback.kolen_pollack(optimizer)`, which the paper calls adaptive. It acts
         from layers in the step to those below, and from layers after the loop.
@@ -33,7 +34,8 @@ def e_prop(objective: Objective, *, feedback: Feedback | None = None, loop: str 
 
     Raises:
       ValueError: if the objective takes no `propagate` or `feedback` is none of `nl.feedback`; when run, if the program
-        has no loop of this name, or a layer moves a state of another shape than its own.
+        has no loop of this name, its start depends on parameters, or a layer moves a state of another shape than its
+        own.
 
     >>> import jax, nl_jax as nl
     >>> network = nl.recurrent(nl.cells.lif(8), 2, 3, read=nl.cells.mean)
@@ -46,8 +48,10 @@ def e_prop(objective: Objective, *, feedback: Feedback | None = None, loop: str 
     return traced("e_prop", objective, feedback, loop)
 
 
-def traced(name: str, objective: Objective, feedback: Feedback | None, loop: str) -> GradientEstimator:
-    """The estimator by traces, in the name of its user."""
+def traced(
+    name: str, objective: Objective, feedback: Feedback | None, loop: str, own: bool = False
+) -> GradientEstimator:
+    """The estimator by traces, in the name of its user; `own` as `eligibility.by_traces` has it."""
     layered(name, objective)
     if not (feedback is None or isinstance(feedback, Feedback)):
         raise ValueError(
@@ -59,7 +63,7 @@ def traced(name: str, objective: Objective, feedback: Feedback | None, loop: str
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
         weights = None if feedback is None else feedback.weights(state, params)
-        losses, grads = by_traces(name, objective, loop, params, batch, weights)
+        losses, grads = by_traces(name, objective, loop, params, batch, weights, own)
         cost = 6
         if feedback is not None:
             look = lambda find, companion, extra: beside(objective, find)(params, companion, batch, extra)

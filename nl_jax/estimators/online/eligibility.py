@@ -7,8 +7,8 @@ program's own arithmetic (a leak, a threshold, a reset),
     ∂L/∂W_ij ≈ Σ_t Σ_s ∂L_t/∂s_j ε_s,ij(t−1) + ∂L_t/∂ν_j ∂ν_j/∂W_ij
 
 one trace for each weight, example and part of the state. Recurrent connections, inputs of layers that come from the
-step before, are no way for credit; layers of one step are, so that a read-out or a second layer in the loop sends it
-down. Without recurrent connections this is the gradient. What ∂L_t/∂s_j is made of is the learning signal: with
+step before, are no way for credit (or of a unit to itself alone); layers of one step are, so that a read-out or a
+second layer in the loop sends it down. Without recurrent connections this is the gradient. What ∂L_t/∂s_j is made of is the learning signal: with
 feedback weights B layers send it down through B.
 """
 
@@ -40,7 +40,13 @@ class Estimate(NamedTuple):
 
 
 def by_traces(
-    name: str, objective: Objective, loop: str, params: Params, batch: Batch, feedback: Params | None
+    name: str,
+    objective: Objective,
+    loop: str,
+    params: Params,
+    batch: Batch,
+    feedback: Params | None = None,
+    own: bool = False,
 ) -> Estimate:
     """The gradient of the mean loss, in the loop by traces.
 
@@ -53,9 +59,11 @@ def by_traces(
       params: of the program.
       batch: as the objective takes it.
       feedback: B, a tree like `params`, or None for the weights themselves.
+      own: whether a recurrent connection passes the credit of a unit to itself.
 
     Raises:
-      ValueError: if the program has no loop of this name, or a layer moves a state of another shape than its own.
+      ValueError: if the program has no loop of this name, its start depends on parameters, or a layer moves a state of
+        another shape than its own.
     """
 
     def beside(run: Callable[[Params, Array | None], Any], params: Params) -> Any:
@@ -69,7 +77,8 @@ def by_traces(
         return beside(lambda params, pair: _first_run(objective, loop, batch, met, params, pair, moves), params)
 
     def second(params: Params, worth: Leaves) -> Array:
-        return beside(lambda params, pair: _second_run(name, objective, loop, batch, params, pair, worth), params)
+        layers = Layers(name, own)
+        return beside(lambda params, pair: _second_run(layers, objective, loop, batch, params, pair, worth), params)
 
     met: list[str] = []
     shapes = jax.eval_shape(lambda params: first(params, None)[1][1], params)
@@ -111,10 +120,10 @@ def _first_run(
 
 
 def _second_run(
-    name: str, objective: Objective, loop: str, batch: Batch, params: Params, pair: Array | None, worth: Leaves
+    layers: Layers, objective: Objective, loop: str, batch: Batch, params: Params, pair: Array | None, worth: Leaves
 ) -> Array:
     """⟨what the loop reads, its credit⟩, whose gradient takes the credit on to the parameters."""
-    layers, lessons = Layers(name), [jnp.asarray(0.0)]
+    lessons = [jnp.asarray(0.0)]
 
     def run(own: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
         if own != loop:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.checks import layered, per_example, typed_key
+from nl_jax.estimators.spaces.coupling import mixing_layers
 from nl_jax.propagation import Loop, Site, interpret, plain_loop
-from nl_jax.propagation.loops import Leaves, Opened, differentiable, instantiated, opened
+from nl_jax.propagation.loops import Leaves, Opened, chosen, differentiable, instantiated, opened, replaced
 
 Read = tuple[Leaves, Leaves]
 """x_t, and ∂L/∂y_t."""
@@ -58,6 +59,8 @@ def online_estimator(
     loop: str,
     derivative: Callable[[Key], Derivative],
     evaluations: Callable[[Params], int],
+    *,
+    alone: bool = True,
 ) -> GradientEstimator:
     """The gradient of the mean loss, but for the loop over time, which has a derivative of its own.
 
@@ -67,6 +70,8 @@ def online_estimator(
       loop: the name of its loop over time; other loops keep their ordinary derivative.
       derivative: `derivative(key) -> Derivative`.
       evaluations: `evaluations(params)`, what an estimate costs.
+      alone: whether each example is run by itself, so that nothing need be carried of its influence on others; not
+        done where a layer mixes examples.
     """
     layered(name, objective)
     if not isinstance(loop, str) or not loop:
@@ -75,16 +80,24 @@ def online_estimator(
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
         met: list[str] = []
-        forward = forward_loop(derivative, key)
 
-        def chosen(own: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
-            met.append(own)
-            return (forward if own == loop else plain_loop)(own, body, carry, xs, length)
+        def mean_loss(params: Params, key: Key, batch: Batch) -> Array:
+            forward = forward_loop(derivative, key)
 
-        def mean_loss(params: Params) -> Array:
-            return jnp.mean(per_example(interpret(objective, _as_it_is, loop=chosen)(params, batch)[0]))
+            def run_loop(own: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
+                met.append(own)
+                return (forward if own == loop else plain_loop)(own, body, carry, xs, length)
 
-        loss, grads = jax.value_and_grad(mean_loss)(params)
+            return jnp.mean(per_example(interpret(objective, _as_it_is, loop=run_loop)(params, batch)[0]))
+
+        learn = jax.value_and_grad(mean_loss)
+        if alone and not jax.eval_shape(mixing_layers(objective), params, batch)[1]:
+            examples = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 1), batch)
+            keys = jax.random.split(key, jax.tree.leaves(batch)[0].shape[0])
+            each = jax.vmap(learn, in_axes=(None, 0, 0))(params, keys, examples)
+            loss, grads = jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
+        else:
+            loss, grads = learn(params, key, batch)
         require_loop(name, loop, met)
         return grads, state, Info(loss, jnp.int32(evaluations(params)))
 
@@ -137,18 +150,18 @@ def _run(
     state = [differentiable(leaf) and not total for leaf, total in zip(carry, loop.totals, strict=True)]
     rest = [not one for one in state]
     credited = [leaf.dtype != jax.dtypes.float0 for leaf in ys]
-    totals = _chosen(end, loop.totals)  # what a total is worth is the same at all steps
-    parts = _chosen(consts, learned), _chosen(carry, begun), _chosen(xs, read)
+    totals = chosen(end, loop.totals)  # what a total is worth is the same at all steps
+    parts = chosen(consts, learned), chosen(carry, begun), chosen(xs, read)
     places = len(parts[0]), len(parts[0]) + len(parts[1])
 
     def step(theta: Leaves, t: Array, now_read: Read, h: Leaves, others: Leaves) -> tuple[Leaves, Leaves, Leaves]:
         own, start, stacked = theta[: places[0]], theta[places[0] : places[1]], theta[places[1] :]
-        now = _replaced(_replaced(carry, rest, jax.lax.stop_gradient(others)), state, h)
+        now = replaced(replaced(carry, rest, jax.lax.stop_gradient(others)), state, h)
         # The start is where the first step has its state from: its influence begins there.
-        first = [jnp.where(t == 0, s, leaf) for s, leaf in zip(start, _chosen(now, begun), strict=True)]
-        x = _replaced(now_read[0], read, [leaf[t] for leaf in stacked])
-        moved, y = loop.step(_replaced(consts, learned, own), _replaced(now, begun, first), x)
-        return _chosen(moved, state), [*_chosen(moved, loop.totals), *_chosen(y, credited)], _chosen(moved, rest)
+        first = [jnp.where(t == 0, s, leaf) for s, leaf in zip(start, chosen(now, begun), strict=True)]
+        x = replaced(now_read[0], read, [leaf[t] for leaf in stacked])
+        moved, y = loop.step(replaced(consts, learned, own), replaced(now, begun, first), x)
+        return chosen(moved, state), [*chosen(moved, loop.totals), *chosen(y, credited)], chosen(moved, rest)
 
     def credit(now_read: Read) -> Leaves:
         return [*totals, *now_read[1]]
@@ -156,12 +169,12 @@ def _run(
     def put_back(grads: Leaves) -> tuple[Leaves, Leaves, Leaves]:
         shares = grads[: places[0]], grads[places[0] : places[1]], grads[places[1] :]
         several = zip((consts, carry, xs), flags, shares, strict=True)
-        found = [_replaced([None] * len(leaves), wanted, share) for leaves, wanted, share in several]
+        found = [replaced([None] * len(leaves), wanted, share) for leaves, wanted, share in several]
         return found[0], found[1], found[2]
 
     theta = [leaf for part in parts for leaf in part]
-    reads = xs, _chosen(ys, credited)
-    run = Run(theta, _chosen(carry, state), step, reads, _chosen(carry, rest), credit, _chosen(end, state), loop.length)
+    reads = xs, chosen(ys, credited)
+    run = Run(theta, chosen(carry, state), step, reads, chosen(carry, rest), credit, chosen(end, state), loop.length)
     return run, put_back
 
 
@@ -230,12 +243,3 @@ class _Flags:
 
 
 jax.tree_util.register_pytree_node(_Flags, lambda f: ((), f.value), lambda value, _: _Flags(value))
-
-
-def _chosen(leaves: Leaves, which: Any) -> Leaves:
-    return [leaf for leaf, one in zip(leaves, which, strict=True) if one]
-
-
-def _replaced(leaves: Leaves, which: Any, by: Leaves) -> Leaves:
-    values = iter(by)
-    return [next(values) if one else leaf for leaf, one in zip(leaves, which, strict=True)]

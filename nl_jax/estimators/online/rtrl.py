@@ -28,8 +28,9 @@ def rtrl(objective: Objective, *, loop: str = "time") -> GradientEstimator:
 
     Returns:
       An estimator without state or randomness; `backprop` up to rounding. For P parameters in the loop and states of S
-      components, over the batch, it keeps P S numbers, whatever the number of steps; what it costs in evaluations is
-      counted as one for each parameter, besides four.
+      components, over the batch, it keeps P S numbers, whatever the number of steps: each example is run by itself,
+      except where a layer mixes examples. What it costs in evaluations is counted as one for each parameter, besides
+      four.
 
     Raises:
       ValueError: if the objective takes no `propagate`; when run, if the program has no loop of this name.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, GradientEstimator, Objective
 from nl_jax.checks import positive_integer
+from nl_jax.estimators.online.e_prop import traced
 from nl_jax.estimators.online.forward_credit import Influence, Pull, Push, Run, by_influence, online_estimator
 from nl_jax.estimators.online.rtrl import Jacobian, cost, direct, nothing, spent
 
@@ -15,32 +16,35 @@ Kept = tuple[Jacobian, Jacobian, Jacobian]
 def snap(objective: Objective, *, order: int = 1, loop: str = "time") -> GradientEstimator:
     """`rtrl` with the influence of a parameter kept on those units alone that it reaches within n steps.
 
-        J_t = S_n ∘ (∂h_t/∂h_{t−1} J_{t−1} + ∂h_t/∂θ)                                       (Menick et al. 2021, eq. 5)
+        J_t = S_n ∘ (∂h_t/∂h_{t−1} J_{t−1} + ∂h_t/∂θ),   ∂L/∂θ ≈ Σ_t ∂L_t/∂h_t J_t          (Menick et al. 2021, eq. 5)
 
-    S_n marks the entries that are not zero after n steps: for n = 1 the units that a parameter feeds directly, one for
-    each weight of a layer of ordinary cells. With n as large as the longest way through the network it is `rtrl`.
+    S_n marks the entries that are not zero after n steps. With n as large as the longest way through the network it is
+    `rtrl`; in a densely connected layer n = 2 is.
 
-    The credit of the state before a step, ∂L_t/∂h_{t−1}, is exact: it reaches J_{t−1} by all of the step's own ways,
-    where the paper has ∂L_t/∂h_t J_t. So the estimate is somewhat closer to the gradient than theirs at the same n.
+    For n = 1 a parameter acts on the unit that it feeds, and J is a trace for each weight and example, as in `e_prop`,
+    which leaves out besides what a unit does to itself by its recurrent connection.
 
-    The pattern is found as the loop runs: an entry counts once a displacement of the parameter has moved the unit, in n
-    steps or fewer. The influence is kept as a dense matrix whose other entries are zero: this is `rtrl`'s memory, not
-    the paper's; `e_prop` keeps one trace a weight.
+    For larger n the pattern is found as the loop runs, and J is a dense matrix whose other entries are zero: `rtrl`'s
+    memory, not the paper's. The credit of the state before a step, ∂L_t/∂h_{t−1}, is exact there: it reaches J_{t−1} by
+    all of the step's own ways, so that the estimate is somewhat closer to the gradient than the paper's at the same n.
 
     Args:
-      objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name.
+      objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name. For n = 1
+        the state of a unit must be its own, arrays [batch, units], and recurrent inputs theirs, in their order.
       order: n, at least 1.
       loop: the loop's name.
 
     Returns:
-      An estimator without state or randomness, biased unless n is large; it costs what `rtrl` costs, and n − 1 tangents
-      more for each parameter.
+      An estimator without state or randomness, biased unless n is large. For n = 1 it costs what `e_prop` does, else
+      what `rtrl` costs and n − 1 tangents more for each parameter.
 
     Raises:
       ValueError: if the objective takes no `propagate` or `order` is not as described; when run, if the program has no
-        loop of this name.
+        loop of this name; for n = 1 as `e_prop` does.
     """
     order = positive_integer("order", order)
+    if order == 1:
+        return traced("snap", objective, None, loop, own=True)
 
     def sparse(run: Run) -> Influence:
         # Displacements of no particular size: what they sum to is zero only if nothing arrives.

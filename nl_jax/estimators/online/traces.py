@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Params
-from nl_jax.dependence import reached
+from nl_jax.dependence import reached, severed
 from nl_jax.estimators.way_back import parted, taught, transposed
 from nl_jax.propagation import Site, plain_loop
-from nl_jax.propagation.loops import Leaves, Opened, differentiable, opened
+from nl_jax.propagation.loops import Leaves, Opened, chosen, differentiable, opened, perturbed, replaced
 
 PLAIN, INPUTS, ALONE, TAUGHT = range(4)
 
@@ -22,10 +22,13 @@ class Layers:
     - INPUTS: what each receives is found.
     - ALONE: no input lets credit pass, so that a unit's state is moved by its own current and past alone.
     - TAUGHT: inputs from the step before let none pass, those from layers of this step do, by the way back.
+
+    With `own`, an input from the step before that has as many values as the layer has units is taken for theirs, in
+    their order, and what it does to its own unit passes in either case.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name, self.face = name, PLAIN
+    def __init__(self, name: str, own: bool) -> None:
+        self.name, self.own, self.face = name, own, PLAIN
         self.nus: dict[str, jax.ShapeDtypeStruct] = {}
         self.recurrent: dict[str, list[bool]] = {}
 
@@ -37,14 +40,39 @@ class Layers:
                 self.nus[site.name] = jax.ShapeDtypeStruct(nu.shape, nu.dtype)
             return site.activation(nu), None
         offset, pair = given
+        flags = iter(self.recurrent.get(site.name, []))
+        before = [differentiable(x) and next(flags, False) for x in site.inputs]
+        if self.own:
+            offset = sum((_own_effect(site, i) for i, one in enumerate(before) if one), start=offset)
         own = site._replace(connection=lambda params, *inputs: site.connection(params, *inputs) + offset)
         if self.face == INPUTS:
             return own.axons(), [x for x in site.inputs if differentiable(x)]
+        cut = before if self.face == TAUGHT else map(differentiable, site.inputs)
+        own = own._replace(inputs=tuple(severed(x) if one else x for x, one in zip(site.inputs, cut, strict=True)))
         if self.face == ALONE:
-            return own._replace(inputs=jax.lax.stop_gradient(site.inputs)).axons(), None
-        flags = iter(self.recurrent[site.name])
-        inputs = tuple(jax.lax.stop_gradient(x) if differentiable(x) and next(flags) else x for x in site.inputs)
-        return taught(own._replace(inputs=inputs), transposed, (), pair), (site.params, _rows(site))
+            return own.axons(), None
+        return taught(own, transposed, (), pair), (site.params, _rows(site))
+
+
+def _own_effect(site: Site, place: int) -> Array:
+    """∂ν_j/∂x_j (x_j − x_j): zero, with the derivative of what an input does to the unit that it comes from."""
+    x = site.inputs[place]
+    params, inputs = jax.lax.stop_gradient((site.params, site.inputs))
+
+    def of_example(inputs: tuple[Array, ...]) -> Array:
+        def nu(unit: Array) -> Array:
+            every = [jnp.expand_dims(unit if i == place else other, 0) for i, other in enumerate(inputs)]
+            return site.connection(params, *every)[0]
+
+        return jnp.diagonal(jax.jacfwd(nu)(inputs[place]))
+
+    if jax.eval_shape(lambda: site.preactivation()).shape != x.shape:
+        return jnp.zeros((), x.dtype)
+    moving = lambda inputs, moves: jax.jvp(lambda *inputs: site.connection(params, *inputs), inputs, moves)[1]
+    linear = 0 not in reached(moving, inputs, tuple(jnp.ones_like(x) for x in inputs))
+    # Where the connection is linear its weight from a unit to itself is the same for all examples.
+    some = tuple(x[:1] for x in inputs) if linear else inputs
+    return jax.lax.stop_gradient(jax.vmap(of_example)(some)) * (x - severed(x))
 
 
 def _rows(site: Site) -> Params:
@@ -62,7 +90,9 @@ def _rows(site: Site) -> Params:
 def lessons_of_loop(
     layers: Layers, body: Callable, carry: Any, xs: Any, length: int | None, worth: Leaves, pair: Array | None
 ) -> tuple[Leaves, Leaves, tuple[Any, Any]]:
-    """What the loop reads from outside, its credit by traces, and the loop's results.
+    """What the loop reads, its credit by traces, and the loop's results.
+
+    What it reads step by step has the credit of its own step alone.
 
     Args:
       layers: whose `layer` the program is being run with.
@@ -89,10 +119,17 @@ def lessons_of_loop(
     layers.recurrent = _recurrent(face(INPUTS), plain, layers)
     alone, whole = face(ALONE), face(TAUGHT)
     consts, companions = jax.lax.stop_gradient(parted(pair, whole.consts))
-    recursion = _Recursion(layers, plain, alone, whole, consts, None if pair is None else companions)
+    if any(perturbed(leaf) for leaf in plain.carry if differentiable(leaf)):
+        raise ValueError(
+            f"{layers.name}: the loop's start depends on parameters, whose influence on the state has no trace: use "
+            "rtrl or backprop, or start from a constant"
+        )
+    read = [differentiable(leaf) and perturbed(leaf) for leaf in plain.xs]
+    recursion = _Recursion(layers, plain, alone, whole, consts, None if pair is None else companions, read)
     credit = recursion.run(worth)
     layers.face = PLAIN
-    return whole.consts, credit, jax.lax.stop_gradient(plain_loop("", body, carry, xs, length))
+    results = jax.lax.stop_gradient(plain_loop("", body, carry, xs, length))
+    return [*whole.consts, *chosen(plain.xs, read)], credit, results
 
 
 def _recurrent(loop: Opened, plain: Opened, layers: Layers) -> dict[str, list[bool]]:
@@ -133,9 +170,10 @@ class _Recursion:
         whole: Opened,
         consts: Leaves,
         companions: Leaves | None,
+        read: list[bool],
     ) -> None:
         self.layers, self.plain, self.alone, self.whole = layers, plain, alone, whole
-        self.consts, self.companions = consts, companions
+        self.consts, self.companions, self.read = consts, companions, read
         self.names = list(layers.nus)
         self.zeros = [jnp.zeros(nu.shape, nu.dtype) for nu in layers.nus.values()]
         self.start, self.xs = jax.lax.stop_gradient((plain.carry, plain.xs))
@@ -145,7 +183,7 @@ class _Recursion:
         self.own = {name: self.own_states(k) for k, name in enumerate(self.names)}
 
     def run(self, worth: Leaves) -> Leaves:
-        """The credit of what the loop reads."""
+        """The credit of consts and of what depends on parameters among xs."""
         last, of_y = dict(zip(self.ends, worth, strict=False)), worth[len(self.ends) :]
         begun = [self.start[i] for i in self.state]
         shapes = jax.eval_shape(lambda: self.step(self.consts, self.start, self.blank_x(), begun, self.zeros)[2])
@@ -157,32 +195,32 @@ class _Recursion:
             {name: params for name, (params, _) in zip(self.names, zeros, strict=True)},
         )
 
-        def step(kept: _Kept, slices: tuple[Leaves, Leaves, Array]) -> tuple[_Kept, None]:
+        def step(kept: _Kept, slices: tuple[Leaves, Leaves, Array]) -> tuple[_Kept, Leaves]:
             x, y_credit, is_last = slices
             # What a total is worth is the same at all steps; what the last state is, counts at the last.
             due = {i: c if self.plain.totals[i] else jnp.where(is_last, c, jnp.zeros_like(c)) for i, c in last.items()}
-            return self.learn(kept, x, due, y_credit), None
+            return self.learn(kept, x, due, y_credit)
 
         is_last = jnp.arange(self.plain.length) == self.plain.length - 1
-        kept, _ = jax.lax.scan(step, begin, (self.xs, of_y, is_last), self.plain.length)
+        kept, to_xs = jax.lax.scan(step, begin, (self.xs, of_y, is_last), self.plain.length)
 
         def parameters(consts: Leaves) -> list[Params]:
             """The layers' parameters, which are the same at every step of a loop over time."""
             return [own for own, _ in self.step(consts, self.start, [x[0] for x in self.xs], begun, self.zeros)[2]]
 
         (by_layers,) = jax.vjp(parameters, self.consts)[1]([kept.lessons[name] for name in self.names])
-        return [d + g for d, g in zip(kept.direct, by_layers, strict=True)]
+        return [*(d + g for d, g in zip(kept.direct, by_layers, strict=True)), *to_xs]
 
-    def learn(self, kept: _Kept, x: Leaves, due: dict[int, Array], y_credit: Leaves) -> _Kept:
-        """One step: its credit meets the traces of the past, then these move on."""
+    def learn(self, kept: _Kept, x: Leaves, due: dict[int, Array], y_credit: Leaves) -> tuple[_Kept, Leaves]:
+        """One step: its credit meets the traces of the past, then these move on; and the credit of what it reads."""
         h = [kept.carry[i] for i in self.state]
 
-        def seen(consts: Leaves, h: Leaves) -> tuple[Any, Any]:
-            moved, y, found = self.step(consts, kept.carry, x, h, self.zeros)
+        def seen(consts: Leaves, h: Leaves, some_x: Leaves) -> tuple[Any, Any]:
+            moved, y, found = self.step(consts, kept.carry, replaced(x, self.read, some_x), h, self.zeros)
             return ([moved[i] for i in due], y), (moved, found)
 
-        _, pull, (moved, found) = jax.vjp(seen, self.consts, h, has_aux=True)
-        to_consts, to_h = pull((list(due.values()), y_credit))
+        _, pull, (moved, found) = jax.vjp(seen, self.consts, h, chosen(x, self.read), has_aux=True)
+        to_consts, to_h, to_x = pull((list(due.values()), y_credit))
         direct = [d + g for d, g in zip(kept.direct, to_consts, strict=True)]
         lessons = {}
         for name in self.names:
@@ -190,7 +228,7 @@ class _Recursion:
             shares = [jax.tree.map(lambda e, s=s: _spent(to_h[s], e), trace) for s, trace in pairs]
             lessons[name] = jax.tree.map(lambda *parts: sum(parts[1:], start=parts[0]), kept.lessons[name], *shares)
         rows = {name: own for name, (_, own) in zip(self.names, found, strict=True)}
-        return _Kept(moved, self.moved_on(kept, x, h, rows), direct, lessons)
+        return _Kept(moved, self.moved_on(kept, x, h, rows), direct, lessons), to_x
 
     def moved_on(self, kept: _Kept, x: Leaves, h: Leaves, rows: dict[str, Params]) -> dict[str, list[Params]]:
         """ε_s ← Σ_s' ∂s/∂s' ε_s' + ∂s/∂ν ∂ν/∂θ, the first two of which are unit by unit."""

@@ -35,8 +35,8 @@ def uoro(objective: Objective, *, num_samples: int = 1, loop: str = "time") -> G
     ν are independent signs, one for each component of the state, ρ_0 and ρ_1 the square roots of ratios of norms that
     make the variance least (their eq. 15–16). E h̃ θ̃ᵀ = J, so that the estimate is the gradient on average.
 
-    One product stands for the whole batch: the influence on one example's state is noise to the others, and variance
-    grows with the batch as well as with time. Samples are averaged.
+    Every example has products of its own, except where a layer mixes examples: there one stands for the whole batch,
+    and its variance grows with the batch as well as with time. Samples are averaged.
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name.
@@ -44,8 +44,8 @@ def uoro(objective: Objective, *, num_samples: int = 1, loop: str = "time") -> G
       loop: the loop's name.
 
     Returns:
-      An estimator without state, unbiased: memory of two vectors a sample, like θ and like the state, whatever the
-      number of steps; 4 + 4 K evaluations.
+      An estimator without state, unbiased: memory of two vectors a sample and example, like θ and like the state,
+      whatever the number of steps; 4 + 4 K evaluations.
 
     Raises:
       ValueError: if the objective takes no `propagate` or `num_samples` is not as described; when run, for a key that

@@ -25,7 +25,7 @@ def _weights(key, inputs, units, recurrent=True):
 
 
 @functools.cache
-def leaky(steps=5, summed=True, x64=True):
+def leaky(steps=5, summed=True, x64=True, connection=connected):
     """Leaky rate units with a read-out in the loop, its loss summed there; or one from the stacked trace, after it."""
     del x64
 
@@ -34,7 +34,7 @@ def leaky(steps=5, summed=True, x64=True):
 
         def step(carry, slices, propagate):
             (hidden, loss), (x, target) = carry, slices
-            fed = propagate("hidden", connected, jnp.tanh, params["hidden"], x, hidden)
+            fed = propagate("hidden", connection, jnp.tanh, params["hidden"], x, hidden)
             hidden = 0.7 * hidden + 0.3 * fed
             output = propagate("output", affine, lambda nu: nu, params["output"], hidden)
             error = jnp.sum((output - target) ** 2, axis=1)
@@ -83,10 +83,10 @@ def by_step(problem):
     return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), problem.batch)
 
 
-def temporaries(make, steps):
-    """Compiled temporary bytes of an estimate on so many steps, but for the batch rearranged."""
+def temporaries(make, steps, copies=1.0):
+    """Compiled temporary bytes of an estimate on so many steps, but for copies of the batch, rearranged."""
     problem = leaky(steps)
     estimator = make(problem.objective)
     at = jax.random.key(0), estimator.init(jax.random.key(1), problem.params), problem.params, problem.batch
     temporary = jax.jit(estimator.estimate).lower(*at).compile().memory_analysis().temp_size_in_bytes
-    return temporary - sum(leaf.nbytes for leaf in problem.batch)
+    return temporary - copies * sum(leaf.nbytes for leaf in problem.batch)

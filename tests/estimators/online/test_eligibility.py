@@ -191,3 +191,38 @@ def test_settings_of_three_factors():
     normed = problems.batch_normed()
     with pytest.raises(ValueError, match="three_factor: layer 'low' mixes examples"):
         _estimate(nl.three_factor, normed.objective, normed.params, normed.batch)
+
+
+def _encoded(inside, learned_start=False):
+    """An encoder of another width than the cell's, in the loop or before it."""
+    weighted = lambda weight, x: x @ weight
+
+    def objective(params, batch, propagate=feedforward):
+        xs = jnp.swapaxes(batch[0], 0, 1)
+        if not inside:
+            xs = propagate("encoder", weighted, jnp.tanh, params["encoder"], xs)
+
+        def step(h, x, propagate):
+            if inside:
+                x = propagate("encoder", weighted, jnp.tanh, params["encoder"], x)
+            h = 0.7 * h + propagate("hidden", programs.connected, jnp.tanh, params["hidden"], x, h)
+            return h, h
+
+        hidden, trace = nl.scan("time", step, jnp.full((4, 3), params["start"]) if learned_start else jnp.ones((4, 3)), xs, propagate)
+        return jnp.sum((trace.mean(axis=0) + hidden - batch[1]) ** 2, axis=1)
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {"encoder": jax.random.normal(keys[0], (2, 5)), "hidden": programs._weights(keys[1], 5, 3), "start": jnp.ones(())}
+    return objective, params, (jax.random.normal(keys[2], (4, 6, 2)), jax.random.normal(keys[3], (4, 3)))
+
+
+@pytest.mark.parametrize("make", [nl.e_prop, nl.rflo, nl.snap])
+def test_an_encoder_has_the_credit_of_the_moment_in_the_loop_and_before_it(make):
+    before, within = (_estimate(make, *_encoded(inside))[0] for inside in (False, True))
+    chex.assert_trees_all_close(before, within, rtol=1e-12)
+    assert np.linalg.norm(before["encoder"]) > 0.01
+
+
+def test_a_start_that_is_learned_is_refused():
+    with pytest.raises(ValueError, match="e_prop: the loop's start depends on parameters"):
+        _estimate(nl.e_prop, *_encoded(inside=True, learned_start=True))
