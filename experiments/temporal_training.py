@@ -32,6 +32,7 @@ class Trained(NamedTuple):
       loss: mean of training losses in each block, [rates, seeds, blocks].
       evaluations: of the objective, for one update.
       seconds: of all, compiling included.
+      units: of the network.
     """
 
     rates: list[float]
@@ -41,6 +42,7 @@ class Trained(NamedTuple):
     loss: np.ndarray
     evaluations: int
     seconds: float
+    units: int = 0
 
     @property
     def best(self) -> int:

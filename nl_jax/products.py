@@ -11,7 +11,7 @@ connection does with a weight; a stand-in answers there, inside any connection, 
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.base import Array, Batch, Connection, Objective, Params
+from nl_jax.checks import path_name
 from nl_jax.dependence import reached
 
 Bilinear = Callable[[Array, Array], Array]
@@ -127,29 +128,35 @@ class Shifted(StandIn):
         return bilinear(x, self.weight) + jnp.asarray(self.scale, shifted.dtype) * shifted
 
 
-def unfold(connection: Connection, params: Params, x: Array) -> Array:
-    """What a connection multiplies its weight with, a row for every product: of a convolution, the patches.
+def unfold(connection: Connection, params: Params, *inputs: Array, which: Sequence[int] | None = None) -> list[Array]:
+    """What a connection multiplies its weights with, a row for every product: of a convolution, the patches.
 
     Args:
-      connection: any with one product, `x @ params["weight"]` or by way of `product`.
-      params: its parameters, `params["weight"]` of shape […, units].
-      x: its input, batch axis first.
+      connection: any with one product for each weight, `x @ params["weight"]` or by way of `product`.
+      params: its parameters; a weight is of shape […, units].
+      *inputs: what it receives, batch axis first.
+      which: the weights, by their place among the leaves of `params`; by default all of two axes or more.
 
     Returns:
-      [products, inputs], such that `unfold(…) @ weight.reshape(inputs, units)` is [products, units].
+      For each weight [products, inputs], such that `unfolded @ weight.reshape(inputs, units)` is [products, units].
 
     Raises:
-      OtherUse: if the weight is used otherwise. JAX's own functions of a weight raise another TypeError.
+      OtherUse: if a weight is used otherwise. JAX's own functions of a weight raise another TypeError.
 
     >>> import jax.numpy as jnp
-    >>> unfold(lambda params, x: x @ params["weight"], {"weight": jnp.ones([3, 2])}, jnp.ones([4, 5, 3])).shape
+    >>> unfold(lambda params, x: x @ params["weight"], {"weight": jnp.ones([3, 2])}, jnp.ones([4, 5, 3]))[0].shape
     (20, 3)
     """
-    noted: list[Array] = []
-    connection({**params, "weight": _Unfolding(params["weight"], noted)}, x)
-    if len(noted) != 1:
-        raise OtherUse(f"the weight is in {len(noted)} products, not in one")
-    return noted[0]
+    leaves, tree = jax.tree.flatten(params)
+    places = [i for i, leaf in enumerate(leaves) if leaf.ndim >= 2] if which is None else which
+    noted: dict[int, list[Array]] = {i: [] for i in places}
+    standing = [_Unfolding(leaf, noted[i]) if i in noted else leaf for i, leaf in enumerate(leaves)]
+    connection(jax.tree.unflatten(tree, standing), *inputs)
+    for i, found in noted.items():
+        if len(found) != 1:
+            name = path_name(jax.tree_util.tree_leaves_with_path(params)[i][0])
+            raise OtherUse(f"{name or 'the weight'} is in {len(found)} products, not in one")
+    return [found[0] for found in noted.values()]
 
 
 class _Unfolding(StandIn):

@@ -132,7 +132,7 @@ def locally_connected(params, x):
 def test_an_unfolded_connection_is_a_product_of_matrices(connection, weight, x):
     W, x = jax.random.normal(KEYS[1], weight), jax.random.normal(KEYS[0], x)
     nu = connection({"weight": W}, x) - connection({"weight": jnp.zeros_like(W)}, x)
-    unfolded = unfold(connection, {"weight": W}, x)
+    (unfolded,) = unfold(connection, {"weight": W}, x)
     np.testing.assert_allclose(unfolded @ W.reshape(-1, 2), nu.reshape(-1, 2), rtol=1e-4, atol=1e-5)
     # Inputs are passed on as they are: where there are several of one, as a selection of them.
     assert set(np.ravel(unfolded).tolist()) <= {0.0, *np.ravel(x).tolist()}

@@ -1,7 +1,8 @@
 """A network taught by local rules, as an estimator like any other."""
 
+import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,11 @@ import numpy as np
 import optax
 
 from nl_jax.base import Array, Batch, Forward, GradientEstimator, Info, Key, Objective, Params, State
-from nl_jax.checks import path_name, per_example, takes_propagate
-from nl_jax.products import unfold
+from nl_jax.checks import per_example, takes_propagate
 from nl_jax.propagation import Site, interpret
-from nl_jax.rules.rule import Change, Rule
+from nl_jax.propagation.interpretation import SEPARATOR
+from nl_jax.rules.rule import Rule
+from nl_jax.rules.stacked import Stacked, examples
 
 
 def local_learning(
@@ -21,12 +23,16 @@ def local_learning(
     """Every layer changes by a rule that sees this layer alone; no error travels between layers.
 
     `grads` are minus the rules' changes, so that any optimizer applies them: `optax.sgd(η)` makes W ← W + η ΔW.
-    Of convolutions the inputs are patches, and every position of an image is one more example.
+    Several connections into a layer, recurrent ones among them, are one to its rule, whose inputs are those of all
+    sources side by side. Of convolutions the inputs are patches, and every position of an image is one more example; in
+    a loop over time every step is. In a loop over depth, with parameters stacked, every step is a layer of its own.
 
     Args:
-      forward: `forward(params, inputs, propagate=feedforward)`, with `params` by layer as of `nl.network`.
-      rule: one from `nl.rules` for all layers that have parameters, or a mapping {layer: rule}; layers that are not
-        in it do not change. Layers learn at once, or one after another by one such estimator for each.
+      forward: `forward(params, inputs, propagate=feedforward)`, with `params` by layer as of `nl.network`; the layer
+        "hidden" of a loop "time" has `params["time"]["hidden"]` or `params["hidden"]`.
+      rule: one from `nl.rules` for all layers that have parameters, or a mapping {layer: rule}, by the names that
+        `params` has; layers that are not in it do not change. Layers learn at once, or one after another by one such
+        estimator for each.
       objective: reported as `info.loss`, and used for nothing else.
 
     Returns:
@@ -34,12 +40,13 @@ def local_learning(
       (inputs, targets): targets reach supervised rules alone, an array the last layer's, a mapping
       {layer: targets} those it names. Rules have no loss, and nothing for a line search to search by: without an
       objective `info.loss` is ‖Δ‖², the squared norm of all changes, 0 where the rules are at rest and infinite where
-      they diverge. 2 evaluations, a forward pass and as much again for the changes; 3 with an objective.
+      they diverge. 2 evaluations, a forward pass and as much again for the changes; 3 with an objective. In a loop
+      the inputs and axons of all steps are kept until they are learned from.
 
     Raises:
       ValueError: if forward takes no `propagate` or a rule is not one; when run, for a layer that is not there, has
-        several connections or no weight multiplied by its inputs, lacks the targets its rule needs, or is given a
-        change that does not fit its parameters; each names the layer.
+        no weight or one that is not multiplied once by inputs, lacks the targets its rule needs, is given a change
+        that does not fit its parameters, or is stacked over depth and its rule has a state; each names the layer.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> from nl_jax import rules
@@ -64,43 +71,46 @@ def local_learning(
             )
 
     def by_layer(params: Params) -> Mapping[str, Rule]:
-        rules = rule if isinstance(rule, Mapping) else {name: rule for name in params if jax.tree.leaves(params[name])}
-        for name in rules:
-            _require_weight(name, params)
-        return rules
+        return rule if isinstance(rule, Mapping) else {name: rule for name in params if jax.tree.leaves(params[name])}
 
     def init(key: Key, params: Params) -> State:
         del key
-        return {name: own.init(_flat(params[name])) for name, own in by_layer(params).items()}
+        own = {name: _own(name, params) for name in by_layer(params)}
+        return {name: one.init(Stacked(name, own[name]).flat(own[name])) for name, one in by_layer(params).items()}
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
         inputs, targets = batch if isinstance(batch, tuple | list) else (batch, None)
-        rules, shapes = by_layer(params), {}
+        rules, met = by_layer(params), dict[str, _Met]()
 
-        def layer(site: Site, given: None) -> tuple[Array, tuple[Params, Array, Array] | None]:
+        def layer(site: Site, given: None) -> tuple[Array, tuple[Array, Array] | None]:
             axons = site.axons()
-            shapes[site.name] = axons.shape
-            return axons, (site.params, *_examples(site, axons)) if site.name in rules else None
+            name = next((one for one in _names(site.name) if one in rules), None)
+            met[site.name] = _Met(name, axons.shape, site.params)
+            return axons, None if name is None else examples(site, axons)
 
         _, seen = interpret(forward, layer)(params, inputs)
-        teachers = targets if isinstance(targets, Mapping) else {next(reversed(shapes), None): targets}
+        teachers = targets if isinstance(targets, Mapping) else {next(reversed(met), None): targets}
         grads, states = jax.tree.map(jnp.zeros_like, params), {}
-        for name, own in rules.items():
-            for looped in (layer for layer in shapes if layer.endswith(f"/{name}")):
-                raise ValueError(
-                    f"local_learning: layer {looped!r} is in a loop, whose steps would each change its parameters: it "
-                    "teaches layers outside loops; for a loop over time see nl.e_prop and nl.rflo"
+        for name, one in rules.items():
+            own, site = _own(name, params), _site(name, met)
+            pre, post = seen[site]
+            teacher = None
+            if one.supervised:
+                shape = *post.shape[:-2], *met[site].shape
+                teacher = _teacher(name, shape, teachers.get(site, teachers.get(name))).reshape(post.shape)
+            parts = Stacked(name, met[site].params)
+            learn = functools.partial(_learned, one, parts)
+            if jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, met[site].params):
+                together = [None if x is None else x.reshape(-1, x.shape[-1]) for x in (pre, post, teacher)]
+                change, after = learn(state[name], own, *together)
+            else:
+                _require_depth(name, post.shape[:-2], own, met[site].params, state[name])
+                change, after = jax.vmap(learn, in_axes=(None, 0, 0, 0, None if teacher is None else 0))(
+                    state[name], own, pre, post, teacher
                 )
-            if name not in seen:
-                raise ValueError(f"no layer is named {name!r}; the layers are {', '.join(shapes)}")
-            its_params, pre, post = seen[name]
-            teacher = _teacher(name, shapes[name], teachers.get(name)) if own.supervised else None
-            flat = _flat(its_params)
-            change, after = own.change(state[name], flat, pre, post, teacher)
-            _require_fit(name, change, flat)
             states[name] = jax.tree.map(lambda old, new: new.astype(old.dtype), state[name], after)
-            grads[name] |= {part: -_like(params[name][part], delta) for part, delta in change.items()}
+            grads = _with(grads, name.split(SEPARATOR), jax.tree.map(jnp.negative, change))
         if objective is None:
             return grads, states, Info(optax.tree.norm(grads, squared=True), jnp.int32(2))
         return grads, states, Info(jnp.mean(per_example(objective(params, batch))), jnp.int32(3))
@@ -108,57 +118,73 @@ def local_learning(
     return GradientEstimator(init, estimate)
 
 
-def _require_weight(name: str, params: Params) -> None:
-    if name not in params:
-        raise ValueError(f"params have no entry for layer {name!r}; they have {', '.join(params)}")
-    if not isinstance(params[name], Mapping) or not hasattr(params[name].get("weight"), "shape"):
-        there = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params[name])]
+class _Met(NamedTuple):
+    """A layer of the program.
+
+    Attributes:
+      name: of the parameters that its rule changes, None if it has no rule.
+      shape: of its axons, of one step.
+      params: those it was run with.
+    """
+
+    name: str | None
+    shape: tuple[int, ...]
+    params: Params
+
+
+def _names(site: str) -> list[str]:
+    """What the parameters of a layer may be called: "time/hidden" or "hidden"."""
+    parts = site.split(SEPARATOR)
+    return [SEPARATOR.join(parts[i:]) for i in range(len(parts))]
+
+
+def _own(name: str, params: Params) -> Params:
+    """The layer's parameters."""
+    found = params
+    for part in name.split(SEPARATOR):
+        if not isinstance(found, Mapping) or part not in found:
+            there = ", ".join(found) if isinstance(found, Mapping) else "no layers"
+            raise ValueError(f"params have no entry for layer {name!r}; they have {there}")
+        found = found[part]
+    return found
+
+
+def _with(params: Params, path: list[str], own: Params) -> Params:
+    """The tree with a layer's part replaced."""
+    return {**params, path[0]: _with(params[path[0]], path[1:], own)} if path else own
+
+
+def _site(name: str, met: Mapping[str, _Met]) -> str:
+    """The name in the program of the layer that has these parameters."""
+    sites = [site for site, found in met.items() if found.name == name]
+    if not sites:
+        raise ValueError(f"no layer is named {name!r}; the layers are {', '.join(met)}: give a mapping {{layer: rule}}")
+    if len(sites) > 1:
+        raise ValueError(f"the parameters of {name!r} could be those of {' and '.join(sites)}: give layers other names")
+    return sites[0]
+
+
+def _require_depth(name: str, steps: tuple[int, ...], own: Params, used: Params, state: State) -> None:
+    """ValueError unless the parameters are those of all steps of one loop, one under the other."""
+    stacked = jax.tree.map(lambda leaf: (*steps, *jnp.shape(leaf)), used)
+    if len(steps) != 1 or stacked != jax.tree.map(jnp.shape, own):
         raise ValueError(
-            f"layer {name!r} has parameters {', '.join(there) or 'none'}: a local rule changes a layer of one "
-            "connection, with one weight; choose layers by a mapping {layer: rule}"
+            f"layer {name!r} is run with parameters of other shapes than params has of it: a local rule changes those "
+            "that a layer is handed as they are, or as the slices of one loop over depth"
+        )
+    if jax.tree.leaves(state):
+        raise ValueError(
+            f"layer {name!r} is stacked over depth, and its rule keeps a state, of which there is one for all steps: "
+            "use a rule without state, or write the layers out"
         )
 
 
-def _flat(params: Params) -> Params:
-    """The layer's parameters, its weight as [inputs, units]."""
-    weight = params["weight"]
-    return {**params, "weight": weight.reshape(-1, weight.shape[-1])}
-
-
-def _require_fit(name: str, change: Change, params: Params) -> None:
-    for part, delta in change.items():
-        if part not in params:
-            raise ValueError(f"the rule of layer {name!r} changes {part!r}; the layer's parts are {', '.join(params)}")
-        if np.shape(delta) != np.shape(params[part]):
-            raise ValueError(
-                f"the rule of layer {name!r} changes {part!r} by an array of shape {np.shape(delta)}; "
-                f"it must be of shape {np.shape(params[part])}, a weight's being (inputs, units)"
-            )
-
-
-def _like(weight: Array, change: Array) -> Array:
-    return change.reshape(weight.shape).astype(weight.dtype)
-
-
-def _examples(site: Site, axons: Array) -> tuple[Array, Array]:
-    """What the layer's weight is multiplied with and what its units answer, position by position."""
-    name = site.name
-    if len(site.inputs) != 1:
-        raise ValueError(f"layer {name!r} has {len(site.inputs)} inputs; a local rule changes a layer of one")
-    try:
-        pre = unfold(site.connection, site.params, *site.inputs)
-    except (AttributeError, TypeError) as error:
-        raise ValueError(
-            f"layer {name!r} does not multiply its weight once by its inputs, as `x @ weight` or with "
-            f"nl.products.product: {error}"
-        ) from error
-    post = axons.reshape(-1, axons.shape[-1])
-    if post.shape != (pre.shape[0], site.params["weight"].shape[-1]):
-        raise ValueError(
-            f"layer {name!r} has axons of shape {axons.shape} for {pre.shape[0]} products with "
-            f"{site.params['weight'].shape[-1]} units: a local rule needs one axon for each"
-        )
-    return pre, post
+def _learned(
+    rule: Rule, parts: Stacked, state: State, own: Params, pre: Array, post: Array, teacher: Array | None
+) -> tuple[Params, State]:
+    """A layer's change, like its parameters, and its rule's state."""
+    change, after = rule.change(state, parts.flat(own), pre, post, teacher)
+    return parts.parted(own, change), after
 
 
 def _teacher(name: str, shape: tuple[int, ...], targets: Any) -> Array:
@@ -168,4 +194,4 @@ def _teacher(name: str, shape: tuple[int, ...], targets: Any) -> Array:
             f"layer {name!r} learns from targets of its axons' shape {shape}, got {given}: give the batch "
             "as (inputs, targets), classes as one-hot, or targets of lower layers as {layer: targets}"
         )
-    return targets.reshape(-1, targets.shape[-1])
+    return targets

@@ -77,13 +77,6 @@ def test_refuses_with_a_remedy(name):
         _estimate(make, problem)
 
 
-def test_local_rules_refuse_layers_in_loops():
-    problem = problems.recurrent()
-    estimator = nl.local_learning(problem.forward, nl.rules.oja())
-    with pytest.raises(ValueError, match=r"layer 'time/hidden' is in a loop.*nl\.e_prop"):
-        estimator.estimate(jax.random.key(0), estimator.init(KEY, problem.params), problem.params, problem.batch[0])
-
-
 def test_penalties_refuse_an_output_layer_in_the_loop():
     def forward(params, xs, propagate=feedforward):
         def step(h, x, propagate):

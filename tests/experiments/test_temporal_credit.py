@@ -145,7 +145,7 @@ def test_lessons():
     every = list(temporal_credit.lessons(temporal_credit.Config()))
     assert len(every) == 3 * (len(temporal_networks.RULES) + len(temporal_networks.OF_SPIKES)) + 1
     assert sum(lesson.network == "GRU" for lesson in every) == 1
-    without = dataclasses.replace(temporal_credit.Config(), gru_units=0, tasks=("mnist_1d",), rules=(RTRL,))
+    without = dataclasses.replace(temporal_credit.Config(), gru_units=(0,), tasks=("mnist_1d",), rules=(RTRL,))
     assert list(temporal_credit.lessons(without)) == [Lesson("mnist_1d", "leaky", RTRL)]
 
 

@@ -75,6 +75,91 @@ def test_hebb_is_a_convolution_transposed(x64):
     np.testing.assert_allclose(grads["features"]["weight"], -credit, atol=1e-12)
 
 
+EVERY = {
+    "hebb": rules.hebb(), "oja": rules.oja(), "sanger": rules.sanger(), "subspace": rules.subspace(),
+    "instar": rules.instar(), "soft_hebb": rules.soft_hebb(), "competitive": rules.competitive(), "bcm": rules.bcm(),
+    "delta": rules.delta(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_several_connections_are_one_from_all_sources_side_by_side(name, x64):
+    """in → a → b with in → b, beside a layer on [a, in]."""
+    rule = EVERY[name]
+    x, teacher = jax.random.normal(KEY, (7, 4)), jax.random.normal(KEY, (7, 3))
+    net = nl.network(
+        nl.Layer("in", 4), nl.Layer("a", 5, c.dense(), nl.activations.tanh()),
+        nl.Layer("b", 3, [c.dense("a"), c.dense("in")], nl.activations.tanh()),
+    )  # fmt: skip
+    params = net.init(KEY, float)
+    grads, state, _ = estimate(net.apply, {"b": rule}, params, (x, {"b": teacher}))
+
+    own = params["b"]
+    joined = {
+        "weight": jnp.concatenate([own["a"]["weight"], own["in"]["weight"]]),
+        "bias": own["a"]["bias"] + own["in"]["bias"],
+    }
+    pre = jnp.concatenate([net.axons(params, x)["a"], x], axis=1)
+    change, after = rule.change(rule.init(joined), joined, pre, net.apply(params, x), teacher)
+    rows = jnp.concatenate([grads["b"]["a"]["weight"], grads["b"]["in"]["weight"]])
+    np.testing.assert_allclose(rows, -change["weight"], rtol=1e-12)
+    for source in ("a", "in"):
+        np.testing.assert_allclose(grads["b"][source]["bias"], -change.get("bias", jnp.zeros(3)), rtol=1e-12)
+    np.testing.assert_array_equal(jax.tree.leaves(state["b"]), jax.tree.leaves(after))
+    np.testing.assert_array_equal(grads["a"]["weight"], 0)
+
+
+def test_two_convolutions_into_one_layer(x64):
+    images = jax.random.normal(KEY, (3, 6, 6, 2))
+    net = nl.network(
+        nl.Layer("in", (6, 6, 2)), nl.Layer("a", None, c.conv(3, channels=4), nl.activations.tanh()),
+        nl.Layer("b", None, [c.conv(3, "a", channels=2), c.conv(5, "in", channels=2)]),
+    )  # fmt: skip
+    params = net.init(KEY, float)
+    grads, _, _ = estimate(net.apply, {"b": rules.hebb()}, params, images)
+    answers = np.asarray(net.apply(params, images)).reshape(-1, 2)
+    for source, kernel in (("a", 3), ("in", 5)):
+        rows = patches(net.axons(params, images)[source], (kernel, kernel), (1, 1), ((0, 0), (0, 0)))
+        expected = -(rows.T @ answers).reshape(grads["b"][source]["weight"].shape) / len(rows)
+        np.testing.assert_allclose(grads["b"][source]["weight"], expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["oja", "bcm"])
+def test_steps_of_a_loop_are_more_examples(name, x64):
+    """A recurrent layer, whose rule sees inputs and its own units' past side by side, at all steps."""
+    rule = EVERY[name]
+    net = nl.recurrent(nl.cells.rnn(3), 2, 2)
+    params, xs = net.init(KEY, float), jax.random.normal(KEY, (4, 5, 2))
+    grads, state, _ = estimate(net.apply, {"hidden": rule}, params, xs)
+    own, h, pre, post = params["hidden"], jnp.zeros((4, 3)), [], []
+    for x in jnp.swapaxes(xs, 0, 1):
+        pre.append(jnp.concatenate([h, x], axis=1))
+        h = jnp.tanh(x @ own["weight"] + h @ own["recurrent"] + own["bias"][None])
+        post.append(h)
+    flat = {"weight": jnp.concatenate([own["recurrent"], own["weight"]]), "bias": own["bias"]}
+    change, after = rule.change(rule.init(flat), flat, jnp.concatenate(pre), jnp.concatenate(post), None)
+    np.testing.assert_allclose(grads["hidden"]["recurrent"], -change["weight"][:3], rtol=1e-12)
+    np.testing.assert_allclose(grads["hidden"]["weight"], -change["weight"][3:], rtol=1e-12)
+    np.testing.assert_allclose(jax.tree.leaves(state["hidden"]), jax.tree.leaves(after), rtol=1e-12)
+
+
+def _deep(params, x, propagate=feedforward):
+    def step(x, own, propagate):
+        return propagate("block", lambda own, x: x @ own["weight"], jnp.tanh, own, x), None
+
+    return nl.scan("depth", step, x, params["block"], propagate)[0]
+
+
+def test_steps_over_depth_are_layers_of_their_own(x64):
+    params = {"block": {"weight": jax.random.normal(KEY, (4, 3, 3))}}
+    x = jax.random.normal(KEY, (6, 3))
+    grads = estimate(_deep, rules.oja(), params, x)[0]["block"]["weight"]
+    for weight, found in zip(params["block"]["weight"], grads, strict=True):
+        y = jnp.tanh(x @ weight)
+        np.testing.assert_allclose(found, -rules.oja().change((), {"weight": weight}, x, y, None)[0]["weight"])
+        x = y
+
+
 def test_the_delta_rule_is_backprop_of_one_layer(x64):
     p = problems.one_layer()
     exact, _, _ = jax.jit(nl.backprop(p.objective).estimate)(KEY, (), p.params, p.batch)
@@ -268,22 +353,17 @@ def pooling(params, x, propagate=feedforward):
     )
 
 
-def joined(params, x, propagate=feedforward):
-    return propagate("hidden", lambda own, x, z: x @ own["weight"] + z, jnp.tanh, params["hidden"], x, x)
-
-
 def changing(part, shape):
     return {"output": unsupervised(lambda params, x, y: {part: jnp.ones(shape)})}
 
 
 SQUARE = {"hidden": {"weight": jnp.eye(3)}}
 ONES = jnp.ones((2, 3))
-skip, chain = problems.skip, problems.chain
+chain = problems.chain
 BAD = {
     "no layers": (layerless, rules.oja(), SQUARE, ONES, "takes no argument `propagate`"),
     "a factory": (transposed, rules.oja, SQUARE, ONES, r"such as nl\.rules\.oja\(\).*got <function oja"),
     "factories": (transposed, {"hidden": rules.oja}, SQUARE, ONES, "got <function oja"),
-    "several connections": (skip, rules.oja(), None, None, "layer 'output' has parameters high/bias, high/weight"),
     "no parameters": (
         problems.convolution,
         {"pooled": rules.oja()},
@@ -303,7 +383,6 @@ BAD = {
     "another function": (dotted, rules.oja(), SQUARE, ONES, "layer 'hidden' does not multiply"),
     "two products": (twice, rules.oja(), SQUARE, ONES, "layer 'hidden' does not multiply.*in 2 products"),
     "fewer axons": (pooling, rules.oja(), SQUARE, ONES, r"layer 'hidden' has axons of shape \(2, 1\)"),
-    "two inputs": (joined, rules.oja(), SQUARE, ONES, "layer 'hidden' has 2 inputs"),
     "nothing lateral": (chain, rules.apex(), None, None, r"join its layer by nl\.connections\.lateral_dense"),
     "an attribute": (summed, rules.oja(), SQUARE, ONES, "layer 'hidden' does not multiply"),
     "a change transposed": (
@@ -317,6 +396,19 @@ BAD = {
     "no such part": (chain, changing("wieght", (5, 3)), None, None, "layer 'output' changes 'wieght'; .* bias, weight"),
     "no targets": (chain, {"output": rules.delta()}, None, jnp.ones((6, 4)), "layer 'output' learns from.*got none"),
     "labels": (chain, {"output": rules.delta()}, None, None, r"layer 'output' learns from.*shape \(6,\).*one-hot"),
+    "weights of several widths": (
+        transposed, {"both": rules.oja()}, {"both": {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 4))}}, ONES,
+        r"layer 'both' has weights that differ in their last axis.*a \(2, 3\), ",
+    ),
+    "a state over depth": (
+        _deep, rules.bcm(), {"block": {"weight": jnp.ones((4, 3, 3))}}, ONES, "'block' is stacked over depth",
+    ),
+    "other parameters": (
+        lambda params, x, propagate=feedforward: propagate(
+            "hidden", lambda own, x: x @ own["weight"], jnp.tanh, {"weight": params["hidden"]["weight"][:, :2]}, x
+        ),
+        rules.oja(), SQUARE, ONES, "'hidden' is run with parameters of other shapes",
+    ),
     "a hidden teacher": (chain, {"hidden1": rules.delta()}, None, None, "layer 'hidden1' learns from.*got none"),
 }
 
