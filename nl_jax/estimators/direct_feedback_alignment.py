@@ -1,5 +1,6 @@
 """Direct feedback alignment: the highest layer's credit goes to every layer at once."""
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -13,6 +14,7 @@ from nl_jax.dependence import reached
 from nl_jax.estimators.drawing import Initializer
 from nl_jax.estimators.example import shapes_of
 from nl_jax.propagation import Local, Site, interpret, learning_layers, local, loops_around
+from nl_jax.propagation.interpretation import SEPARATOR
 
 
 def direct_feedback_alignment(
@@ -25,6 +27,9 @@ def direct_feedback_alignment(
     them; each learns by the local derivative of its own connection. What lies above the highest is differentiated as
     it is. Where the loss reads a hidden layer directly, that exact credit is added.
 
+    In a loop every step is told: the error of its own step by highest layers in the same loop, summed over their steps
+    by those in another. Over depth, where parameters are stacked, every step has a B^l of its own.
+
     The highest layer gets its exact gradient, with the scale of `jax.grad`; hidden ones get an estimate which is not
     unbiased. A parameter used between layers or inside an activation is credited through the weights it feeds. Under
     `nl.partition` layers are those that have parameters of this part: its highest one's error is the exact one.
@@ -34,15 +39,15 @@ def direct_feedback_alignment(
       example: a batch of which only shapes are read, arrays or `jax.ShapeDtypeStruct`: B^l joins all values
         of a layer, of a convolution every position. Other batches may be of other sizes.
       weight_init: scheme for B^l, of shape [units of layer l, units of the highest], as a forward weight that joins
-        the two has. By default of its usual size.
+        the two has, steps of its own first. By default of its usual size.
 
     Returns:
       An estimator whose state is {layer: B^l}, and which uses its key in `init` alone.
 
     Raises:
-      ValueError: if the objective takes no `propagate`; when run, if no layer depends on the parameters, or for
-        layers that share a name, whose first axis is not the batch, or that have another number of units than on the
-        example.
+      ValueError: if the objective takes no `propagate`; when run, if no layer depends on the parameters or each is
+        read by another, or for layers that share a name, whose first axis is not the batch, or that have another number
+        of units than on the example.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 5, 4, 2], activation=nl.activations.tanh())
@@ -63,10 +68,16 @@ def direct_feedback_alignment(
         nus = learning_layers(objective, params, batch)
         jax.eval_shape(lambda params, batch: _learned(objective, params, batch)[1], params, batch)
         hidden = _read_by_others(objective, params, batch, nus)
-        told = sum(_units(nu) for name, nu in nus.items() if name not in hidden)
+        told = sum(_units(name, nu) for name, nu in nus.items() if name not in hidden)
+        if hidden and not told:
+            raise ValueError(
+                f"direct_feedback_alignment: every layer is read by another, {', '.join(hidden)} in turn, and none is "
+                "the highest: let an output layer read the loop's results"
+            )
+        own = _steps_of_their_own(objective, params, batch)
         keys = jax.random.split(key, len(nus))
         return {
-            name: weight_init(k, (_units(nus[name]), told), nus[name].dtype)
+            name: weight_init(k, (*_chosen(nus[name].shape, own[name]), _units(name, nus[name]), told), nus[name].dtype)
             for name, k in zip(hidden, keys, strict=False)
         }
 
@@ -74,11 +85,12 @@ def direct_feedback_alignment(
         del key
         losses, nus, _, pull = _learned(objective, params, batch)
         credit = jax.grad(lambda nus: jnp.mean(_held(objective, params, batch, nus)[0]))(nus)
-        e = jnp.concatenate([credit[name].reshape(len(losses), -1) for name in nus if name not in state], axis=1)
+        heads = [name for name in nus if name not in state]
+        own = _steps_of_their_own(objective, params, batch)
         told = {}
         for name, weight in state.items():
-            _fits(name, weight, nus[name], e)
-            told[name] = (e @ weight.T).reshape(nus[name].shape)
+            e = jnp.concatenate([_heard(name, head, credit[head]) for head in heads], axis=-1)
+            told[name] = _sent(name, weight, own[name], e, nus[name])
         _, sent = interpret(objective, _through_activation)(params, batch, told)
         credit |= {name: credit[name] + delta for name, delta in sent.items()}
         grads = pull(jnp.full_like(losses, 1 / len(losses)), credit)
@@ -94,15 +106,10 @@ def _learned(objective: Objective, params: Params, batch: Batch) -> Local:
     if not run.responses:
         raise ValueError("direct_feedback_alignment: no layer depends on the parameters: hand them to propagate")
     for name, nu in run.responses.items():
-        if loops_around(name):
+        if nu.shape[loops_around(name) :][:1] != (examples,):
             raise ValueError(
-                f"direct_feedback_alignment: layer {name!r} is in a loop, whose steps have no B of their own: use "
-                "feedback_alignment, or for a loop over time e_prop with random feedback"
-            )
-        if nu.shape[:1] != (examples,):
-            raise ValueError(
-                f"layer {name!r} has a pre-activation of shape {nu.shape}, whose first axis is not the batch of "
-                f"{examples}: errors are sent example by example; give every layer the whole batch"
+                f"layer {name!r} has a pre-activation of shape {nu.shape[loops_around(name) :]}, whose first axis is "
+                f"not the batch of {examples}: errors are sent example by example; give every layer the whole batch"
             )
     return run
 
@@ -132,7 +139,56 @@ def _read_by_others(
         return {name: found[name] for name in nus}
 
     sources = reached(made, batch, *nus.values())  # argument 1 + i is the i-th layer
-    return [n for i, n in enumerate(nus) if any(1 + i in found for name, found in sources.items() if name != n)]
+    # A layer of a loop that depends on itself is read by its later steps.
+    return [name for i, name in enumerate(nus) if any(1 + i in found for found in sources.values())]
+
+
+def _steps_of_their_own(objective: Objective, params: Params, batch: Batch) -> dict[str, tuple[int, ...]]:
+    """Of each layer, over which of the loops around it its parameters are stacked."""
+    used: dict[str, list[tuple[int, ...]]] = {}
+
+    def layer(site: Site, given: None) -> tuple[Array, Array]:
+        used[site.name] = [jnp.shape(leaf) for leaf in jax.tree.leaves(site.params)]
+        nu = site.preactivation()
+        return site.activation(nu), nu
+
+    nus = jax.eval_shape(interpret(objective, layer), params, batch)[1]
+    there = {jnp.shape(leaf) for leaf in jax.tree.leaves(params)}
+
+    def stacked(name: str) -> tuple[int, ...]:
+        loops = range(loops_around(name))
+        several = (some for n in reversed(range(len(loops) + 1)) for some in itertools.combinations(loops, n))
+        whole = lambda some: all((*_chosen(nus[name].shape, some), *shape) in there for shape in used[name])
+        return next((some for some in several if whole(some)), ())
+
+    return {name: stacked(name) for name in nus}
+
+
+def _chosen(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in axes)
+
+
+def _heard(name: str, head: str, e: Array) -> Array:
+    """A highest layer's error as a layer hears it, [steps, batch, units], steps of size 1 where it is the same."""
+    loops, theirs = loops_around(name), loops_around(head)
+    scopes = zip(name.split(SEPARATOR)[:-1], head.split(SEPARATOR)[:-1], strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], scopes))
+    e = e.sum(axis=tuple(range(common, theirs)))
+    return e.reshape(*e.shape[:common], *[1] * (loops - common), e.shape[common], -1)
+
+
+def _sent(name: str, weight: Array, own: tuple[int, ...], e: Array, nu: Array) -> Array:
+    """B e, of ν's shape."""
+    loops = loops_around(name)
+    expected = *_chosen(nu.shape, own), _units(name, nu), e.shape[-1]
+    if weight.shape != expected:
+        raise ValueError(
+            f"layer {name!r}: B has shape {weight.shape}, as the example has it, but [units, units of the highest] are "
+            f"{expected} on this batch: give an example of the shapes of the batches, whatever their size"
+        )
+    steps = [nu.shape[axis] if axis in own else 1 for axis in range(loops)]
+    sent = jnp.matmul(e, jnp.swapaxes(weight.reshape(*steps, *expected[-2:]), -1, -2))
+    return jnp.broadcast_to(sent, (*nu.shape[: loops + 1], expected[-2])).reshape(nu.shape)
 
 
 def _through_activation(site: Site, told: Array | None) -> tuple[Array, Array | None]:
@@ -145,14 +201,5 @@ def _through_activation(site: Site, told: Array | None) -> tuple[Array, Array | 
     return axons, to_preactivation(told)[0] if derivative is None else (told * derivative(axons)).astype(nu.dtype)
 
 
-def _units(nu: Array | jax.ShapeDtypeStruct) -> int:
-    return math.prod(nu.shape[1:])
-
-
-def _fits(name: str, weight: Array, nu: Array, e: Array) -> None:
-    expected = _units(nu), e.shape[1]
-    if weight.shape != expected:
-        raise ValueError(
-            f"layer {name!r}: B has shape {weight.shape}, as the example has it, but [units, units of the highest] are "
-            f"{expected} on this batch: give an example of the shapes of the batches, whatever their size"
-        )
+def _units(name: str, nu: Array | jax.ShapeDtypeStruct) -> int:
+    return math.prod(nu.shape[loops_around(name) + 1 :])

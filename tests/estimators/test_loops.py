@@ -14,12 +14,12 @@ from nl_jax.conformance.subject import keys, sampler
 from nl_jax.propagation import feedforward
 from tests import problems
 from tests.equations import equations
+from tests.estimators.online import programs
 from tests.registry import ESTIMATORS
 
 REFUSES = {
     "zero_divergence": "fixed_prediction",
     "admm": "augmented_lagrangian",
-    "direct_feedback": "feedback_alignment",
     "target_propagation": "feedback_alignment",
 }
 """What makes no sense there, and what the message recommends."""
@@ -38,8 +38,48 @@ def _estimate(make, problem):
     return grads, info
 
 
+OWN_WEIGHTS = "direct_feedback"
+"""Draws feedback for each layer, of which an unrolled program has others."""
+
+
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("name", [n for n in ESTIMATORS if n not in REFUSES and not n.startswith(OWN_NOISE)])
+def test_direct_feedback_tells_every_step(loop, x64):
+    """As unrolled with the same B: over time one for all steps, over depth one for each."""
+    problem, unrolled = LOOPS[loop](), problems.unrolled(LOOPS[loop]())
+    estimator = nl.direct_feedback_alignment(problem.objective, problem.batch)
+    other = nl.direct_feedback_alignment(unrolled.objective, unrolled.batch)
+    state = estimator.init(KEY, problem.params)
+    own = {}
+    for name in other.init(KEY, unrolled.params):
+        layer, step = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")
+        weight = state[f"{'time' if loop == 'time' else 'blocks'}/{layer}" if step else layer]
+        own[name] = weight[int(step)] if step and loop == "depth" else weight
+    args = problem.params, problem.batch
+    grads, _, info = jax.jit(estimator.estimate)(KEY, state, *args)
+    expected, _, there = jax.jit(other.estimate)(KEY, own, *args)
+    chex.assert_trees_all_close(grads, expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(info.loss, there.loss, rtol=1e-12)
+
+
+def test_direct_feedback_hears_a_read_out_in_the_loop_step_by_step(x64):
+    """By hand: B e_t, with the error of the same step, through the activation of this one."""
+    problem = programs.leaky()
+    estimator = nl.direct_feedback_alignment(problem.objective, problem.batch)
+    state = estimator.init(KEY, problem.params)
+    grads, _, _ = jax.jit(estimator.estimate)(KEY, state, problem.params, problem.batch)
+    (B,), hidden, expected = state.values(), jnp.zeros((4, 3)), 0.0
+    for x, target in zip(*programs.by_step(problem), strict=True):
+        fed = jnp.tanh(programs.connected(problem.params["hidden"], x, hidden))
+        hidden = 0.7 * hidden + 0.3 * fed
+        e = 2 * (programs.affine(problem.params["output"], hidden) - target) / 4
+        expected += x.T @ (e @ B.T * (1 - fed**2))
+    np.testing.assert_allclose(grads["hidden"]["weight"], expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    "name", [n for n in ESTIMATORS if n not in REFUSES and n != OWN_WEIGHTS and not n.startswith(OWN_NOISE)]
+)
 def test_agrees_with_the_unrolled_program(name, loop, x64):
     entry, problem = ESTIMATORS[name], LOOPS[loop]()
     grads, info = _estimate(entry.make, problem)
@@ -68,7 +108,6 @@ def test_refuses_with_a_remedy(name):
     problem = problems.recurrent()
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem.batch)
     make = {
-        "direct_feedback": functools.partial(nl.direct_feedback_alignment, example=shapes),
         "target_propagation": functools.partial(
             nl.difference_target_propagation, example=shapes, optimizer=nl.optimizers.conjugate_gradient()
         ),
