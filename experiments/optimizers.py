@@ -37,13 +37,13 @@ class Config:
     evaluations: int = 2000
     """Evaluations of value and gradient that each optimizer may spend."""
     rates: int = 17
-    """Learning rates tried, a quarter of a decade apart from 1 downwards."""
+    """Learning rates tried, from 1 down to 1e-4, evenly on a logarithmic scale."""
     target: float = 1e-12
     """Value, relative to the start's, at which a path ends."""
     out: Path = Path("results/optimizers")
     """Folder for the results; files of an earlier run there are replaced."""
     quick: bool = False
-    """A small version, 500 evaluations and seven rates."""
+    """A small version, 500 evaluations and nine rates."""
 
 
 class Search(NamedTuple):
@@ -109,10 +109,10 @@ def run(config: Config) -> dict[str, dict[str, Path2D]]:
     """Runs every optimizer on both functions, saving as it goes; returns paths by function and optimizer.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do.
+      ExperimentError: for a setting or folder that will not do, or if an optimizer diverged at all its rates.
     """
     if config.quick:
-        config = dataclasses.replace(config, evaluations=min(config.evaluations, 500), rates=min(config.rates, 7))
+        config = dataclasses.replace(config, evaluations=min(config.evaluations, 500), rates=min(config.rates, 9))
     if config.evaluations < 1 or config.rates < 1:
         raise ExperimentError("--evaluations and --rates must be at least 1")
     if not 1 <= config.condition < float("inf"):
@@ -138,6 +138,9 @@ def run(config: Config) -> dict[str, dict[str, Path2D]]:
         print(table(paths, config))
         picture = folder.picture("optimizers", plot(paths, {name: f for name, (f, _) in valleys.items()}, config))
     print(f"picture and data: {picture.parent} ({picture.name}, metrics.jsonl, *.npz, config.json)")
+    lost = [f"{of} in {name}" for name, ways in paths.items() for of, path in ways.items() if diverged(path)]
+    if lost:
+        raise ExperimentError(f"diverged at all rates: {', '.join(lost)}: try more --rates")
     return paths
 
 
@@ -167,7 +170,7 @@ def descend(function: Function, start: Sequence[float], search: Search, config: 
         begun = x, function(x), jnp.ones((), int)
         return jax.tree.map(lambda first, rest: jnp.concatenate([jnp.expand_dims(first, 0), rest]), begun, path)
 
-    rates = [float("nan")] if search.searches else list(10.0 ** (-0.25 * np.arange(config.rates)))
+    rates = [float("nan")] if search.searches else list(np.logspace(0, -4, config.rates))
     points, values, spent = map(np.asarray, along(jnp.array(rates)))
     there = np.logical_or.accumulate(values <= config.target * values[:, :1], axis=1)
     before = np.pad(~there, ((0, 0), (1, 0)), constant_values=True)[:, :-1] & (spent <= config.evaluations)
@@ -176,6 +179,11 @@ def descend(function: Function, start: Sequence[float], search: Search, config: 
         for i, (rate, kept) in enumerate(zip(rates, before, strict=True))
     ]
     return min(paths, key=lambda path: (price(path, config.target), np.nan_to_num(path.values[-1], nan=np.inf)))
+
+
+def diverged(path: Path2D) -> bool:
+    """Whether its last value is above the first one, or none."""
+    return not path.values[-1] <= path.values[0]
 
 
 def price(path: Path2D, target: float) -> float:
@@ -193,7 +201,7 @@ def table(paths: Mapping[str, Mapping[str, Path2D]], config: Config) -> str:
             path = by_optimizer[of]
             reached = np.isfinite(price(path, config.target))
             spent = f"{len(path.values) - 1:,}", f"{path.evaluations[-1]:,}"
-            steps, evaluations = spent if reached else ("never", f"f = {path.values[-1]:.0e}")
+            steps, evaluations = spent if reached else ("never", "diverged" if diverged(path) else f"f = {path.values[-1]:.0e}")
             line += f"{steps:>10}{evaluations:>12}{'search' if np.isnan(path.rate) else f'{path.rate:.2g}':>8}"
         lines.append(line)
     lines += [

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ RECORD = "gallery.json"
 LOG = "log.txt"
 RESULTS = ".json", ".jsonl", ".npz", ".png"  # what experiments write
 INTERRUPTED = 130  # exit code, as shells have it
+_NO_NUMBER = re.compile(r"(?<!\w)nan(?!\w)")  # as Python and numpy print it; a word about it is spelt NaN
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Outcome:
             return "failed"
         if self.record is None and not self.pictures:
             return "not run"
+        if _NO_NUMBER.search(self.log):
+            return "printed a NaN"
         return "agrees" if self.verdict else "nothing to judge"
 
     @property

@@ -58,6 +58,7 @@ STATUS = {
     "interrupted": ("interrupted", "bad"),
     "disagrees": ("not as theory says", "bad"),
     "failed": ("failed", "bad"),
+    "printed a NaN": ("printed a NaN", "bad"),
 }
 """Words, which alone are enough, and colour."""
 
@@ -102,7 +103,7 @@ def _section(exhibit: Exhibit, outcome: Outcome) -> str:
     ]
     log = ""
     if outcome.log:
-        opened = " open" if outcome.status in ("failed", "disagrees") else ""
+        opened = " open" if outcome.status in ("failed", "disagrees", "printed a NaN") else ""
         text = html.escape(outcome.log.strip())
         log = f'<details{opened}><summary>what it printed</summary><pre tabindex="0">{text}</pre></details>'
     return SECTION.format(

@@ -6,39 +6,92 @@ stored. Any plain function `jnp -> jnp` serves as an activation too; `Activation
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nl_jax.base import Array
 from nl_jax.checks import nonzero_number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Activation:
     """An activation function x = f(ν) and its derivative as a function of x.
 
     Attributes:
       function: f, elementwise.
-      derivative: df with df(f(ν)) = f'(ν) (seed 003 eq. 10), or None if the value does not determine it.
+      derivative: df with df(f(ν)) = f'(ν) (seed 003 eq. 10), or None if the value does not determine it. Where a layer
+        is made it is held against automatic differentiation.
+      surrogate: whether the derivative is another function's, chosen to learn by, and is not to be held against f's.
+      name: what it is called in a summary; by default the function's own.
     """
 
     function: Callable[[Array], Array]
     derivative: Callable[[Array], Array] | None = None
+    surrogate: bool = False
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return self.name or named(self.function)
 
     def __call__(self, preactivation: Array) -> Array:
         """x = f(ν)."""
         return self.function(preactivation)
 
 
+def named(function: Callable) -> str:
+    """What a function is called, without an address.
+
+    >>> named(jnp.tanh), named(lambda nu: nu), named(tanh(alpha=2))
+    ('tanh', 'a lambda', 'tanh(alpha=2, beta=1)')
+    """
+    if isinstance(function, Activation):
+        return repr(function)
+    name = getattr(function, "__name__", type(function).__name__)
+    return "a lambda" if name == "<lambda>" else name
+
+
+def require_true_derivative(activation: Any, layer: str) -> None:
+    """ValueError unless a declared derivative is what automatic differentiation finds, on values from −2 to 2.
+
+    Values at which either is not finite are passed over, and so is an activation that wants another shape than
+    [batch, units], one that says that its derivative is a surrogate, and one without derivative.
+    """
+    derivative = getattr(activation, "derivative", None)
+    if derivative is None or getattr(activation, "surrogate", False):
+        return
+    with jax.ensure_compile_time_eval():
+        nu = jnp.asarray(_SAMPLE)
+        try:
+            x, true = jax.jvp(activation, (nu,), (jnp.ones_like(nu),))
+            declared = jnp.asarray(derivative(x))
+        except (TypeError, ValueError):  # of another shape, or without a derivative
+            return
+        apart, x = np.abs(np.asarray(declared - true)), np.asarray(x)
+    allowed = 1e-3 * (1 + np.abs(np.asarray(true)))
+    wrong = np.isfinite(apart) & (apart > allowed)
+    if wrong.any():
+        at = int(np.argmax(np.where(wrong, apart, 0)))
+        raise ValueError(
+            f"layer {layer!r}: the activation's derivative is {float(declared.ravel()[at]):.3g} at the value x = "
+            f"{float(x.ravel()[at]):.3g}, where its function has {float(true.ravel()[at]):.3g}: declare f′ as a function "
+            "of the value x = f(ν), or say surrogate=True if it is meant to be another"
+        )
+
+
+_SAMPLE = np.array([[-2.0, -1.3, -0.6, -0.2, 0.3, 0.7, 1.1, 1.9]], np.float32)
+
+
 def identity() -> Activation:
     """f(ν) = ν, df = 1: a linear layer."""
-    return Activation(lambda nu: nu, jnp.ones_like)
+    return Activation(lambda nu: nu, jnp.ones_like, name="identity")
 
 
 def sigmoid() -> Activation:
     """f(ν) = 1 / (1 + e^{−ν}), df(x) = x (1 − x) (logistic sigmoid: seed 000, seed 001 §1)."""
-    return Activation(jax.nn.sigmoid, lambda x: x * (1 - x))
+    return Activation(jax.nn.sigmoid, lambda x: x * (1 - x), name="sigmoid")
 
 
 def tanh(*, alpha: float = 1, beta: float = 1) -> Activation:
@@ -57,8 +110,11 @@ def tanh(*, alpha: float = 1, beta: float = 1) -> Activation:
     """
     alpha, beta = nonzero_number("alpha", alpha), nonzero_number("beta", beta)
     if alpha == beta == 1:  # nothing to multiply by
-        return Activation(jnp.tanh, lambda x: 1 - x**2)
-    return Activation(lambda nu: alpha * jnp.tanh(beta * nu), lambda x: alpha * beta * (1 - (x / alpha) ** 2))
+        return Activation(jnp.tanh, lambda x: 1 - x**2, name="tanh")
+    return Activation(
+        lambda nu: alpha * jnp.tanh(beta * nu), lambda x: alpha * beta * (1 - (x / alpha) ** 2),
+        name=f"tanh(alpha={alpha:g}, beta={beta:g})",
+    )  # fmt: skip
 
 
 def exp(*, alpha: float = 1, beta: float = 1) -> Activation:
@@ -72,22 +128,23 @@ def exp(*, alpha: float = 1, beta: float = 1) -> Activation:
       ValueError: if α or β is not as described.
     """
     alpha, beta = nonzero_number("alpha", alpha), nonzero_number("beta", beta)
-    return Activation(lambda nu: alpha * jnp.exp(beta * nu), lambda x: beta * x)
+    name = f"exp(alpha={alpha:g}, beta={beta:g})"
+    return Activation(lambda nu: alpha * jnp.exp(beta * nu), lambda x: beta * x, name=name)
 
 
 def tanh_by_sigmoid() -> Activation:
     """f(ν) = 2σ(2ν) − 1, which is tanh ν (seed 000, logistic sigmoid and hyperbolic tangent); df(x) = 1 − x²."""
-    return Activation(lambda nu: 2 * jax.nn.sigmoid(2 * nu) - 1, lambda x: 1 - x**2)
+    return Activation(lambda nu: 2 * jax.nn.sigmoid(2 * nu) - 1, lambda x: 1 - x**2, name="tanh_by_sigmoid")
 
 
 def sigmoid_by_tanh() -> Activation:
     """f(ν) = (tanh(ν/2) + 1)/2, which is σ(ν) (seed 000, ibid.); df(x) = x (1 − x)."""
-    return Activation(lambda nu: (jnp.tanh(nu / 2) + 1) / 2, lambda x: x * (1 - x))
+    return Activation(lambda nu: (jnp.tanh(nu / 2) + 1) / 2, lambda x: x * (1 - x), name="sigmoid_by_tanh")
 
 
 def relu() -> Activation:
     """f(ν) = Θ(ν) ν, df(x) = Θ(x > 0) (seed 003 eq. 11); the derivative at 0 is 0."""
-    return Activation(jax.nn.relu, lambda x: (x > 0).astype(x.dtype))
+    return Activation(jax.nn.relu, lambda x: (x > 0).astype(x.dtype), name="relu")
 
 
 def sign(surrogate: Callable[[Array], Array] | None = None) -> Activation:
@@ -121,4 +178,4 @@ def sign(surrogate: Callable[[Array], Array] | None = None) -> Activation:
         x = function(*primals)
         return x, derivative(x) * tangents[0]
 
-    return Activation(function, derivative)
+    return Activation(function, derivative, surrogate=True, name="sign")

@@ -5,6 +5,7 @@ lower layers), update (the activation).
 """
 
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -13,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.activations import identity
+from nl_jax.activations import identity, named, require_true_derivative
 from nl_jax.base import ActivationFn, Array, Key, Params, Propagate
 from nl_jax.checks import is_size, path_name, takes
+from nl_jax.networks import diagram, summary
 from nl_jax.networks.connections import Connection, Joint, Shape
 from nl_jax.propagation import feedforward, record
 
@@ -27,13 +29,15 @@ class Transform(NamedTuple):
       init: `init(shape, dtype) -> params`, the transform's own by name, for one example's shape; they stand beside
         the layer's.
       apply: `apply(connection) -> connection`, both functions `(params, *inputs) -> pre-activation` of all of them.
+      name: what it is called in a summary.
     """
 
     init: Callable[[Shape, Any], dict[str, Array]]
     apply: Callable[[Callable[..., Array]], Callable[..., Array]]
+    name: str
 
 
-_UNCHANGED = Transform(lambda shape, dtype: {}, lambda connection: connection)
+_UNCHANGED = Transform(lambda shape, dtype: {}, lambda connection: connection, "")
 
 
 class Layer:
@@ -50,8 +54,8 @@ class Layer:
       activation: any elementwise function; those of `nl.activations` know their derivative.
 
     Raises:
-      ValueError: if a size is not a whole number of at least 1, the name is empty, or a layer without connections
-        has an activation.
+      ValueError: if a size is not a whole number of at least 1, the name is empty, a layer without connections has an
+        activation, or an activation's declared derivative is not its function's.
     """
 
     def __init__(
@@ -74,8 +78,25 @@ class Layer:
             takes(f"layer {name!r}: activation", activation, 1, remedy)
         if activation is not None and not self.connections:
             raise ValueError(f"layer {name!r} receives no connection, so that its activation would never be used")
+        require_true_derivative(activation, name)
         self.activation: ActivationFn = identity() if activation is None else activation
         self.transform = _UNCHANGED
+
+    def __repr__(self) -> str:
+        if not self.connections:
+            return f"Layer({self.name!r}, {self.shape})"
+        connections = ", ".join(map(repr, self.connections))
+        return f"Layer({self.name!r}, {self.shape}, [{connections}], {named(self.activation)})"
+
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """The same layer, where it and its sources are named in `names` by other names."""
+        layer = copy.copy(self)
+        layer.name = names.get(self.name, self.name)
+        layer.connections = tuple(
+            dataclasses.replace(one, source=names.get(one.source, one.source)) if one.source else one
+            for one in self.connections
+        )
+        return layer
 
     def transformed(self, transform: Transform) -> Self:
         """The same layer with its pre-activation transformed.
@@ -93,7 +114,7 @@ class Layer:
 
 
 class Network(NamedTuple):
-    """A network as pure functions.
+    """A network as pure functions. `print(network)` shows its summary.
 
     Attributes:
       init: `init(key, dtype=float32) -> params`, nested dicts: `params["hidden"]["weight"]`; a layer
@@ -110,12 +131,39 @@ class Network(NamedTuple):
     shapes: dict[str, Shape]
     layers: tuple[Layer, ...]
 
+    def named(self, name: str) -> "Network":
+        """The same network with "name." before its layers' names, so that several can stand in one.
+
+        Raises:
+          ValueError: if the name is empty or no string.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name must be a non-empty string, got {name!r}")
+        names = {layer.name: f"{name}.{layer.name}" for layer in self.layers}
+        return network(*(layer.renamed(names) for layer in self.layers))
+
+    def summary(self) -> str:
+        """A table of layers: shapes, activations, connections and parameters."""
+        return summary.table(self)
+
+    def diagram(self, **settings: Any) -> Any:
+        """A drawing of units and connections, a matplotlib figure; settings as `nl_jax.networks.diagram.draw` has."""
+        return diagram.draw(self, **settings)
+
+    def __repr__(self) -> str:
+        chain = " → ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in self.shapes.items())
+        return f"Network({chain})"
+
+    def __str__(self) -> str:
+        return self.summary()
+
 
 class _Wired(NamedTuple):
     """A layer with its connections joined to the layers below."""
 
     name: str
     shape: Shape
+    sources: tuple[str, ...]
     joints: dict[str, Joint]
     activation: ActivationFn
     transform: Transform
@@ -142,21 +190,24 @@ class _Wired(NamedTuple):
         return sum(parts[1:], start=parts[0])
 
 
-def network(*layers: Layer) -> Network:
+def network(*layers: Layer | Network) -> Network:
     """Builds a network from its layers, listed from the input up.
 
     The first layer is the input and has no connections; every other layer receives connections from
     any layers listed before it; the last layer's axons are the outputs.
 
+    A network among the layers is a part of the hierarchy (seed 003 §1): its layers join the list, and the layer listed
+    before it takes the place of its input.
+
     Args:
-      *layers: at least two.
+      *layers: at least two, or networks.
 
     Returns:
       A `Network` of pure functions.
 
     Raises:
-      ValueError: for a duplicate name, a source that is missing or not below, two connections from one
-        source, shapes that do not fit; each names the layer.
+      ValueError: for a duplicate name, a source that is missing or not below, shapes that do not fit; each names the
+        layer.
 
     >>> import jax, nl_jax as nl
     >>> net = network(
@@ -166,10 +217,15 @@ def network(*layers: Layer) -> Network:
     ... )
     >>> jax.tree.map(jax.numpy.shape, net.init(jax.random.key(0)))["output"]
     {'hidden': {'bias': (2,), 'weight': (8, 2)}, 'input': {'weight': (4, 2)}}
+
+    >>> eye = nl.mlp([16, 8, 4], activation=nl.activations.relu()).named("eye")
+    >>> network(eye, nl.mlp([4, 2], activation=nl.activations.relu()))
+    Network(eye.input 16 → eye.hidden1 8 → eye.output 4 → output 2)
     """
     for layer in layers:
-        if not isinstance(layer, Layer):
+        if not isinstance(layer, Layer | Network):
             raise ValueError(f"network takes layers one by one, network(*layers); got {type(layer).__name__}")
+    layers, met = _unfolded(layers)
     if len(layers) < 2 or layers[0].connections or layers[0].shape is None:
         raise ValueError(
             "a network needs at least two layers, the first being the input: a Layer with a shape and no "
@@ -180,10 +236,19 @@ def network(*layers: Layer) -> Network:
     wired: list[_Wired] = []
     for below, layer in itertools.pairwise(layers):
         if layer.name in shapes:
-            raise ValueError(f"two layers are named {layer.name!r}: give every layer a name of its own")
-        joints = _join(layer, below.name, shapes)
+            raise ValueError(
+                f"two layers are named {layer.name!r}: give every layer a name of its own, and a network among layers "
+                'one by network.named("name")'
+            )
+        sources, joints = _join(layer, below.name, shapes)
         shapes[layer.name] = _agreed_shape(layer, joints)
-        wired.append(_Wired(layer.name, shapes[layer.name], joints, layer.activation, layer.transform))
+        wired.append(_Wired(layer.name, shapes[layer.name], sources, joints, layer.activation, layer.transform))
+    for name, inner, shape in met:
+        if shapes[name] != shape:
+            raise ValueError(
+                f"the network whose input is {inner!r} reads shape {shape}, and layer {name!r} listed before it has "
+                f"{shapes[name]}"
+            )
 
     def init(key: Key, dtype: jax.typing.DTypeLike = jnp.float32) -> Params:
         keys = jax.random.split(key, len(wired))
@@ -196,7 +261,7 @@ def network(*layers: Layer) -> Network:
         _check_params(params, expected)
         axons = {source.name: inputs}
         for layer in wired:
-            received = (axons[name] for name in layer.joints)
+            received = (axons[name] for name in layer.sources)
             axons[layer.name] = propagate(layer.name, layer.connection, layer.activation, params[layer.name], *received)
         return axons[wired[-1].name]
 
@@ -206,9 +271,28 @@ def network(*layers: Layer) -> Network:
     return Network(init, apply, axons, shapes, layers)
 
 
-def _join(layer: Layer, below: str, shapes: Mapping[str, Shape]) -> dict[str, Joint]:
+def _unfolded(layers: Sequence[Layer | Network]) -> tuple[tuple[Layer, ...], list[tuple[str, str, Shape]]]:
+    """The layers of all parts; and where a part begins: the layer before it, and its input's name and shape."""
+    flat: list[Layer] = []
+    met: list[tuple[str, str, Shape]] = []
+    for item in layers:
+        if isinstance(item, Layer):
+            flat.append(item)
+            continue
+        entry, *inner = item.layers
+        if not flat:
+            flat.append(entry)
+        below = flat[-1].name
+        met.append((below, entry.name, item.shapes[entry.name]))
+        flat.extend(layer.renamed({entry.name: below}) for layer in inner)
+    return tuple(flat), met
+
+
+def _join(layer: Layer, below: str, shapes: Mapping[str, Shape]) -> tuple[tuple[str, ...], dict[str, Joint]]:
+    """The layer's sources, and its joints by source, of which a second one has "_2" behind it."""
     if not layer.connections:
         raise ValueError(f"layer {layer.name!r} receives no connection; only the first layer may")
+    sources: list[str] = []
     joints: dict[str, Joint] = {}
     for connection in layer.connections:
         if not isinstance(connection, Connection):
@@ -219,13 +303,15 @@ def _join(layer: Layer, below: str, shapes: Mapping[str, Shape]) -> dict[str, Jo
                 f"layer {layer.name!r} receives from {name!r}, which is not a layer below it; "
                 f"below it are {', '.join(map(repr, shapes))}"
             )
-        if name in joints:
-            raise ValueError(f"layer {layer.name!r} has two connections from {name!r}")
+        sources.append(name)
+        key = name if sources.count(name) == 1 else f"{name}_{sources.count(name)}"
+        if key in joints:
+            raise ValueError(f"layer {layer.name!r} has two connections whose parameters are called {key!r}")
         try:
-            joints[name] = connection.join(shapes[name], layer.shape)
+            joints[key] = connection.join(shapes[name], layer.shape)
         except ValueError as error:
             raise ValueError(f"layer {layer.name!r}, connection from {name!r}: {error}") from error
-    return joints
+    return tuple(sources), joints
 
 
 def _agreed_shape(layer: Layer, joints: Mapping[str, Joint]) -> Shape:

@@ -116,7 +116,7 @@ def batch_norm(layer: Layer, *, epsilon: float = 1e-5) -> Layer:
     def init(shape: Shape, dtype: Any) -> dict[str, Array]:
         return {"gamma": jnp.ones(shape[-1:], dtype), "beta": jnp.zeros(shape[-1:], dtype)}
 
-    return layer.transformed(Transform(init, lambda connection: BatchNormalised(connection, epsilon)))
+    return layer.transformed(Transform(init, lambda connection: BatchNormalised(connection, epsilon), "batch_norm"))
 
 
 def population(forward: Forward) -> Callable[[Params, Any], dict[str, Moments]]:

@@ -30,6 +30,9 @@ For Gaussian noise and K = B = 1 this is Werfel, Xie & Seung's (S = σ²F/4)
     nodes      C = (M + 2)(N + 2)     F = M (M + 2)(M + 4) N
     weights    C = (MN + 2)(N + 2)    F = M (M + 2)(MN + 4) N (N + 2)
 
+**Without the ½**, as seed 000 has its loss, L = ‖y − W* x‖², every ĝ is twice as large: its curve at rate η is the one
+here at 2η, its best rate half as large, 1/(2C), and its stability limit 1/C. The error at the best rate is the same.
+
 **Without a baseline** the sample has the loss L itself besides, (L/σ + gᵀξ + ½σ ξᵀHξ) ξ, which adds a term in ‖Δ‖⁴.
 One step is known as before (`node_loss_noise`, `weight_loss_noise`), but the step after it depends on the fourth moment
 of Δ, and so on: there is no closed curve, and at any rate a large enough error grows.

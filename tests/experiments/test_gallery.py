@@ -33,6 +33,10 @@ if name in off:
 if name == "pressed":
     os.kill(os.getppid(), signal.SIGINT)
     time.sleep(0.2)
+if name == "numberless":
+    print("never  f = nan  rate 1")
+if name == "nanotechnology":
+    print("nanometres, and what is said of NaN")
 sys.exit({"off": 1, "lost": 1, "stopped": 130}.get(name, 0))
 """
 
@@ -113,6 +117,14 @@ def test_the_page_shows_every_experiment(out, show, capsys):
     assert "2 experiments: 1 as theory says, 1 nothing to judge." in (out / "index.html").read_text()
     assert json.loads((out / "agreeing" / "gallery.json").read_text())["seconds"] < 10
     assert str(out / "index.html") in capsys.readouterr().out
+
+
+def test_a_table_with_a_nan_is_not_good(out, show):
+    show("nanotechnology", "numberless")
+    assert run(out, "--quick") == 1
+    page = Page(out)
+    assert "printed a NaN" in page.text["numberless"]
+    assert "nothing to judge" in page.text["nanotechnology"]
 
 
 def test_the_page_needs_no_network(out, show):

@@ -172,7 +172,6 @@ BAD = {
         "layer 'low' receives from 'high', which is not a layer below it",
     ),
     "itself": ([INPUT, nl.Layer("low", 2, c.dense("low"))], "layer 'low' receives from 'low'"),
-    "two from one": ([INPUT, nl.Layer("o", 2, [c.dense(), c.dense()])], "layer 'o' has two connections from 'input'"),
     "none": ([INPUT, nl.Layer("o", 2)], "layer 'o' receives no connection"),
     "not a connection": ([INPUT, nl.Layer("o", 2, [jnp.tanh])], "layer 'o': .* is not a connection"),
     "dense of image": (

@@ -33,6 +33,17 @@ def errors(estimator, batch, steps, key, rate):
     return jax.lax.scan(step, state, jax.random.split(key, steps))[1]
 
 
+WHOLE = nl.supervised(NETWORK.apply, lambda outputs, targets: jnp.sum((outputs - targets) ** 2, axis=-1))
+
+
+@pytest.mark.parametrize("make", [nl.backprop, nl.node_perturbation, nl.weight_perturbation])
+def test_without_the_half_the_rate_is_half_as_large(make):
+    """Seed 000's own loss: the same path at half the rate."""
+    rate = theory.backprop(N).best_rate
+    ours, seeds = (errors(make(of), 1, 20, jax.random.key(1), r) for of, r in ((OBJECTIVE, rate), (WHOLE, rate / 2)))
+    np.testing.assert_allclose(ours, seeds, rtol=1e-4)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def many(estimator, batch, steps, runs, rate):
     keys = jax.random.split(jax.random.key(4), runs)

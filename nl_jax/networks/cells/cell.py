@@ -28,6 +28,9 @@ class Cell(NamedTuple):
     start: Callable[..., Carry]
     step: Callable[[Params, Carry, Array, Any], tuple[Carry, Array]]
 
+    def __repr__(self) -> str:
+        return f"Cell({self.units} units)"
+
 
 def connected(params: Params, x: Array, h: Array) -> Array:
     """ν = x W + h U + b."""

@@ -28,7 +28,7 @@ class Joint(NamedTuple):
     apply: Callable[[Params, Array], Array]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Connection:
     """A connection from a lower layer, yet without shapes.
 
@@ -36,10 +36,15 @@ class Connection:
       join: `join(source_shape, shape) -> Joint`, where `shape` is the receiving layer's, or None if it
         is to be inferred. Raises ValueError if the shapes do not fit.
       source: the lower layer's name, or None for the layer listed just before.
+      kind: what it is called in a summary, such as "dense".
     """
 
     join: Callable[[Shape, Shape | None], Joint]
     source: str | None = None
+    kind: str = "connection"
+
+    def __repr__(self) -> str:
+        return f"{self.kind}({'' if self.source is None else repr(self.source)})"
 
 
 def weights(

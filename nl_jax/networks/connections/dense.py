@@ -45,7 +45,7 @@ def dense(
         init = weights({"weight": (weight_init, (source_shape[0], units))}, bias_init if bias else None, units)
         return Joint(shape, init, apply)
 
-    return Dense(join, source)
+    return Dense(join, source, "dense")
 
 
 def lateral_dense(
@@ -83,4 +83,4 @@ def lateral_dense(
 
         return Joint(plain.shape, init, apply)
 
-    return Connection(join, source)
+    return Connection(join, source, "lateral_dense")

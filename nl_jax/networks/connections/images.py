@@ -64,7 +64,7 @@ def conv(
         init = weights({"weight": (weight_init, weight)}, bias_init if bias else None, features)
         return Joint((*_spatial(source_shape, window, strides, padding), features), init, apply)
 
-    return Connection(join, source)
+    return Connection(join, source, "conv")
 
 
 def max_pool(
@@ -117,7 +117,7 @@ def max_pool(
 
         return Joint((height, width, source_shape[-1]), lambda key, dtype: {}, apply)
 
-    return Connection(join, source)
+    return Connection(join, source, "max_pool")
 
 
 def _winner(best: Array, challenger: Array) -> Array:

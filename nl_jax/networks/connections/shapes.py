@@ -13,7 +13,7 @@ def reshape(source: str | None = None) -> Connection:
             raise ValueError(f"reshape cannot fit the source's shape {source_shape} into {shape}")
         return Joint(shape, lambda key, dtype: {}, lambda params, x: x.reshape(x.shape[0], *shape))
 
-    return Connection(join, source)
+    return Connection(join, source, "reshape")
 
 
 def flatten(source: str | None = None) -> Connection:
@@ -22,4 +22,4 @@ def flatten(source: str | None = None) -> Connection:
     def join(source_shape: Shape, shape: Shape | None) -> Joint:
         return reshape().join(source_shape, (math.prod(source_shape),))
 
-    return Connection(join, source)
+    return Connection(join, source, "flatten")

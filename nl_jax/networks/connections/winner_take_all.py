@@ -40,4 +40,4 @@ def winner_take_all(source: str | None = None, *, group: int | None = None) -> C
 
         return Joint(source_shape, lambda key, dtype: {}, apply)
 
-    return Connection(join, source)
+    return Connection(join, source, "winner_take_all")
