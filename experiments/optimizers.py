@@ -201,7 +201,9 @@ def table(paths: Mapping[str, Mapping[str, Path2D]], config: Config) -> str:
             path = by_optimizer[of]
             reached = np.isfinite(price(path, config.target))
             spent = f"{len(path.values) - 1:,}", f"{path.evaluations[-1]:,}"
-            steps, evaluations = spent if reached else ("never", "diverged" if diverged(path) else f"f = {path.values[-1]:.0e}")
+            steps, evaluations = (
+                spent if reached else ("never", "diverged" if diverged(path) else f"f = {path.values[-1]:.0e}")
+            )
             line += f"{steps:>10}{evaluations:>12}{'search' if np.isnan(path.rate) else f'{path.rate:.2g}':>8}"
         lines.append(line)
     lines += [

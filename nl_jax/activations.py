@@ -76,8 +76,8 @@ def require_true_derivative(activation: Any, layer: str) -> None:
         at = int(np.argmax(np.where(wrong, apart, 0)))
         raise ValueError(
             f"layer {layer!r}: the activation's derivative is {float(declared.ravel()[at]):.3g} at the value x = "
-            f"{float(x.ravel()[at]):.3g}, where its function has {float(true.ravel()[at]):.3g}: declare f′ as a function "
-            "of the value x = f(ν), or say surrogate=True if it is meant to be another"
+            f"{float(x.ravel()[at]):.3g}, where its function has {float(true.ravel()[at]):.3g}: declare f′ as a "
+            "function of the value x = f(ν), or say surrogate=True if it is meant to be another"
         )
 
 

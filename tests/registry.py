@@ -218,6 +218,8 @@ RULES: dict[str, Callable[[], rules.Rule]] = {
     "bcm": rules.bcm,
     "instar": rules.instar,
     "competitive": rules.competitive,
+    "spherical": rules.spherical,
+    "competitive_hebbian": _part(rules.competitive_hebbian, neighbours=2),
     "soft_hebb": rules.soft_hebb,
     "soft_hebb_anti_hebbian": _part(rules.soft_hebb, anti_hebbian=True, temperature=0.5),
     "perceptron": rules.perceptron,

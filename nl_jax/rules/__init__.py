@@ -6,6 +6,7 @@ Each is made by a function without a network, `nl.rules.oja()`, and taught in on
 from nl_jax.rules.apex import apex
 from nl_jax.rules.bcm import bcm
 from nl_jax.rules.competitive import competitive
+from nl_jax.rules.competitive_hebbian import competitive_hebbian
 from nl_jax.rules.delta import delta
 from nl_jax.rules.hebb import hebb
 from nl_jax.rules.instar import instar
@@ -14,6 +15,7 @@ from nl_jax.rules.perceptron import perceptron
 from nl_jax.rules.rule import Rule
 from nl_jax.rules.sanger import sanger
 from nl_jax.rules.soft_hebb import soft_hebb
+from nl_jax.rules.spherical import spherical
 from nl_jax.rules.subspace import subspace
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "apex",
     "bcm",
     "competitive",
+    "competitive_hebbian",
     "delta",
     "hebb",
     "instar",
@@ -28,5 +31,6 @@ __all__ = [
     "perceptron",
     "sanger",
     "soft_hebb",
+    "spherical",
     "subspace",
 ]

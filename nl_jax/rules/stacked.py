@@ -4,8 +4,6 @@ Several connections into a layer, ν_j = Σ_s x^s W^s_j + b_j, are one connectio
 So a rule's equations, written for one weight, hold for any number of them, recurrent ones included.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,4 +127,3 @@ def examples(site: Site, axons: Array) -> tuple[Array, Array]:
                 f"{path_name(parts.paths[i]) or 'its weight'} with {units} units: a local rule needs one axon for each"
             )
     return jnp.concatenate(products, axis=1), post
-

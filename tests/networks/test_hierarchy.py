@@ -16,7 +16,8 @@ c = nl.connections
 
 def test_a_network_in_a_network_is_its_layers():
     inner = nl.network(
-        nl.Layer("in", 4), nl.Layer("a", 3, c.dense(), nl.activations.tanh()), nl.Layer("b", 2, [c.dense(), c.dense("in")])
+        nl.Layer("in", 4), nl.Layer("a", 3, c.dense(), nl.activations.tanh()),
+        nl.Layer("b", 2, [c.dense(), c.dense("in")]),
     )  # fmt: skip
     whole = nl.network(nl.Layer("input", 5), nl.Layer("low", 4, c.dense()), inner, nl.Layer("out", 1, c.dense("a")))
     flat = nl.network(
@@ -98,7 +99,9 @@ def test_a_diagram_has_a_circle_a_unit(tmp_path):
 
 def test_a_wrong_derivative_is_told_where_its_layer_is_made():
     wrong = nl.activations.Activation(jnp.tanh, lambda x: 1 - x)
-    with pytest.raises(ValueError, match="layer 'hidden1': the activation's derivative is 1.96 at the value x = -0.964"):
+    with pytest.raises(
+        ValueError, match=r"layer 'hidden1': the activation's derivative is 1\.96 at the value x = -0\.964"
+    ):
         nl.mlp([2, 3, 1], activation=wrong)
     on_purpose = nl.activations.Activation(jnp.tanh, jnp.ones_like, surrogate=True)
     nl.mlp([2, 3, 1], activation=on_purpose)

@@ -21,7 +21,7 @@ TANH = nl.activations.tanh()
 LATERAL = nl.connections.lateral_dense(lateral_init=jax.nn.initializers.normal(0.3))
 NETWORK = nl.network(
     nl.Layer("input", 4),
-    nl.Layer("low", 5, nl.connections.dense(), TANH),
+    nl.Layer("low", 4, nl.connections.dense(), TANH),
     nl.Layer("middle", 4, LATERAL, TANH),
     nl.Layer("high", 3, nl.connections.dense(), TANH),
 )

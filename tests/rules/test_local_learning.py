@@ -397,17 +397,27 @@ BAD = {
     "no targets": (chain, {"output": rules.delta()}, None, jnp.ones((6, 4)), "layer 'output' learns from.*got none"),
     "labels": (chain, {"output": rules.delta()}, None, None, r"layer 'output' learns from.*shape \(6,\).*one-hot"),
     "weights of several widths": (
-        transposed, {"both": rules.oja()}, {"both": {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 4))}}, ONES,
+        transposed,
+        {"both": rules.oja()},
+        {"both": {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 4))}},
+        ONES,
         r"layer 'both' has weights that differ in their last axis.*a \(2, 3\), ",
     ),
     "a state over depth": (
-        _deep, rules.bcm(), {"block": {"weight": jnp.ones((4, 3, 3))}}, ONES, "'block' is stacked over depth",
+        _deep,
+        rules.bcm(),
+        {"block": {"weight": jnp.ones((4, 3, 3))}},
+        ONES,
+        "'block' is stacked over depth",
     ),
     "other parameters": (
         lambda params, x, propagate=feedforward: propagate(
             "hidden", lambda own, x: x @ own["weight"], jnp.tanh, {"weight": params["hidden"]["weight"][:, :2]}, x
         ),
-        rules.oja(), SQUARE, ONES, "'hidden' is run with parameters of other shapes",
+        rules.oja(),
+        SQUARE,
+        ONES,
+        "'hidden' is run with parameters of other shapes",
     ),
     "a hidden teacher": (chain, {"hidden1": rules.delta()}, None, None, "layer 'hidden1' learns from.*got none"),
 }

@@ -8,8 +8,8 @@ program's own arithmetic (a leak, a threshold, a reset),
 
 one trace for each weight, example and part of the state. Recurrent connections, inputs of layers that come from the
 step before, are no way for credit (or of a unit to itself alone); layers of one step are, so that a read-out or a
-second layer in the loop sends it down. Without recurrent connections this is the gradient. What ∂L_t/∂s_j is made of is the learning signal: with
-feedback weights B layers send it down through B.
+second layer in the loop sends it down. Without recurrent connections this is the gradient. What ∂L_t/∂s_j is made of is
+the learning signal: with feedback weights B layers send it down through B.
 """
 
 from collections.abc import Callable

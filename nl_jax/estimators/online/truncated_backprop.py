@@ -65,4 +65,6 @@ def truncated_backprop(objective: Objective, *, window: int, loop: str = "time")
         _, _, grads = back(first, h, rest, run.end, run.length - window * (windows - 1))
         return [t + g for t, g in zip(total, grads, strict=True)]
 
-    return online_estimator("truncated_backprop", objective, loop, lambda key: derivative, lambda params: 4, alone=False)
+    return online_estimator(
+        "truncated_backprop", objective, loop, lambda key: derivative, lambda params: 4, alone=False
+    )

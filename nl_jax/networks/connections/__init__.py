@@ -8,6 +8,7 @@ from nl_jax.networks.connections.connection import Connection, Initializer, Join
 from nl_jax.networks.connections.dense import Dense, dense, lateral_dense
 from nl_jax.networks.connections.images import conv, max_pool
 from nl_jax.networks.connections.shapes import flatten, reshape
+from nl_jax.networks.connections.standardised import standardised_conv
 from nl_jax.networks.connections.winner_take_all import winner_take_all
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "lateral_dense",
     "max_pool",
     "reshape",
+    "standardised_conv",
     "winner_take_all",
 ]

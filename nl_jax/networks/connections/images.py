@@ -40,13 +40,13 @@ def conv(
     Raises:
       ValueError: if kernel, stride, channels or padding are not of these forms.
     """
-    window, strides = _pair("kernel", kernel), _pair("stride", stride)
+    window, strides = pair("kernel", kernel), pair("stride", stride)
     _check_padding(padding)
     if channels is not None:
         positive_integer("channels", channels)
 
     def join(source_shape: Shape, shape: Shape | None) -> Joint:
-        _require_image("conv", source_shape)
+        require_image("conv", source_shape)
         if shape is not None and len(shape) != 3:
             raise ValueError(f"conv needs a layer of shape (height, width, channels), got {shape}")
         features = channels if channels is not None else shape[-1] if shape is not None else None
@@ -62,7 +62,7 @@ def conv(
 
         weight = (*window, source_shape[-1], features)
         init = weights({"weight": (weight_init, weight)}, bias_init if bias else None, features)
-        return Joint((*_spatial(source_shape, window, strides, padding), features), init, apply)
+        return Joint((*spatial(source_shape, window, strides, padding), features), init, apply)
 
     return Connection(join, source, "conv")
 
@@ -88,14 +88,14 @@ def max_pool(
     Raises:
       ValueError: if window, stride or padding are not of these forms.
     """
-    size = _pair("window", window)
-    strides = size if stride is None else _pair("stride", stride)
+    size = pair("window", window)
+    strides = size if stride is None else pair("stride", stride)
     _check_padding(padding)
 
     def join(source_shape: Shape, shape: Shape | None) -> Joint:
         del shape
-        _require_image("max_pool", source_shape)
-        height, width = _spatial(source_shape, size, strides, padding)
+        require_image("max_pool", source_shape)
+        height, width = spatial(source_shape, size, strides, padding)
         pads = _explicit(source_shape, size, strides, padding)
         if any(max(side) >= length for side, length in zip(pads, size, strict=True)):
             raise ValueError(
@@ -125,11 +125,12 @@ def _winner(best: Array, challenger: Array) -> Array:
     return jnp.where((best >= challenger) | jnp.isnan(best), best, challenger)
 
 
-def _pair(name: str, value: Any) -> tuple[int, int]:
-    pair = value if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2 or not all(map(is_size, pair)):
+def pair(name: str, value: Any) -> tuple[int, int]:
+    """Two whole numbers of at least 1, of one or two; ValueError that names them otherwise."""
+    both = value if isinstance(value, Sequence) else (value, value)
+    if len(both) != 2 or not all(map(is_size, both)):
         raise ValueError(f"{name} must be a whole number of at least 1 or a pair of them, got {value!r}")
-    return int(pair[0]), int(pair[1])
+    return int(both[0]), int(both[1])
 
 
 def _check_padding(padding: Any) -> None:
@@ -141,7 +142,8 @@ def _check_padding(padding: Any) -> None:
         raise ValueError(f"padding must be 'VALID', 'SAME' or ((top, bottom), (left, right)), got {padding!r}")
 
 
-def _require_image(what: str, shape: Shape) -> None:
+def require_image(what: str, shape: Shape) -> None:
+    """ValueError for a source that is no image."""
     if len(shape) != 3:
         raise ValueError(f"{what} reads an image (height, width, channels), its source has shape {shape}")
 
@@ -152,7 +154,8 @@ def _explicit(source: Shape, window: Shape, strides: Shape, padding: Any) -> tup
     return tuple(padding)
 
 
-def _spatial(source: Shape, window: Shape, strides: Shape, padding: Any) -> Shape:
+def spatial(source: Shape, window: Shape, strides: Shape, padding: Any) -> Shape:
+    """Height and width of what windows of an image give; ValueError if none fits."""
     pads = _explicit(source, window, strides, padding)
     axes = zip(source[:2], window, strides, pads, strict=True)
     sides = tuple((n + low + high - w) // s + 1 for n, w, s, (low, high) in axes)

@@ -208,11 +208,17 @@ def _encoded(inside, learned_start=False):
             h = 0.7 * h + propagate("hidden", programs.connected, jnp.tanh, params["hidden"], x, h)
             return h, h
 
-        hidden, trace = nl.scan("time", step, jnp.full((4, 3), params["start"]) if learned_start else jnp.ones((4, 3)), xs, propagate)
+        hidden, trace = nl.scan(
+            "time", step, jnp.full((4, 3), params["start"]) if learned_start else jnp.ones((4, 3)), xs, propagate
+        )
         return jnp.sum((trace.mean(axis=0) + hidden - batch[1]) ** 2, axis=1)
 
     keys = jax.random.split(jax.random.key(0), 4)
-    params = {"encoder": jax.random.normal(keys[0], (2, 5)), "hidden": programs._weights(keys[1], 5, 3), "start": jnp.ones(())}
+    params = {
+        "encoder": jax.random.normal(keys[0], (2, 5)),
+        "hidden": programs._weights(keys[1], 5, 3),
+        "start": jnp.ones(()),
+    }
     return objective, params, (jax.random.normal(keys[2], (4, 6, 2)), jax.random.normal(keys[3], (4, 3)))
 
 

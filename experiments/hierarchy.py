@@ -1,0 +1,300 @@
+"""A hierarchy that learns without any result to compare with, and answers by itself.
+
+python -m experiments.hierarchy --help
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from sklearn.metrics import roc_auc_score
+from tqdm.auto import tqdm
+
+from experiments import data
+from experiments.data import Split
+from experiments.failure import ExperimentError, exit_code
+from experiments.hierarchy_network import HEIGHTS, Answers, Mind, Size, asked, taught
+from experiments.results import Folder, Verdict
+
+TARGET = 0.10  # by how much named concepts are to be better than those of random weights
+SHOWN = 8  # images of the picture of completions
+
+
+@dataclass(frozen=True)
+class Config:
+    """Teach a hierarchy of five layers by local rules alone, without labels, and let it answer for itself.
+
+    Two convolutional layers and a layer of memories, which reads both, learn by competition, links among memories by
+    competitive Hebbian learning, concepts by competition again; activity settles along the links in a loop. Each
+    concept is then named by one label, that of its most typical image: ten labels in all. Memories complete images
+    whose lower half is hidden, and tell images that are turned by a right angle from those that are not. Beside it
+    stand hierarchies that are lower, that have random features below what learns, and that are random all through.
+    Prints a table and writes config.json, hierarchy.json, hierarchy.png and completion.png to --out.
+    """
+
+    out: Path = Path("results/hierarchy")
+    """Folder for the results; files of an earlier run there are replaced."""
+    features: int = 64
+    """Units of either convolutional layer."""
+    memories: int = 300
+    """Prototypes."""
+    neighbours: int = 3
+    """Next best memories that are linked to the best one."""
+    updates: int = 200
+    """Of either convolutional layer, in batches of 20 images; the memories have three times as many, of 100."""
+    images: int = 4000
+    """Images to learn from, of 4,000."""
+    validation: int = 0
+    """Of these, so many are kept to be asked about in the place of the test images: for choosing settings."""
+    seeds: int = 5
+    """Beginnings of each."""
+    quick: bool = False
+    """A small version, 600 images and two seeds, in about half a minute."""
+
+
+class Kind(NamedTuple):
+    """A hierarchy to be compared."""
+
+    height: str
+    features: bool
+    memory: bool
+
+
+KINDS = {
+    "random weights": Kind(HEIGHTS[2], features=False, memory=False),
+    "random features": Kind(HEIGHTS[2], features=False, memory=True),
+    "memory of pixels": Kind(HEIGHTS[0], features=True, memory=True),
+    "and a layer": Kind(HEIGHTS[1], features=True, memory=True),
+    "and two layers": Kind(HEIGHTS[2], features=True, memory=True),
+}
+WHOLE, RANDOM = "and two layers", "random weights"
+LADDER = tuple(KINDS)[2:]
+
+
+class Scores(NamedTuple):
+    """Of each seed.
+
+    Attributes:
+      named: fraction of images whose concept has the right name.
+      from_half: the same where the lower half is hidden.
+      completed: of the variance of hidden halves about the mean image, the fraction that what is recalled explains.
+      novelty: chance that a turned image is less familiar than one that is not (area under the curve).
+    """
+
+    named: np.ndarray
+    from_half: np.ndarray
+    completed: np.ndarray
+    novelty: np.ndarray
+
+
+TITLES = {
+    "named": "right name, ten labels (%)", "from_half": "right name from half an image (%)",
+    "completed": "variance of hidden half explained (%)", "novelty": "turned images told (area, %)",
+}  # fmt: skip
+
+
+def run(config: Config) -> dict[str, Scores]:
+    """Teaches and asks all kinds, and saves; returns their scores.
+
+    Raises:
+      ExperimentError: for a setting or folder that will not do, or if what is judged is not so.
+    """
+    if config.quick:
+        config = dataclasses.replace(
+            config, images=min(config.images, 600), memories=min(config.memories, 100),
+            features=min(config.features, 16), seeds=min(config.seeds, 2), updates=min(config.updates, 40),
+        )  # fmt: skip
+    learned_from, questions = _check(config)
+    folder = Folder(config.out, config, outputs=("hierarchy.json", "hierarchy.png", "completion.png"))
+    size = Size(config.features, config.memories, config.neighbours, config.updates)
+    found: dict[str, list[list[float]]] = {}
+    completions = np.zeros((3, SHOWN, 784))
+    with tqdm(total=config.seeds * len(KINDS), unit="hierarchy") as bar:
+        for name, kind in KINDS.items():
+            for seed in range(config.seeds):
+                key = jax.random.fold_in(jax.random.key(0), seed)
+                mind = taught(key, size, kind.height, learned_from.images, features=kind.features, memory=kind.memory)
+                scores, half = _scored(mind, learned_from, questions)
+                found.setdefault(name, []).append(scores)
+                if name == WHOLE and seed == 0:
+                    completions = _completions(questions.images, half)
+                bar.update()
+    results = {name: Scores(*np.array(scores).T) for name, scores in found.items()}
+    judged = judge(results)
+    verdict = Verdict(max(one["deviation"] for one in judged), 1.0, "parts of what is allowed")
+    folder.data(
+        "hierarchy", {**verdict._asdict(), "judged": judged, "scores": {k: v._asdict() for k, v in results.items()}}
+    )
+    folder.picture("hierarchy", plot(results))
+    folder.picture("completion", show(completions))
+    print(table(results))
+    print("\n".join(f"{one['statement']}: {one['figure']}" for one in judged))
+    print(f"pictures and data: {folder.path} (hierarchy.png, completion.png, hierarchy.json, config.json)")
+    wrong = [f"{one['statement']} ({one['figure']})" for one in judged if not one["deviation"] <= 1]
+    if wrong and not config.quick:
+        raise ExperimentError(f"not so: {'; '.join(wrong)}")
+    return results
+
+
+def _check(config: Config) -> tuple[Split, Split]:
+    """What to learn from and what to ask about."""
+    for name, least in {
+        "features": 1,
+        "memories": 20,
+        "neighbours": 1,
+        "updates": 1,
+        "images": 100,
+        "validation": 0,
+        "seeds": 2,
+    }.items():
+        if getattr(config, name) < least:
+            raise ExperimentError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    dataset = data.mnist_5000()
+    train = Split(*(part[: config.images] for part in dataset.train))
+    if config.neighbours >= config.memories:
+        raise ExperimentError(f"--neighbours must be below --memories, got {config.neighbours} and {config.memories}")
+    if len(train.labels) - config.validation < config.memories:
+        raise ExperimentError(
+            f"--memories must be at most the {len(train.labels) - config.validation} images to learn from, "
+            f"got {config.memories}"
+        )
+    if not config.validation:
+        return train, dataset.test
+    parts = zip(*((part[: -config.validation], part[-config.validation :]) for part in train), strict=True)
+    first, last = (Split(*part) for part in parts)
+    return first, last
+
+
+def names(seen: Answers, labels: np.ndarray) -> dict[int, int]:
+    """Each concept's name, the label of the image that it answers best: the only labels that are used."""
+    found = {}
+    for concept in np.unique(seen.concept):
+        own = np.flatnonzero(seen.concept == concept)
+        found[int(concept)] = int(labels[own[np.argmax(seen.certainty[own])]])
+    return found
+
+
+def hidden(images: np.ndarray) -> np.ndarray:
+    """The images without their lower half."""
+    return np.where(np.arange(images.shape[1]) < images.shape[1] // 2, images, 0)
+
+
+def turned(images: np.ndarray) -> np.ndarray:
+    """The images turned by a right angle."""
+    return np.rot90(images.reshape(-1, 28, 28), axes=(1, 2)).reshape(len(images), -1)
+
+
+def _scored(mind: Mind, learned_from: Split, questions: Split) -> tuple[list[float], Answers]:
+    called = names(asked(mind, learned_from.images), learned_from.labels)
+    whole, half, odd = (
+        asked(mind, images) for images in (questions.images, hidden(questions.images), turned(questions.images))
+    )
+    right = [
+        float(np.mean([called.get(int(c)) == label for c, label in zip(of.concept, questions.labels, strict=True)]))
+        for of in (whole, half)
+    ]
+    below = np.arange(questions.images.shape[1]) >= questions.images.shape[1] // 2
+    truth = questions.images[:, below]
+    left = np.sum((truth - half.recalled[:, below]) ** 2)
+    variance = np.sum((truth - learned_from.images.mean(axis=0)[below]) ** 2)
+    known = np.repeat([1, 0], len(questions.labels))
+    area = roc_auc_score(known, np.concatenate([whole.familiarity, odd.familiarity]))
+    return [*right, float(1 - left / variance), float(area)], half
+
+
+def _completions(images: np.ndarray, half: Answers) -> np.ndarray:
+    """What was shown, what was made of it and what there was, [3, images, pixels]."""
+    some = images[:SHOWN]
+    shown = hidden(some)
+    below = np.arange(some.shape[1]) >= some.shape[1] // 2
+    return np.stack([shown, np.where(below, half.recalled[:SHOWN], shown), some])
+
+
+def judge(results: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """Each statement with its figure and how far it is from what is wanted, 1 being just allowed."""
+    judged = []
+    gap = (results[WHOLE].named - results[RANDOM].named).mean()
+    judged.append({
+        "statement": "concepts have better names than those of random weights, by ten points",
+        "figure": f"{100 * gap:.1f} points",
+        "deviation": TARGET / gap if gap > 0 else np.inf,
+    })  # fmt: skip
+    means = [results[name].named.mean() for name in LADDER]
+    judged.append({
+        "statement": "each layer that is added raises the score",
+        "figure": ", ".join(f"{100 * mean:.1f} %" for mean in means),
+        "deviation": 0.0 if all(np.diff(means) > 0) else np.inf,
+    })  # fmt: skip
+    return judged
+
+
+def _error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5)
+
+
+def table(results: Mapping[str, Scores]) -> str:
+    """Scores as text; ± is one standard error over seeds."""
+    lines = [f"{'':18}" + "".join(f"{title:>40}" for title in TITLES.values())]
+    for name, scores in results.items():
+        cells = [f"{100 * of.mean():.1f} ± {100 * _error(of):.1f}" for of in scores]
+        lines.append(f"{name:18}" + "".join(f"{cell:>40}" for cell in cells))
+    lines.append("by chance 10, 10, 0 and 50. no label but ten has been used, one for each concept.")
+    return "\n".join(lines)
+
+
+def plot(results: Mapping[str, Scores]) -> Any:
+    """A panel for each question, hierarchies from above to below."""
+    from experiments.plotting import figure, style
+
+    canvas, panels = figure(1, len(TITLES), size=(15, 3.6))
+    for (field, title), axes in zip(TITLES.items(), panels, strict=True):
+        for row, (name, scores) in enumerate(results.items()):
+            values = 100 * getattr(scores, field)
+            look = style(1 if name.startswith("random") else 2)
+            axes.plot(values, np.full(len(values), row), "o", color=look["color"], alpha=0.35, markersize=4)
+            axes.errorbar(
+                values.mean(),
+                row,
+                xerr=_error(values),
+                fmt=look["marker"],
+                color=look["color"],
+                markersize=8,
+                capsize=4,
+            )
+        chance = {"named": 10, "from_half": 10, "completed": 0, "novelty": 50}[field]
+        axes.axvline(chance, color="grey", linestyle=":", linewidth=1.4)
+        axes.set(xlabel=title, ylim=(len(results) - 0.5, -0.5))
+        axes.set_yticks(range(len(results)), list(results) if field == "named" else [""] * len(results))
+    canvas.suptitle("A hierarchy taught by local rules answers for itself (dotted: chance; bars: one standard error)")
+    return canvas
+
+
+def show(completions: np.ndarray) -> Any:
+    """Rows of images: half, completed, whole."""
+    from experiments.plotting import figure
+
+    canvas, panels = figure(3, SHOWN, size=(1.25 * SHOWN + 1, 4.4))
+    for row, (said, images) in enumerate(zip(("shown", "completed", "as it was"), completions, strict=True)):
+        for axes, image in zip(panels[row], images, strict=True):
+            axes.imshow(image.reshape(28, 28), cmap="gray_r", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            axes.grid(visible=False)
+        panels[row][0].set_ylabel(said)
+    canvas.suptitle("Half an image calls up a memory, which completes it")
+    return canvas
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    config = tyro.cli(Config, args=arguments, prog="python -m experiments.hierarchy")
+    return exit_code(lambda: run(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

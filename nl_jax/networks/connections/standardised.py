@@ -1,0 +1,69 @@
+"""Convolution of patches that are standardised first."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.nn import initializers
+
+from nl_jax.base import Array, Key, Params
+from nl_jax.checks import positive_integer, positive_number
+from nl_jax.networks.connections.connection import Connection, Initializer, Joint, Shape
+from nl_jax.networks.connections.images import pair, require_image, spatial
+from nl_jax.products import product
+
+
+def standardised_conv(
+    kernel: int | tuple[int, int],
+    source: str | None = None,
+    *,
+    channels: int,
+    stride: int | tuple[int, int] = 1,
+    epsilon: float = 0.01,
+    weight_init: Initializer = initializers.lecun_normal(),
+) -> Connection:
+    """ν_j = Σ_i p̂_i W_ij, p̂ = (p − μ)/√(n (σ² + ε)): patches p of n values, less their mean, over their deviation.
+
+    What a unit answers to is a patch's form, not its brightness or contrast (Coates et al. 2011), and an even patch
+    leaves all units silent. ‖p̂‖ is nearly 1, so that prototypes of norm 1 answer by their cosine.
+
+    Args:
+      kernel: height and width of W in pixels, one number if equal; as large as the source, it is a dense connection.
+      source: name of the lower layer; by default the layer listed just before.
+      channels: output channels.
+      stride: step in pixels, down and across, one number if equal.
+      epsilon: ε, above 0, the variance of patches that count as even, in units of the source's axons squared.
+      weight_init: scheme for W, shape [height, width, channels in, channels out].
+
+    Raises:
+      ValueError: if an argument is not as described.
+    """
+    window, strides = pair("kernel", kernel), pair("stride", stride)
+    positive_integer("channels", channels)
+    epsilon = positive_number("epsilon", epsilon)
+
+    def join(source_shape: Shape, shape: Shape | None) -> Joint:
+        del shape
+        require_image("standardised_conv", source_shape)
+        values = math.prod(window) * source_shape[-1]
+
+        def convolve(x: Array, weight: Array) -> Array:
+            return lax.conv_general_dilated(x, weight, strides, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+        def standardised(x: Array, weight: Array) -> Array:
+            every = jnp.ones((*window, source_shape[-1], 1), x.dtype) / values
+            mean = convolve(x, every)
+            variance = jnp.maximum(convolve(x**2, every) - mean**2, 0)
+            sums = jnp.sum(weight, axis=(0, 1, 2), keepdims=True)
+            return (convolve(x, weight) - mean * sums) / jnp.sqrt(values * (variance + epsilon))
+
+        def init(key: Key, dtype: Any) -> Params:
+            return {"weight": weight_init(key, (*window, source_shape[-1], channels), dtype)}
+
+        def apply(params: Params, x: Array) -> Array:
+            return product(standardised, x, params["weight"])
+
+        return Joint((*spatial(source_shape, window, strides, "VALID"), channels), init, apply)
+
+    return Connection(join, source, "standardised_conv")

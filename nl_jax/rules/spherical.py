@@ -1,0 +1,29 @@
+"""Competitive learning on the sphere."""
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Params
+from nl_jax.rules.rule import Change, Rule, unsupervised
+
+
+def spherical() -> Rule:
+    """Δw_j = ⟨x − u_j w_j⟩ over the examples that unit j wins, u = Wᵀ x: prototypes of norm 1 (k-means on the sphere).
+
+    `competitive` compares inputs with weights by their distance from them, and this one by their direction: Oja's
+    forgetting keeps ‖w_j‖ at 1, where w_j is the mean direction of the inputs it wins (spherical k-means, Dhillon and
+    Modha 2001, one step at a time). The mean is over a unit's own wins, so that rare winners learn as fast as others.
+    An input that excites no unit is nobody's; a unit that never wins never learns. The competition belongs to the rule:
+    the layer's activation may be another. Biases stay.
+    """
+
+    def change(params: Params, x: Array, y: Array) -> Change:
+        del y
+        W = params["weight"]
+        u = x @ W
+        best = jnp.max(u, axis=1, keepdims=True)
+        wins = jax.nn.one_hot(jnp.argmax(u, axis=1), u.shape[1], dtype=u.dtype) * (best > 0).astype(u.dtype)
+        share = wins / jnp.maximum(jnp.sum(wins, axis=0, keepdims=True), 1.0)
+        return {"weight": x.T @ share - W * jnp.sum(share * u, axis=0, keepdims=True)}
+
+    return unsupervised(change)

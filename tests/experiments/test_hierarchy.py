@@ -1,0 +1,80 @@
+"""The hierarchy that answers for itself, in small."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import data, hierarchy, hierarchy_network
+from experiments.hierarchy import Scores
+from experiments.hierarchy_network import Answers, Size
+
+pytestmark = pytest.mark.usefixtures("lenient")
+
+
+def test_each_concept_is_named_by_one_label():
+    seen = Answers(np.array([0, 0, 2, 2]), np.array([0.5, 0.9, 0.3, 0.1]), np.ones(4), np.ones((4, 1)))
+    assert hierarchy.names(seen, np.array([7, 3, 1, 1])) == {0: 3, 2: 1}
+
+
+def test_questions():
+    image = np.arange(784.0).reshape(1, -1)
+    half = hierarchy.hidden(image).reshape(28, 28)
+    np.testing.assert_array_equal(half[:14].ravel(), np.arange(392))
+    assert not half[14:].any()
+    np.testing.assert_array_equal(hierarchy.turned(image).reshape(28, 28), np.rot90(np.arange(784.0).reshape(28, 28)))
+
+
+def test_it_learns_and_answers():
+    """Without labels, better than random weights by far; the layers below the one taught stay as they were."""
+    train = data.mnist_5000().train
+    images, labels = train.images[:300], train.labels[:300]
+    size = Size(features=8, memories=60, neighbours=2, updates=20)
+    right, minds = [], []
+    for learns in (False, True):
+        mind = hierarchy_network.taught(jax.random.key(0), size, "low and mid", images, features=learns, memory=learns)
+        seen = hierarchy_network.asked(mind, images)
+        called = hierarchy.names(seen, labels)
+        right.append(np.mean([called[int(c)] == label for c, label in zip(seen.concept, labels, strict=True)]))
+        minds.append(mind)
+    assert right[1] > right[0] + 0.2
+    assert seen.recalled.shape == images.shape
+    assert seen.familiarity.max() <= 2**0.5 + 1e-5  # of two connections, each of cosines
+    norms = np.linalg.norm(np.asarray(minds[1].params["low"]["weight"]).reshape(49, -1), axis=0)
+    np.testing.assert_allclose(norms, 1, atol=0.1)
+    np.testing.assert_allclose(minds[1].params["links"]["weight"], minds[1].params["links"]["weight"].T, atol=1e-7)
+
+
+def _scores(*named):
+    return {
+        name: Scores(*(np.array([at - 0.01, at + 0.01]) for _ in range(4)))
+        for name, at in zip(hierarchy.KINDS, named, strict=True)
+    }
+
+
+def test_it_is_judged():
+    good = hierarchy.judge(_scores(0.1, 0.7, 0.7, 0.8, 0.9))
+    assert max(one["deviation"] for one in good) <= 1
+    assert hierarchy.judge(_scores(0.85, 0.7, 0.7, 0.8, 0.9))[0]["deviation"] > 1
+    assert hierarchy.judge(_scores(0.1, 0.7, 0.7, 0.9, 0.8))[1]["deviation"] > 1
+
+
+@pytest.mark.slow
+def test_a_small_run(tmp_path, capsys, monkeypatch):
+    small = dataclasses.replace(hierarchy.Config(), images=200, memories=30, features=6, updates=5, seeds=2)
+    results = hierarchy.run(dataclasses.replace(small, out=tmp_path, quick=True))
+    left = json.loads((tmp_path / "hierarchy.json").read_text())
+    assert left["scores"].keys() == results.keys() == hierarchy.KINDS.keys()
+    assert "nan" not in capsys.readouterr().out
+    for name in ("hierarchy.png", "completion.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_bad_settings_are_one_line(tmp_path, capsys):
+    assert hierarchy.main(["--memories", "9", "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == "error: --memories must be at least 20, got 9\n"
+    assert hierarchy.main(["--images", "200", "--out", str(tmp_path / "out")]) == 1
+    assert "error: --memories must be at most the 200 images to learn from, got 300" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
