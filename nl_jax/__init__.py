@@ -13,7 +13,7 @@ from nl_jax import (
     theory,
 )
 from nl_jax.alternating import Stage, alternating
-from nl_jax.base import GradientEstimator, Info, Learner, LearnerState
+from nl_jax.base import Failure, GradientEstimator, Info, Learner, LearnerState
 from nl_jax.estimators import baselines, directions, feedback, reward_baselines, shaping, spaces
 from nl_jax.estimators import stochastic_units as units
 from nl_jax.estimators.augmented import augmented
@@ -50,6 +50,7 @@ from nl_jax.estimators.online.uoro import uoro
 from nl_jax.estimators.reinforce import reinforce
 from nl_jax.estimators.target_propagation import difference_target_propagation
 from nl_jax.estimators.weight_perturbation import weight_perturbation
+from nl_jax.failures import raise_if_failed
 from nl_jax.learner import learner
 from nl_jax.locality.audit import audit
 from nl_jax.networks import cells, connections, normalisation
@@ -71,6 +72,7 @@ __version__ = "0.1.0"
 __all__ = [
     "KKT",
     "Diverged",
+    "Failure",
     "GradientEstimator",
     "Info",
     "Interrupted",
@@ -131,6 +133,7 @@ __all__ = [
     "primal_dual",
     "products",
     "propagation",
+    "raise_if_failed",
     "recurrent",
     "reinforce",
     "restarts",

@@ -4,13 +4,13 @@ import contextlib
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.base import Array, Batch, Info, Key, Learner, LearnerState, State
+from nl_jax.base import Array, Batch, Failure, Info, Key, Learner, LearnerState, State
 from nl_jax.batching import Order
 from nl_jax.checks import positive_integer
 
@@ -30,7 +30,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Diverged(FloatingPointError):
-    """The loss is no longer finite. `state` is the last one before that was seen, `history` includes it."""
+    """The loss is no longer finite, or an estimate failed (see `nl.Info`).
+
+    `state` is the last one before that was seen, `history` includes it.
+    """
 
     def __init__(self, message: str, state: LearnerState, history: State) -> None:
         super().__init__(message)
@@ -52,7 +55,7 @@ class Run:
     ) -> None:
         if not isinstance(learner, Learner):
             raise ValueError(f"learner must be made by nl.learner(estimator, optimizer), got {type(learner).__name__}")
-        self.learner, self.order, self.record = learner, order, record or _without_residuals
+        self.learner, self.order, self.record = learner, order, record or _loss_and_evaluations
         self.data = jax.tree.map(jnp.asarray, data)
         self.num_steps = positive_integer("num_steps", num_steps)
         self.steps_per_dispatch = positive_integer("steps_per_dispatch", steps_per_dispatch)
@@ -65,9 +68,32 @@ class Run:
             raise ValueError(f"batch_size must be at most the {examples} examples there are, got {batch_size}")
 
 
-def _without_residuals(state: LearnerState, info: Info) -> Info:
+def _loss_and_evaluations(state: LearnerState, info: Info) -> Info:
     del state
-    return info._replace(residuals=())
+    return Info(info.loss, info.evaluations)
+
+
+class Outcomes(NamedTuple):
+    """What tells whether steps went well, leading axes [steps] or [runs, steps].
+
+    Attributes:
+      losses: of each step.
+      failures: of each step's estimate.
+    """
+
+    losses: Array
+    failures: tuple[Failure, ...]
+
+    def bad(self) -> np.ndarray:
+        """Which steps did not: their loss is not finite, or their estimate failed."""
+        bad = ~np.isfinite(self.losses)
+        for failure in self.failures:
+            bad = bad | np.asarray(failure.occurred)
+        return bad
+
+    def failed(self, at: Any = ...) -> str | None:
+        """What failed at a step, or at any; None if nothing but the loss."""
+        return next((failure.message for failure in self.failures if np.any(failure.occurred[at])), None)
 
 
 def _steps(
@@ -80,17 +106,17 @@ def _steps(
     state: LearnerState,
     data: Batch,
     first_step: Array,
-) -> tuple[LearnerState, tuple[Array, State]]:
-    """Some steps in one scan; returns the state, and losses and records with a leading axis of steps."""
+) -> tuple[LearnerState, tuple[Outcomes, State]]:
+    """Some steps in one scan; returns the state, and outcomes and records with a leading axis of steps."""
     step_key, order_key = jax.random.split(key)
     examples = jax.tree.leaves(data)[0].shape[0]
     chosen = None if batch_size is None else order(order_key, first_step, num_steps, examples, batch_size)
 
-    def one(state: LearnerState, now: tuple[Array, Array | None]) -> tuple[LearnerState, tuple[Array, State]]:
+    def one(state: LearnerState, now: tuple[Array, Array | None]) -> tuple[LearnerState, tuple[Outcomes, State]]:
         step, index = now
         batch = data if index is None else jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data)
         state, info = learner.step(jax.random.fold_in(step_key, step), state, batch)
-        return state, (info.loss, record(state, info))
+        return state, (Outcomes(info.loss, info.failures), record(state, info))
 
     return jax.lax.scan(one, state, (first_step + jnp.arange(num_steps, dtype=jnp.int32), chosen))
 
@@ -110,10 +136,10 @@ def many_runs(
     states: LearnerState,
     data: Batch,
     first_step: Array,
-) -> tuple[LearnerState, tuple[Array, State]]:
+) -> tuple[LearnerState, tuple[Outcomes, State]]:
     """`_steps` for many runs at once, all at the same step number."""
 
-    def one(key: Key, state: LearnerState) -> tuple[LearnerState, tuple[Array, State]]:
+    def one(key: Key, state: LearnerState) -> tuple[LearnerState, tuple[Outcomes, State]]:
         return _steps(learner, order, record, batch_size, num_steps, key, state, data, first_step)
 
     return jax.vmap(one)(keys, states)
@@ -126,7 +152,7 @@ def drive(
     key: Key,
     state: LearnerState,
     first_step: int,
-    stop: Callable[[LearnerState, np.ndarray, State, int], None],
+    stop: Callable[[LearnerState, Outcomes, State, int], None],
     monitor: Monitor | None,
     progress: bool | None,
 ) -> tuple[LearnerState, Any]:
@@ -143,15 +169,15 @@ def drive(
                 bar(0, monitor(state))
             while done < run.num_steps:
                 steps = min(run.steps_per_dispatch, run.num_steps - done)
-                next_state, (losses, recorded) = dispatch(
+                next_state, (outcomes, recorded) = dispatch(
                     run.learner, run.order, run.record, run.batch_size, steps,
                     key, state, run.data, np.int32(first_step + done),
                 )  # fmt: skip
-                losses, recorded = jax.device_get((losses, recorded))
+                outcomes, recorded = jax.device_get((outcomes, recorded))
                 records.append(recorded)
-                stop(state, losses, history() if not np.isfinite(losses).all() else None, first_step + done)
+                stop(state, outcomes, history() if outcomes.bad().any() else None, first_step + done)
                 state, done = next_state, done + steps
-                shown = {"loss": f"{np.mean(losses[..., -1]):.4g}"}
+                shown = {"loss": f"{np.mean(outcomes.losses[..., -1]):.4g}"}
                 bar(steps, shown | dict(monitor(state) if monitor is not None else {}))
         except KeyboardInterrupt as interrupt:
             raise Interrupted(state, history()) from interrupt

@@ -9,7 +9,7 @@ import numpy as np
 from nl_jax.base import Batch, Key, Learner, LearnerState, State
 from nl_jax.batching import Order, shuffled
 from nl_jax.checks import typed_key
-from nl_jax.training.dispatch import Diverged, Monitor, Record, Run, drive, one_run
+from nl_jax.training.dispatch import Diverged, Monitor, Outcomes, Record, Run, drive, one_run
 
 
 def fit(
@@ -42,7 +42,7 @@ def fit(
       order: `nl.batching.shuffled` (passes over the data) or `nl.batching.uniform` (with replacement).
       steps_per_dispatch: steps compiled into one call; progress shows and interrupts act between calls.
       record: `record(state, info)`, what to keep of each step; by default `info` without its residuals, which
-        only `lambda state, info: info` pays for.
+        only `lambda state, info: info` pays for, and its failures, which are errors.
       monitor: `monitor(state) -> {name: number}`, called before the first dispatch and after each; what it
         returns is shown beside the bar.
       progress: whether to show a tqdm bar; by default if tqdm is installed.
@@ -52,7 +52,7 @@ def fit(
 
     Raises:
       ValueError: for settings out of range or data of unequal lengths.
-      Diverged: if a loss, or in the end a parameter, is not finite.
+      Diverged: if an estimate fails (see `nl.Info`), or a loss, or in the end a parameter, is not finite.
       Interrupted: on Ctrl-C. Both carry `.state` and `.history`.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
@@ -70,15 +70,13 @@ def fit(
     if not isinstance(state, LearnerState):
         raise ValueError(f"state must be made by learner.init(key, params), got {type(state).__name__}")
 
-    def stop(state: LearnerState, losses: np.ndarray, history: State, first_step: int) -> None:
-        bad = np.flatnonzero(~np.isfinite(losses))
+    def stop(state: LearnerState, outcomes: Outcomes, history: State, first_step: int) -> None:
+        bad = np.flatnonzero(outcomes.bad())
         if bad.size:
-            raise Diverged(
-                f"the loss is {losses[bad[0]]} at step {first_step + bad[0]}: lower the learning rate, or the "
-                "perturbation sigma if the estimator has one",
-                state,
-                history,
-            )
+            step, loss, failed = first_step + bad[0], outcomes.losses[bad[0]], outcomes.failed(bad[0])
+            remedy = "lower the learning rate, or the perturbation sigma if the estimator has one"
+            message = f"at step {step} {failed}" if failed else f"the loss is {loss} at step {step}: {remedy}"
+            raise Diverged(message, state, history)
 
     state, history = drive(run, one_run, 0, key, state, int(state.step), stop, monitor, progress)
     if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):

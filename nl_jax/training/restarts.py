@@ -11,7 +11,7 @@ import numpy as np
 from nl_jax.base import Array, Batch, Key, Learner, LearnerState, Params, State
 from nl_jax.batching import Order, shuffled
 from nl_jax.checks import positive_integer, typed_key
-from nl_jax.training.dispatch import Diverged, Interrupted, Monitor, Record, Run, drive, many_runs
+from nl_jax.training.dispatch import Diverged, Interrupted, Monitor, Outcomes, Record, Run, drive, many_runs
 
 
 class Restarts(NamedTuple):
@@ -64,11 +64,12 @@ def restarts(
       monitor: as for `fit`, given all runs' states stacked along a leading axis.
 
     Returns:
-      A `Restarts`. A run whose score is not finite is never the best.
+      A `Restarts`. A run whose score is not finite, as it is after a failed estimate (see `nl.Info`), is never the
+      best.
 
     Raises:
       ValueError: for settings out of range, data of unequal lengths or a score that is not one number.
-      Diverged: if the loss, or the score, of every run is no longer finite.
+      Diverged: if every run's loss, or score, is no longer finite, or its estimate has failed.
       Interrupted: on Ctrl-C. Both carry `.state` and `.history` of all runs.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
@@ -90,10 +91,10 @@ def restarts(
 
     run_keys, states = jax.vmap(begin)(keys)
 
-    def stop(states: LearnerState, losses: np.ndarray, history: State, first_step: int) -> None:
-        if not np.isfinite(losses[:, -1]).any():
-            message = f"no loss of {num_restarts} restarts is finite after step {first_step + losses.shape[1] - 1}"
-            raise Diverged(f"{message}: lower the learning rate", states, history)
+    def stop(states: LearnerState, outcomes: Outcomes, history: State, first_step: int) -> None:
+        if (bad := outcomes.bad())[:, -1].all():  # what fails is NaN from the next step on
+            message = f"all {num_restarts} restarts have diverged by step {first_step + bad.shape[1] - 1}"
+            raise Diverged(f"{message}: {outcomes.failed() or 'lower the learning rate'}", states, history)
 
     states, history = drive(run, many_runs, 1, run_keys, states, 0, stop, monitor, progress)
     try:

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
+from nl_jax.base import Array, Batch, Failure, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, positive_number, require_optimizer
 from nl_jax.estimators.constrained.lagrangian import Axons, hidden_and_last
 from nl_jax.estimators.constrained.penalty import infer, learning_point
-from nl_jax.estimators.constrained.relaxation import Relaxation
+from nl_jax.estimators.constrained.relaxation import Relaxation, Relaxed
 from nl_jax.estimators.constrained.solution import Point, solution
+from nl_jax.failures import ever, raise_if_known
 from nl_jax.propagation import record
 
 _DESCENT = optax.sgd(0.1)
@@ -80,22 +81,26 @@ def auxiliary_coordinates(
         names, _ = hidden_and_last("auxiliary_coordinates", feedforward)
         feasible = {name: feedforward[name] for name in names}
 
-        def stage(carry: tuple[Axons, Array], penalty: Array) -> tuple[tuple[Axons, Array], Array]:
+        def stage(
+            carry: tuple[Axons, Array], penalty: Array
+        ) -> tuple[tuple[Axons, Array], tuple[Array, tuple[Failure, ...]]]:
             displacement, before = carry
 
             def drawn_in(x: Array, displacement: Array) -> Array:
                 return x + (before / penalty).astype(x.dtype) * displacement
 
             start = jax.tree.map(drawn_in, feasible, displacement)
-            hidden, taken = infer(
+            hidden, taken, failures = infer(
                 objective, params, start, batch, penalty=penalty, optimizer=optimizer, relaxation=relaxation
             )
-            return (jax.tree.map(jnp.subtract, hidden, feasible), penalty), taken
+            return (jax.tree.map(jnp.subtract, hidden, feasible), penalty), (taken, failures)
 
         mu = jnp.asarray(schedule)
         nowhere = jax.tree.map(jnp.zeros_like, feasible)
-        (displacement, _), taken = jax.lax.scan(stage, (nowhere, mu[0]), mu)
+        (displacement, _), (taken, failures) = jax.lax.scan(stage, (nowhere, mu[0]), mu)
         hidden = jax.tree.map(jnp.add, feasible, displacement)
-        return learning_point(losses, objective, params, hidden, batch, penalty=schedule[-1], taken=jnp.sum(taken))
+        inferred = Relaxed(hidden, jnp.sum(taken), ever(failures))
+        raise_if_known(inferred.failures)  # a scan's stages are traced, and cannot have raised
+        return learning_point(losses, objective, params, inferred, batch, penalty=schedule[-1])
 
     return solution(objective, solve)

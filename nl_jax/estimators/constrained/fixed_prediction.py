@@ -76,7 +76,7 @@ def fixed_prediction(
             return relaxed, distance(imbalance)
 
         nothing = jax.tree.map(jnp.zeros_like, fixed)
-        multipliers, taken = relax(step, nothing, relaxation, remedy=None)
-        return Point(losses, feedforward, {**multipliers, **output}, taken + 1)
+        multipliers, taken, failures = relax(step, nothing, relaxation, remedy=None)
+        return Point(losses, feedforward, {**multipliers, **output}, taken + 1, failures)
 
     return solution(objective, solve)

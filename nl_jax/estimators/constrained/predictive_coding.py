@@ -73,9 +73,7 @@ def predictive_coding(
         losses, feedforward = record(objective)(params, batch)
         hidden, _ = hidden_and_last("predictive_coding", feedforward)
         begin = starts.begun(start, {name: feedforward[name] for name in hidden})
-        inferred, taken = infer(
-            objective, params, begin, batch, penalty=penalty, optimizer=optimizer, relaxation=relaxation
-        )
-        return learning_point(losses, objective, params, inferred, batch, penalty=penalty, taken=taken)
+        inferred = infer(objective, params, begin, batch, penalty=penalty, optimizer=optimizer, relaxation=relaxation)
+        return learning_point(losses, objective, params, inferred, batch, penalty=penalty)
 
     return solution(objective, solve)

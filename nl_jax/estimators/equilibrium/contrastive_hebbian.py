@@ -68,7 +68,7 @@ def contrastive_hebbian(
         start = network.start(params, batch)
         lower, output = hidden_and_last("contrastive_hebbian", start)
         _refuse_loss_of(lower, network, params, start, batch)
-        free, taken = network.settle(params, start, batch)
+        free, taken, failures = network.settle(params, start, batch)
         losses = per_example(network.outputs(params, free, batch))
         slopes = jax.grad(lambda x: jnp.sum(network.outputs(params, x, batch)))(free)
         forces = network.forces(params, free, batch)
@@ -76,7 +76,7 @@ def contrastive_hebbian(
         answer = lambda force: network.answers(params, free, batch, {**forces, output: force})[output]
         to_preactivation = jax.vjp(answer, forces[output])[1]
         clamp = {output: free[output] - to_preactivation(slopes[output])[0]}
-        clamped, retaken = network.settle(params, {**free, **clamp}, batch, held=clamp)
+        clamped, retaken, more_failures = network.settle(params, {**free, **clamp}, batch, held=clamp)
 
         def contrast(params: Params) -> Array:
             """Φ(x) − Φ(x̂), and the loss for parameters that it uses itself."""
@@ -87,7 +87,7 @@ def contrastive_hebbian(
         moved = jax.tree.map(jnp.subtract, network.forces(params, clamped, batch), forces)
         residuals = certificate(network, params, free, {**moved, output: -slopes[output]}, batch, grads)
         evaluations = 1 + 2 * taken + 2 * retaken + 2
-        return grads, state, Info(jnp.mean(losses), evaluations, residuals)
+        return grads, state, Info(jnp.mean(losses), evaluations, residuals, failures + more_failures)
 
     return GradientEstimator(stateless, estimate)
 
