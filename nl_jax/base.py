@@ -98,8 +98,8 @@ class Info(NamedTuple):
       residuals: how far the estimate is from the conditions that define it (a tree of norms), or ()
         for estimators that have none. Free unless used: jit removes what nobody reads.
       failures: what can go wrong in the estimate, and whether it did; () for estimators that cannot fail. A failed
-        estimate is NaN. `nl.fit` and `nl.restarts` raise; after a call of your own under `jax.jit`, use
-        `nl.raise_if_failed(info.failures)`. Without `jax.jit` the estimate itself raises.
+        estimate is NaN. `nl.fit` and `nl.restarts` raise; after a call of your own under `jax.jit` or `jax.vmap`, use
+        `nl.raise_if_failed(info.failures)`. Without them the estimate itself raises.
     """
 
     loss: Array

@@ -52,7 +52,7 @@ def predictive_coding(
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, for layers that
         share a name or whose axons are not examples.
-      FloatingPointError: when run, if inference diverges (see `relax`).
+      FloatingPointError: when run, if inference diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())

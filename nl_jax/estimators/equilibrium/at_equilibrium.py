@@ -70,9 +70,9 @@ def free_equilibrium(network: EnergyNetwork, params: Params, batch: Batch) -> tu
         return jax.tree.map(lambda answer, x: answer - x, answers, dict(axons))
 
     def solve(_: Callable, start: Axons) -> tuple[Axons, tuple[Failure, ...]]:
-        axons, _, failures = network.settle(params, start, batch)
+        relaxed = network.settle(params, start, batch)
         # As numbers: custom_root differentiates what it hands on, and has no tangent for a bool.
-        return axons, jax.tree.map(lambda occurred: occurred.astype(float), failures)
+        return relaxed.carry, jax.tree.map(lambda occurred: occurred.astype(float), relaxed.failures)
 
     def solve_linear(linear: Callable[[Axons], Axons], right: Axons) -> Axons:
         def step(t: Axons) -> tuple[Axons, Array]:

@@ -50,7 +50,7 @@ def contrastive_hebbian(
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
         holds parameters or the loss reads another layer than the last.
-      FloatingPointError: when run, if a phase diverges (see `nl_jax.estimators.constrained.relaxation`).
+      FloatingPointError: when run, if a phase diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())

@@ -59,7 +59,7 @@ def equilibrium_propagation(
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
         holds parameters.
-      FloatingPointError: when run, if a phase diverges (see `nl_jax.estimators.constrained.relaxation`).
+      FloatingPointError: when run, if a phase diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
