@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "checks": {"base"},
     "numerics": {"base"},
     "dependence": {"base"},
-    "propagation": {"base", "dependence"},
+    "propagation": {"base", "dependence", "products"},
     "activations": {"base", "checks"},
     "losses": {"base", "checks", "numerics"},
     "batching": {"base"},

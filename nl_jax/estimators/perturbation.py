@@ -1,14 +1,14 @@
 """The engine of every perturbation estimator: space × direction law × baseline × sample plan."""
 
-import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Params, State
+from nl_jax.base import Batch, GradientEstimator, Info, Key, Params, State
 from nl_jax.checks import positive_integer, positive_number, takes, typed_key
 from nl_jax.estimators.baselines import Baseline
 from nl_jax.estimators.directions import Law
-from nl_jax.estimators.sampling import default_chunk, stacked, sum_over_samples
-from nl_jax.estimators.spaces import Noise, Space
+from nl_jax.estimators.sampled import SampledGradient
+from nl_jax.estimators.spaces import Noise, Space, View
+from nl_jax.estimators.spaces.view import Measure
 from nl_jax.estimators.step_size import step_size
 
 
@@ -47,25 +47,26 @@ def perturbation(
         del key, params
         return baseline.init()
 
-    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+    def measured(key: Key, state: State, params: Params, batch: Batch) -> tuple[View, Measure, int]:
         typed_key(key)
         view = space(params, batch, Noise(directions, key, num_samples))
         rate = baseline.rate(view, step_size(sigma, baseline.length, view.dtypes, view.components), state)
+        return view, rate.along, view.fixed_cost + rate.fixed_cost + num_samples * rate.cost_per_sample
 
-        def sample(index: Array) -> State:
-            direction = view.draw(index)
-            return direction, *rate.along(direction)
-
-        def partial_sum(indices: Array) -> State:
-            drawn, change, losses = stacked(sample)(indices)
-            return view.credit(change, drawn), jnp.sum(jnp.mean(losses, axis=1))
-
-        direction, _, losses = jax.eval_shape(sample, jnp.int32(0))
-        at_once = chunk or default_chunk(num_samples, view.footprint(direction))
-        credit, loss = sum_over_samples(partial_sum, num_samples, at_once)
-        grads = view.gradient(jax.tree.map(lambda c: c / num_samples, credit))
-        loss = (loss / num_samples).astype(losses.dtype)
-        evaluations = view.fixed_cost + rate.fixed_cost + num_samples * rate.cost_per_sample
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        view, measure, evaluations = measured(key, state, params, batch)
+        grads, loss = view.estimate(measure, chunk)
         return grads, baseline.update(state, loss), Info(loss, jnp.int32(evaluations))
 
-    return GradientEstimator(init, estimate)
+    def sample(key: Key, state: State, params: Params, batch: Batch) -> tuple[SampledGradient, State, Info]:
+        view, measure, evaluations = measured(key, state, params, batch)
+        if view.rates is None or view.sampled is None:
+            raise ValueError(
+                "a gradient made of noise in nodes is no list of numbers: every example has noise of its own. Use "
+                "weight_perturbation, forward_gradient(space=nl.spaces.weights) or evolution_strategy"
+            )
+        rates, losses = view.rates(measure, chunk)
+        loss = jnp.mean(losses)
+        return view.sampled(rates), baseline.update(state, loss), Info(loss, jnp.int32(evaluations))
+
+    return GradientEstimator(init, estimate, sample)

@@ -38,7 +38,7 @@ def default_chunk(num_samples: int, footprint: Footprint) -> int:
     if on_cpu and footprint.weights_of_its_own:
         return 1
     room, most = (2**22, 32) if on_cpu else (2**30, 256)
-    fitting = 2 ** round(math.log2(max(1, room / max(footprint.bytes, 1))))
+    fitting = 2 ** int(math.log2(max(1, room / max(footprint.bytes, 1))))
     return min(num_samples, most, fitting)
 
 

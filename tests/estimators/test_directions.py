@@ -208,12 +208,11 @@ def test_structured_equals_formed(name, problem, x64):
     @jax.jit
     def both():
         view, direction, losses = _displaced(problem, LAWS[name], 0.3)
-        stacked = jax.tree.map(lambda x: jnp.expand_dims(x, 0), direction)
         of_each, n = formed(direction, examples), jnp.arange(examples)
         one_by_one = jax.vmap(loss, in_axes=(None, 0, 0))(0.3, of_each, n)
         rates = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(0.0, of_each, n)
         found = losses, view.tangent()[1](direction)
-        return found, (one_by_one, rates), view.gradient(view.credit(change, stacked)), of_each
+        return found, (one_by_one, rates), view.sampled(change).formed(problem.params), of_each
 
     (losses, along), (one_by_one, rates), credit, of_each = both()
     np.testing.assert_allclose(losses, one_by_one, rtol=1e-10)
