@@ -80,11 +80,13 @@ class Info(NamedTuple):
         weight space (somewhat less in truth for rank-one directions, whose own products are cheap).
       residuals: how far the estimate is from the conditions that define it (a tree of norms), or ()
         for estimators that have none. Free unless used: jit removes what nobody reads.
+      update: of a step of `nl.seeded` the numbers that its change of the parameters can be repeated from; () elsewhere.
     """
 
     loss: Array
     evaluations: Array
     residuals: State = ()
+    update: State = ()
 
 
 class EstimatorInitFn(Protocol):

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "learner": {"base", "checks"},
     "alternating": {"base", "checks", "learner", "parts"},
     "locality": {"base", "checks", "dependence", "propagation"},
-    "training": {"base", "checks", "batching"},
+    "training": {"base", "checks", "batching", "estimators"},
     "diagnostics": {"base", "checks", "numerics"},
     "conformance": {*("base", "checks", "propagation", "activations", "losses", "networks", "objectives", "locality")},
     "theory": set(),

@@ -1,9 +1,10 @@
 """A gradient as a list of numbers: ĝ = 1/K Σ_k r_k ξ_k, of which only the rates r need to be kept."""
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,39 +16,52 @@ from nl_jax.estimators.directions.structured import parts
 from nl_jax.estimators.sampling import Footprint, default_chunk, occupied, stacked
 from nl_jax.numerics import wide_dtype
 
-Draw = Callable[[Key, Array], Direction]
-"""`draw(key, index) -> direction`, the index-th of the estimate that `key` belongs to, a tree like the parameters."""
 
+class Leaf(NamedTuple):
+    """What a law is told of one parameter.
 
-def directions_of(law: Law, params: Params, weights: Sequence[bool]) -> Draw:
-    """Directions of a law for given parameters.
-
-    Args:
-      law: from `nl.directions`.
-      params: a tree of arrays or of their shapes.
-      weights: by leaf, whether the law is shown a weight; it is shown a vector otherwise, for which a structured law has
+    Attributes:
+      shape, dtype: of the parameter.
+      weight: whether the law is shown a weight; otherwise it is shown a vector, for which a structured law has
         independent noise.
     """
-    leaves, tree = jax.tree.flatten(params)
-    shown = [
-        jax.ShapeDtypeStruct(leaf.shape if weight else (leaf.size,), leaf.dtype)
-        for leaf, weight in zip(leaves, weights, strict=True)
-    ]
-    own, template = drawing(law), tree.unflatten(shown)
 
-    def draw(key: Key, index: Array) -> Direction:
-        direction = parts(own(key, index, template))
-        return tree.unflatten(
+    shape: tuple[int, ...]
+    dtype: Any
+    weight: bool
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The directions of a law for parameters of given shapes; equal if law and shapes are."""
+
+    law: Law
+    tree: Any
+    leaves: tuple[Leaf, ...]
+
+    @classmethod
+    def of(cls, law: Law, params: Params, weights: Sequence[bool]) -> Self:
+        """Directions for parameters, a tree of arrays or of their shapes, of which some, by leaf, are weights."""
+        leaves, tree = jax.tree.flatten(params)
+        pairs = zip(leaves, weights, strict=True)
+        return cls(law, tree, tuple(Leaf(tuple(leaf.shape), jnp.dtype(leaf.dtype), weight) for leaf, weight in pairs))
+
+    def draw(self, key: Key, index: Array) -> Direction:
+        """The index-th direction of the estimate that `key` belongs to, a tree like the parameters."""
+        shown = [
+            jax.ShapeDtypeStruct(leaf.shape if leaf.weight else (math.prod(leaf.shape),), leaf.dtype)
+            for leaf in self.leaves
+        ]
+        direction = parts(drawing(self.law)(key, index, self.tree.unflatten(shown)))
+        return self.tree.unflatten(
             [
                 xi if isinstance(xi, Structured) else xi.reshape(leaf.shape)
-                for xi, leaf in zip(direction, leaves, strict=True)
+                for xi, leaf in zip(direction, self.leaves, strict=True)
             ]
         )
 
-    return draw
 
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["key", "rates"], meta_fields=["draw"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["key", "rates"], meta_fields=["directions"])
 @dataclass(frozen=True)
 class SampledGradient:
     """ĝ = 1/K Σ_k mean_n (r_kn ξ_kn), with every direction ξ drawn again where it is needed.
@@ -56,12 +70,12 @@ class SampledGradient:
       key: of the estimate.
       rates: the losses' rates of change along the directions, in float32 at least: [K, 1], or [K, batch] where every
         example has directions of its own.
-      draw: draws them.
+      directions: how they are drawn.
     """
 
     key: Key
     rates: Array
-    draw: Draw = field(compare=False)
+    directions: Directions
 
     def added(self, params: Params, scale: Any) -> Params:
         """params + scale · ĝ, block by block and in place where XLA may; nothing of the parameters' size is held.
@@ -76,7 +90,7 @@ class SampledGradient:
         leaves, tree = jax.tree.flatten(params)
         count = self.rates.shape[0]
         rates = self.rates * (jnp.asarray(scale, self.rates.dtype) / count)
-        draw = lambda index: self.draw(self.key, index)
+        draw = lambda index: self.directions.draw(self.key, index)
         size = occupied(jax.eval_shape(draw, jnp.int32(0)))
         # Signs of every example are many; samples that have them are added one by one.
         chunk = 1 if rates.shape[1] > 1 else default_chunk(count, Footprint(size, weights_of_its_own=False))
@@ -107,7 +121,7 @@ def _added(leaf: Array, directions: Any, rates: Array) -> Array:
         return directions.added(leaf.reshape(_shape(directions, leaf)), rates).reshape(leaf.shape)
     wide = wide_dtype(directions.dtype)
     change = jnp.tensordot(jnp.mean(rates, axis=1).astype(wide), directions.astype(wide), axes=1)
-    return leaf + change.astype(leaf.dtype)
+    return leaf + jax.lax.optimization_barrier(change.astype(leaf.dtype))  # rounded here, whatever stands around it
 
 
 def _shape(directions: Any, leaf: Array) -> tuple[int, ...]:

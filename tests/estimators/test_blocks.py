@@ -11,7 +11,7 @@ import pytest
 import nl_jax as nl
 from nl_jax.estimators.directions import blocks
 from nl_jax.estimators.directions.law import drawing
-from nl_jax.estimators.sampled import directions_of
+from nl_jax.estimators.sampled import Directions
 from nl_jax.estimators.spaces import Noise
 from tests.estimators.test_directions import LAWS
 from tests.formed import formed
@@ -203,8 +203,9 @@ def test_directions_are_those_of_the_estimate():
     """What a training log draws is what the estimate was made of."""
     params = {"a": jnp.zeros((3, 5)), "b": jnp.zeros(4)}
     law = nl.directions.rank_one()
-    draw = directions_of(law, params, [False, True])
-    drawn = draw(KEY, jnp.int32(1))
+    directions = Directions.of(law, params, [False, True])
+    assert directions == Directions.of(law, jax.tree.map(jnp.ones_like, params), [False, True])
+    drawn = directions.draw(KEY, jnp.int32(1))
     expected = law(KEY, jnp.int32(1), {"a": jnp.zeros(15), "b": jnp.zeros(4)})
     np.testing.assert_array_equal(drawn["a"], expected["a"].reshape(3, 5))
     np.testing.assert_array_equal(drawn["b"], expected["b"])

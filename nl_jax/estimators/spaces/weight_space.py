@@ -13,7 +13,7 @@ from nl_jax.estimators.directions import Direction, Structured
 from nl_jax.estimators.directions.blocks import Blocks, in_blocks
 from nl_jax.estimators.directions.law import drawing
 from nl_jax.estimators.directions.structured import parts
-from nl_jax.estimators.sampled import Draw, SampledGradient, directions_of
+from nl_jax.estimators.sampled import Directions, SampledGradient
 from nl_jax.estimators.sampling import Footprint, default_chunk, occupied
 from nl_jax.estimators.spaces.coupling import mixing_layers, refuse_coupling
 from nl_jax.estimators.spaces.view import Along, Measure, Noise, Space, View
@@ -37,7 +37,7 @@ def weights(objective: Objective) -> Space:
         leaves, tree = jax.tree.flatten(params)
         uses = functools.cache(lambda: use(objective, params, batch))
         directions = _directions(objective, params, batch, noise, uses)
-        draw = lambda index: directions(noise.key, index)
+        draw = lambda index: directions.draw(noise.key, index)
         example = parts(jax.eval_shape(draw, jnp.int32(0)))
         of_each_example = any(isinstance(xi, Structured) and xi.of_each_example for xi in example)
 
@@ -132,14 +132,16 @@ def weights(objective: Objective) -> Space:
     return view
 
 
-def _directions(objective: Objective, params: Params, batch: Batch, noise: Noise, uses: Callable[[], Use]) -> Draw:
+def _directions(
+    objective: Objective, params: Params, batch: Batch, noise: Noise, uses: Callable[[], Use]
+) -> Directions:
     """The noise's directions. A structured law is shown as weights what the objective only multiplies by."""
     leaves, tree = jax.tree.flatten(params)
     shapes = tree.unflatten([jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves])
     drawn = parts(jax.eval_shape(drawing(noise.law), noise.key, jnp.int32(0), shapes))
     structured = [isinstance(xi, Structured) and not isinstance(xi, Blocks) for xi in drawn]
     if not any(structured):
-        return directions_of(noise.law, params, [True] * len(leaves))
+        return Directions.of(noise.law, params, [True] * len(leaves))
     multiplied = uses().multiplied
     places = zip(drawn, structured, multiplied, strict=True)
     apart = {i: leaves[i] for i, (xi, own, weight) in enumerate(places) if own and weight and xi.of_each_example}
@@ -150,4 +152,4 @@ def _directions(objective: Objective, params: Params, batch: Batch, noise: Noise
             return mixing(tree.unflatten([some.get(i, leaf) for i, leaf in enumerate(leaves)]), batch)[1]
 
         refuse_coupling(reached, apart, "use directions that the whole batch shares, such as nl.directions.rank_one()")
-    return directions_of(noise.law, params, multiplied)
+    return Directions.of(noise.law, params, multiplied)
