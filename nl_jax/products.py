@@ -114,7 +114,9 @@ def opened(xs: Any) -> tuple[Any, Callable[[Any], Any]]:
     """A tree with the stand-ins in it opened, for a loop to slice, and what puts them into a slice again."""
     leaves, tree = jax.tree.flatten(xs, is_leaf=lambda leaf: isinstance(leaf, StandIn))
     parts = [leaf.opened() if isinstance(leaf, StandIn) else (leaf, lambda part: part) for leaf in leaves]
-    rebuilt = lambda slices: tree.unflatten([close(part) for part, (_, close) in zip(slices, parts, strict=True)])
+    rebuilt = lambda slices: jax.tree.unflatten(
+        tree, [close(part) for part, (_, close) in zip(slices, parts, strict=True)]
+    )
     return [part for part, _ in parts], rebuilt
 
 

@@ -86,7 +86,7 @@ def evolution_strategy(
             )
         utilities = utilities.reshape(fitness.shape)
         rates = (utilities[:, 0] - utilities[:, 1]) / 2 if antithetic else utilities[:, 0]
-        sampled = view.sampled(jnp.expand_dims(rates / step, 1))
+        sampled = SampledGradient(key, jnp.expand_dims(rates / step, 1), view.directions)
         return sampled, state, Info(jnp.mean(fitness), jnp.int32(fitness.size))
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:

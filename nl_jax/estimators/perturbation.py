@@ -60,13 +60,17 @@ def perturbation(
 
     def sample(key: Key, state: State, params: Params, batch: Batch) -> tuple[SampledGradient, State, Info]:
         view, measure, evaluations = measured(key, state, params, batch)
-        if view.rates is None or view.sampled is None:
+        if view.rates is None or view.directions is None:
             raise ValueError(
                 "a gradient made of noise in nodes is no list of numbers: every example has noise of its own. Use "
                 "weight_perturbation, forward_gradient(space=nl.spaces.weights) or evolution_strategy"
             )
         rates, losses = view.rates(measure, chunk)
         loss = jnp.mean(losses)
-        return view.sampled(rates), baseline.update(state, loss), Info(loss, jnp.int32(evaluations))
+        return (
+            SampledGradient(key, rates, view.directions),
+            baseline.update(state, loss),
+            Info(loss, jnp.int32(evaluations)),
+        )
 
     return GradientEstimator(init, estimate, sample)

@@ -108,7 +108,7 @@ class SampledGradient:
             leaves, _ = jax.lax.scan(lambda leaves, some: (part(leaves, *some), None), leaves, whole)
         if rest:
             leaves = part(leaves, indices[-rest:], rates[-rest:])
-        return tree.unflatten(leaves)
+        return jax.tree.unflatten(tree, leaves)
 
     def formed(self, params: Params) -> Params:
         """ĝ as a tree like `params`."""

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.base import Array, Batch, GradientEstimator, Params
+from nl_jax.base import Batch, GradientEstimator, Params
 from nl_jax.checks import path_name, positive_integer
 from nl_jax.estimators import directions as laws
 from nl_jax.estimators.directions import Law
@@ -27,7 +26,7 @@ _AT_ONCE = 256  # steps repeated in one compiled call
 class TrainingLog:
     """A folder with all that a run of `nl.seeded` did: for each step a key, a scale and K rates.
 
-    Hand it to `nl.fit` as `log`: it appends a dispatch's steps in one write, flushed to the disk, before the next begins.
+    Hand it to `nl.fit` as `log`: it appends a dispatch's steps in one write, flushed to disk, before the next begins.
     A record that a crash left unfinished is found by its checksum and dropped. Steps that are in the folder already are
     compared, so that the same run may be started again; another run is refused.
 
@@ -120,7 +119,7 @@ class TrainingLog:
             os.fsync(file.fileno())
         before, self.steps = self.steps, max(self.steps, step)
         if self.snapshot_every is not None and step // self.snapshot_every > before // self.snapshot_every:
-            leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
+            leaves: dict[str, Any] = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
             _write(self.folder / f"snapshot-{step:09}.npz", lambda file: np.savez(file, **leaves))
 
     def _records(self, updates: Update, step: int) -> np.ndarray:
@@ -139,8 +138,8 @@ def replay(
 ) -> Params:
     """Repeats a run from its log and returns its parameters, without a forward pass.
 
-    With the laws of `nl.directions` they have the same bits as the run's, on the same kind of device and version of JAX;
-    with a law of your own they are equal to rounding.
+    With the laws of `nl.directions` they have the same bits as the run's, on the same kind of device and version of
+    JAX; with a law of your own they are equal to rounding.
 
     Args:
       params: the run's first parameters. Their shapes alone are needed where the log has a snapshot.
@@ -188,8 +187,8 @@ def _header(estimator: GradientEstimator, params: Params, batch: Batch) -> dict[
     state = jax.eval_shape(estimator.init, key, params)
     if jax.tree.leaves(state):
         raise ValueError(
-            "an estimator with a state of its own cannot be replayed, for no log keeps it: take a baseline without one, "
-            "such as nl.baselines.antithetic()"
+            "an estimator with a state of its own cannot be replayed, for no log keeps it: take a baseline without "
+            "one, such as nl.baselines.antithetic()"
         )
     sampled, _, _ = jax.eval_shape(estimator.sample, key, state, params, batch)
     law = sampled.directions.law
@@ -261,7 +260,7 @@ def _snapshot(folder: Path, last: int, params: Params) -> tuple[int, Params]:
         return 0, params
     with np.load(folder / f"snapshot-{usable[-1]:09}.npz") as saved:
         leaves, tree = jax.tree.flatten(params)
-        return usable[-1], tree.unflatten([jnp.asarray(saved[str(i)]) for i in range(len(leaves))])
+        return usable[-1], jax.tree.unflatten(tree, [jnp.asarray(saved[str(i)]) for i in range(len(leaves))])
 
 
 def _write(path: Path, content: Callable[[IO[bytes]], Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import nl_jax as nl
 from nl_jax.estimators.directions import blocks
 from nl_jax.estimators.directions.law import drawing
-from nl_jax.estimators.sampled import Directions
+from nl_jax.estimators.sampled import Directions, SampledGradient
 from nl_jax.estimators.spaces import Noise
 from tests.estimators.test_directions import LAWS
 from tests.formed import formed
@@ -77,7 +77,7 @@ def test_what_is_displaced_in_blocks_is_the_formed_direction(name, small_blocks,
         total = jax.tree.map(lambda xi: jnp.tensordot(jnp.arange(6.0), xi, axes=1) / 18, arrays)
         found = view.both_sides(direction, 0.1), view.displaced(direction, 0.2), view.tangent()[1](direction)
         expected = (each(0.1), each(-0.1)), each(0.2), jax.jvp(each, (0.0,), (1.0,))[1]
-        return (found, view.sampled(change).formed(params)), (expected, total), direction
+        return (found, SampledGradient(KEY, change, view.directions).formed(params)), (expected, total), direction
 
     found, expected, direction = both()
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), found, expected)

@@ -10,6 +10,7 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.estimators.directions import Structured
+from nl_jax.estimators.sampled import SampledGradient
 from nl_jax.estimators.spaces import Noise
 from nl_jax.theory import perturbation as theory
 from tests import problems
@@ -212,7 +213,7 @@ def test_structured_equals_formed(name, problem, x64):
         one_by_one = jax.vmap(loss, in_axes=(None, 0, 0))(0.3, of_each, n)
         rates = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(0.0, of_each, n)
         found = losses, view.tangent()[1](direction)
-        return found, (one_by_one, rates), view.sampled(change).formed(problem.params), of_each
+        return found, (one_by_one, rates), SampledGradient(KEY, change, view.directions).formed(problem.params), of_each
 
     (losses, along), (one_by_one, rates), credit, of_each = both()
     np.testing.assert_allclose(losses, one_by_one, rtol=1e-10)

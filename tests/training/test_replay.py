@@ -79,7 +79,7 @@ def test_in_place_has_the_memory_of_inference(law):
 
 
 def test_a_torn_record_is_dropped(tmp_path):
-    log, state = run(tmp_path, estimator())
+    log, _ = run(tmp_path, estimator())
     path = tmp_path / "updates.bin"
     whole = path.read_bytes()
     assert len(whole) == 7 * log.bytes_per_step == 7 * (8 + 8 + 4 + 4 * 3 + 4)
@@ -101,10 +101,10 @@ def test_what_is_refused(tmp_path):
         nl.TrainingLog(tmp_path / "log", estimator(samples=2), PARAMS, BATCH)
     with pytest.raises(ValueError, match="other updates from step 0 on"):
         run(tmp_path / "log", estimator(), rate=0.06)
+    _, info = nl.seeded(estimator(), 0.05).step(KEY, state, BATCH)
+    later = jax.tree.map(lambda x: x[None], info.update)
     with pytest.raises(ValueError, match="ends at step 7, these begin at step 9"):
-        learner = nl.seeded(estimator(), 0.05)
-        _, info = learner.step(KEY, state, BATCH)
-        log.append(jax.tree.map(lambda x: x[None], info.update), 10, state.params)
+        log.append(later, 10, state.params)
     with pytest.raises(ValueError, match=r"other parameters: it has .*4.* where these have .*5"):
         nl.replay(nl.mlp([300, 250, 5], activation=nl.activations.tanh()).init(KEY), log)
     with pytest.raises(ValueError, match="at most the log's 7, got 8"):

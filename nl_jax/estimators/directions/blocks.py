@@ -1,6 +1,5 @@
 """Noise of large parameters, drawn block by block where it is needed and stored nowhere."""
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,8 +31,8 @@ def is_large(leaf: Any) -> bool:
 class Layout(NamedTuple):
     """How a parameter of shape […, inputs, units] is divided into blocks of a few units each.
 
-    The layout belongs to the noise, so that it depends on the shape alone. Every slice along the leading axes has blocks
-    of its own: a loop over stacked weights draws those of its step.
+    The layout belongs to the noise: it depends on the shape alone. Every slice along the leading axes has its own
+    blocks, so that a loop over stacked weights draws those of its step.
 
     Attributes:
       slices: product of the leading axes.
@@ -49,7 +48,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, shape: tuple[int, ...]) -> Self:
-        """The layout of blocks of at most 2^16 components, or of one unit; a width that divides the units if any does."""
+        """Blocks of at most 2^16 components, or of one unit, of a width that divides the units if there is one."""
         inputs, units = (1, *shape)[-2:]
         most = min(units, max(1, BLOCK // inputs))
         width = next((w for w in range(most, most // 2, -1) if units % w == 0), most)
@@ -74,10 +73,8 @@ class Layout(NamedTuple):
     def together(self) -> int:
         """Blocks handled at once: enough for a product that is not too narrow, and on an accelerator to fill it."""
         size = self.inputs * self.width
-        if jax.default_backend() == "cpu":
-            most = min(-(-64 // self.width), 2**18 // size)
-        else:
-            most = 2**22 // size
+        on_cpu = jax.default_backend() == "cpu"
+        most = min(-(-64 // self.width), 2**18 // size) if on_cpu else 2**22 // size
         return next((g for g in range(min(most, self.whole), 1, -1) if self.whole % g == 0), 1)
 
 
@@ -224,13 +221,13 @@ class _Tiled(StandIn):
         both = lambda part: function(self.function(part))
         return type(self)(self.plain, self.noise, self.sigma, both, swapped=self.swapped != swap)
 
-    def opened(self) -> tuple[Any, Callable[[Any], Self]]:
+    def opened(self) -> tuple[Any, Callable[[Any], StandIn]]:
         if self.swapped or self.function is not _identity or self.ndim < 3:
             return super().opened()
         first, *rest = self.noise.shape
         slices = self.noise.slice + math.prod(rest[:-2]) * jnp.arange(first, dtype=jnp.int32)
 
-        def rebuilt(parts: tuple[Array | None, Array]) -> Self:
+        def rebuilt(parts: tuple[Array | None, Array]) -> StandIn:
             weight, slice = parts
             noise = Blocks(self.noise.seed, slice, self.noise.fill, tuple(rest), self.noise.dtype)
             return type(self)(weight, noise, self.sigma)
@@ -253,16 +250,16 @@ class _Tiled(StandIn):
 
 
 Piece = Callable[[Array, int, int], Array]
+"""`piece(block, count, width) -> y`, what consecutive blocks contribute."""
 
 
 def _side_by_side(layout: Layout, piece: Piece) -> Array:
-    together = layout.together
-    steps = layout.whole // together
-    one = functools.partial(piece, count=together, width=layout.width)
+    steps = layout.whole // layout.together
+    one = lambda block: piece(block, layout.together, layout.width)
     if steps == 1:
         y = one(jnp.int32(0))
     else:
-        y = lax.map(one, together * jnp.arange(steps, dtype=jnp.int32))
+        y = lax.map(one, layout.together * jnp.arange(steps, dtype=jnp.int32))
         y = jnp.moveaxis(y, 0, -2)
         y = y.reshape(*y.shape[:-2], -1)
     if not layout.rest:
@@ -271,9 +268,7 @@ def _side_by_side(layout: Layout, piece: Piece) -> Array:
 
 
 def _sum(layout: Layout, piece: Piece) -> Array:
-    together = layout.together
-    one = functools.partial(piece, count=together, width=layout.width)
-    first = one(jnp.int32(0))
-    later = together * jnp.arange(1, layout.whole // together, dtype=jnp.int32)
-    y, _ = lax.scan(lambda y, block: (y + one(block), None), first, later)
+    one = lambda block: piece(block, layout.together, layout.width)
+    later = layout.together * jnp.arange(1, layout.whole // layout.together, dtype=jnp.int32)
+    y, _ = lax.scan(lambda y, block: (y + one(block), None), one(jnp.int32(0)), later)
     return y + piece(jnp.int32(layout.whole), 1, layout.rest) if layout.rest else y

@@ -82,7 +82,7 @@ class Flipped(Structured):
         def increment(at: tuple[Array, Array, int, int]) -> Array:
             _, block, count, width = at
 
-            def add(summed: Array, one: tuple[Blocks, Array, Array]) -> tuple[Array, None]:
+            def add(summed: Array, one: tuple[Any, Array, Array]) -> tuple[Array, None]:
                 noise, s, r = one
                 units = jax.lax.dynamic_slice_in_dim(r, block * layout.width, count * width, axis=1)
                 return summed + noise.tile(*at).astype(wide) * (s.T @ units), None
@@ -107,12 +107,12 @@ class _Displaced(StandIn):
 
         return type(self)(function(self.weight), mapped(self.noise, function, swap=swap), flips, self.sigma)
 
-    def opened(self) -> tuple[Any, Callable[[Any], Self]]:
+    def opened(self) -> tuple[Any, Callable[[Any], StandIn]]:
         if self.ndim < 3:
             return super().opened()
         # All slices of a stacked weight have the same signs s and r.
         noise, close = opened(self.noise)
-        return (self.weight, noise), lambda parts: type(self)(parts[0], close(parts[1]), self.flips, self.sigma)
+        return (self.weight, noise), lambda parts: _Displaced(parts[0], close(parts[1]), self.flips, self.sigma)
 
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         s, r = self.flips(x.shape[0])

@@ -111,12 +111,11 @@ class _Displaced(StandIn):
         left, right = function(self.left), function(self.right)
         return type(self)(function(self.weight), *((right, left) if swap else (left, right)), self.sigma)
 
-    def opened(self) -> tuple[Any, Callable[[Any], Self]]:
+    def opened(self) -> tuple[Any, Callable[[Any], StandIn]]:
         if self.ndim < 3:
             return super().opened()
         # A slice of a stacked weight has its own A; B is that of all slices.
-        rebuilt = lambda parts: type(self)(*parts, self.right, self.sigma)
-        return (self.weight, self.left), rebuilt
+        return (self.weight, self.left), lambda parts: _Displaced(parts[0], parts[1], self.right, self.sigma)
 
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         seen = bilinear(x, self.left)

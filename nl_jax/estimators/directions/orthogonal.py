@@ -24,8 +24,8 @@ _LOWER_TERMS = (
 def orthogonal() -> Law:
     """±1 directions orthogonal to each other: rows of a Hadamard matrix, columns randomly signed.
 
-    The matrix has order n, the least power of two not below P (at least 2; blocks of large parameters are rounded up to
-    whole words of 32), and rows are taken without replacement. Relative variance (P − 1)/K · (n − K)/(n − 1): less than that of independent signs, and at K = n
+    The matrix has order n, the least power of two not below P (at least 2; the blocks of large parameters are rounded
+    up to whole words of 32), and rows are taken without replacement. Relative variance (P − 1)/K · (n − K)/(n − 1): less than that of independent signs, and at K = n
     the estimate is exact as σ → 0. Beyond n samples another randomised matrix follows.
     """
 
@@ -82,7 +82,7 @@ def _flipped(key: Key, row: Array, first: Array, components: int) -> Array:
 
 
 def _hadamard(row: Array, first: Array, count: int) -> Array:
-    """A piece of a row of Sylvester's matrix, H_ij = (−1)^(number of ones common to i and j): `count` words of 32 columns.
+    """A piece of a row of Sylvester's matrix, H_ij = (−1)^(number of ones common to i and j): words of 32 columns.
 
     A column's place in its word is the low five bits of its number, so that every word is one pattern or its inverse.
     """

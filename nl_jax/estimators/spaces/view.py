@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, Key, Params
 from nl_jax.estimators.directions import Direction, Law
-from nl_jax.estimators.sampled import SampledGradient
 from nl_jax.numerics import wide_dtype
 
 
@@ -49,9 +48,9 @@ class View(NamedTuple):
       clean_cost: evaluations `clean` costs beyond that.
       tangent_cost: evaluations an exact derivative along one direction costs.
       chunk: samples at once by default.
-      rates: `rates(measure, chunk) -> (rates, loss)` along all directions, [K, 1], or [K, batch] where every example has
-        directions of its own, and the mean losses [K]; None of a space whose noise is as large as the activity.
-      sampled: `sampled(rates) -> SampledGradient`; None as `rates`.
+      rates: `rates(measure, chunk) -> (rates, losses)` along all directions: rates [K, 1], or [K, batch] where every
+        example has its own directions, and mean losses [K]; None of nodes, whose noise is too large to draw again.
+      directions: a `nl_jax.estimators.sampled.Directions`, to draw them again by; None as `rates`.
     """
 
     draw: Callable[[Array], Direction]
@@ -67,7 +66,7 @@ class View(NamedTuple):
     tangent_cost: int
     chunk: int
     rates: Callable[[Measure, int | None], tuple[Array, Array]] | None = None
-    sampled: Callable[[Array], SampledGradient] | None = None
+    directions: Any = None
 
 
 Space = Callable[[Params, Batch, Noise], View]

@@ -27,8 +27,8 @@ def weights(objective: Objective) -> Space:
     No direction is kept. Large parameters are displaced block by block where an objective multiplies by them
     (`nl_jax.products`), and every direction is drawn a second time once its loss is known, to be added to the gradient.
 
-    Structured laws keep their form for the parameters that an objective only multiplies by; to them all others are shown
-    as vectors, for which they have independent noise. `flipout` asks for examples that do not interact; all other laws
+    Structured laws keep their form for the parameters that an objective only multiplies by. They are shown all others as
+    vectors, for which they have independent noise. `flipout` asks for examples that do not interact; all other laws
     work on any objective.
     """
 
@@ -42,7 +42,7 @@ def weights(objective: Objective) -> Space:
         of_each_example = any(isinstance(xi, Structured) and xi.of_each_example for xi in example)
 
         def losses_at(moved: list[Any]) -> Array:
-            return per_example(objective(tree.unflatten(moved), batch))
+            return per_example(objective(jax.tree.unflatten(tree, moved), batch))
 
         def moved(direction: Direction, sigma: Any, *, shared: bool = False) -> list[Any]:
             """The parameters a step of σ along the direction; `shared` if other steps are taken beside this one."""
@@ -90,9 +90,6 @@ def weights(objective: Objective) -> Space:
             values = uses().values * examples * leaves[0].dtype.itemsize
             return Footprint(occupied(example) + values, weights_of_its_own=False)
 
-        def sampled(rates: Array) -> SampledGradient:
-            return SampledGradient(noise.key, rates, directions)
-
         def rates(measure: Measure, chunk: int | None) -> tuple[Array, Array]:
             """The rates of change, of the whole batch where its examples share their directions; the mean loss."""
 
@@ -109,7 +106,7 @@ def weights(objective: Objective) -> Space:
 
         def estimate(measure: Measure, chunk: int | None) -> tuple[Params, Array]:
             found, losses = rates(measure, chunk)
-            return sampled(found).formed(params), jnp.mean(losses)
+            return SampledGradient(noise.key, found, directions).formed(params), jnp.mean(losses)
 
         at_once = default_chunk(noise.num_samples, footprint())
         return View(
@@ -126,7 +123,7 @@ def weights(objective: Objective) -> Space:
             tangent_cost=2,  # d(x W) = dx W + x dW
             chunk=at_once,
             rates=rates,
-            sampled=sampled,
+            directions=directions,
         )
 
     return view
@@ -137,7 +134,7 @@ def _directions(
 ) -> Directions:
     """The noise's directions. A structured law is shown as weights what the objective only multiplies by."""
     leaves, tree = jax.tree.flatten(params)
-    shapes = tree.unflatten([jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves])
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     drawn = parts(jax.eval_shape(drawing(noise.law), noise.key, jnp.int32(0), shapes))
     structured = [isinstance(xi, Structured) and not isinstance(xi, Blocks) for xi in drawn]
     if not any(structured):
@@ -149,7 +146,7 @@ def _directions(
         mixing = mixing_layers(objective)
 
         def reached(some: dict[int, Array]) -> Any:
-            return mixing(tree.unflatten([some.get(i, leaf) for i, leaf in enumerate(leaves)]), batch)[1]
+            return mixing(jax.tree.unflatten(tree, [some.get(i, leaf) for i, leaf in enumerate(leaves)]), batch)[1]
 
         refuse_coupling(reached, apart, "use directions that the whole batch shares, such as nl.directions.rank_one()")
     return Directions.of(noise.law, params, multiplied)
