@@ -1,12 +1,16 @@
 """The engine of every perturbation estimator: space × direction law × baseline × sample plan."""
 
-import jax.numpy as jnp
+from typing import Any
 
-from nl_jax.base import Batch, GradientEstimator, Info, Key, Params, State
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Params, State
 from nl_jax.checks import positive_integer, positive_number, takes, typed_key
 from nl_jax.estimators.baselines import Baseline
 from nl_jax.estimators.directions import Law
 from nl_jax.estimators.sampled import SampledGradient
+from nl_jax.estimators.sampling import require_sharding, shared_out
 from nl_jax.estimators.spaces import Noise, Space, View
 from nl_jax.estimators.spaces.view import Measure
 from nl_jax.estimators.step_size import step_size
@@ -20,6 +24,7 @@ def perturbation(
     sigma: float | None,
     num_samples: int,
     chunk: int | None,
+    sharding: NamedSharding | None = None,
 ) -> GradientEstimator:
     """ĝ = mean over K samples of (dE/dξ) ξ, since E (gᵀξ) ξ = g for directions of unit covariance.
 
@@ -30,6 +35,7 @@ def perturbation(
       sigma: σ, step along a direction, above 0; None for what suits the dtype.
       num_samples: K, at least 1.
       chunk: samples evaluated at once, at least 1; None for what suits the backend.
+      sharding: how samples are divided over devices, of weight spaces alone: see `sampling.shared_out`.
 
     Raises:
       ValueError: if a setting is not as described.
@@ -42,6 +48,7 @@ def perturbation(
         raise ValueError(f"sigma must be left out with tangent(), which makes no step; got {sigma}")
     num_samples = positive_integer("num_samples", num_samples)
     chunk = None if chunk is None else positive_integer("chunk", chunk)
+    require_sharding(sharding, num_samples)
 
     def init(key: Key, params: Params) -> State:
         del key, params
@@ -54,23 +61,34 @@ def perturbation(
         return view, rate.along, view.fixed_cost + rate.fixed_cost + num_samples * rate.cost_per_sample
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        if sharding is not None:
+            sampled, state, info = sample(key, state, params, batch)
+            return sampled.formed(params), state, info
         view, measure, evaluations = measured(key, state, params, batch)
-        grads, loss = view.estimate(measure, chunk)
+        if view.rates is None:
+            grads, loss = view.estimate(measure, chunk)
+        else:
+            rates, losses = view.rates(measure, chunk, jnp.arange(num_samples, dtype=jnp.int32))
+            grads, loss = SampledGradient(key, rates, view.directions).formed(params), jnp.mean(losses)
         return grads, baseline.update(state, loss), Info(loss, jnp.int32(evaluations))
 
     def sample(key: Key, state: State, params: Params, batch: Batch) -> tuple[SampledGradient, State, Info]:
-        view, measure, evaluations = measured(key, state, params, batch)
-        if view.rates is None or view.directions is None:
-            raise ValueError(
-                "a gradient made of noise in nodes is no list of numbers: every example has noise of its own. Use "
-                "weight_perturbation, forward_gradient(space=nl.spaces.weights) or evolution_strategy"
-            )
-        rates, losses = view.rates(measure, chunk)
+        found: list[Any] = []
+
+        def rates_of(indices: Array, key: Key, state: State, params: Params, batch: Batch) -> tuple[Array, Array]:
+            view, measure, evaluations = measured(key, state, params, batch)
+            if view.rates is None:
+                raise ValueError(
+                    "a gradient made of noise in nodes is no list of numbers: every example has noise of its own. Use "
+                    "weight_perturbation, forward_gradient(space=nl.spaces.weights) or evolution_strategy"
+                )
+            found[:] = view.directions, evaluations
+            return view.rates(measure, chunk, indices)
+
+        rates, losses = shared_out(rates_of, num_samples, sharding)(key, state, params, batch)
+        directions, evaluations = found
         loss = jnp.mean(losses)
-        return (
-            SampledGradient(key, rates, view.directions),
-            baseline.update(state, loss),
-            Info(loss, jnp.int32(evaluations)),
-        )
+        info = Info(loss, jnp.int32(evaluations))
+        return SampledGradient(key, rates, directions), baseline.update(state, loss), info
 
     return GradientEstimator(init, estimate, sample)

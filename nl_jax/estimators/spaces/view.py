@@ -40,16 +40,16 @@ class View(NamedTuple):
       displaced: `displaced(direction, sigma) -> losses`, [batch], a step of σ along the direction.
       both_sides: `both_sides(direction, sigma) -> (losses, losses)`, a step forth and a step back.
       tangent: `tangent() -> (losses, along)`, the exact derivative at σ = 0.
-      estimate: `estimate(measure, chunk) -> (grads, loss)`, the gradient from the rates of change along all directions,
-        calibrated to the mean loss, and the mean of the losses; `chunk` samples at once, None for what suits.
       dtypes: of all that is displaced.
       components: P, of one direction.
       fixed_cost: evaluations spent per estimate, whatever the number of samples.
       clean_cost: evaluations `clean` costs beyond that.
       tangent_cost: evaluations an exact derivative along one direction costs.
       chunk: samples at once by default.
-      rates: `rates(measure, chunk) -> (rates, losses)` along all directions: rates [K, 1], or [K, batch] where every
-        example has its own directions, and mean losses [K]; None of nodes, whose noise is too large to draw again.
+      estimate: of nodes, `estimate(measure, chunk) -> (grads, loss)`, the gradient from the rates of change along all
+        directions, calibrated to the mean loss, and the mean of the losses; `chunk` samples at once, None for what suits.
+      rates: of weights, `rates(measure, chunk, indices) -> (rates, losses)` along some directions: rates [K, 1], or
+        [K, batch] where every example has its own directions, and mean losses [K]. The gradient follows from them.
       directions: a `nl_jax.estimators.sampled.Directions`, to draw them again by; None as `rates`.
     """
 
@@ -58,14 +58,14 @@ class View(NamedTuple):
     displaced: Callable[[Direction, Any], Array]
     both_sides: Callable[[Direction, float], tuple[Array, Array]]
     tangent: Callable[[], tuple[Array, Along]]
-    estimate: Callable[[Measure, int | None], tuple[Params, Array]]
     dtypes: list[jnp.dtype]
     components: int
     fixed_cost: int
     clean_cost: int
     tangent_cost: int
     chunk: int
-    rates: Callable[[Measure, int | None], tuple[Array, Array]] | None = None
+    estimate: Callable[[Measure, int | None], tuple[Params, Array]] | None = None
+    rates: Callable[[Measure, int | None, Array], tuple[Array, Array]] | None = None
     directions: Any = None
 
 

@@ -13,7 +13,7 @@ from nl_jax.estimators.directions import Direction, Structured
 from nl_jax.estimators.directions.blocks import Blocks, in_blocks
 from nl_jax.estimators.directions.law import drawing
 from nl_jax.estimators.directions.structured import parts
-from nl_jax.estimators.sampled import Directions, SampledGradient
+from nl_jax.estimators.sampled import Directions
 from nl_jax.estimators.sampling import Footprint, default_chunk, occupied
 from nl_jax.estimators.spaces.coupling import mixing_layers, refuse_coupling
 from nl_jax.estimators.spaces.view import Along, Measure, Noise, Space, View
@@ -27,7 +27,7 @@ def weights(objective: Objective) -> Space:
     No direction is kept. Large parameters are displaced block by block where an objective multiplies by them
     (`nl_jax.products`), and every direction is drawn a second time once its loss is known, to be added to the gradient.
 
-    Structured laws keep their form for the parameters that an objective only multiplies by. They are shown all others as
+    Structured laws keep their form for parameters that an objective only multiplies by. They are shown all others as
     vectors, for which they have independent noise. `flipout` asks for examples that do not interact; all other laws
     work on any objective.
     """
@@ -90,7 +90,7 @@ def weights(objective: Objective) -> Space:
             values = uses().values * examples * leaves[0].dtype.itemsize
             return Footprint(occupied(example) + values, weights_of_its_own=False)
 
-        def rates(measure: Measure, chunk: int | None) -> tuple[Array, Array]:
+        def rates(measure: Measure, chunk: int | None, indices: Array) -> tuple[Array, Array]:
             """The rates of change, of the whole batch where its examples share their directions; the mean loss."""
 
             def one(index: Array) -> tuple[Array, Array]:
@@ -98,15 +98,8 @@ def weights(objective: Objective) -> Space:
                 change = change.astype(wide_dtype(change.dtype))
                 return change if of_each_example else jnp.mean(change, keepdims=True), jnp.mean(losses)
 
-            indices = jnp.arange(noise.num_samples, dtype=jnp.int32)
-            size = chunk or at_once
-            if size == 1:
-                return jax.lax.map(one, indices)
-            return jax.lax.map(one, indices, batch_size=min(size, noise.num_samples))
-
-        def estimate(measure: Measure, chunk: int | None) -> tuple[Params, Array]:
-            found, losses = rates(measure, chunk)
-            return SampledGradient(noise.key, found, directions).formed(params), jnp.mean(losses)
+            size = min(chunk or at_once, len(indices))
+            return jax.lax.map(one, indices, batch_size=None if size == 1 else size)
 
         at_once = default_chunk(noise.num_samples, footprint())
         return View(
@@ -115,7 +108,6 @@ def weights(objective: Objective) -> Space:
             displaced=displaced,
             both_sides=both_sides,
             tangent=tangent,
-            estimate=estimate,
             dtypes=[leaf.dtype for leaf in leaves],
             components=sum(leaf.size for leaf in leaves),
             fixed_cost=0,
