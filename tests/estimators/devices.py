@@ -5,6 +5,7 @@ import os
 import re
 import sys
 
+os.environ["JAX_ENABLE_X64"] = "true"  # the losses' differences are compared, which lose half of all digits
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[1]}"
 
 import jax
@@ -42,7 +43,7 @@ def main(devices: int) -> None:
         learner = nl.seeded(estimator, 0.05)
         everywhere = NamedSharding(mesh, PartitionSpec())
         batch = jax.device_put((jax.random.normal(KEY, (6, 120)), jnp.arange(6) % 4), everywhere)
-        state = jax.device_put(learner.init(KEY, network.init(KEY)), everywhere)
+        state = jax.device_put(learner.init(KEY, network.init(KEY, float)), everywhere)
         step = jax.jit(learner.step).lower(KEY, state, batch).compile()
         for _ in range(3):
             state, info = step(KEY, state, batch)

@@ -22,21 +22,21 @@ def runs():
 
 def test_the_update_does_not_depend_on_the_devices(runs):
     for name, one in runs[1].items():
-        np.testing.assert_allclose(runs[4][name]["rates"], one["rates"], rtol=2e-3, atol=2e-3)
-        np.testing.assert_allclose(runs[4][name]["params"], one["params"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(runs[4][name]["rates"], one["rates"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(runs[4][name]["params"], one["params"], rtol=1e-6, atol=1e-6)
 
 
 def test_nothing_but_rates_travels(runs):
-    """An all-gather of the K rates and one of the K mean losses, of 4 bytes each, however many parameters there are."""
+    """An all-gather of the K rates and one of the K mean losses, of 8 bytes each, however many parameters there are."""
     for name, found in runs[4].items():
         samples = int(name.split()[-1])
-        assert found["bytes"] == {"all-gather": 2 * 4 * samples}, name
+        assert found["bytes"] == {"all-gather": 2 * 8 * samples}, name
         assert runs[1][name]["bytes"].keys() <= {"all-gather"}
 
 
 def test_what_is_refused():
     mesh = jax.make_mesh((1,), ("samples",))
     objective = lambda w, batch: (w * batch) ** 2
-    for wrong in (mesh, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(("samples",)))):
+    for wrong in (mesh, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("samples", None))):
         with pytest.raises(ValueError, match="sharding must divide the samples over one axis"):
             nl.weight_perturbation(objective, sharding=wrong)

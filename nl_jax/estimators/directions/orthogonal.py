@@ -25,8 +25,9 @@ def orthogonal() -> Law:
     """±1 directions orthogonal to each other: rows of a Hadamard matrix, columns randomly signed.
 
     The matrix has order n, the least power of two not below P (at least 2; the blocks of large parameters are rounded
-    up to whole words of 32), and rows are taken without replacement. Relative variance (P − 1)/K · (n − K)/(n − 1): less than that of independent signs, and at K = n
-    the estimate is exact as σ → 0. Beyond n samples another randomised matrix follows.
+    up to whole words of 32). Rows are taken without replacement. Relative variance (P − 1)/K · (n − K)/(n − 1): less
+    than that of independent signs, and at K = n the estimate is exact as σ → 0. Beyond n samples another randomised
+    matrix follows.
     """
 
     def law(key: Key, index: Array, template: Params) -> Direction:

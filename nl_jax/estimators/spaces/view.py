@@ -47,9 +47,10 @@ class View(NamedTuple):
       tangent_cost: evaluations an exact derivative along one direction costs.
       chunk: samples at once by default.
       estimate: of nodes, `estimate(measure, chunk) -> (grads, loss)`, the gradient from the rates of change along all
-        directions, calibrated to the mean loss, and the mean of the losses; `chunk` samples at once, None for what suits.
+        directions, calibrated to the mean loss, and the mean of the losses; None of weights.
       rates: of weights, `rates(measure, chunk, indices) -> (rates, losses)` along some directions: rates [K, 1], or
         [K, batch] where every example has its own directions, and mean losses [K]. The gradient follows from them.
+        Both take the samples evaluated at once, None for what suits.
       directions: a `nl_jax.estimators.sampled.Directions`, to draw them again by; None as `rates`.
     """
 
@@ -64,8 +65,8 @@ class View(NamedTuple):
     clean_cost: int
     tangent_cost: int
     chunk: int
-    estimate: Callable[[Measure, int | None], tuple[Params, Array]] | None = None
-    rates: Callable[[Measure, int | None, Array], tuple[Array, Array]] | None = None
+    estimate: Any = None
+    rates: Any = None
     directions: Any = None
 
 
