@@ -65,6 +65,8 @@ from nl_jax.propagation import scan
 from nl_jax.rules.local_learning import local_learning
 from nl_jax.training.dispatch import Diverged, Interrupted
 from nl_jax.training.fit import fit
+from nl_jax.training.in_place import seeded
+from nl_jax.training.replay_log import TrainingLog, replay
 from nl_jax.training.restarts import Restarts, restarts
 
 __version__ = "0.1.0"
@@ -82,6 +84,7 @@ __all__ = [
     "Network",
     "Restarts",
     "Stage",
+    "TrainingLog",
     "activations",
     "admm",
     "alternating",
@@ -136,12 +139,14 @@ __all__ = [
     "raise_if_failed",
     "recurrent",
     "reinforce",
+    "replay",
     "restarts",
     "reward_baselines",
     "rflo",
     "rtrl",
     "rules",
     "scan",
+    "seeded",
     "shaping",
     "snap",
     "spaces",

@@ -100,12 +100,14 @@ class Info(NamedTuple):
       failures: what can go wrong in the estimate, and whether it did; () for estimators that cannot fail. A failed
         estimate is NaN. `nl.fit` and `nl.restarts` raise; after a call of your own under `jax.jit` or `jax.vmap`, use
         `nl.raise_if_failed(info.failures)`. Without them the estimate itself raises.
+      update: of a step of `nl.seeded` the numbers that its change of the parameters can be repeated from; () elsewhere.
     """
 
     loss: Array
     evaluations: Array
     residuals: State = ()
     failures: tuple[Failure, ...] = ()
+    update: State = ()
 
 
 class EstimatorInitFn(Protocol):
@@ -123,11 +125,27 @@ class EstimateFn(Protocol):
     def __call__(self, key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]: ...
 
 
+class SampleFn(Protocol):
+    """`sample(key, state, params, batch) -> (sampled, state, info)`, the estimate as a list of numbers.
+
+    `sampled` is a `nl_jax.estimators.sampled.SampledGradient`; `sampled.formed(params)` is what `estimate` returns.
+    """
+
+    def __call__(self, key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, State, Info]: ...
+
+
 class GradientEstimator(NamedTuple):
-    """A pair of pure functions that estimate the gradient of an objective's mean loss."""
+    """Pure functions that estimate the gradient of an objective's mean loss.
+
+    Attributes:
+      init: makes the estimator's state.
+      estimate: returns the gradient.
+      sample: returns it as a list of numbers, where it is one (`nl.seeded`); None otherwise.
+    """
 
     init: EstimatorInitFn
     estimate: EstimateFn
+    sample: SampleFn | None = None
 
 
 class LearnerState(NamedTuple):
