@@ -62,8 +62,8 @@ from nl_jax.networks.normalisation import batch_norm
 from nl_jax.objectives import bandit, supervised
 from nl_jax.propagation import scan
 from nl_jax.rules.local_learning import local_learning
-from nl_jax.training.dispatch import Diverged, Interrupted
 from nl_jax.training.fit import fit
+from nl_jax.training.outcome import Diverged, Exhausted, Interrupted, Report, Terminated
 from nl_jax.training.restarts import Restarts, restarts
 
 __version__ = "0.1.0"
@@ -71,6 +71,7 @@ __version__ = "0.1.0"
 __all__ = [
     "KKT",
     "Diverged",
+    "Exhausted",
     "GradientEstimator",
     "Info",
     "Interrupted",
@@ -78,8 +79,10 @@ __all__ = [
     "Learner",
     "LearnerState",
     "Network",
+    "Report",
     "Restarts",
     "Stage",
+    "Terminated",
     "activations",
     "admm",
     "alternating",

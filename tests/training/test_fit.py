@@ -61,16 +61,14 @@ def test_minibatch_sum_is_batch_size_times_the_mean():
     np.testing.assert_allclose(_fit(summed)[0].params, _fit(BACKPROP)[0].params, rtol=1e-4)
 
 
-def test_record_and_monitor():
+def test_record_and_log():
     seen = []
 
-    def monitor(state):
+    def log(state):
         seen.append(int(state.step))
         return {}
 
-    _, norms = _fit(
-        num_steps=10, steps_per_dispatch=4, monitor=monitor, record=lambda state, info: jnp.sum(state.params**2)
-    )
+    _, norms = _fit(num_steps=10, steps_per_dispatch=4, log=log, record=lambda state, info: jnp.sum(state.params**2))
     assert norms.shape == (10,)
     assert seen == [0, 4, 8, 10]
 
@@ -90,13 +88,13 @@ def test_a_second_fit_does_not_compile_again():
 
 
 def test_ctrl_c_keeps_what_was_done_and_the_run_goes_on():
-    def monitor(state):
+    def log(state):
         if int(state.step) == 8:
             raise KeyboardInterrupt
         return {}
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        _fit(num_steps=20, steps_per_dispatch=4, monitor=monitor)
+        _fit(num_steps=20, steps_per_dispatch=4, log=log)
     stopped = caught.value
     assert isinstance(stopped, nl.Interrupted)
     assert int(stopped.state.step) == 8
