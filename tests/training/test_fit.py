@@ -134,6 +134,19 @@ def test_what_is_no_learner_or_no_state_is_refused():
         nl.fit(BACKPROP, KEY, {"w": START}, (X, Y), num_steps=1)
 
 
+def test_a_run_cannot_be_part_of_a_traced_function():
+    keys, state = jax.random.split(KEY, 2), BACKPROP.init(KEY, START)
+    fit = lambda key, state, data: nl.fit(BACKPROP, key, state, data, num_steps=1, progress=False)
+    states = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+    advice = "is being traced, and a training run cannot be part of jax.jit, jax.vmap or jax.grad: take nl.restarts"
+    with pytest.raises(ValueError, match=f"key {advice}"):
+        jax.vmap(fit, in_axes=(0, None, None))(keys, state, (X, Y))
+    with pytest.raises(ValueError, match=f"state {advice}"):
+        jax.vmap(fit, in_axes=(None, 0, None))(KEY, states, (X, Y))
+    with pytest.raises(ValueError, match=f"data {advice}"):
+        jax.jit(lambda x: fit(KEY, state, (x, Y)))(X)
+
+
 def test_data_of_unequal_lengths():
     with pytest.raises(ValueError, match="data must be arrays with equally many examples"):
         nl.fit(LEARNER, KEY, LEARNER.init(KEY, START), (X, Y[:3]), num_steps=1)
