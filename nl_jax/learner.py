@@ -15,10 +15,10 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
 
     Args:
       estimator: any `GradientEstimator`.
-      optimizer: any `optax.GradientTransformation`, or an `optax.MultiSteps`. Those that take extra arguments get `value`
-        (the loss), `grad` and, for line searches, `value_fn`: the loss as a function of the parameters whose gradient is
-        the estimator's, with the same key and batch throughout one step. So a search needs no derivative that
-        the estimator does not need, and all its trials are of one and the same function.
+      optimizer: any `optax.GradientTransformation`, or an `optax.MultiSteps`. Those that take extra arguments get
+        `value` (the loss), `grad` and, for line searches, `value_fn`: the loss as a function of the parameters whose
+        gradient is the estimator's, with the same key and batch throughout one step. So a search needs no derivative
+        that the estimator does not need, and all its trials are of one and the same function.
 
     Returns:
       A `Learner` of pure functions, `init(key, params) -> state` and `step(key, state, batch) -> (state, info)`.
