@@ -62,6 +62,7 @@ from nl_jax.networks.normalisation import batch_norm
 from nl_jax.objectives import bandit, supervised
 from nl_jax.propagation import scan
 from nl_jax.rules.local_learning import local_learning
+from nl_jax.training import logs
 from nl_jax.training.fit import fit
 from nl_jax.training.outcome import Diverged, Exhausted, Interrupted, Report, Terminated
 from nl_jax.training.restarts import Restarts, restarts
@@ -120,6 +121,7 @@ __all__ = [
     "layer_solves",
     "learner",
     "local_learning",
+    "logs",
     "losses",
     "mix",
     "mlp",

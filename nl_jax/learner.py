@@ -1,6 +1,7 @@
 """A learner: a gradient estimator and an optimizer, joined to one step."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,8 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
 def _require_state_of(optimizer: optax.GradientTransformation, state: LearnerState) -> None:
     """ValueError unless the state has the optimizer's tree; optax would take some that do not belong to it."""
     expected = jax.eval_shape(optimizer.init, state.params)
-    if jax.tree.structure(state.optimizer) == jax.tree.structure(expected):
+    found: Any = jax.tree.structure(state.optimizer)
+    if found == jax.tree.structure(expected):
         return
     there, here = ({path_name(path) for path, _ in jax.tree.leaves_with_path(x)} for x in (state.optimizer, expected))
     if there - here:
