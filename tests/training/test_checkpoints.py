@@ -1,4 +1,4 @@
-"""Nothing is lost: what happens to a run with a checkpoint folder when its process, its disk or its user fails it."""
+"""What happens to a run with a checkpoint folder when its disk or its user fails it; SIGKILL: benchmarks.kills."""
 
 import errno
 import os
@@ -49,20 +49,6 @@ def _await(condition, child):
 
 def _seals(folder):
     return sorted(int(path.stem) for path in (folder / "seals").glob("*.json"))
-
-
-def test_a_run_killed_at_any_instant_goes_on_to_the_same_bits(tmp_path, whole):
-    instants = np.random.default_rng(0).uniform(0, 0.3, 2)
-    for instant in instants:
-        before = max(_seals(tmp_path), default=0)
-        child = _child(tmp_path)
-        _await(lambda before=before: max(_seals(tmp_path), default=0) > before, child)
-        time.sleep(instant)
-        child.kill()
-        child.communicate()
-        assert child.returncode == -signal.SIGKILL
-    assert 0 < max(_seals(tmp_path)) < STEPS
-    same(fit(tmp_path), whole)
 
 
 def test_sigterm_saves_says_how_to_go_on_and_exits_non_zero(tmp_path, whole):
