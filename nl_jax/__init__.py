@@ -63,9 +63,10 @@ from nl_jax.networks.normalisation import batch_norm
 from nl_jax.objectives import bandit, supervised
 from nl_jax.propagation import scan
 from nl_jax.rules.local_learning import local_learning
-from nl_jax.training.dispatch import Diverged, Interrupted
+from nl_jax.training import logs
 from nl_jax.training.fit import fit
 from nl_jax.training.in_place import seeded
+from nl_jax.training.outcome import Diverged, Exhausted, Interrupted, Report, Terminated
 from nl_jax.training.replay_log import TrainingLog, replay
 from nl_jax.training.restarts import Restarts, restarts
 
@@ -74,6 +75,7 @@ __version__ = "0.1.0"
 __all__ = [
     "KKT",
     "Diverged",
+    "Exhausted",
     "Failure",
     "GradientEstimator",
     "Info",
@@ -82,8 +84,10 @@ __all__ = [
     "Learner",
     "LearnerState",
     "Network",
+    "Report",
     "Restarts",
     "Stage",
+    "Terminated",
     "TrainingLog",
     "activations",
     "admm",
@@ -122,6 +126,7 @@ __all__ = [
     "layer_solves",
     "learner",
     "local_learning",
+    "logs",
     "losses",
     "mix",
     "mlp",

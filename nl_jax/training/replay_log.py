@@ -4,9 +4,8 @@ import functools
 import json
 import os
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from nl_jax.estimators import directions as laws
 from nl_jax.estimators.directions import Law
 from nl_jax.estimators.directions.law import NamedLaw
 from nl_jax.estimators.sampled import Directions, SampledGradient
+from nl_jax.training.files import write
 from nl_jax.training.in_place import Update
 
 _AT_ONCE = 256  # steps repeated in one compiled call
@@ -74,7 +74,7 @@ class TrainingLog:
             there = _read_header(self.folder)
         except FileNotFoundError:
             there = self.header
-            _write(self.folder / "header.json", lambda file: file.write(json.dumps(self.header, indent=1).encode()))
+            write(self.folder / "header.json", lambda file: file.write(json.dumps(self.header, indent=1).encode()))
         if there != self.header:
             wrong = [name for name in self.header if there.get(name) != self.header[name]]
             raise ValueError(
@@ -120,7 +120,7 @@ class TrainingLog:
         before, self.steps = self.steps, max(self.steps, step)
         if self.snapshot_every is not None and step // self.snapshot_every > before // self.snapshot_every:
             leaves: dict[str, Any] = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
-            _write(self.folder / f"snapshot-{step:09}.npz", lambda file: np.savez(file, **leaves))
+            write(self.folder / f"snapshot-{step:09}.npz", lambda file: np.savez(file, **leaves))
 
     def _records(self, updates: Update, step: int) -> np.ndarray:
         if not isinstance(updates, Update):
@@ -261,13 +261,3 @@ def _snapshot(folder: Path, last: int, params: Params) -> tuple[int, Params]:
     with np.load(folder / f"snapshot-{usable[-1]:09}.npz") as saved:
         leaves, tree = jax.tree.flatten(params)
         return usable[-1], jax.tree.unflatten(tree, [jnp.asarray(saved[str(i)]) for i in range(len(leaves))])
-
-
-def _write(path: Path, content: Callable[[IO[bytes]], Any]) -> None:
-    """Makes a file that is whole or not there, whenever the process ends."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as file:
-        content(file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
