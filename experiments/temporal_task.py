@@ -67,7 +67,7 @@ class Config:
 
 
 INPUTS = {"fresh": temporal.fresh, "repeated": temporal.repeated}
-RULES = {
+RULES: dict[str, tuple[Callable[..., nl.GradientEstimator], Any]] = {
     "node perturbation": (nl.node_perturbation, temporal.node_perturbation),
     "weight perturbation": (nl.weight_perturbation, temporal.weight_perturbation),
 }
