@@ -1,0 +1,159 @@
+"""Training at several learning rates and from several beginnings at once."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+import nl_jax as nl
+from experiments.data import Dataset
+from nl_jax.base import Forward, Params
+
+KEY = 0  # of beginnings and batches alike: seeds are folded into it
+
+
+class Sets(NamedTuple):
+    """What is learned from, what settings are chosen by, and what is reported: each (inputs, labels)."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+
+
+def with_validation(dataset: Dataset) -> Sets:
+    """The first quarter of the training images are set apart for validation; they are in random order."""
+    images, labels = dataset.train
+    apart = len(labels) // 4
+    return Sets((images[apart:], labels[apart:]), (images[:apart], labels[:apart]), tuple(dataset.test))
+
+
+class Scores(NamedTuple):
+    """Of a classifier; from `sweep` arrays are [rates, seeds, moments].
+
+    Attributes:
+      loss: mean cross entropy in nats by set: "train", "validation", "test".
+      error: fraction of wrong answers by set.
+    """
+
+    loss: dict[str, Any]
+    error: dict[str, Any]
+
+
+def scores(forward: Forward) -> Callable[[Params, Sets], Scores]:
+    """Scores a classifier on every set, each in one batch."""
+
+    def measure(params: Params, sets: Sets) -> Scores:
+        loss, error = {}, {}
+        for name, (inputs, labels) in sets._asdict().items():
+            outputs = forward(params, inputs)
+            loss[name] = jnp.mean(nl.losses.cross_entropy(outputs, labels))
+            error[name] = jnp.mean(jnp.argmax(outputs, axis=-1) != labels)
+        return Scores(loss, error)
+
+    return measure
+
+
+def sweep(
+    learner: Callable[[Any], nl.Learner],
+    init: Callable[[Any], Params],
+    measure: Callable[[Params, Any], Any],
+    sets: Any,
+    *,
+    rates: Sequence[float],
+    seeds: int,
+    batch_size: int,
+    moments: Sequence[int],
+) -> Any:
+    """Trains at every rate from every beginning on batches drawn with replacement (seed 001 §1 and §4).
+
+    A seed stands for the same beginning and the same batches at every rate, and in every call with equal arguments.
+
+    Args:
+      learner: `learner(rate) -> nl.Learner`.
+      init: `init(key) -> params`.
+      measure: `measure(params, sets) -> tree`.
+      sets: a tree with the examples to learn from as `sets.train`. Calls that differ in it alone compile once, if
+        they hand in the same functions.
+      rates: learning rates.
+      seeds: beginnings.
+      batch_size: examples an update.
+      moments: rising numbers of updates after which to measure, the first 0 or more.
+
+    Returns:
+      What was measured, a tree of arrays [rates, seeds, moments, …]; of runs that are lost it is not finite.
+
+    Raises:
+      KeyboardInterrupt: on Ctrl-C, between moments.
+    """
+    sets = jax.tree.map(jnp.asarray, sets)
+    rate = jnp.repeat(jnp.asarray(rates, jnp.float32), seeds)
+    seed = jnp.tile(jnp.arange(seeds, dtype=jnp.int32), len(rates))
+    states = _begin(learner, init, seed)
+    found, done = [], 0
+    for moment in tqdm(moments, unit="moment", leave=False):
+        states = _advance(learner, batch_size, rate, seed, states, sets, jnp.int32(done), jnp.int32(moment))
+        found.append(jax.device_get(_measure(measure, states.params, sets)))
+        done = moment
+    return jax.tree.map(lambda *x: np.stack(x, axis=1).reshape(len(rates), seeds, len(x), *x[0].shape[1:]), *found)
+
+
+def first_at_most(target: float, values: np.ndarray, moments: Sequence[int]) -> np.ndarray:
+    """The moment at which values [..., moments] first are at most `target`; infinite where they never are."""
+    reached = values <= target
+    return np.where(reached.any(axis=-1), np.asarray(moments, float)[reached.argmax(axis=-1)], np.inf)
+
+
+def fastest(validation: np.ndarray, target: float, moments: Sequence[int]) -> int:
+    """Which rate takes all seeds soonest to a validation loss of `target`, [rates, seeds, moments].
+
+    If none takes all of them there, the one with the lowest mean loss in the end.
+    """
+    taken = first_at_most(target, validation, moments).mean(axis=-1)
+    return int(np.argmin(taken)) if np.isfinite(taken).any() else lowest(validation[..., -1])
+
+
+def lowest(values: np.ndarray) -> int:
+    """Which rate has the lowest mean over seeds, [rates, seeds]; a rate that lost any run is no choice."""
+    mean = values.mean(axis=-1)
+    return int(np.argmin(np.where(np.isfinite(mean), mean, np.inf)))
+
+
+def _key(seed: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(KEY), seed)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _begin(learner: Any, init: Any, seed: jax.Array) -> nl.LearnerState:
+    def one(seed: jax.Array) -> nl.LearnerState:
+        params_key, state_key = jax.random.split(_key(seed))
+        return learner(1.0).init(state_key, init(params_key))
+
+    return jax.vmap(one)(seed)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _advance(
+    learner: Any, batch_size: int, rate: Any, seed: Any, states: Any, sets: Any, first: Any, last: Any
+) -> nl.LearnerState:
+    """Updates number `first` to `last`, the latter excluded, of all runs."""
+    examples = jax.tree.leaves(sets.train)[0].shape[0]
+
+    def one(rate: jax.Array, seed: jax.Array, state: nl.LearnerState) -> nl.LearnerState:
+        def update(step: jax.Array, state: nl.LearnerState) -> nl.LearnerState:
+            order_key, step_key = jax.random.split(jax.random.fold_in(_key(seed), step))
+            index = jax.random.randint(order_key, (batch_size,), 0, examples)
+            batch = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), sets.train)
+            return learner(rate).step(step_key, state, batch)[0]
+
+        return jax.lax.fori_loop(first, last, update, state)
+
+    return jax.vmap(one)(rate, seed, states)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _measure(measure: Any, params: Params, sets: Any) -> Any:
+    return jax.lax.map(lambda params: measure(params, sets), params)
