@@ -35,6 +35,12 @@ class Verdict(NamedTuple):
         return self.largest_deviation <= self.allowed
 
 
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean over seeds and its standard error; one seed alone says nothing of the error, which is then infinite."""
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("inf")
+    return float(values.mean()), float(error)
+
+
 class Folder:
     """An output folder: `config.json`, `metrics.jsonl` (a line written is a line kept), arrays and pictures.
 

@@ -28,7 +28,9 @@ def with_validation(dataset: Dataset) -> Sets:
     """The first quarter of the training images are set apart for validation; they are in random order."""
     images, labels = dataset.train
     apart = len(labels) // 4
-    return Sets((images[apart:], labels[apart:]), (images[:apart], labels[:apart]), tuple(dataset.test))
+    return Sets(
+        (images[apart:], labels[apart:]), (images[:apart], labels[:apart]), (dataset.test.images, dataset.test.labels)
+    )
 
 
 class Scores(NamedTuple):
@@ -76,8 +78,7 @@ def sweep(
       learner: `learner(rate) -> nl.Learner`.
       init: `init(key) -> params`.
       measure: `measure(params, sets) -> tree`.
-      sets: a tree with the examples to learn from as `sets.train`. Calls that differ in it alone compile once, if
-        they hand in the same functions.
+      sets: a tree with the examples to learn from as `sets.train`.
       rates: learning rates.
       seeds: beginnings.
       batch_size: examples an update.
@@ -88,11 +89,13 @@ def sweep(
 
     Raises:
       KeyboardInterrupt: on Ctrl-C, between moments.
+
+    What is handed in again, the very same function, is not compiled again.
     """
     sets = jax.tree.map(jnp.asarray, sets)
     rate = jnp.repeat(jnp.asarray(rates, jnp.float32), seeds)
     seed = jnp.tile(jnp.arange(seeds, dtype=jnp.int32), len(rates))
-    states = _begin(learner, init, seed)
+    states = jax.vmap(functools.partial(learner(1.0).init, jax.random.key(KEY)))(_begin(init, seed))
     found, done = [], 0
     for moment in tqdm(moments, unit="moment", leave=False):
         states = _advance(learner, batch_size, rate, seed, states, sets, jnp.int32(done), jnp.int32(moment))
@@ -126,13 +129,9 @@ def _key(seed: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.key(KEY), seed)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _begin(learner: Any, init: Any, seed: jax.Array) -> nl.LearnerState:
-    def one(seed: jax.Array) -> nl.LearnerState:
-        params_key, state_key = jax.random.split(_key(seed))
-        return learner(1.0).init(state_key, init(params_key))
-
-    return jax.vmap(one)(seed)
+@functools.partial(jax.jit, static_argnums=0)
+def _begin(init: Any, seed: jax.Array) -> Params:
+    return jax.vmap(lambda seed: init(_key(seed)))(seed)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

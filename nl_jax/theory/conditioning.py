@@ -71,25 +71,27 @@ def contraction(rate: ArrayLike, curvatures: ArrayLike) -> np.ndarray:
     return np.maximum(*(np.abs(1 - rate * curvature) for curvature in _extremes(curvatures)))
 
 
-def steps(condition: float, reduction: float) -> float:
-    """t = ln r / (2 ln((κ + 1)/(κ − 1))): steps at the best rate until the excess loss is 1/r of what it was.
+def steps(condition: float, reduction: float) -> int:
+    """t ≥ ln r / (2 ln((κ + 1)/(κ − 1))): steps at the best rate until the excess loss is at most 1/r of what it was.
 
-    From the worst start exactly, as a real number; from any other start no more. For large κ it is κ ln(r)/4.
+    From the worst start exactly so many, from any other no more. For large κ they are κ ln(r)/4.
 
     Args:
-      condition: κ, at least 1; of 1 all is learned in one step.
-      reduction: r, at least 1.
+      condition: κ, at least 1; for κ = 1 one step does it all.
+      reduction: r, above 1.
 
     Raises:
       ValueError: for a number out of range.
 
-    >>> round(steps(3.0, 16.0), 12), steps(1.0, 16.0)
-    (2.0, 1.0)
+    >>> steps(3.0, 17.0), steps(1.0, 17.0)
+    (3, 1)
     """
     in_range(condition=(condition, 1), reduction=(reduction, 1))
+    if reduction == 1:
+        raise ValueError("reduction must be above 1, got 1: no step is needed for that")
     if condition == 1:
-        return 1.0
-    return math.log(reduction) / (2 * math.log((condition + 1) / (condition - 1)))
+        return 1
+    return math.ceil(math.log(reduction) / (2 * math.log((condition + 1) / (condition - 1))))
 
 
 def excess_loss(curvatures: ArrayLike, errors: ArrayLike, rate: float, steps: ArrayLike) -> np.ndarray:

@@ -60,7 +60,7 @@ def test_every_mode_decays_as_said(solved):
 
 
 def test_the_best_rate_is_the_best(solved):
-    """From the slowest and the fastest mode alike each step leaves ((κ − 1)/(κ + 1))² of the loss; others leave more."""
+    """Along the slowest and the fastest mode a step leaves ((κ − 1)/(κ + 1))² of the loss; other rates leave more."""
     x, y, w, curvatures, modes = solved
     kappa, rate = conditioning.condition_number(curvatures), conditioning.best_rate(curvatures)
     assert 50 < kappa < 5000
@@ -77,9 +77,9 @@ def test_the_best_rate_is_the_best(solved):
 def test_steps_to_a_thousandth(solved, start):
     x, y, w, curvatures, modes = solved
     said = conditioning.steps(conditioning.condition_number(curvatures), 1000.0)
-    walked = walk(x, y, w + modes @ jnp.array(start), conditioning.best_rate(curvatures), int(said) + 3)
+    walked = walk(x, y, w + modes @ jnp.array(start), conditioning.best_rate(curvatures), said + 3)
     taken = int(np.argmax(walked <= walked[0] / 1000))
-    assert taken == np.ceil(said) if start[0] == 1 else 0 < taken < said
+    assert taken == said if start[0] == 1 else 0 < taken < said
 
 
 def test_white_inputs_are_learned_from_in_one_step(solved):
@@ -115,6 +115,7 @@ def test_a_mean_costs_its_square():
         (lambda: conditioning.best_rate([]), "curvatures must be one or more finite numbers above 0"),
         (lambda: conditioning.contraction(0.1, [1.0, np.inf]), "curvatures must be one or more finite numbers above 0"),
         (lambda: conditioning.steps(0.5, 2.0), "condition must be a finite number of at least 1, got 0.5"),
+        (lambda: conditioning.steps(2.0, 1.0), "reduction must be above 1, got 1"),
         (lambda: conditioning.excess_loss([1.0, 2.0], [1.0], 0.1, 1), r"got \[2\] and \[1\]"),
         (lambda: conditioning.uncorrelated(0, mean=0.0, deviation=1.0), "D must be a finite number of at least 1"),
         (lambda: conditioning.uncorrelated(2, mean=np.nan, deviation=1.0), "mean must be a finite number, got nan"),
