@@ -21,7 +21,7 @@ import nl_jax as nl
 from experiments import data
 from experiments.failure import ExperimentError, exit_code
 from experiments.linear_descent import Descent, descend
-from experiments.results import Folder, Verdict, mean_and_error
+from experiments.results import Folder, Verdict, with_error
 from experiments.sweep import Scores, Sets, fastest, first_at_most, scores, sweep, with_validation
 from nl_jax.theory import conditioning
 
@@ -220,8 +220,8 @@ def table(results: Results, config: Config) -> str:
     for name, row in rows(results, config).items():
         lines.append(
             f"{name:12}{row['condition']:>8,.0f}{row['steps allowed']:>13,}{row['steps from worst start']:>14,.0f}"
-            f"{row['steps from zero']:>11,.0f}{row['rate']:>10g}{_with_error(row['updates, training'], 1):>17}"
-            f"{_with_error(row['updates, test'], 1):>17}{_with_error(row['test loss'], 4):>19}"
+            f"{row['steps from zero']:>11,.0f}{row['rate']:>10g}{with_error(row['updates, training'], 1):>17}"
+            f"{with_error(row['updates, test'], 1):>17}{with_error(row['test loss'], 4):>19}"
         )
     lines += [
         "κ: condition number of the inputs with a bias. law: steps that theory allows at the rate 2/(λmin + λmax).",
@@ -230,11 +230,6 @@ def table(results: Results, config: Config) -> str:
         "excess loss at the start",
     ]
     return "\n".join(lines)
-
-
-def _with_error(values: np.ndarray, digits: int) -> str:
-    mean, error = mean_and_error(values)
-    return "not reached" if not np.isfinite(mean) else f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
 def _arrays(results: Results) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 import nl_jax as nl
 from experiments import data
 from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, Verdict, mean_and_error
+from experiments.results import Folder, Verdict, mean_and_error, with_error
 from experiments.sweep import Scores, Sets, fastest, first_at_most, scores, sweep, with_validation
 from nl_jax.theory import student_teacher
 
@@ -84,7 +84,7 @@ class Student(NamedTuple):
     @property
     def deviation(self) -> float:
         """Largest distance of a mean from its law in standard errors: of one step at every rate, of all at the best."""
-        steps = range(1, len(self.at_best_rate))
+        steps = np.arange(1, len(self.at_best_rate))
         said = np.r_[self.law.factor(_tried(self.law)), self.law.curve(1.0, self.law.best_rate, steps)]
         found = [mean_and_error(errors) for errors in (*self.errors[:, 1], *self.at_best_rate[1:])]
         return max(abs(mean - value) / error for (mean, error), value in zip(found, said, strict=True))
@@ -238,8 +238,8 @@ def table(results: Results, config: Config) -> str:
         of_sum, rate = found["student's rate"], found["rate"]
         lines.append(
             f"{B:>5}{of_sum:>11.4f}{B * of_sum:>9.4f}{found['examples by law']:>12,.0f}"
-            f"{found['examples measured']:>12,.0f}{rate:>14g}{B * rate:>9g}{_with_error(found['examples'], 0):>19}"
-            f"{_with_error(found['test loss'], 4):>18}{_with_error(100 * found['test error'], 2):>15}"
+            f"{found['examples measured']:>12,.0f}{rate:>14g}{B * rate:>9g}{with_error(found['examples'], 0):>19}"
+            f"{with_error(found['test loss'], 4):>18}{with_error(100 * found['test error'], 2):>15}"
         )
     lines += [
         "rate of Σ: the best learning rate for the gradient of the sum over the batch; of mean: B times as large, the",
@@ -248,11 +248,6 @@ def table(results: Results, config: Config) -> str:
         f"{verdict(results).largest_deviation:.1f} standard errors",
     ]
     return "\n".join(lines)
-
-
-def _with_error(values: np.ndarray, digits: int) -> str:
-    mean, error = mean_and_error(values)
-    return "not reached" if not np.isfinite(mean) else f"{mean:,.{digits}f} ± {error:,.{digits}f}"
 
 
 def _arrays(results: Results) -> dict[str, Any]:
@@ -315,9 +310,9 @@ def plot(results: Results, config: Config) -> Any:
     by_rate.set(
         ylabel=f"examples to a validation loss of {config.target:g}", title="network, at all rates that get there"
     )
-    taken = np.array([row(B, results, config)["examples"] for B in batches])
-    reached = np.flatnonzero(np.isfinite(taken).all(axis=1))
-    band(by_batch, np.array(batches)[reached], taken[reached], {**style(3), "markevery": None}, "test")
+    examples = np.array([row(B, results, config)["examples"] for B in batches])
+    reached = np.flatnonzero(np.isfinite(examples).all(axis=1))
+    band(by_batch, np.array(batches)[reached], examples[reached], {**style(3), "markevery": None}, "test")
     by_batch.set(ylabel=f"examples to a test loss of {config.target:g}", title="network: examples needed")
     for panel in (needed, by_batch):
         panel.set(xscale="log", yscale="log", xlabel="B, examples a step")

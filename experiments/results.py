@@ -41,6 +41,12 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(error)
 
 
+def with_error(values: np.ndarray, digits: int) -> str:
+    """The same as text; "not reached" if a value is not finite."""
+    mean, error = mean_and_error(values)
+    return f"{mean:,.{digits}f} ± {error:,.{digits}f}" if math.isfinite(mean) else "not reached"
+
+
 class Folder:
     """An output folder: `config.json`, `metrics.jsonl` (a line written is a line kept), arrays and pictures.
 

@@ -13,8 +13,6 @@ import nl_jax as nl
 from experiments.data import Dataset
 from nl_jax.base import Forward, Params
 
-KEY = 0  # of beginnings and batches alike: seeds are folded into it
-
 
 class Sets(NamedTuple):
     """What is learned from, what settings are chosen by, and what is reported: each (inputs, labels)."""
@@ -92,25 +90,30 @@ def sweep(
 
     What is handed in again, the very same function, is not compiled again.
     """
-    sets = jax.tree.map(jnp.asarray, sets)
-    rate = jnp.repeat(jnp.asarray(rates, jnp.float32), seeds)
-    seed = jnp.tile(jnp.arange(seeds, dtype=jnp.int32), len(rates))
-    states = jax.vmap(functools.partial(learner(1.0).init, jax.random.key(KEY)))(_begin(init, seed))
+    examples = len(jax.tree.leaves(sets.train)[0])
+    # Drawn on the host, runs begun one by one: to compile random numbers takes longer than all else.
+    orders = [np.random.default_rng(seed).integers(examples, size=(moments[-1], batch_size)) for seed in range(seeds)]
+    begun = [init(jax.random.key(seed)) for seed in range(seeds)]
+    of_run = jnp.tile(jnp.arange(seeds, dtype=jnp.int32), len(rates))
+    params = jax.tree.map(lambda *of_seed: jnp.stack(of_seed)[of_run], *begun)
+    states = jax.vmap(functools.partial(learner(1.0).init, jax.random.key(0)))(params)
+    runs = jnp.repeat(jnp.asarray(rates, jnp.float32), seeds), of_run
+    data = jax.tree.map(jnp.asarray, sets), jnp.asarray(orders, jnp.int32)
     found, done = [], 0
     for moment in tqdm(moments, unit="moment", leave=False):
-        states = _advance(learner, batch_size, rate, seed, states, sets, jnp.int32(done), jnp.int32(moment))
-        found.append(jax.device_get(_measure(measure, states.params, sets)))
+        states = _advance(learner, runs, states, data, jnp.int32(done), jnp.int32(moment))
+        found.append(jax.device_get(_measure(measure, states.params, data[0])))
         done = moment
     return jax.tree.map(lambda *x: np.stack(x, axis=1).reshape(len(rates), seeds, len(x), *x[0].shape[1:]), *found)
 
 
-def first_at_most(target: float, values: np.ndarray, moments: Sequence[int]) -> np.ndarray:
+def first_at_most(target: float, values: np.ndarray, moments: Sequence[int] | np.ndarray) -> np.ndarray:
     """The moment at which values [..., moments] first are at most `target`; infinite where they never are."""
     reached = values <= target
     return np.where(reached.any(axis=-1), np.asarray(moments, float)[reached.argmax(axis=-1)], np.inf)
 
 
-def fastest(validation: np.ndarray, target: float, moments: Sequence[int]) -> int:
+def fastest(validation: np.ndarray, target: float, moments: Sequence[int] | np.ndarray) -> int:
     """Which rate takes all seeds soonest to a validation loss of `target`, [rates, seeds, moments].
 
     If none takes all of them there, the one with the lowest mean loss in the end.
@@ -125,32 +128,21 @@ def lowest(values: np.ndarray) -> int:
     return int(np.argmin(np.where(np.isfinite(mean), mean, np.inf)))
 
 
-def _key(seed: jax.Array) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(KEY), seed)
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _begin(init: Any, seed: jax.Array) -> Params:
-    return jax.vmap(lambda seed: init(_key(seed)))(seed)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _advance(
-    learner: Any, batch_size: int, rate: Any, seed: Any, states: Any, sets: Any, first: Any, last: Any
-) -> nl.LearnerState:
+def _advance(learner: Any, runs: Any, states: Any, data: Any, first: Any, last: Any) -> nl.LearnerState:
     """Updates number `first` to `last`, the latter excluded, of all runs."""
-    examples = jax.tree.leaves(sets.train)[0].shape[0]
+    sets, orders = data
 
     def one(rate: jax.Array, seed: jax.Array, state: nl.LearnerState) -> nl.LearnerState:
         def update(step: jax.Array, state: nl.LearnerState) -> nl.LearnerState:
-            order_key, step_key = jax.random.split(jax.random.fold_in(_key(seed), step))
-            index = jax.random.randint(order_key, (batch_size,), 0, examples)
-            batch = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), sets.train)
-            return learner(rate).step(step_key, state, batch)[0]
+            batch = jax.tree.map(lambda x: x[orders[seed, step]], sets.train)
+            key = jax.random.fold_in(jax.random.key(seed), step)
+            return learner(rate).step(key, state, batch)[0]
 
         return jax.lax.fori_loop(first, last, update, state)
 
-    return jax.vmap(one)(rate, seed, states)
+    rates, seeds = runs
+    return jax.vmap(one)(rates, seeds, states)
 
 
 @functools.partial(jax.jit, static_argnums=0)
