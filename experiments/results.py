@@ -35,6 +35,18 @@ class Verdict(NamedTuple):
         return self.largest_deviation <= self.allowed
 
 
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean over seeds and its standard error; one seed alone says nothing of the error, which is then infinite."""
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("inf")
+    return float(values.mean()), float(error)
+
+
+def with_error(values: np.ndarray, digits: int) -> str:
+    """The same as text; "not reached" if a value is not finite."""
+    mean, error = mean_and_error(values)
+    return f"{mean:,.{digits}f} ± {error:,.{digits}f}" if math.isfinite(mean) else "not reached"
+
+
 class Folder:
     """An output folder: `config.json`, `metrics.jsonl` (a line written is a line kept), arrays and pictures.
 

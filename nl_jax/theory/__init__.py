@@ -1,6 +1,7 @@
 """Closed forms that learning can be judged by: pure functions of arrays, one subject a file."""
 
 from nl_jax.theory import (
+    conditioning,
     conservation,
     deep_linear,
     delta_rule,
@@ -16,6 +17,7 @@ from nl_jax.theory import (
 )
 
 __all__ = [
+    "conditioning",
     "conservation",
     "deep_linear",
     "delta_rule",
