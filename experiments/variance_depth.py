@@ -195,13 +195,24 @@ def network(activation: Callable[[jax.Array], jax.Array]) -> nl.base.Forward:
 
 
 def draw(case: Case, depth: int, width: int, networks: int) -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
-    """Parameters, and one example each: Gaussian inputs and targets."""
+    """Parameters, and one example each, Gaussian inputs and targets; networks of silent layers are drawn again.
+
+    Raises:
+      ExperimentError: if most of them are silent, so that they have no gradient.
+    """
     random = np.random.default_rng((depth, width))
-    weights = random.normal(size=(networks, depth, width, width)) * (case.gain / width) ** 0.5
+    drawn = 2 * networks + 10
+    weights = random.normal(size=(drawn, depth, width, width)) * (case.gain / width) ** 0.5
     if case.orthogonal:
         weights = np.linalg.qr(weights).Q * case.gain**0.5
-    batch = random.normal(size=(2, networks, 1, width))
-    return {"hidden": weights[:, :-1], "output": weights[:, -1]}, (batch[0], batch[1])
+    batch = random.normal(size=(2, drawn, 1, width))
+    axons = batch[0]
+    for layer in range(depth - 1):
+        axons = np.asarray(case.activation(axons @ weights[:, layer]))
+    heard = np.flatnonzero(np.any(axons != 0, axis=(1, 2)))[:networks]
+    if len(heard) < networks:
+        raise ExperimentError(f"--widths: of {depth} layers of {width} units most are silent; take wider ones")
+    return {"hidden": weights[heard, :-1], "output": weights[heard, -1]}, (batch[0, heard], batch[1, heard])
 
 
 def second_moment(forward: nl.base.Forward, params: Any, batch: Any) -> jax.Array:
