@@ -4,12 +4,11 @@ python -m experiments.loss_surfaces --help
 """
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,77 +17,11 @@ import tyro
 
 import nl_jax as nl
 from experiments.failure import ExperimentError, exit_code
+from experiments.loss_formulas import NORMALISED, SURFACES, Surface
 from experiments.results import Folder, judge, verdict
 
 ROUNDINGS = 100.0  # allowed of sums of a few terms, in units of the resolution
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])  # of the drawn simplex
-
-
-class Surface(NamedTuple):
-    """A loss, its gradient as the seed has it, and where it is least.
-
-    Attributes:
-      loss: `loss(outputs, targets) -> [points]`, both [points, outputs].
-      gradient: the same by the formula, in numpy, [points, outputs].
-      least: of the targets x̄, an x of the least loss.
-      value: the least loss, of targets that sum to 1.
-      equation: of seed 003.
-    """
-
-    loss: Callable[[Any, Any], jax.Array]
-    gradient: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    least: Callable[[np.ndarray], np.ndarray]
-    value: float
-    equation: str
-
-
-def _p_norm_gradient(p: float, x: np.ndarray, target: np.ndarray) -> np.ndarray:
-    return np.sign(x - target) * np.abs(x - target) ** (p - 1)
-
-
-def _kl_gradient(x: np.ndarray, target: np.ndarray) -> np.ndarray:
-    return np.log(x / target) + 1
-
-
-def _normalised(
-    gradient: Callable[[np.ndarray, np.ndarray], np.ndarray], x: np.ndarray, target: np.ndarray
-) -> np.ndarray:
-    """Eq. 13: (∂_i ℓ − C)/X at the shares x/X, C = Σ_j x_j ∂_j ℓ/X."""
-    X = x.sum(axis=1, keepdims=True)
-    by_share = gradient(x / X, target)
-    return (by_share - np.sum(x * by_share, axis=1, keepdims=True) / X) / X
-
-
-def _normalised_kl_gradient(x: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Eq. 16 as it stands."""
-    X = x.sum(axis=1, keepdims=True)
-    logs = np.log(x / (X * target))
-    return (logs - np.sum(x * logs, axis=1, keepdims=True) / X) / X
-
-
-def _p_norm(p: float) -> Surface:
-    return Surface(nl.losses.p_norm(p), functools.partial(_p_norm_gradient, p), lambda target: target, 0.0, "eq. 14")
-
-
-SURFACES = {
-    "1-norm": _p_norm(1),
-    "2-norm": _p_norm(2),
-    "4-norm": _p_norm(4),
-    "Kullback–Leibler": Surface(
-        nl.losses.kullback_leibler, _kl_gradient, lambda target: target / np.e, -1 / np.e, "eq. 15"
-    ),
-    "normalised Kullback–Leibler": Surface(
-        nl.losses.normalised_kullback_leibler, _normalised_kl_gradient, lambda target: 3 * target, 0.0, "eq. 16"
-    ),
-    "normalised 2-norm": Surface(
-        nl.losses.normalised(nl.losses.p_norm(2)),
-        functools.partial(_normalised, functools.partial(_p_norm_gradient, 2)),
-        lambda target: 3 * target,
-        0.0,
-        "eq. 13",
-    ),
-}
-NORMALISED = tuple(surface for name, surface in SURFACES.items() if name.startswith("normalised"))
 
 
 @dataclass(frozen=True)
@@ -126,7 +59,7 @@ def run(config: Config) -> dict[str, float]:
     with jax.enable_x64(True):
         targets = np.array(config.targets)
         found = {name: compare(surface, targets, config.points) for name, surface in SURFACES.items()}
-        found["two-variable Kullback–Leibler"] = two_variables(config.targets[0], config.points)
+        found["two-variable Kullback–Leibler"] = two_variables(share(targets), config.points)
         judged = {f"{name}: {what}": off for name, of in found.items() for what, off in of.items()}
         arrays = drawn(targets)
         picture_of = plot(arrays, targets)
@@ -204,6 +137,11 @@ def two_variables(a: float, points: int) -> dict[str, float]:
     }
 
 
+def share(targets: np.ndarray) -> float:
+    """a, the first target's share of the first two."""
+    return float(targets[0] / targets[:2].sum())
+
+
 def _unit() -> float:
     return float(ROUNDINGS * np.finfo(np.float64).eps)
 
@@ -222,14 +160,14 @@ def drawn(targets: np.ndarray) -> dict[str, np.ndarray]:
     simplex = 0.002 / 3 + 0.998 * simplex  # gradients are infinite on the edge
     side = np.linspace(0.02, 1.4, 70)
     plane = np.stack(np.meshgrid(side, side, indexing="xy"), axis=-1).reshape(-1, 2)
-    pair = targets[:2] / targets[:2].sum()
+    pair = np.array([share(targets), 1 - share(targets)])
     x = np.linspace(0.004, 0.996, 400)
     arrays = {"simplex": simplex, "plane": plane, "pair": pair, "x": x}
     for name, surface in SURFACES.items():
         for where, at, target in (("simplex", simplex, targets), ("plane", plane, pair)):
             arrays[f"{name}, {where}"] = value(surface.loss, at, target)
             arrays[f"{name}, {where}, gradient"] = derivative(surface.loss, at, target)
-    return arrays | curve(float(targets[0]), x)
+    return arrays | curve(share(targets), x)
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:
@@ -245,7 +183,7 @@ def plot(arrays: Mapping[str, np.ndarray], targets: np.ndarray) -> Any:
     """Above, losses on the simplex; below, of two outputs of any length, and L, L' and L'' of eq. 17 and 18."""
     from experiments.plotting import figure, style
 
-    canvas, (above, below) = figure(2, 3, size=(15, 10))
+    canvas, (above, below) = figure(2, 3, size=(15, 8.6))
     for axes, name, title in zip(
         above,
         ("1-norm", "4-norm", "normalised Kullback–Leibler"),
@@ -257,21 +195,30 @@ def plot(arrays: Mapping[str, np.ndarray], targets: np.ndarray) -> Any:
     for axes, name, title in zip(
         below,
         ("Kullback–Leibler", "normalised Kullback–Leibler"),
-        ("Kullback–Leibler (eq. 15): least at x̄/e", "normalised (eq. 16): Σ x_i ∂L/∂x_i = 0, least on a ray"),
+        (
+            "Kullback–Leibler (eq. 15): least at x̄/e",
+            "normalised (eq. 13, 16): $\\sum_i x_i\\,\\partial_i L$ = 0, least on a ray",
+        ),
         strict=False,
     ):
         _in_the_plane(axes, arrays, name)
         axes.set_title(title)
-    one, a, x = below[2], float(targets[0]), arrays["x"]
+    one, a, x = below[2], share(targets), arrays["x"]
     for index, name, text in ((0, "L", "L"), (2, "L'", "L′"), (3, "L''", "L″")):
         look = style(index)
         one.plot(x, arrays[name], color=look["color"], linestyle=look["linestyle"], linewidth=1.8, label=text)
     one.axvline(a, color="grey", linestyle=":", linewidth=1.4, label=f"x = a = {a:g}")
-    one.set(ylim=(-6, 20), xlim=(0, 1), xlabel="output x", ylabel="nats", title="two outputs, x and 1 − x (eq. 17, 18)")
-    one.legend(frameon=False, loc="upper center", ncols=2)
+    one.set(
+        ylim=(-6, 20),
+        xlim=(0, 1),
+        xlabel="output x",
+        ylabel="L, L′ and L″ (nats)",
+        title="two outputs, x and 1 − x (eq. 17, 18)",
+    )
+    one.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.13, 1))
     canvas.suptitle(
         f"Losses of outputs x for targets x̄ = ({', '.join(f'{t:g}' for t in targets)}), below "
-        "for the first two as shares. Arrows: −∂L/∂x; star: the least loss"
+        "for the first two as shares. Arrows: −∂L/∂x, as long as its root; star: the least loss"
     )
     return canvas
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,31 +22,11 @@ from tqdm.auto import tqdm
 
 import nl_jax as nl
 from experiments.failure import ExperimentError, exit_code
+from experiments.random_networks import CASES, GAUSSIAN, draw, network, second_moment
 from experiments.results import Folder, Verdict
-from nl_jax.propagation import inject, record
 from nl_jax.theory import mean_field, perturbation
 
 CHANCE = 1e-3  # that a right law is said to be wrong
-GAUSSIAN = 3.0  # kurtosis of the noise
-
-
-class Case(NamedTuple):
-    """A kind of network: all its layers have as many units, and no biases."""
-
-    activation: Callable[[jax.Array], jax.Array]
-    """Of all layers but the last, which is linear."""
-    gain: float
-    """Variance of the weights times the number of inputs."""
-    orthogonal: bool = False
-    """Whether weights keep every norm exactly, and not only on average."""
-
-
-CASES = {
-    "linear, orthogonal": Case(lambda nu: nu, 1.0, orthogonal=True),
-    "tanh, gain 1": Case(jnp.tanh, 1.0),
-    "relu, gain 2": Case(jax.nn.relu, 2.0),
-    "relu, gain 1": Case(jax.nn.relu, 1.0),
-}
 SPACES = {"weights": nl.weight_perturbation, "nodes": nl.node_perturbation}
 
 
@@ -178,55 +158,6 @@ def _check(config: Config) -> None:
             raise ExperimentError(f"--{name} must be at least {least}, got {getattr(config, name)}")
 
 
-def network(activation: Callable[[jax.Array], jax.Array]) -> nl.base.Forward:
-    """Hidden layers in a loop over depth, and a linear one; params {"hidden": [depth − 1, in, out], "output"}."""
-
-    def affine(weight: jax.Array, x: jax.Array) -> jax.Array:
-        return x @ weight
-
-    def forward(params: Any, x: jax.Array, propagate: Any = nl.propagation.feedforward) -> jax.Array:
-        def step(x: jax.Array, weight: jax.Array, propagate: Any) -> tuple[jax.Array, None]:
-            return propagate("hidden", affine, activation, weight, x), None
-
-        x, _ = nl.scan("depth", step, x, params["hidden"], propagate)
-        return propagate("output", affine, lambda nu: nu, params["output"], x)
-
-    return forward
-
-
-def draw(case: Case, depth: int, width: int, networks: int) -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
-    """Parameters, and one example each, Gaussian inputs and targets; networks of silent layers are drawn again.
-
-    Raises:
-      ExperimentError: if most of them are silent, so that they have no gradient.
-    """
-    random = np.random.default_rng((depth, width))
-    drawn = 2 * networks + 10
-    weights = random.normal(size=(drawn, depth, width, width)) * (case.gain / width) ** 0.5
-    if case.orthogonal:
-        weights = np.linalg.qr(weights).Q * case.gain**0.5
-    batch = random.normal(size=(2, drawn, 1, width))
-    axons = batch[0]
-    for layer in range(depth - 1):
-        axons = np.asarray(case.activation(axons @ weights[:, layer]))
-    heard = np.flatnonzero(np.any(axons != 0, axis=(1, 2)))[:networks]
-    if len(heard) < networks:
-        raise ExperimentError(f"--widths: of {depth} layers of {width} units most are silent; take wider ones")
-    return {"hidden": weights[heard, :-1], "output": weights[heard, -1]}, (batch[0, heard], batch[1, heard])
-
-
-def second_moment(forward: nl.base.Forward, params: Any, batch: Any) -> jax.Array:
-    """s of node perturbation by its law, from the axons and the credit of this network."""
-    objective = nl.supervised(forward, nl.losses.half_squared_error)
-    _, axons = record(forward)(params, batch[0])
-    zeros = jax.tree.map(jnp.zeros_like, axons)
-    credit = jax.grad(lambda offsets: jnp.sum(inject(objective)(params, batch, offsets)))(zeros)
-    below = jnp.concatenate([batch[0][None], axons["depth/hidden"]])
-    credits = jnp.concatenate([credit["depth/hidden"], credit["output"][None]])
-    layers = {str(l): layer for l, layer in enumerate(zip(below, credits, strict=True))}
-    return perturbation.nodes(layers, kurtosis=GAUSSIAN)
-
-
 def _measure(depth: int, width: int, config: Config) -> list[Measurement]:
     """All kinds of networks at once, so that there is one program to compile for each size."""
     activations = [case.activation for case in CASES.values()]
@@ -330,7 +261,7 @@ def plot(found: Sequence[Measurement], config: Config) -> Any:
 
     canvas, ((by_depth, imbalance), (by_width, cosine)) = figure(2, 2, size=(13, 10.5))
     width, middle = config.widths[-1], config.depths[len(config.depths) // 2]
-    looks = {case: style(index) for index, case in zip((0, 2, 1, 3), CASES, strict=True)}
+    looks = {case: style(index) for index, case in zip((0, 2, 1, 3), CASES, strict=False)}
     for axes, name, wanted in ((by_depth, "depth", {"width": width}), (by_width, "width", {"depth": middle})):
         for (case, look), space in itertools.product(looks.items(), SPACES):
             here = of(found, case=case, space=space, **wanted)
@@ -353,10 +284,8 @@ def plot(found: Sequence[Measurement], config: Config) -> Any:
             scale = np.array([one.linear_law for one in here])
             size = 4 + 4 * config.widths.index(shown) / max(1, len(config.widths) - 1)
             _dots(imbalance, look, config.depths, value / scale, error / scale, "none", markersize=size)
-        depths = np.arange(1, config.depths[-1] + 1)
-        kind = CASES[case]
-        wide = [float(mean_field.mean_squares(kind.activation, int(d), gain=kind.gain).imbalance) for d in depths]
-        imbalance.plot(depths, wide, color=look["color"], linewidth=1.3)
+        wide = mean_field.mean_squares(CASES[case].activation, config.depths[-1], gain=CASES[case].gain)
+        imbalance.plot(np.arange(1, config.depths[-1] + 1), wide.imbalance, color=look["color"], linewidth=1.3)
         for space in SPACES:
             here = of(found, case=case, space=space, width=width)
             values = np.array([one.sampled.cosines.mean(axis=1) for one in here])

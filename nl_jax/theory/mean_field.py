@@ -34,12 +34,14 @@ class MeanSquares(NamedTuple):
 
     @property
     def imbalance(self) -> jax.Array:
-        """⟨q⟩⟨d⟩/⟨q d⟩ over layers: what node perturbation's variance is multiplied by, 1 where norms are kept.
+        """⟨q⟩⟨d⟩/⟨q d⟩ over the first 1, 2 … L layers, [L]: what node perturbation's variance is multiplied by.
 
         In layers of one width, and one example, its relative variance E‖ĝ − g‖²/‖g‖² is N ⟨q⟩⟨d⟩/⟨q d⟩ for N nodes, all
-        but for a term of order 1 (`perturbation.nodes`).
+        but for a term of order 1 (`perturbation.nodes`); 1 where norms are kept. A network of fewer layers has the same
+        q and, up to a factor, the same d.
         """
-        return jnp.mean(self.inputs) * jnp.mean(self.credit) / jnp.mean(self.inputs * self.credit)
+        layers = jnp.arange(1, len(self.inputs) + 1).astype(self.inputs.dtype)
+        return jnp.cumsum(self.inputs) * jnp.cumsum(self.credit) / (jnp.cumsum(self.inputs * self.credit) * layers)
 
 
 def mean_squares(
@@ -57,8 +59,8 @@ def mean_squares(
       ValueError: for a number out of range.
 
     >>> import jax
-    >>> [round(float(mean_squares(jax.nn.relu, 5, gain=gain).imbalance), 2) for gain in (2, 1)]
-    [1.0, 2.4]
+    >>> mean_squares(jax.nn.relu, 4, gain=1).imbalance.round(2)
+    Array([1.  , 1.12, 1.36, 1.76], dtype=float32)
     """
     in_range(depth=(depth, 1))
     for name, value in {"gain": gain, "start": start}.items():
