@@ -61,10 +61,26 @@ EXHIBITS = (
         "(<i>MN</i> + 2)(<i>N</i> + 2) of weights",
         "A linear student of M outputs and N inputs learns from a linear teacher. Every learning curve is known, and "
         "so is the best rate, 1/C: nodes are slower than backprop by about the number of outputs, weights by about the "
-        "number of weights (seed 000; Werfel, Xie &amp; Seung 2004).",
+        "number of weights (seed 000; Werfel, Xie &amp; Seung 2004). The loss is ½‖<i>y</i> − <i>y</i>*‖²; without the "
+        "½, as in seed 000, every rate is half as large.",
         {
             "student_teacher": "Learning curves of backprop, node and weight perturbation on those of theory; the "
             "contraction per step against the rate; and best rates against N and M"
+        },
+    ),
+    Exhibit(
+        "experiments.variance_depth",
+        "Which of them scales with depth",
+        "E ‖<i>ĝ</i> − <i>g</i>‖² / ‖<i>g</i>‖² &nbsp;=&nbsp; <i>P</i> + 1 of weights<br>"
+        "1 + Σ<sub><i>l</i></sub> ‖<i>x<sub>l</sub></i>‖² (<i>M<sub>l</sub></i> ‖<i>δ</i>‖² + "
+        "‖<i>δ<sub>l</sub></i>‖²) / ‖<i>g</i>‖² − 1 of nodes",
+        "Weight perturbation’s variance is the number of weights P in every network, linear or not. Node "
+        "perturbation’s is the number of nodes only where axons and credit keep their norms from layer to layer. Where "
+        "both fade it grows exponentially with depth, and is soon the larger one (seed 000’s open question; mean "
+        "squares of wide networks: Poole et al. 2016).",
+        {
+            "variance_depth": "Relative variance of weight and node perturbation against depth and against width in "
+            "four kinds of networks, on their laws; node perturbation’s over the number of nodes; and cosines"
         },
     ),
     Exhibit(
@@ -78,6 +94,18 @@ EXHIBITS = (
         {
             "temporal_task": "Learning curves and final errors of node and weight perturbation against the length of a "
             "trial and the dimension of its inputs, on the curves of their laws"
+        },
+    ),
+    Exhibit(
+        "experiments.perceptron",
+        "A perceptron’s mistakes are bounded",
+        "mistakes &nbsp;≤&nbsp; (<i>R</i> / <i>γ</i>)²",
+        "Where a plane parts two classes with a margin γ, a perceptron errs at most as often as Novikoff’s bound says, "
+        "and orthonormal inputs reach it. On the exclusive or its weights come back to where they were and err for "
+        "ever; the delta rule’s sigmoid unit comes to rest at ½; two layers learn it (seeds 000, 001; Novikoff 1962).",
+        {
+            "perceptron": "Mistakes of perceptrons against Novikoff’s bound; mistakes through the passes; and how many "
+            "of the exclusive or’s four examples three learners have wrong"
         },
     ),
     Exhibit(
@@ -165,6 +193,19 @@ EXHIBITS = (
         },
     ),
     Exhibit(
+        "experiments.loss_surfaces",
+        "Losses on the simplex",
+        "ℓ<sub><i>p</i></sub> = 1/<i>p</i> Σ |<i>x<sub>i</sub></i> − <i>x̄<sub>i</sub></i>|<sup><i>p</i></sup>, &emsp; "
+        "ℓ<sub>KL</sub> = Σ <i>x<sub>i</sub></i> log <i>x<sub>i</sub></i>/<i>x̄<sub>i</sub></i>, &emsp; "
+        "<i>L</i>(<i>x</i>) = ℓ(<i>x</i>/<i>X</i>) &nbsp;⇒&nbsp; Σ <i>x<sub>i</sub></i> ∂<i><sub>i</sub>L</i> = 0",
+        "The library’s losses have the derivatives of the seed’s formulas, to rounding. Each is least at the targets, "
+        "but for Kullback and Leibler’s of outputs that are not normalised, at x̄/e (seed 003 eq. 13–18).",
+        {
+            "loss_surfaces": "Contours and negative gradients of three losses on the simplex of three outputs; of "
+            "Kullback and Leibler’s, as it is and normalised, for two outputs of any length; and L, L′ and L″ of one"
+        },
+    ),
+    Exhibit(
         "experiments.optimizers",
         "Down a narrow valley",
         "<i>d<sub>n</sub></i> = −<i>g<sub>n</sub></i> + β<sub><i>n</i></sub> <i>d</i><sub><i>n</i> − 1</sub>",
@@ -200,6 +241,19 @@ EXHIBITS = (
             "without_targets": "Test accuracies of ten ways to teach one hidden layer, what each cost, and what its "
             "update was allowed to see",
             "receptive_fields": "Incoming weights of the first hidden units as images, a row for each way to teach",
+        },
+    ),
+    Exhibit(
+        "experiments.hierarchy",
+        "A hierarchy that answers for itself",
+        "Δ<i>w<sub>ji</sub></i> = <i>f</i> (<i>x<sub>i</sub></i>, <i>y<sub>j</sub></i>) in all layers, and ten labels "
+        "in all",
+        "Convolutional layers, memories and concepts learn by local rules alone. Each concept is named by one label; "
+        "memories complete images whose lower half is hidden, and tell turned images from those that are not.",
+        {
+            "hierarchy": "Four scores of hierarchies that grow layer by layer, beside random features and random "
+            "weights",
+            "completion": "Images with the lower half hidden, what the hierarchy made of them, and what there was",
         },
     ),
 )

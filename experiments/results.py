@@ -47,6 +47,23 @@ def with_error(values: np.ndarray, digits: int) -> str:
     return f"{mean:,.{digits}f} ± {error:,.{digits}f}" if math.isfinite(mean) else "not reached"
 
 
+def verdict(deviations: Mapping[str, float]) -> Verdict:
+    """The largest of several, by what they are of, each in units of what it may miss by."""
+    return Verdict(float(np.max(list(deviations.values()))), 1.0, "of what is allowed")
+
+
+def judge(deviations: Mapping[str, float]) -> None:
+    """Fails unless each is within what it may miss by.
+
+    Raises:
+      ExperimentError: naming the first that is not.
+    """
+    for name, off in deviations.items():
+        if not off <= 1:
+            missed = f"{name!r} is off by {off:.1f} times what is allowed"
+            raise ExperimentError(f"theory and measurement disagree: {missed}")
+
+
 class Folder:
     """An output folder: `config.json`, `metrics.jsonl` (a line written is a line kept), arrays and pictures.
 

@@ -37,9 +37,11 @@ def normalised(loss: Callable[[Array, Array], Array]) -> Callable[[Array, Array]
         outputs = jnp.asarray(outputs) * 1.0
         dtype, others = wide_dtype(outputs.dtype), tuple(range(1, outputs.ndim))
         x = outputs.astype(dtype)
-        # L knows no length of x: long ones are shortened, lest X is beyond the largest number or 1/X rounds to 0.
-        long = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=others, keepdims=True)) > 1
-        x = x * jnp.where(long, jnp.sqrt(jnp.finfo(dtype).tiny), 1).astype(dtype)
+        # L knows no length of x: long ones are divided by their largest output, lest X or 1/X² is out of range. By its
+        # root, twice, for the inverse of the largest number is not a normal one.
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=others, keepdims=True))
+        shorter = jnp.where(largest > 1, jax.lax.rsqrt(largest), 1).astype(dtype)
+        x = x * shorter * shorter
         total = jnp.sum(x, axis=others, keepdims=True)
         empty = total == 0
         # Constant shares where there are none: whatever ℓ makes of them, no derivative comes back through `where`.

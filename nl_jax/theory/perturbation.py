@@ -6,10 +6,12 @@ noise:
 
     independent components      P − 1 + κ, κ = E ξ_i⁴: 3 Gaussian, 1 Rademacher, 1/p sparse of density p
     of fixed length √P          P: signs, the sphere, a single coordinate, rank-one signs a bᵀ
-    low rank, rank-one Gaussian, signs of each example: below
+    low rank, rank-one Gaussian, signs of each example, noise on nodes: below
 
 All are tested against the laws of `nl.directions`.
 """
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -145,3 +147,36 @@ def node_variance(x: jax.Array, delta: jax.Array, power: jax.Array, K: int, *, k
         )
     of_credit = (power[:, None] + (kurtosis - 2) * delta**2) / K
     return (x**2).T @ of_credit / len(x) ** 2
+
+
+def nodes(layers: Mapping[str, tuple[jax.Array, jax.Array]], *, kurtosis: float) -> jax.Array:
+    """s of node perturbation in a network of any depth, from the axons x and the true credit δ of its layers.
+
+        s = 1 + Σ_l Σ_n ‖x_n^l‖² (M_l ‖δ_n‖² + (κ − 2) ‖δ_n^l‖²)/(B²‖g‖²),  ‖g‖² = Σ_l ‖⟨x^l δ^lᵀ⟩‖²
+
+    For one example, and layers whose x^l have one norm and whose δ^l have one norm, that is the law of N = Σ M_l
+    independent components, s = N − 1 + κ: N takes the place that the number of weights P has in weight space. Where
+    only ‖x^l‖ ‖δ^l‖ is the same in all of them, s is N times the ratio of the arithmetic to the harmonic mean of
+    ‖x^l‖², up to the term in κ. So s is proportional to depth where norms are kept from layer to layer, and grows
+    exponentially with it where they are not.
+
+    Args:
+      layers: by name (x^l, δ^l), the inputs [B, inputs], with a column of ones if the layer has a bias, and the credit
+        ∂E_n/∂ν of its units, [B, units].
+      kurtosis: κ = E ξ_i⁴ of independent components, at least 1.
+
+    Returns:
+      A scalar; infinite where the gradient is 0 and the credit is not.
+
+    Raises:
+      ValueError: for a number out of range, or different numbers of examples.
+
+    >>> import jax.numpy as jnp
+    >>> layer = jnp.ones((1, 3)), jnp.ones((1, 4))
+    >>> float(nodes({"hidden": layer, "output": layer}, kurtosis=3)), independent(8, kurtosis=3)
+    (10.0, 10)
+    """
+    power = sum(jnp.sum(delta**2, axis=1) for _, delta in layers.values())
+    variance = sum(jnp.sum(node_variance(x, delta, power, 1, kurtosis=kurtosis)) for x, delta in layers.values())
+    gradient = sum(jnp.sum((x.T @ delta / len(x)) ** 2) for x, delta in layers.values())
+    return 1 + variance / gradient

@@ -111,7 +111,7 @@ def test_weight_space_variance_law(directions, kurtosis, num_samples, x64):
 
 @pytest.mark.parametrize(("directions", "kurtosis"), [(normal, 3), (signs, 1)], ids=["gaussian", "rademacher"])
 def test_node_space_variance_law(directions, kurtosis, x64):
-    """Var ĝ_ba = Σ_n x_nb² (‖δ_n‖² ± δ_na²) / (B² K), with ‖δ_n‖² over all nodes of example n."""
+    """Var ĝ_ba = Σ_n x_nb² (‖δ_n‖² ± δ_na²) / (B² K), with ‖δ_n‖² over all nodes of example n; and of all layers."""
     problem = problems.chain()
     x, _ = problem.batch
     _, preactivations, _, _ = local(problem.objective)(problem.params, problem.batch)
@@ -126,6 +126,19 @@ def test_node_space_variance_law(directions, kurtosis, x64):
     error = squares.std(axis=0, ddof=1) / NUM_KEYS**0.5
     assert np.max(np.abs(squares.mean(axis=0) - predicted) / error) < 5
     assert np.max(np.abs(squares.mean(axis=0) - 2 * predicted) / error) > 5
+
+    _, axons = nl.propagation.record(problem.forward)(problem.params, x)
+    ones = jnp.ones((len(x), 1))
+    below = {name: jnp.hstack([pre, ones]) for name, pre in zip(axons, [x, *axons.values()], strict=False)}
+    s = float(theory.nodes({name: (below[name], delta[name]) for name in axons}, kurtosis=kurtosis))
+    samples = np.concatenate([np.reshape(leaf, (NUM_KEYS, -1)) for leaf in jax.tree.leaves(grads)], axis=1)
+    g = exact(problem.objective, problem.params, problem.batch)
+    off = ((samples - g) ** 2).sum(axis=1) / (g**2).sum()
+    error = off.std(ddof=1) / NUM_KEYS**0.5
+    assert abs(off.mean() - theory.relative_variance(s, 2)) < 5 * error
+    number = sum(d.shape[1] for d in delta.values())  # of nodes, were all layers alike
+    for wrong in (s + 1, theory.independent(number, kurtosis=kurtosis)):
+        assert abs(off.mean() - theory.relative_variance(wrong, 2)) > 5 * error
 
 
 def test_perturbation_tends_to_the_forward_gradient(x64):

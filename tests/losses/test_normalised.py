@@ -78,6 +78,20 @@ def test_a_factory_that_was_not_called_is_refused():
         losses.normalised(losses.p_norm)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_derivative_is_finite_at_any_length(dtype, x64):
+    """Seed 003 eq. 16 for sums from 1e-3 to 1e30, just above 1 among them, with shares that are nearly 0."""
+    shares = np.array([[0.9, 0.1 - 1e-6, 1e-6], [1 - 2e-6, 1e-6, 1e-6]])
+    target = np.array([[0.2, 0.3, 0.5]])
+    for total in (1e-3, 1.0, 1.01, 1.1, 1.5, 3.0, 1e10, 1e30):
+        x, targets = jnp.asarray(total * shares, dtype), jnp.asarray(np.repeat(target, 2, axis=0), dtype)
+        _, derivative = _with_derivative(losses.normalised_kullback_leibler)(x, targets)
+        log = np.log(shares / target)
+        expected = (log - np.sum(shares * log, axis=1, keepdims=True)) / total
+        off = np.abs(np.asarray(derivative) - expected).max(axis=1) / np.abs(expected).max(axis=1)
+        assert np.all(off < 100 * float(jnp.finfo(dtype).eps)), total
+
+
 @pytest.mark.parametrize(("dtype", "length"), [("float16", 2e4), ("float32", 1e38)])
 def test_a_sum_beyond_the_largest_number(dtype, length):
     """Shares of ¾ and ¼ whatever their sum."""

@@ -104,6 +104,35 @@ def test_node_variance_of_one_example_by_enumeration(x64):
     np.testing.assert_allclose(theory.node_variance(*several, 3, kurtosis=1), predicted / 12, rtol=1e-12)
 
 
+def test_nodes_of_two_layers_by_enumeration(x64):
+    """All signs on two examples' 3 + 2 nodes: E‖ĝ‖²/‖g‖² of both weights."""
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(2, 4)), rng.normal(size=(2, 3))]
+    delta = [rng.normal(size=(2, 3)), rng.normal(size=(2, 2))]
+    credit = samples(all_signs(5), np.concatenate([delta[0][0], delta[1][0]]))
+    other = samples(all_signs(5), np.concatenate([delta[0][1], delta[1][1]]))
+    both = np.stack([np.repeat(credit, 32, axis=0), np.tile(other, (32, 1))], axis=1)  # [signs of both, example, node]
+    estimates = [np.einsum("nb,kna->kba", pre, of) / 2 for pre, of in zip(x, np.split(both, [3], axis=2), strict=True)]
+    squares = sum(np.mean(np.sum(e**2, axis=(1, 2))) for e in estimates)
+    exact = sum(np.sum((pre.T @ d / 2) ** 2) for pre, d in zip(x, delta, strict=True))
+    layers = {f"layer{i}": (jnp.asarray(pre), jnp.asarray(d)) for i, (pre, d) in enumerate(zip(x, delta, strict=True))}
+    assert float(theory.nodes(layers, kurtosis=1)) == pytest.approx(squares / exact, rel=1e-12)
+    assert float(theory.nodes(layers, kurtosis=3)) > 1.01 * squares / exact
+
+
+def test_nodes_where_norms_are_kept_are_independent_components(x64):
+    """N takes the place of P; with norms that go apart, N times the arithmetic over the harmonic mean of ‖x‖²."""
+    r = np.array([1.0, 2.0, 4.0, 8.0])
+    layers = {
+        str(k): (jnp.full((1, 5), (r_k / 5) ** 0.5), jnp.full((1, 3), (1 / r_k / 3) ** 0.5)) for k, r_k in enumerate(r)
+    }
+    means = r.mean() * (1 / r).mean()
+    assert float(theory.nodes(layers, kurtosis=2)) - 1 == pytest.approx(12 * means, rel=1e-12)
+    kept = {name: (jnp.ones((1, 5)), jnp.ones((1, 3))) for name in layers}
+    for kurtosis in (1, 3):
+        assert float(theory.nodes(kept, kurtosis=kurtosis)) == pytest.approx(theory.independent(12, kurtosis=kurtosis))
+
+
 BAD = [
     (lambda: theory.relative_variance(0.5, 1), "second_moment must be a finite number of at least 1, got 0.5"),
     (lambda: theory.relative_variance(6, 0), "K must be .* at least 1, got 0"),
