@@ -9,7 +9,8 @@ import optax
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, positive_number, require_optimizer
-from nl_jax.estimators.constrained.lagrangian import Axons, hidden_and_last
+from nl_jax.estimators.constrained.freedom import free_axons
+from nl_jax.estimators.constrained.lagrangian import Axons
 from nl_jax.estimators.constrained.penalty import infer, learning_point
 from nl_jax.estimators.constrained.relaxation import Relaxation
 from nl_jax.estimators.constrained.solution import Point, solution
@@ -77,8 +78,8 @@ def auxiliary_coordinates(
 
     def solve(params: Params, batch: Batch) -> Point:
         losses, feedforward = record(objective)(params, batch)
-        names, _ = hidden_and_last("auxiliary_coordinates", feedforward)
-        feasible = {name: feedforward[name] for name in names}
+        freedom = free_axons("auxiliary_coordinates", objective, params, batch, feedforward)
+        feasible = {name: feedforward[name] for name in freedom.hidden}
 
         def stage(carry: tuple[Axons, Array], penalty: Array) -> tuple[tuple[Axons, Array], Array]:
             displacement, before = carry
@@ -88,7 +89,7 @@ def auxiliary_coordinates(
 
             start = jax.tree.map(drawn_in, feasible, displacement)
             hidden, taken = infer(
-                objective, params, start, batch, penalty=penalty, optimizer=optimizer, relaxation=relaxation
+                objective, params, start, batch, freedom, penalty=penalty, optimizer=optimizer, relaxation=relaxation
             )
             return (jax.tree.map(jnp.subtract, hidden, feasible), penalty), taken
 
@@ -96,6 +97,8 @@ def auxiliary_coordinates(
         nowhere = jax.tree.map(jnp.zeros_like, feasible)
         (displacement, _), taken = jax.lax.scan(stage, (nowhere, mu[0]), mu)
         hidden = jax.tree.map(jnp.add, feasible, displacement)
-        return learning_point(losses, objective, params, hidden, batch, penalty=schedule[-1], taken=jnp.sum(taken))
+        return learning_point(
+            losses, objective, params, hidden, batch, freedom, penalty=schedule[-1], taken=jnp.sum(taken)
+        )
 
     return solution(objective, solve)

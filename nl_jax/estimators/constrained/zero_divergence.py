@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered
-from nl_jax.estimators.constrained.adjoint import balance
+from nl_jax.estimators.constrained.freedom import downhill
 from nl_jax.estimators.constrained.solution import Point, solution
 from nl_jax.propagation import hold, loops_around, record
 
@@ -85,7 +85,7 @@ def zero_divergence(objective: Objective) -> GradientEstimator:
         stages = {top: {name: feedforward[name] for name in hidden[: n + 1]} for n, top in enumerate(hidden)}
         nothing = {name: jnp.zeros_like(feedforward[name]) for name in hidden}
         _, learned = jax.lax.fori_loop(0, len(feedforward), step, (stages, nothing))
-        multipliers = learned | {last: balance(objective, params, feedforward, {}, batch, last)}
+        multipliers = learned | downhill(objective, params, feedforward, batch, [last])
         return Point(losses, feedforward, multipliers, 2 * len(feedforward))
 
     return solution(objective, solve)
