@@ -6,11 +6,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import nl_jax as nl
 from nl_jax.conformance.calibration import largest_deviation
 from nl_jax.conformance.subject import keys, sampler
+from nl_jax.estimators.target_propagation import Decoders
 from nl_jax.propagation import feedforward
 from tests import problems
 from tests.equations import equations
@@ -20,7 +22,6 @@ from tests.registry import ESTIMATORS
 REFUSES = {
     "zero_divergence": "fixed_prediction",
     "admm": "augmented_lagrangian",
-    "target_propagation": "feedback_alignment",
 }
 """What makes no sense there, and what the message recommends."""
 
@@ -41,8 +42,14 @@ def _estimate(make, problem):
     return grads, info
 
 
-OWN_WEIGHTS = "direct_feedback"
-"""Draws feedback for each layer, of which an unrolled program has others."""
+OF_EXAMPLE = "direct_feedback", "target_propagation"
+"""Their state is made for each layer of an example, of which an unrolled program has others."""
+
+
+def _layer_and_step(loop, name):
+    """In the program with a loop, of a layer of the unrolled one: "hidden2" is the second step of "time/hidden"."""
+    layer, step = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")
+    return (f"{'time' if loop == 'time' else 'blocks'}/{layer}", int(step)) if step else (layer, None)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -54,14 +61,53 @@ def test_direct_feedback_tells_every_step(loop, x64):
     state = estimator.init(KEY, problem.params)
     own = {}
     for name in other.init(KEY, unrolled.params):
-        layer, step = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")
-        weight = state[f"{'time' if loop == 'time' else 'blocks'}/{layer}" if step else layer]
-        own[name] = weight[int(step)] if step and loop == "depth" else weight
+        layer, step = _layer_and_step(loop, name)
+        own[name] = state[layer] if step is None or loop == "time" else state[layer][step]
     args = problem.params, problem.batch
     grads, _, info = jax.jit(estimator.estimate)(KEY, state, *args)
     expected, _, there = jax.jit(other.estimate)(KEY, own, *args)
     chex.assert_trees_all_close(grads, expected, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(info.loss, there.loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_targets_are_decoded_from_step_to_step(loop, x64):
+    """As unrolled with the same decoders: over time one for all steps, over depth one for each."""
+    problem, unrolled = LOOPS[loop](), problems.unrolled(LOOPS[loop]())
+    make = functools.partial(nl.difference_target_propagation, optimizer=optax.sgd(0.1), eta=0.5)
+    estimator, other = make(problem.objective, problem.batch), make(unrolled.objective, unrolled.batch)
+    (weights, biases), inner = estimator.init(KEY, problem.params)
+    biases = jax.tree.map(lambda c: jax.random.normal(KEY, c.shape), biases)
+    own = {}
+    for name in other.init(KEY, unrolled.params)[0].biases:
+        layer, step = _layer_and_step(loop, name)
+        own[name] = tuple(c if step is None or loop == "time" else c[step] for c in biases[layer])
+    args = problem.params, problem.batch
+    state = Decoders(weights, biases), inner
+    grads, ((_, learned), _), info = jax.jit(estimator.estimate)(KEY, state, *args)
+    expected, _, there = jax.jit(other.estimate)(KEY, (Decoders(weights, own), inner), *args)
+    chex.assert_trees_all_close(grads, expected, rtol=1e-10, atol=1e-12)
+    for name, dual in there.residuals.dual.items():
+        layer, step = _layer_and_step(loop, name)
+        if step is None:
+            np.testing.assert_allclose(info.residuals.dual[layer], dual, rtol=1e-10)
+    moved = jax.tree.map(lambda before, after: jnp.any(before != after), biases, learned)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_decoders_learn_from_all_steps(x64):
+    """½‖g(f(x + σξ)) − (x + σξ)‖² at σ → 0, by hand: the change of c is the sum of the steps' errors."""
+    problem = programs.leaky()
+    make = functools.partial(nl.difference_target_propagation, activation=lambda nu: nu, sigma=1e-12)
+    estimator = make(problem.objective, problem.batch, optimizer=optax.sgd(1.0))
+    state = estimator.init(KEY, problem.params)
+    _, ((_, biases), _), _ = jax.jit(estimator.estimate)(KEY, state, problem.params, problem.batch)
+    B, hidden, change = state[0].weights["hidden"], jnp.zeros((4, 3)), 0.0
+    for x, _ in zip(*programs.by_step(problem), strict=True):
+        fed = jnp.tanh(programs.connected(problem.params["hidden"], x, hidden))
+        change += jnp.mean(hidden - fed @ B["recurrent"].T, axis=0)
+        hidden = 0.7 * hidden + 0.3 * fed
+    np.testing.assert_allclose(biases["time/hidden"][1], change, rtol=1e-8)
 
 
 def test_direct_feedback_hears_a_read_out_in_the_loop_step_by_step(x64):
@@ -81,7 +127,7 @@ def test_direct_feedback_hears_a_read_out_in_the_loop_step_by_step(x64):
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize(
-    "name", [n for n in ESTIMATORS if n not in REFUSES and n != OWN_WEIGHTS and not n.startswith(OWN_NOISE)]
+    "name", [n for n in ESTIMATORS if n not in REFUSES and n not in OF_EXAMPLE and not n.startswith(OWN_NOISE)]
 )
 def test_agrees_with_the_unrolled_program(name, loop, x64):
     entry, problem = ESTIMATORS[name], LOOPS[loop]()
@@ -108,15 +154,8 @@ def test_its_own_noise_has_the_gradient_for_its_mean(name, loop, x64):
 
 @pytest.mark.parametrize("name", REFUSES)
 def test_refuses_with_a_remedy(name):
-    problem = problems.recurrent()
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem.batch)
-    make = {
-        "target_propagation": functools.partial(
-            nl.difference_target_propagation, example=shapes, optimizer=nl.optimizers.conjugate_gradient()
-        ),
-    }.get(name, ESTIMATORS[name].make)
     with pytest.raises(ValueError, match=rf"layer 'time/hidden' is in a loop.*{REFUSES[name]}"):
-        _estimate(make, problem)
+        _estimate(ESTIMATORS[name].make, problems.recurrent())
 
 
 def _outputs_in_the_loop(read_out, looped=True):
