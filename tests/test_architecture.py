@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "activations": {"base", "checks"},
     "losses": {"base", "checks", "numerics"},
     "batching": {"base"},
-    "products": {"base", "dependence"},
+    "products": {"base", "checks", "dependence"},
     "parts": {"base", "checks", "propagation"},
     "networks": {"base", "checks", "numerics", "products", "propagation", "activations"},
     "objectives": {"base", "checks", "propagation"},
