@@ -315,6 +315,11 @@ IN_TIME = {
     "forward_gradient": functools.partial(nl.forward_gradient, space=nl.spaces.nodes),
     "reinforce": functools.partial(nl.reinforce, units=nl.units.gaussian(sigma=0.1)),
     "predictive_coding": nl.predictive_coding,
+    "fixed_prediction": nl.fixed_prediction,
+    "direct_feedback": lambda objective: nl.direct_feedback_alignment(objective, _silent(2)[2]),
+    "target_propagation": lambda objective: nl.difference_target_propagation(
+        objective, _silent(2)[2], optimizer=optax.sgd(0.1)
+    ),
 }
 
 
