@@ -38,16 +38,16 @@ RULES: dict[str, Callable[[Any], nl.GradientEstimator]] = {
     "RTRL": nl.rtrl,
     "SnAp-1": nl.snap,
 }
-OF_INFLUENCE = ("RTRL", "SnAp-1")
-"""Rules that carry an influence matrix: too much for wide networks."""
+OF_INFLUENCE = "RTRL"
+"""It carries an influence matrix: too much for wide networks."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Seconds to compile, seconds an estimate over backprop's, and temporary bytes, against the number of steps.
 
-    A leaky recurrent network with a read-out in the loop, which adds its loss up there; one jitted estimate. RTRL and
-    SnAp-1 are measured on networks of at most `most_influence` units. Temporaries include a copy of the batch with its
+    A leaky recurrent network with a read-out in the loop, which adds its loss up there; one jitted estimate. RTRL is
+    measured on networks of at most `most_influence` units. Temporaries include a copy of the batch with its
     steps first. Writes recurrent.json and recurrent.png to --out.
     """
 
@@ -58,7 +58,7 @@ class Config:
     most_steps: int = 300
     """The most steps an estimate is timed on."""
     most_influence: int = 16
-    """The most units of networks for rules that carry an influence matrix."""
+    """The most units of a network for RTRL."""
     batch_size: int = 32
     """Examples."""
     inputs: int = 8
@@ -107,7 +107,7 @@ def run(config: Config) -> dict[int, dict[str, dict[int, Cost]]]:
 
 def measured(config: Config, units: int) -> dict[str, dict[int, Cost]]:
     """Costs by rule and number of steps."""
-    rules = {name: make for name, make in RULES.items() if name not in OF_INFLUENCE or units <= config.most_influence}
+    rules = {name: make for name, make in RULES.items() if name != OF_INFLUENCE or units <= config.most_influence}
     costs: dict[str, dict[int, Cost]] = {name: {} for name in rules}
     for steps in config.steps:
         objective, params, batch = problem(config, units, steps)

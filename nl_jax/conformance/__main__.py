@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from nl_jax.conformance.certify import certify
+from nl_jax.conformance.problem import chain, recurrent
 from nl_jax.conformance.subject import Claims, Factory
 
 
@@ -20,13 +21,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--gradient-free", action="store_true", help="it takes no derivative of layers or losses")
     parser.add_argument("--evaluations", type=int, help="what one estimate costs, in evaluations of the objective")
     parser.add_argument("--verdict", help='what nl.audit finds, such as "three-factor"')
+    parser.add_argument("--recurrent", action="store_true", help="certify on a recurrent network; for rules in time")
     parser.add_argument("--num-keys", type=int, default=3000, help="estimates that means are taken of (%(default)s)")
     parser.add_argument("--json", type=Path, help="a file for the certificate as data")
     args = parser.parse_args(arguments)
     claims = Claims(not args.biased, args.gradient_free, args.evaluations, args.verdict)
     try:
         with jax.enable_x64(True):  # where σ can be small, and algebra is told from rounding
-            certificate = certify(_found(args.factory), claims, num_keys=args.num_keys)
+            problem = recurrent if args.recurrent else chain
+            certificate = certify(_found(args.factory), claims, problem=problem, num_keys=args.num_keys)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         parser.error(f"{args.factory}: {error}")
     print(certificate._replace(subject=args.factory))

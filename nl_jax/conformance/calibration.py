@@ -7,7 +7,8 @@ import numpy as np
 from nl_jax.base import State
 from nl_jax.conformance.certificate import Outcome, Row
 from nl_jax.conformance.contract import STEPS, distance, is_random, rounding, setting, some_steps_on
-from nl_jax.conformance.subject import Subject, flat, keys, made, sampler
+from nl_jax.conformance.problem import recurrent
+from nl_jax.conformance.subject import Subject, flat, keys, made, sampler, subject
 
 LIMIT = 5.0
 """Standard errors that a mean may lie from what it should be."""
@@ -85,6 +86,17 @@ def variance(s: Subject) -> Row:
     if ratio > MORE - LIMIT * ratio_error:
         return Row("variance", "passed", said, figures)
     return Row("variance", "failed", f"{said}: it falls slower than 1/K", figures)
+
+
+def loops(s: Subject) -> Row:
+    """Calibration in a loop over time; or a ValueError, which says why not and what to use instead."""
+    if s.make_problem is recurrent:
+        return Row("loops", "noted", "all of this is in a loop over time", {"loops": True})
+    try:
+        row = calibration(subject(s.factory, s.claims, recurrent, s.num_keys))
+    except ValueError as refusal:
+        return Row("loops", "noted", f"refused: {refusal}", {"loops": False})
+    return row._replace(check="loops", figures={**row.figures, "loops": True})
 
 
 def gradient(s: Subject) -> np.ndarray:

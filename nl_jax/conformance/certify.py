@@ -3,7 +3,7 @@
 from nl_jax.checks import positive_integer, takes
 from nl_jax.conformance import calibration, contract, freedom
 from nl_jax.conformance.certificate import Certificate, Row
-from nl_jax.conformance.problem import Problem, chain
+from nl_jax.conformance.problem import MakeProblem, chain
 from nl_jax.conformance.subject import Claims, Factory, subject
 
 CHECKS = (
@@ -17,6 +17,7 @@ CHECKS = (
     contract.bad_input,
     calibration.calibration,
     calibration.variance,
+    calibration.loops,
     freedom.layers,
     freedom.derivatives,
     freedom.locality,
@@ -24,7 +25,7 @@ CHECKS = (
 
 
 def certify(
-    factory: Factory, claims: Claims | None = None, *, problem: Problem | None = None, num_keys: int = 3000
+    factory: Factory, claims: Claims | None = None, *, problem: MakeProblem = chain, num_keys: int = 3000
 ) -> Certificate:
     """Runs the checks that every estimator of this library passes, on anyone's.
 
@@ -33,7 +34,8 @@ def certify(
     Args:
       factory: `factory(objective) -> estimator`. Settings named `num_samples` and `chunk` are tried out if it has them.
       claims: what to hold it to; by default that its mean is the gradient.
-      problem: on what, `nl_jax.conformance.problem.chain()` by default: a 4-5-3 tanh network with cross-entropy.
+      problem: on what, of `nl_jax.conformance.problem`: `chain`, a 4-5-3 tanh network with cross-entropy, or
+        `recurrent`, two tanh units over four steps, for estimators that need a loop over time.
       num_keys: estimates that means are taken of, at least 2.
 
     Returns:
@@ -52,7 +54,7 @@ def certify(
     takes("factory", factory, 1, "hand in nl.backprop or functools.partial(nl.node_perturbation, …), not the estimator")
     if positive_integer("num_keys", num_keys) < 2:
         raise ValueError("num_keys must be at least 2: one estimate has no standard error")
-    s = subject(factory, claims or Claims(), problem or chain(), num_keys)
+    s = subject(factory, claims or Claims(), problem, num_keys)
     rows: dict[str, Row] = {}
     for check in CHECKS:
         name = check.__name__.replace("_", " ")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, Params
 from nl_jax.conformance.certificate import Outcome, Row
-from nl_jax.conformance.problem import Problem, chain
+from nl_jax.conformance.problem import Problem
 from nl_jax.conformance.subject import Subject, made
 from nl_jax.locality.audit import audit
 
@@ -40,7 +40,7 @@ def derivatives(s: Subject) -> Row:
     """Whether an activation or a loss is ever differentiated: both raise if so."""
     outcome: Outcome
     try:
-        _estimate(s, chain(_rough_tanh, _rough_loss))
+        _estimate(s, s.make_problem(_rough_tanh, _rough_loss))
     except Differentiated:
         outcome, said, free = "failed", "differentiates activations or losses", False
     else:

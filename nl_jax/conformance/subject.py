@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State
-from nl_jax.conformance.problem import Problem
+from nl_jax.conformance.problem import MakeProblem, Problem
 
 Factory = Callable[..., GradientEstimator]
 """`factory(objective) -> estimator`, with more keyword settings if it has them."""
@@ -34,7 +34,8 @@ class Subject(NamedTuple):
     """What every check is given.
 
     Attributes:
-      factory, claims, problem: as handed in.
+      factory, claims, make_problem: as handed in.
+      problem: what `make_problem` makes.
       num_keys: how many estimates a mean is taken of.
       estimator: made by the factory for the problem's objective.
       state: its first.
@@ -46,6 +47,7 @@ class Subject(NamedTuple):
 
     factory: Factory
     claims: Claims
+    make_problem: MakeProblem
     problem: Problem
     num_keys: int
     estimator: GradientEstimator
@@ -56,8 +58,9 @@ class Subject(NamedTuple):
     estimates_from: Callable[[State], np.ndarray]
 
 
-def subject(factory: Factory, claims: Claims, problem: Problem, num_keys: int) -> Subject:
+def subject(factory: Factory, claims: Claims, make_problem: MakeProblem, num_keys: int) -> Subject:
     """The factory's estimator for the problem, ready to be run."""
+    problem = make_problem()
     estimator = made(factory, problem.objective)
     traces: list[None] = []
 
@@ -73,7 +76,9 @@ def subject(factory: Factory, claims: Claims, problem: Problem, num_keys: int) -
     def estimates() -> np.ndarray:
         return estimates_from(state)
 
-    return Subject(factory, claims, problem, num_keys, estimator, state, estimate, traces, estimates, estimates_from)
+    return Subject(
+        factory, claims, make_problem, problem, num_keys, estimator, state, estimate, traces, estimates, estimates_from
+    )
 
 
 def keys(count: int) -> Key:

@@ -13,6 +13,7 @@ from nl_jax.checks import layered, per_example, typed_key
 from nl_jax.dependence import reached
 from nl_jax.estimators.drawing import Initializer
 from nl_jax.estimators.example import shapes_of
+from nl_jax.estimators.stacks import chosen, steps_of_their_own
 from nl_jax.propagation import Local, Site, interpret, learning_layers, local, loops_around
 from nl_jax.propagation.interpretation import SEPARATOR
 
@@ -74,10 +75,10 @@ def direct_feedback_alignment(
                 f"direct_feedback_alignment: every layer is read by another, {', '.join(hidden)} in turn, and none is "
                 "the highest: let an output layer read the loop's results"
             )
-        own = _steps_of_their_own(objective, params, batch)
+        own = steps_of_their_own(objective, params, batch)
         keys = jax.random.split(key, len(nus))
         return {
-            name: weight_init(k, (*_chosen(nus[name].shape, own[name]), _units(name, nus[name]), told), nus[name].dtype)
+            name: weight_init(k, (*chosen(nus[name].shape, own[name]), _units(name, nus[name]), told), nus[name].dtype)
             for name, k in zip(hidden, keys, strict=False)
         }
 
@@ -86,7 +87,7 @@ def direct_feedback_alignment(
         losses, nus, _, pull = _learned(objective, params, batch)
         credit = jax.grad(lambda nus: jnp.mean(_held(objective, params, batch, nus)[0]))(nus)
         heads = [name for name in nus if name not in state]
-        own = _steps_of_their_own(objective, params, batch)
+        own = steps_of_their_own(objective, params, batch)
         told = {}
         for name, weight in state.items():
             e = jnp.concatenate([_heard(name, head, credit[head]) for head in heads], axis=-1)
@@ -143,31 +144,6 @@ def _read_by_others(
     return [name for i, name in enumerate(nus) if any(1 + i in found for found in sources.values())]
 
 
-def _steps_of_their_own(objective: Objective, params: Params, batch: Batch) -> dict[str, tuple[int, ...]]:
-    """Of each layer, over which of the loops around it its parameters are stacked."""
-    used: dict[str, list[tuple[int, ...]]] = {}
-
-    def layer(site: Site, given: None) -> tuple[Array, Array]:
-        used[site.name] = [jnp.shape(leaf) for leaf in jax.tree.leaves(site.params)]
-        nu = site.preactivation()
-        return site.activation(nu), nu
-
-    nus = jax.eval_shape(interpret(objective, layer), params, batch)[1]
-    there = {jnp.shape(leaf) for leaf in jax.tree.leaves(params)}
-
-    def stacked(name: str) -> tuple[int, ...]:
-        loops = range(loops_around(name))
-        several = (some for n in reversed(range(len(loops) + 1)) for some in itertools.combinations(loops, n))
-        whole = lambda some: all((*_chosen(nus[name].shape, some), *shape) in there for shape in used[name])
-        return next((some for some in several if whole(some)), ())
-
-    return {name: stacked(name) for name in nus}
-
-
-def _chosen(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in axes)
-
-
 def _heard(name: str, head: str, e: Array) -> Array:
     """A highest layer's error as a layer hears it, [steps, batch, units], steps of size 1 where it is the same."""
     loops, theirs = loops_around(name), loops_around(head)
@@ -180,7 +156,7 @@ def _heard(name: str, head: str, e: Array) -> Array:
 def _sent(name: str, weight: Array, own: tuple[int, ...], e: Array, nu: Array) -> Array:
     """B e, of ν's shape."""
     loops = loops_around(name)
-    expected = *_chosen(nu.shape, own), _units(name, nu), e.shape[-1]
+    expected = *chosen(nu.shape, own), _units(name, nu), e.shape[-1]
     if weight.shape != expected:
         raise ValueError(
             f"layer {name!r}: B has shape {weight.shape}, as the example has it, but [units, units of the highest] are "

@@ -14,10 +14,14 @@ from nl_jax.dependence import reached
 from nl_jax.estimators.constrained.lagrangian import stationarity
 from nl_jax.estimators.drawing import Initializer, continuous, drawn, normal_like, own_key
 from nl_jax.estimators.example import shapes_of
+from nl_jax.estimators.stacks import chosen, steps_of_their_own
 from nl_jax.estimators.way_back import Back, Find, Seen, beside, way_back
-from nl_jax.propagation import Site, interpret, learning_layers, record
+from nl_jax.propagation import Site, interpret, learning_layers, loops_around, record
 
 Biases = tuple[Array, ...]
+
+Steps = dict[str, tuple[int, ...]]
+"""By layer, the loops over which its parameters are stacked, and its decoder with them."""
 
 
 class Decoders(NamedTuple):
@@ -25,7 +29,8 @@ class Decoders(NamedTuple):
 
     Attributes:
       weights: B, a tree like the parameters, as feedback weights are.
-      biases: c by layer, one for each of its floating-point inputs, of the shape of one example.
+      biases: c by layer, one for each of its floating-point inputs, of the shape of one example; steps with parameters
+        of their own first.
     """
 
     weights: Params
@@ -56,6 +61,9 @@ def difference_target_propagation(
     connection with B for its parameters. As η → 0, a decoder that inverts its layer sends credit through the layer's
     inverse, a step like Gauss and Newton's and not of gradient descent (Meulemans et al. 2020): the two agree for
     orthogonal linear layers.
+
+    Through time it is a layer's next step that its target is decoded from, by the one decoder of all steps (Manchev &
+    Spratling 2020). Over depth, where parameters are stacked, every step has a decoder of its own.
 
     After each estimate the decoders learn to restore what was disturbed: B and c go down the gradient of
     ½‖g_l(f_l(x + σξ)) − (x + σξ)‖², x the layer's inputs.
@@ -97,24 +105,29 @@ def difference_target_propagation(
     report = stationarity(objective)
 
     def init(key: Key, params: Params) -> State:
-        shapes = _decoded(objective, params, shapes_of(example, params))
-        biases = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), shapes)
+        batch = shapes_of(example, params)
+        own = steps_of_their_own(objective, params, batch)
+        biases = {
+            name: tuple(_no_bias(name, own[name], x) for x in shapes)
+            for name, shapes in _decoded(objective, params, batch).items()
+        }
         decoders = Decoders(drawn(weight_init, key, params), biases)
         return decoders, optimizer.init(decoders)
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
         decoders, inner = state
+        own = steps_of_their_own(objective, params, batch)
         losses, grads, credit = way_back(
-            objective, params, batch, _by_targets(activation, eta),
+            objective, params, batch, _by_targets(activation, eta, own),
             companion=decoders.weights, extra=decoders.biases, credit=True,
         )  # fmt: skip
         axons = record(objective)(params, batch)[1]
-        multipliers = {name: -z * len(z) for name, z in credit.items()}  # of each example's own loss
+        multipliers = {name: -z * len(losses) for name, z in credit.items()}  # of each example's own loss
         _, residuals = report(params, axons, multipliers, batch)
 
         def reconstruction(decoders: Decoders) -> Array:
-            errors = beside(objective, _reconstruction(activation, sigma))
+            errors = beside(objective, _reconstruction(activation, sigma, own))
             found = errors(params, decoders.weights, batch, (decoders.biases, key))
             return sum((error.astype(float) for error in found.values()), start=jnp.asarray(0.0))
 
@@ -125,26 +138,25 @@ def difference_target_propagation(
     return GradientEstimator(init, estimate)
 
 
-def _by_targets(activation: ActivationFn, eta: float) -> Back:
+def _by_targets(activation: ActivationFn, eta: float, steps: Steps) -> Back:
     """(x_{l−1} − t_{l−1})/η from (x_l − t_l)/η."""
 
     def back(layer: Seen, biases: dict[str, Biases], z: Array, delta: Array) -> tuple[Array, ...]:
         routed = layer.transpose(layer.connection)(delta)
         if layer.name not in biases:
             return routed
-        own = biases[layer.name]
-        _fit(layer.name, own, layer.inputs)
-        step = eta * len(z)  # z is of the mean loss, a target of the example's own
-        to_axons, to_target = (_decode(layer, own, activation, y) for y in (layer.axons, layer.axons - step * z))
-        displaced = ((x - t) / step for x, t in zip(to_axons, to_target, strict=True))
+        own = _of_step(layer, biases, steps)
+        step_size = eta * len(z)  # z is of the mean loss, a target of the example's own
+        to_axons, to_target = (_decode(layer, own, activation, y) for y in (layer.axons, layer.axons - step_size * z))
+        displaced = ((x - t) / step_size for x, t in zip(to_axons, to_target, strict=True))
         # nothing is decoded where it goes to indices
         return tuple(next(displaced) if continuous(x) else r for x, r in zip(layer.inputs, routed, strict=True))
 
     return back
 
 
-def _reconstruction(activation: ActivationFn, sigma: float) -> Find:
-    """½‖g(f(x + σξ)) − (x + σξ)‖² of a layer's decoder, the mean over examples."""
+def _reconstruction(activation: ActivationFn, sigma: float, steps: Steps) -> Find:
+    """½‖g(f(x + σξ)) − (x + σξ)‖² of a layer's decoder, the mean over examples and the sum over steps."""
 
     def error(layer: Seen, extra: tuple[dict[str, Biases], Key]) -> Array | None:
         biases, key = extra
@@ -153,7 +165,7 @@ def _reconstruction(activation: ActivationFn, sigma: float) -> Find:
         noise = normal_like(own_key(key, layer), layer.inputs)
         noisy = tuple(x + sigma * xi if continuous(x) else x for x, xi in zip(layer.inputs, noise, strict=True))
         y = layer.activation(layer.connection(*noisy))
-        decoded = _decode(layer, biases[layer.name], activation, y)
+        decoded = _decode(layer, _of_step(layer, biases, steps), activation, y)
         pairs = zip(decoded, filter(continuous, noisy), strict=True)
         errors = [0.5 * jnp.sum((restored - x) ** 2).astype(float) / len(x) for restored, x in pairs]
         return sum(errors, start=jnp.asarray(0.0))
@@ -168,24 +180,27 @@ def _decode(layer: Seen, biases: Biases, activation: ActivationFn, y: Array) -> 
     return tuple(activation(nu + c[None]) for nu, c in zip(continuing, biases, strict=True))
 
 
-def _fit(name: str, biases: tuple[Array, ...], inputs: tuple[Array, ...]) -> None:
-    ours, theirs = [c.shape for c in biases], [x.shape[1:] for x in inputs if continuous(x)]
+def _no_bias(name: str, own: tuple[int, ...], inputs: Array) -> Array:
+    return jnp.zeros(chosen(inputs.shape, own) + inputs.shape[loops_around(name) + 1 :], inputs.dtype)
+
+
+def _of_step(layer: Seen, biases: dict[str, Biases], steps: Steps) -> Biases:
+    """c of the step that is run; ValueError if they are not for the layer's inputs."""
+    at = chosen(layer.steps, steps[layer.name])
+    ours = [c.shape[len(at) :] for c in biases[layer.name]]
+    theirs = [x.shape[1:] for x in layer.inputs if continuous(x)]
     if ours != theirs:
         raise ValueError(
-            f"layer {name!r}: its decoder is for inputs of shapes {ours}, as the example has them, but on this batch "
-            f"they have {theirs}: give an example of the shapes of the batches, whatever their size"
+            f"layer {layer.name!r}: its decoder is for inputs of shapes {ours}, as the example has them, but on this "
+            f"batch they have {theirs}: give an example of the shapes of the batches, whatever their size"
         )
+    return tuple(c[at] for c in biases[layer.name])
 
 
 def _decoded(objective: Objective, params: Params, batch: Batch) -> dict[str, Biases]:
     """The floating-point inputs of layers that learn, where they depend on other layers' axons: what is decoded."""
 
     def layer(site: Site, given: Array | None) -> tuple[Array, Biases]:
-        if site.steps:
-            raise ValueError(
-                f"difference_target_propagation: layer {site.name!r} is in a loop, whose steps have no decoders of "
-                "their own: use feedback_alignment"
-            )
         return site.axons() if given is None else given, tuple(filter(continuous, site.inputs))
 
     def inputs(params: Params, batch: Batch, axons: Mapping[str, Array]) -> dict[str, Biases]:

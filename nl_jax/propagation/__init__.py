@@ -11,7 +11,7 @@ from nl_jax.propagation.around import Around
 from nl_jax.propagation.interpretation import Given, Layer, Loop, Site, interpret, loops_around, places, plain_loop
 from nl_jax.propagation.local import Local, learning_layers, local, local_gradient
 from nl_jax.propagation.program import feedforward, scan
-from nl_jax.propagation.views import Held, hold, inject, record, zero_axons
+from nl_jax.propagation.views import Held, Partly, hold, inject, record, zero_axons
 
 __all__ = [
     "Around",
@@ -20,6 +20,7 @@ __all__ = [
     "Layer",
     "Local",
     "Loop",
+    "Partly",
     "Site",
     "feedforward",
     "hold",

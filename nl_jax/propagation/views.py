@@ -45,23 +45,38 @@ class Held(NamedTuple):
     predicted: Array
 
 
-def hold(program: Program) -> Callable[[Params, Any, Mapping[str, Array]], tuple[Any, dict[str, Held]]]:
+class Partly(NamedTuple):
+    """Axons for a layer in a loop that is held at some steps and computed at the others.
+
+    Attributes:
+      axons: x^l, leading axis the steps.
+      held: whether it is held, [steps].
+    """
+
+    axons: Array
+    held: Array
+
+
+def hold(program: Program) -> Callable[[Params, Any, Mapping[str, Array | Partly]], tuple[Any, dict[str, Held]]]:
     """Holds some or all layers at *given* axons; all others are computed from what they receive.
 
     Held axons become free variables and x^l − f(W^l x^{l−1} + b^l) a residual: the constrained view of learning
     (seed 000, LeCun 1988).
 
     Returns:
-      `held(params, inputs, given) -> (outputs, {layer: Held})`, where `given` maps layers' names to their axons.
+      `held(params, inputs, given) -> (outputs, {layer: Held})`, where `given` maps layers' names to their axons, or to
+      a `Partly`.
 
     Raises:
       ValueError: when run, for duplicate or unknown layers or axons of another shape.
     """
 
-    def layer(site: Site, given: Array | None) -> tuple[Array, Held]:
+    def layer(site: Site, given: Array | Partly | None) -> tuple[Array, Held]:
         predicted = site.axons()
-        axons = predicted if given is None else given
+        axons = predicted if given is None else given.axons if isinstance(given, Partly) else given
         _same_shape(site.name, "given axons", axons, "the layer's own", predicted)
+        if isinstance(given, Partly):
+            axons = jnp.where(given.held, axons, predicted)
         return axons, Held(axons, predicted)
 
     return interpret(program, layer)

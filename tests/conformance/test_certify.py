@@ -69,17 +69,24 @@ def test_the_command_certifies(tmp_path, capsys):
     assert main(["nl_jax:backprop", "--evaluations", "3", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("nl_jax:backprop\n")
-    assert printed.endswith("certified: 13 checks\n")
+    assert printed.endswith("certified: 14 checks\n")
     saved = json.loads(file.read_text())
     assert saved["certified"]
     assert saved["checks"]["calibration"]["difference"] < 1e-12  # in float64
     assert jnp.asarray(0.0).dtype == jnp.float32  # and what follows is as it was
 
 
+def test_rules_in_time_are_certified_on_a_recurrent_network(capsys):
+    assert main(["nl_jax:rtrl", "--recurrent", "--num-keys", "2"]) == 0
+    assert "certified: 14 checks" in capsys.readouterr().out
+    assert main(["nl_jax:rtrl", "--num-keys", "2"]) == 1
+    assert "no loop named loop='time'" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_command_fails_what_is_not_as_claimed(capsys):
     assert main(["nl_jax:backprop", "--gradient-free", "--verdict", "local"]) == 1
     printed = capsys.readouterr().out
-    assert "NOT certified: 2 of 13 checks failed" in printed
+    assert "NOT certified: 2 of 14 checks failed" in printed
 
 
 @pytest.mark.parametrize("name", ["nl_jax", "nl_jax:nothing", "no.such.module:factory", "nl_jax:reinforce"])

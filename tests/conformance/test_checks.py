@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import pytest
 
 import nl_jax as nl
+from nl_jax.checks import per_example
 from nl_jax.conformance import Claims, calibration, contract, freedom
 from nl_jax.conformance.certify import CHECKS
 from nl_jax.conformance.problem import chain
 from nl_jax.conformance.subject import subject
+from nl_jax.propagation import interpret
 
 honest = functools.partial(nl.node_perturbation, num_samples=2, directions=nl.directions.rademacher())
 
 
-def run(check, factory, **claims):
-    return check(subject(factory, Claims(**claims), chain(), 600))
+def run(check, factory, num_keys=600, **claims):
+    return check(subject(factory, Claims(**claims), chain, num_keys))
 
 
 def changed(change, factory=honest):
@@ -197,6 +199,20 @@ def named(objective):
     return nl.GradientEstimator(lambda key, params: (), estimate)
 
 
+def forgetful(objective):
+    """Exact, but that no step of a loop gets credit from later ones."""
+
+    def estimate(key, state, params, batch):
+        def loop(name, body, carry, xs, length):
+            return jax.lax.scan(lambda c, x: body(jax.lax.stop_gradient(c), x), carry, xs, length)
+
+        run = interpret(objective, lambda site, given: (site.axons(), None), loop=loop)
+        loss, grads = jax.value_and_grad(lambda p: jnp.mean(per_example(run(p, batch)[0])))(params)
+        return grads, state, nl.Info(loss, jnp.int32(3))
+
+    return nl.GradientEstimator(lambda key, params: (), estimate)
+
+
 LONGER = changed(lambda grads, state, info: (jax.tree.map(lambda g: 1.2 * g, grads), state, info))
 NOISE = functools.partial(honest, baseline=nl.baselines.none())
 SHORT = changed(lambda grads, state, info: (jax.tree.map(lambda g: 0.999 * g, grads), state, info), nl.backprop)
@@ -229,6 +245,7 @@ TWINS = {
     "noise alone": (calibration.calibration, NOISE, {}, "more keys"),
     "one key": (calibration.variance, repeated, {}, "slower than 1/K"),
     "long tails": (calibration.variance, wild, {}, "take more keys"),
+    "forgetful": (calibration.loops, forgetful, {}, "differs from the gradient by"),
     "derivative": (freedom.derivatives, nl.forward_gradient, {"gradient_free": True}, "differentiates activations"),
     "transport": (freedom.locality, nl.backprop, {"verdict": "local"}, "weight transport.*claimed was local"),
 }
@@ -244,7 +261,8 @@ def test_every_check_catches_its_twin(twin):
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_every_check_lets_an_honest_estimator_pass(check):
-    row = run(check, honest, gradient_free=True, evaluations=4, verdict="three-factor")
+    num_keys = 1500 if check is calibration.loops else 600  # noise of every step is more noise
+    row = run(check, honest, num_keys, gradient_free=True, evaluations=4, verdict="three-factor")
     assert row.outcome == ("noted" if check in (contract.randomness, freedom.layers) else "passed"), row.said
 
 
@@ -254,8 +272,14 @@ def test_a_state_of_any_numbers_is_as_good(check):
     assert row.outcome == "passed", row.said
 
 
+def test_a_refusal_of_loops_is_told():
+    row = run(calibration.loops, nl.zero_divergence)
+    assert row.outcome == "noted"
+    assert re.match("refused: .*'time/hidden' is in a loop.*use fixed_prediction", row.said)
+
+
 def test_few_different_results_are_random_too():
-    s = subject(doubling, Claims(), chain(), 600)
+    s = subject(doubling, Claims(), chain, 600)
     assert s.estimates().std(axis=0).max() > 0
     assert contract.is_random(s)
     assert calibration.calibration(s).outcome == "passed"

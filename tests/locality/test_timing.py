@@ -5,12 +5,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import nl_jax as nl
 from nl_jax.propagation import feedforward
 from tests import problems
 from tests.estimators.online import programs
+from tests.registry import ESTIMATORS
 
 STEPS = 7
 
@@ -204,17 +206,32 @@ def test_it_is_asked_with_a_loop_and_told_apart_axes():
         nl.audit(nl.backprop, chain.objective, chain.params, chain.batch, loop="time")
 
 
-def test_verdicts_of_locality_are_those_of_the_unrolled_program():
-    for make in (nl.backprop, nl.feedback_alignment, functools.partial(nl.node_perturbation, num_samples=2)):
-        found = []
-        for problem in (problems.recurrent(), problems.unrolled(problems.recurrent())):
-            verdicts = nl.audit(make, problem.objective, problem.params, problem.batch).verdicts
-            found.append({leaf: verdict.split(", shared by")[0] for leaf, verdict in verdicts.items()})
-        assert found[0]["output/weight"] == found[1]["output/weight"]
-        assert set(found[0]["hidden/weight"].split(", ")) <= set(found[1]["hidden/weight"].split(", ")) | {
-            "three-factor"
-        }
-        assert ("weight transport" in found[0]["hidden/weight"]) == ("weight transport" in found[1]["hidden/weight"])
+def _of_batch(make, **settings):
+    return lambda problem: functools.partial(make, example=problem.batch, **settings)
+
+
+NAMES = (
+    *("backprop", "lagrangian_backprop", "fixed_prediction", "predictive_coding", "primal_dual", "contrastive_hebbian"),
+    *("equilibrium_propagation", "feedback_random", "node_clean", "reinforce", "weight_clean", "forward_nodes"),
+    "partition",
+)
+
+FAMILIES = {
+    **{name: lambda problem, name=name: ESTIMATORS[name].make for name in NAMES},
+    "direct_feedback": _of_batch(nl.direct_feedback_alignment),
+    "target_propagation": _of_batch(nl.difference_target_propagation, optimizer=optax.sgd(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_verdicts_of_locality_are_those_of_the_unrolled_program(name):
+    """But that steps of a loop over time are not said to share their weights."""
+    recurrent = problems.recurrent()
+    found, apart = (
+        nl.audit(FAMILIES[name](p), p.objective, p.params, p.batch).verdict
+        for p in (recurrent, problems.unrolled(recurrent))
+    )
+    assert apart == f"{found}, shared weights"
 
 
 def test_a_plain_program_is_the_same_to_the_audit_with_or_without_a_loop_of_its_own():

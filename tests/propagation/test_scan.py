@@ -43,6 +43,18 @@ def test_what_is_given_is_sliced_along_the_steps(x64):
         np.testing.assert_allclose(slope, jnp.stack(list(slopes.values())), atol=1e-12)
 
 
+def test_some_steps_may_be_held_and_others_computed(x64):
+    p = problems.recurrent()
+    x = jax.random.normal(jax.random.key(0), (STEPS, 5, 3))
+    held = jnp.arange(STEPS) == 1
+    outputs, layers = propagation.hold(p.forward)(p.params, p.batch[0], {"time/hidden": propagation.Partly(x, held)})
+    expected, apart = propagation.hold(problems.unrolled(p).forward)(p.params, p.batch[0], {"hidden1": x[1]})
+    np.testing.assert_allclose(outputs, expected, rtol=1e-12)
+    axons = jnp.stack([apart[f"hidden{t}"].axons for t in range(STEPS)])
+    np.testing.assert_allclose(layers["time/hidden"].axons, axons, rtol=1e-12)
+    assert float(jnp.max(jnp.abs(axons - x))) > 0.1
+
+
 def test_what_is_given_may_be_made_where_it_is_needed():
     p = problems.recurrent()
     offsets = jnp.arange(STEPS * 15.0).reshape(STEPS, 5, 3) / 100

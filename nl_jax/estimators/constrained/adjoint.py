@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, per_example
-from nl_jax.estimators.constrained.lagrangian import Axons, lagrangian
+from nl_jax.estimators.constrained.lagrangian import Axons
 from nl_jax.estimators.constrained.solution import Point, solution
 from nl_jax.propagation import Site, interpret, zero_axons
 
@@ -62,14 +62,3 @@ def lagrangian_backprop(objective: Objective) -> GradientEstimator:
         return Point(losses, {name: axons[name] for name in names}, {name: multipliers[name] for name in names}, 1)
 
     return solution(objective, solve)
-
-
-def balance(objective: Objective, params: Params, axons: Axons, multipliers: Axons, batch: Batch, name: str) -> Array:
-    """λ_l with ∂L/∂x_l = 0 for the layer called `name`, given those of all layers above it."""
-    evaluate = lagrangian(objective)
-
-    def total(x: Array) -> Array:
-        return jnp.sum(evaluate(params, {**axons, name: x}, multipliers, batch))
-
-    # ∂L/∂x_l = λ_l + (terms of the layers above), so its value without λ_l is −λ_l.
-    return -jax.grad(total)(axons[name])

@@ -43,7 +43,7 @@ def admm(
 
     Raises:
       ValueError: if the objective takes no `propagate`, or for a setting out of range; when run, for a layer that
-        mixes examples, each of which is solved for alone.
+        mixes examples, each of which is solved for alone, or stands in a loop.
       FloatingPointError: when run, if the residual grows a thousandfold; under `jax.jit` see `info.failures`.
     """
     layered("admm", objective)
@@ -111,8 +111,8 @@ def _unmixed(objective: Objective, params: Params, batch: Batch) -> list[str]:
             )
         if site.steps:
             raise ValueError(
-                f"admm: layer {site.name!r} is in a loop, but layers are solved for one after the other: use "
-                "augmented_lagrangian"
+                f"admm: layer {site.name!r} is in a loop, but layers are solved for one after the other, and each step "
+                "would run the whole loop: use augmented_lagrangian, which solves for all at once"
             )
         names.append(site.name)
         return site.axons(), None

@@ -9,7 +9,8 @@ import optax
 
 from nl_jax.base import Array, Batch, Failure, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, positive_number, require_optimizer
-from nl_jax.estimators.constrained.lagrangian import Axons, hidden_and_last
+from nl_jax.estimators.constrained.freedom import free_axons
+from nl_jax.estimators.constrained.lagrangian import Axons
 from nl_jax.estimators.constrained.penalty import infer, learning_point
 from nl_jax.estimators.constrained.relaxation import Relaxation, Relaxed
 from nl_jax.estimators.constrained.solution import Point, solution
@@ -78,8 +79,8 @@ def auxiliary_coordinates(
 
     def solve(params: Params, batch: Batch) -> Point:
         losses, feedforward = record(objective)(params, batch)
-        names, _ = hidden_and_last("auxiliary_coordinates", feedforward)
-        feasible = {name: feedforward[name] for name in names}
+        freedom = free_axons("auxiliary_coordinates", objective, params, batch, feedforward)
+        feasible = {name: feedforward[name] for name in freedom.hidden}
 
         def stage(
             carry: tuple[Axons, Array], penalty: Array
@@ -91,7 +92,7 @@ def auxiliary_coordinates(
 
             start = jax.tree.map(drawn_in, feasible, displacement)
             hidden, taken, failures = infer(
-                objective, params, start, batch, penalty=penalty, optimizer=optimizer, relaxation=relaxation
+                objective, params, start, batch, freedom, penalty=penalty, optimizer=optimizer, relaxation=relaxation
             )
             return (jax.tree.map(jnp.subtract, hidden, feasible), penalty), (taken, failures)
 
@@ -101,6 +102,6 @@ def auxiliary_coordinates(
         hidden = jax.tree.map(jnp.add, feasible, displacement)
         inferred = Relaxed(hidden, jnp.sum(taken), ever(failures))
         raise_if_known(inferred.failures)  # a scan's stages are traced, and cannot have raised
-        return learning_point(losses, objective, params, inferred, batch, penalty=schedule[-1])
+        return learning_point(losses, objective, params, inferred, batch, freedom, penalty=schedule[-1])
 
     return solution(objective, solve)

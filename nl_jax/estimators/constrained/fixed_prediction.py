@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, positive_number
-from nl_jax.estimators.constrained.adjoint import balance
-from nl_jax.estimators.constrained.lagrangian import Axons, hidden_and_last
+from nl_jax.estimators.constrained.freedom import free_axons
+from nl_jax.estimators.constrained.lagrangian import Axons
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance, relax
 from nl_jax.estimators.constrained.solution import Point, solution
 from nl_jax.propagation import hold, record
@@ -58,9 +58,9 @@ def fixed_prediction(
 
     def solve(params: Params, batch: Batch) -> Point:
         losses, feedforward = record(objective)(params, batch)
-        hidden, last = hidden_and_last("fixed_prediction", feedforward)
-        output = {last: balance(objective, params, feedforward, {}, batch, last)}
-        fixed = {name: feedforward[name] for name in hidden}
+        freedom = free_axons("fixed_prediction", objective, params, batch, feedforward)
+        output = freedom.credit(objective, params, feedforward, batch)
+        fixed = {name: feedforward[name] for name in freedom.hidden}
 
         def predicted(axons: Axons) -> tuple[Array, dict[str, Array]]:
             losses, layers = hold(objective)(params, batch, {**feedforward, **axons})
@@ -68,15 +68,15 @@ def fixed_prediction(
 
         (losses, _), backward = jax.vjp(predicted, fixed)
 
-        def step(multipliers: Axons) -> tuple[Axons, Array]:
-            errors = jax.tree.map(jnp.negative, {**multipliers, **output})
+        def step(multipliers: dict[str, Array]) -> tuple[dict[str, Array], Array]:
+            errors = jax.tree.map(jnp.negative, {**output, **multipliers})
             (received,) = backward((jnp.ones_like(losses), errors))  # ∂C/∂x − Σ Jᵀλ
             imbalance = jax.tree.map(jnp.add, multipliers, received)  # ∂L/∂x
             relaxed = jax.tree.map(lambda l, g: (1 - rate) * l - rate * g, multipliers, received)
             return relaxed, distance(imbalance)
 
-        nothing = jax.tree.map(jnp.zeros_like, fixed)
-        multipliers, taken, failures = relax(step, nothing, relaxation, remedy=None)
-        return Point(losses, feedforward, {**multipliers, **output}, taken + 1, failures)
+        begin = {name: output.get(name, jnp.zeros_like(x)) for name, x in fixed.items()}
+        multipliers, taken, failures = relax(step, begin, relaxation, remedy=None)
+        return Point(losses, feedforward, {**output, **multipliers}, taken + 1, failures)
 
     return solution(objective, solve)

@@ -105,17 +105,6 @@ def stationarity(
     return report
 
 
-def hidden_and_last(estimator: str, axons: Axons) -> tuple[list[str], str]:
-    """The names of the hidden layers and of the last one, or ValueError if that is in a loop."""
-    *hidden, last = axons
-    if loops_around(last):
-        raise ValueError(
-            f"{estimator}: the last layer {last!r} is in a loop, and the output layer, which is not free, must be a "
-            "layer of its own: call it after the loop, or use lagrangian_backprop"
-        )
-    return hidden, last
-
-
 def inner(name: str, a: Array, b: Array, total: Array) -> Array:
     """aᵀb of one layer, per example, to be added to such a total; ValueError for axons that are not examples."""
     steps = loops_around(name)  # whose axes come first

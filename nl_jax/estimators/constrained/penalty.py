@@ -1,6 +1,6 @@
 """Constraints by penalty alone: an energy whose minimum over the axons is where learning begins."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -8,27 +8,28 @@ import optax
 
 from nl_jax.base import Array, Batch, Objective, Params
 from nl_jax.checks import per_example
-from nl_jax.estimators.constrained.adjoint import balance
+from nl_jax.estimators.constrained.freedom import Freedom
 from nl_jax.estimators.constrained.lagrangian import Axons, inner
 from nl_jax.estimators.constrained.relaxation import Relaxation, Relaxed, distance, relax
 from nl_jax.estimators.constrained.solution import Point
-from nl_jax.propagation import hold
+from nl_jax.propagation import Partly, hold
 
 
-def energy(objective: Objective, *, penalty: float | Array = 1.0) -> Callable[[Params, Axons, Batch], Array]:
+def energy(objective: Objective, *, penalty: float | Array = 1.0) -> Callable[[Params, Mapping, Batch], Array]:
     """F = C(x_L) + μ/2 Σ_l ‖r_l‖², r_l = x_l − f(W_l x_{l−1} + b_l), per example (Whittington & Bogacz 2017).
 
-    The hidden layers' axons are free; the last layer's are what it computes from those below.
+    The hidden layers' axons are free; an output layer's are what it computes from those below.
 
     Args:
       objective: a per-example objective that takes `propagate`.
       penalty: μ.
 
     Returns:
-      `F(params, hidden, batch) -> [batch]`, where `hidden` maps the names of the free layers to their axons.
+      `F(params, hidden, batch) -> [batch]`, where `hidden` maps the names of the free layers to their axons, as `hold`
+      takes them.
     """
 
-    def evaluate(params: Params, hidden: Axons, batch: Batch) -> Array:
+    def evaluate(params: Params, hidden: Mapping[str, Array | Partly], batch: Batch) -> Array:
         losses, layers = hold(objective)(params, batch, hidden)
         total = per_example(losses)
         for name in hidden:
@@ -44,6 +45,7 @@ def infer(
     params: Params,
     start: Axons,
     batch: Batch,
+    freedom: Freedom,
     *,
     penalty: float | Array,
     optimizer: optax.GradientTransformation,
@@ -58,7 +60,7 @@ def infer(
 
     def descend(carry: tuple[Axons, optax.OptState]) -> tuple[tuple[Axons, optax.OptState], Array]:
         hidden, state = carry
-        forces = jax.grad(lambda hidden: jnp.sum(evaluate(params, hidden, batch)))(hidden)
+        forces = jax.grad(lambda hidden: jnp.sum(evaluate(params, freedom.held(hidden), batch)))(hidden)
         forces = jax.tree.map(lambda force: force / jnp.asarray(penalty, force.dtype), forces)
         updates, state = optimizer.update(forces, state, hidden)
         return (optax.apply_updates(hidden, updates), state), distance(forces)
@@ -74,16 +76,16 @@ def learning_point(
     params: Params,
     inferred: Relaxed[Axons],
     batch: Batch,
+    freedom: Freedom,
     *,
     penalty: float | Array,
 ) -> Point:
     """The point of inferred hidden axons: λ_l = μ r_l and λ_L = −∂C/∂x_L, so that its ∂L/∂W is ∂F/∂W."""
     hidden, taken, failures = inferred
-    _, layers = hold(objective)(params, batch, hidden)
+    _, layers = hold(objective)(params, batch, freedom.held(hidden))
     axons = {name: layer.axons for name, layer in layers.items()}
-    *_, last = axons
-    multipliers = {
-        name: jnp.asarray(penalty, axons[name].dtype) * (axons[name] - layers[name].predicted) for name in hidden
-    }
-    multipliers[last] = balance(objective, params, axons, {}, batch, last)
+    forces = {name: jnp.asarray(penalty, axons[name].dtype) * (axons[name] - layers[name].predicted) for name in hidden}
+    credit = freedom.credit(objective, params, axons, batch)
+    multipliers = {name: forces[name] if name in forces else credit[name] for name in axons}
+    multipliers |= {name: forces[name] + credit[name] for name in freedom.but_last}
     return Point(losses, axons, multipliers, 2 * taken + 1, failures)

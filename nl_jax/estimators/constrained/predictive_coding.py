@@ -5,7 +5,7 @@ import optax
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, positive_hyperparameter, require_optimizer, takes
 from nl_jax.estimators.constrained import starts
-from nl_jax.estimators.constrained.lagrangian import hidden_and_last
+from nl_jax.estimators.constrained.freedom import free_axons
 from nl_jax.estimators.constrained.penalty import infer, learning_point
 from nl_jax.estimators.constrained.relaxation import Relaxation
 from nl_jax.estimators.constrained.solution import Point, solution
@@ -26,6 +26,9 @@ def predictive_coding(
     """∂F/∂W where the energy F is least in the axons: constraints kept by a penalty alone.
 
         F = C(x_L) + μ/2 Σ_l ‖x_l − f(W_l x_{l−1} + b_l)‖²   over hidden layers l,   x_L = f(W_L x_{L−1} + b_L)
+
+    Layers that no other layer reads are outputs, the others hidden: several heads, or a read-out at every step of a
+    loop, are all outputs.
 
     Hidden axons are inferred, x ← x − η ∂F/∂x; then ∂F/∂W is each layer's own prediction error times what it
     receives. With half the squared error and μ = 1 this is predictive coding with clamped targets (Whittington &
@@ -71,9 +74,11 @@ def predictive_coding(
 
     def solve(params: Params, batch: Batch) -> Point:
         losses, feedforward = record(objective)(params, batch)
-        hidden, _ = hidden_and_last("predictive_coding", feedforward)
-        begin = starts.begun(start, {name: feedforward[name] for name in hidden})
-        inferred = infer(objective, params, begin, batch, penalty=penalty, optimizer=optimizer, relaxation=relaxation)
-        return learning_point(losses, objective, params, inferred, batch, penalty=penalty)
+        freedom = free_axons("predictive_coding", objective, params, batch, feedforward)
+        begin = starts.begun(start, {name: feedforward[name] for name in freedom.hidden})
+        inferred = infer(
+            objective, params, begin, batch, freedom, penalty=penalty, optimizer=optimizer, relaxation=relaxation
+        )
+        return learning_point(losses, objective, params, inferred, batch, freedom, penalty=penalty)
 
     return solution(objective, solve)

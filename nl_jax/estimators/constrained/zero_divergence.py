@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered
-from nl_jax.estimators.constrained.adjoint import balance
+from nl_jax.estimators.constrained.freedom import downhill
 from nl_jax.estimators.constrained.solution import Point, solution
 from nl_jax.propagation import hold, loops_around, record
 
@@ -36,8 +36,8 @@ def zero_divergence(objective: Objective) -> GradientEstimator:
       rounding of axons, not of credit, which is the difference of two of them: in float32 credit below 10⁻⁷ is lost.
 
     Raises:
-      ValueError: if the objective takes no `propagate`; when run, for layers that share a name or whose axons are
-        not examples.
+      ValueError: if the objective takes no `propagate`; when run, for layers that share a name, stand in a loop or
+        whose axons are not examples.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -56,8 +56,8 @@ def zero_divergence(objective: Objective) -> GradientEstimator:
         *hidden, last = feedforward
         for name in filter(loops_around, feedforward):
             raise ValueError(
-                f"zero_divergence: layer {name!r} is in a loop, but inference is a chain of single layers, whose "
-                "memory grows with their square: use fixed_prediction or lagrangian_backprop, which are as exact"
+                f"zero_divergence: layer {name!r} is in a loop, but inference is a chain of single layers, and memory "
+                "would grow with the square of the steps: use fixed_prediction or lagrangian_backprop, as exact"
             )
         arrival = {name: steps for steps, name in enumerate(reversed(hidden), start=1)}
 
@@ -85,7 +85,7 @@ def zero_divergence(objective: Objective) -> GradientEstimator:
         stages = {top: {name: feedforward[name] for name in hidden[: n + 1]} for n, top in enumerate(hidden)}
         nothing = {name: jnp.zeros_like(feedforward[name]) for name in hidden}
         _, learned = jax.lax.fori_loop(0, len(feedforward), step, (stages, nothing))
-        multipliers = learned | {last: balance(objective, params, feedforward, {}, batch, last)}
+        multipliers = learned | downhill(objective, params, feedforward, batch, [last])
         return Point(losses, feedforward, multipliers, 2 * len(feedforward))
 
     return solution(objective, solve)

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.checks import per_example
 from nl_jax.dependence import reached
-from nl_jax.estimators.constrained.lagrangian import hidden_and_last
 from nl_jax.estimators.equilibrium.certificate import certificate
 from nl_jax.estimators.equilibrium.energy import Axons, EnergyNetwork, energy_network
+from nl_jax.propagation import loops_around
 
 
 def contrastive_hebbian(
@@ -49,7 +49,7 @@ def contrastive_hebbian(
 
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
-        holds parameters or the loss reads another layer than the last.
+        holds parameters, the loss reads another layer than the last, or that layer is in a loop.
       FloatingPointError: when run, if a phase diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
@@ -66,7 +66,8 @@ def contrastive_hebbian(
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
         start = network.start(params, batch)
-        lower, output = hidden_and_last("contrastive_hebbian", start)
+        *lower, output = start
+        _refuse_loop_around(output)
         _refuse_loss_of(lower, network, params, start, batch)
         free, taken, failures = network.settle(params, start, batch)
         losses = per_example(network.outputs(params, free, batch))
@@ -90,6 +91,15 @@ def contrastive_hebbian(
         return grads, state, Info(jnp.mean(losses), evaluations, residuals, failures + more_failures)
 
     return GradientEstimator(stateless, estimate)
+
+
+def _refuse_loop_around(output: str) -> None:
+    """ValueError for outputs at several steps, of which the earlier ones are farther from the end by powers of γ."""
+    if loops_around(output):
+        raise ValueError(
+            f"contrastive_hebbian: the last layer {output!r} is in a loop, but outputs are clamped once: call the "
+            "output layer after the loop, or use equilibrium_propagation"
+        )
 
 
 def _refuse_loss_of(lower: list[str], network: EnergyNetwork, params: Params, axons: Axons, batch: Batch) -> None:

@@ -1,5 +1,7 @@
 """Predictive coding and the method of auxiliary coordinates: where they come to rest, and how far from backprop."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,10 @@ import optax
 import pytest
 
 import nl_jax as nl
+from nl_jax.estimators.constrained.freedom import free_axons
 from nl_jax.estimators.constrained.penalty import energy, infer
 from nl_jax.estimators.constrained.relaxation import Relaxation
-from nl_jax.propagation import record
+from nl_jax.propagation import feedforward, record
 from nl_jax.theory.predictive_coding import equilibrium_energy
 from tests import problems
 
@@ -40,9 +43,10 @@ def test_linear_networks_rest_at_the_closed_form(sizes, x64):
             KEY, (), params, batch
         )
         _, start = record(objective)(params, batch)
+        freedom = free_axons("test", objective, params, batch, start)
         del start["output"]
         hidden = infer(
-            objective, params, start, batch, penalty=penalty, relaxation=Relaxation(**long), **settings
+            objective, params, start, batch, freedom, penalty=penalty, relaxation=Relaxation(**long), **settings
         ).carry
         energies = energy(objective, penalty=penalty)(params, hidden, batch)
         expected = theory(params, penalty), jax.grad(lambda params: jnp.mean(theory(params, penalty)))(params)
@@ -138,6 +142,28 @@ def test_once_converged_more_steps_change_nothing(tanh_chain):
 def test_the_start_does_not_matter_to_the_end(tanh_chain):
     chex.assert_trees_all_close(tanh_chain["from zeros"][0], tanh_chain["one"][0], rtol=1e-7, atol=1e-9)
     assert int(tanh_chain["from zeros"][2].evaluations) != int(tanh_chain["one"][2].evaluations)
+
+
+def test_several_outputs_are_one(x64):
+    """Two heads of a hidden layer are a single output layer in two parts: none of them is free."""
+
+    def forward(joined, params, x, propagate=feedforward):
+        own = lambda w, x: x @ w
+        hidden = propagate("hidden", own, jnp.tanh, params["hidden"], x)
+        if joined:
+            return propagate("output", own, jnp.sin, jnp.concatenate([params["a"], params["b"]], axis=1), hidden)
+        heads = [propagate(name, own, jnp.sin, params[name], hidden) for name in "ab"]
+        return jnp.concatenate(heads, axis=1)
+
+    sizes = {"hidden": (3, 4), "a": (4, 2), "b": (4, 3)}
+    params = {name: jax.random.normal(jax.random.key(i), size) for i, (name, size) in enumerate(sizes.items())}
+    batch = jax.random.normal(KEY, (5, 3)), jnp.ones((5, 5))
+    found = []
+    for joined in (True, False):
+        objective = nl.supervised(functools.partial(forward, joined), nl.losses.half_squared_error)
+        estimator = nl.predictive_coding(objective, num_steps=5, tolerance=0.0)
+        found.append(estimator.estimate(KEY, (), params, batch)[0])
+    chex.assert_trees_all_close(*found, rtol=1e-10)
 
 
 def test_the_path_of_penalties_ends_at_the_last(tanh_chain):

@@ -1,0 +1,92 @@
+"""Which axons are free to be inferred: those that a layer reads. The others are outputs, of use to the loss alone."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Batch, Objective, Params
+from nl_jax.checks import per_example
+from nl_jax.dependence import reached
+from nl_jax.estimators.constrained.lagrangian import Axons
+from nl_jax.propagation import Loop, Partly, Site, hold, interpret, loops_around, plain_loop
+
+
+class Freedom(NamedTuple):
+    """The layers of a program, by whether their axons are free, each in the order of propagation.
+
+    Attributes:
+      hidden: with free axons.
+      but_last: those among them that stand in a loop whose last step is an output: later steps alone read them.
+      outputs: without; their axons are always f(W x + b).
+    """
+
+    hidden: tuple[str, ...]
+    but_last: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def held(self, axons: Axons) -> dict[str, Array | Partly]:
+        """What `hold` is given, for hidden layers' axons."""
+        return {
+            name: Partly(x, jnp.arange(len(x)) < len(x) - 1) if name in self.but_last else x
+            for name, x in axons.items()
+        }
+
+    def credit(self, objective: Objective, params: Params, axons: Axons, batch: Batch) -> dict[str, Array]:
+        """λ = −∂C/∂x of outputs, with which ∂L/∂x = 0 there; of layers in `but_last` 0 at all other steps."""
+        towards = downhill(objective, params, axons, batch, [*self.but_last, *self.outputs])
+        own = {name: towards[name].at[:-1].set(0) for name in self.but_last}
+        return {name: towards[name] for name in self.outputs} | own
+
+
+def free_axons(estimator: str, objective: Objective, params: Params, batch: Batch, axons: Axons) -> Freedom:
+    """Finds the layers that no layer reads; nothing is run.
+
+    Args:
+      estimator: its name, for messages.
+      objective, params, batch: the program.
+      axons: of all layers, in the order of propagation; only shapes are used.
+
+    Raises:
+      ValueError: for a layer in a loop within a loop that is read by later steps alone.
+    """
+    read, finally_read = (_read(objective, params, batch, axons, loop) for loop in (plain_loop, _last_step))
+    but_last = tuple(name for name in axons if name in read - finally_read)
+    for name in but_last:
+        if loops_around(name) > 1:
+            raise ValueError(
+                f"{estimator}: layer {name!r}, in a loop within a loop, is read by its later steps alone, and which of "
+                "them are outputs is not known: let an output layer read it, or use lagrangian_backprop"
+            )
+    return Freedom(tuple(n for n in axons if n in read), but_last, tuple(n for n in axons if n not in read))
+
+
+def downhill(objective: Objective, params: Params, axons: Axons, batch: Batch, names: list[str]) -> dict[str, Array]:
+    """−∂C/∂x_l of the layers named, all others' axons held."""
+
+    def total(some: Axons) -> Array:
+        return -jnp.sum(per_example(hold(objective)(params, batch, {**axons, **some})[0]))
+
+    return jax.grad(total)({name: axons[name] for name in names})
+
+
+def _read(objective: Objective, params: Params, batch: Batch, axons: Axons, loop: Loop) -> set[str]:
+    """The layers that any layer, or a later step of their own, computes its axons from."""
+
+    def layer(site: Site, x: Array) -> tuple[Array, Array]:
+        return x, site.axons()
+
+    def made(batch: Batch, *values: Array) -> dict[str, Array]:
+        return interpret(objective, layer, loop=loop)(params, batch, dict(zip(axons, values, strict=True)))[1]
+
+    sources = reached(made, batch, *axons.values()).values()  # argument 1 + i is the i-th layer
+    return {name for i, name in enumerate(axons) if any(1 + i in found for found in sources)}
+
+
+def _last_step(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
+    """A loop of its last step alone, in which no layer is read by later ones."""
+    del name
+    carry, y = body(carry, jax.tree.map(lambda x: x[-1], xs))
+    steps = jax.tree.leaves(xs)[0].shape[0] if jax.tree.leaves(xs) else length
+    return carry, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps, *jnp.shape(leaf))), y)
