@@ -13,7 +13,7 @@ from nl_jax import (
     theory,
 )
 from nl_jax.alternating import Stage, alternating
-from nl_jax.base import GradientEstimator, Info, Learner, LearnerState
+from nl_jax.base import GradientEstimator, Info, LayerCredit, Learner, LearnerState
 from nl_jax.estimators import baselines, directions, feedback, reward_baselines, shaping, spaces
 from nl_jax.estimators import stochastic_units as units
 from nl_jax.estimators.augmented import augmented
@@ -75,6 +75,7 @@ __all__ = [
     "Info",
     "Interrupted",
     "Layer",
+    "LayerCredit",
     "Learner",
     "LearnerState",
     "Network",

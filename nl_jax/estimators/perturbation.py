@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Params, State
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Params, State, without_credit
 from nl_jax.checks import positive_integer, positive_number, takes, typed_key
-from nl_jax.estimators.baselines import Baseline
+from nl_jax.estimators.baselines import Baseline, Rate
 from nl_jax.estimators.directions import Law
 from nl_jax.estimators.sampling import default_chunk, stacked, sum_over_samples
-from nl_jax.estimators.spaces import Noise, Space
+from nl_jax.estimators.spaces import Noise, Space, View
 from nl_jax.estimators.step_size import step_size
 
 
@@ -47,9 +47,8 @@ def perturbation(
         del key, params
         return baseline.init()
 
-    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
-        typed_key(key)
-        view = space(params, batch, Noise(directions, key, num_samples))
+    def judged(view: View, state: State) -> tuple[Rate, Params, Array]:
+        """How change was measured, the mean credit, and the mean loss."""
         rate = baseline.rate(view, step_size(sigma, baseline.length, view.dtypes, view.components), state)
 
         def sample(index: Array) -> State:
@@ -63,9 +62,23 @@ def perturbation(
         direction, _, losses = jax.eval_shape(sample, jnp.int32(0))
         at_once = chunk or default_chunk(num_samples, view.footprint(direction))
         credit, loss = sum_over_samples(partial_sum, num_samples, at_once)
-        grads = view.gradient(jax.tree.map(lambda c: c / num_samples, credit))
-        loss = (loss / num_samples).astype(losses.dtype)
-        evaluations = view.fixed_cost + rate.fixed_cost + num_samples * rate.cost_per_sample
-        return grads, baseline.update(state, loss), Info(loss, jnp.int32(evaluations))
+        mean = jax.tree.map(lambda c: c / num_samples, credit)
+        return rate, mean, (loss / num_samples).astype(losses.dtype)
 
-    return GradientEstimator(init, estimate)
+    def seen(key: Key, params: Params, batch: Batch) -> View:
+        typed_key(key)
+        return space(params, batch, Noise(directions, key, num_samples))
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        view = seen(key, params, batch)
+        rate, mean, loss = judged(view, state)
+        evaluations = view.fixed_cost + rate.fixed_cost + num_samples * rate.cost_per_sample
+        return view.gradient(mean), baseline.update(state, loss), Info(loss, jnp.int32(evaluations))
+
+    def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+        view = seen(key, params, batch)
+        if view.layers is None:
+            return without_credit(key, state, params, batch)
+        return view.layers(judged(view, state)[1])
+
+    return GradientEstimator(init, estimate, credit)

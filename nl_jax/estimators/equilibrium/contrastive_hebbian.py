@@ -1,14 +1,26 @@
 """Contrastive Hebbian learning: the free network against the network with its outputs clamped."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Objective, Params, State, stateless
 from nl_jax.checks import per_example
 from nl_jax.dependence import reached
 from nl_jax.estimators.constrained.lagrangian import hidden_and_last
 from nl_jax.estimators.equilibrium.certificate import certificate
 from nl_jax.estimators.equilibrium.energy import Axons, EnergyNetwork, energy_network
+
+
+class _Phases(NamedTuple):
+    """The phases of one estimate: x, x̂, the losses at x, λ, and evaluations."""
+
+    free: Axons
+    clamped: Axons
+    losses: Array
+    multipliers: Axons
+    evaluations: Array
 
 
 def contrastive_hebbian(
@@ -45,7 +57,8 @@ def contrastive_hebbian(
 
     Returns:
       An estimator without state or randomness. Its `info.loss` is that of the free phase, its `info.residuals` a `KKT`
-      as `nl.equilibrium_propagation` has it, with λ_L = −∂C/∂x_L and below it λ_l the difference of the forces.
+      as `nl.equilibrium_propagation` has it, with λ_L = −∂C/∂x_L and below it λ_l the difference of the forces; so is
+      its `credit`, of the free phase.
 
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
@@ -63,8 +76,7 @@ def contrastive_hebbian(
     """
     network = energy_network("contrastive_hebbian", objective, feedback_strength, rate, num_steps, tolerance)
 
-    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
-        del key
+    def phases(params: Params, batch: Batch) -> _Phases:
         start = network.start(params, batch)
         lower, output = hidden_and_last("contrastive_hebbian", start)
         _refuse_loss_of(lower, network, params, start, batch)
@@ -77,6 +89,13 @@ def contrastive_hebbian(
         to_preactivation = jax.vjp(answer, forces[output])[1]
         clamp = {output: free[output] - to_preactivation(slopes[output])[0]}
         clamped, retaken = network.settle(params, {**free, **clamp}, batch, held=clamp)
+        moved = jax.tree.map(jnp.subtract, network.forces(params, clamped, batch), forces)
+        multipliers = {**moved, output: -slopes[output]}
+        return _Phases(free, clamped, losses, multipliers, 1 + 2 * taken + 2 * retaken + 2)
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        del key
+        free, clamped, losses, multipliers, evaluations = phases(params, batch)
 
         def contrast(params: Params) -> Array:
             """Φ(x) − Φ(x̂), and the loss for parameters that it uses itself."""
@@ -84,12 +103,15 @@ def contrastive_hebbian(
             return (of_free - network.harmony(params, clamped, batch)) / losses.size
 
         grads = jax.grad(contrast)(params)
-        moved = jax.tree.map(jnp.subtract, network.forces(params, clamped, batch), forces)
-        residuals = certificate(network, params, free, {**moved, output: -slopes[output]}, batch, grads)
-        evaluations = 1 + 2 * taken + 2 * retaken + 2
+        residuals = certificate(network, params, free, multipliers, batch, grads)
         return grads, state, Info(jnp.mean(losses), evaluations, residuals)
 
-    return GradientEstimator(stateless, estimate)
+    def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+        del key, state
+        found = phases(params, batch)
+        return network.credit(params, found.free, batch, found.multipliers)
+
+    return GradientEstimator(stateless, estimate, credit)
 
 
 def _refuse_loss_of(lower: list[str], network: EnergyNetwork, params: Params, axons: Axons, batch: Batch) -> None:

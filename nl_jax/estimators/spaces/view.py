@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, Key, Params
+from nl_jax.base import Array, Batch, Key, LayerCredit, Params
 from nl_jax.estimators.directions import Direction, Law
 from nl_jax.estimators.sampling import Footprint
 from nl_jax.numerics import wide_dtype
@@ -47,6 +47,7 @@ class View(NamedTuple):
       fixed_cost: evaluations spent per estimate, whatever the number of samples.
       clean_cost: evaluations `clean` costs beyond that.
       tangent_cost: evaluations an exact derivative along one direction costs.
+      layers: `layers(mean credit) -> {layer: LayerCredit}`; None of a space that is not one of layers.
     """
 
     draw: Callable[[Array], Direction]
@@ -62,6 +63,7 @@ class View(NamedTuple):
     fixed_cost: int
     clean_cost: int
     tangent_cost: int
+    layers: Callable[[Params], dict[str, LayerCredit]] | None = None
 
 
 Space = Callable[[Params, Batch, Noise], View]
