@@ -139,9 +139,9 @@ def without_credit(key: Key, state: State, params: Params, batch: Batch) -> dict
     """The `credit` of an estimator that forms none: a ValueError."""
     del key, state, params, batch
     raise ValueError(
-        "this estimator has no credit of layers to show, as weight_perturbation, which moves all weights at once, forms "
-        "none: ask one that teaches layer by layer, such as nl.backprop, nl.feedback_alignment, nl.predictive_coding or "
-        "nl.node_perturbation; of nl.average, nl.mix or nl.partition, ask the estimators they are made of"
+        "this estimator has no credit of layers to show: weight_perturbation, for one, moves all weights at once and "
+        "forms none. Ask one that teaches layer by layer, such as nl.backprop, nl.feedback_alignment, "
+        "nl.predictive_coding or nl.node_perturbation; of nl.average, nl.mix or nl.partition, ask what it is made of"
     )
 
 
