@@ -38,6 +38,22 @@ EXHIBITS = (
         },
     ),
     Exhibit(
+        "experiments.credit",
+        "Who is held responsible, layer by layer",
+        "<i>δ<sub>k</sub></i> &nbsp;=&nbsp; (<i>ŷ<sub>k</sub></i> − <i>y<sub>k</sub></i>) <i>ŷ<sub>k</sub></i> (1 − "
+        "<i>ŷ<sub>k</sub></i>), &emsp; <i>γ<sub>m</sub></i> &nbsp;=&nbsp; Σ<sub><i>k</i></sub> <i>δ<sub>k</sub> "
+        "v<sub>km</sub> h<sub>m</sub></i> (1 − <i>h<sub>m</sub></i>)",
+        "One step of backprop on a drawn network: what every unit answers, and what the loss owes to it (seed 001 §2). "
+        "In a deeper network feedback alignment, predictive coding and node perturbation give credit of other "
+        "directions and sizes; node perturbation errs by its law.",
+        {
+            "credit": "A drawn network with the values of its units, and with their credit; below, cosine and size of "
+            "four estimators’ credit against backprop’s, by layer",
+            "layers": "Credit of each unit on eight examples as colours, a row for each estimator, a column for each "
+            "layer",
+        },
+    ),
+    Exhibit(
         "experiments.constrained",
         "One Lagrangian, from backprop to its relatives",
         "<i>L</i> &nbsp;=&nbsp; <i>C</i>(<i>x<sub>L</sub></i>) + Σ <i>λ<sub>l</sub></i><sup>T</sup> "

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,10 @@ from experiments.results import Folder, Verdict
 from nl_jax.theory import mean_field, perturbation
 
 CHANCE = 1e-3  # that a right law is said to be wrong
-SPACES = {"weights": nl.weight_perturbation, "nodes": nl.node_perturbation}
+SPACES: dict[str, Callable[..., nl.GradientEstimator]] = {
+    "weights": nl.weight_perturbation,
+    "nodes": nl.node_perturbation,
+}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from nl_jax import (
     theory,
 )
 from nl_jax.alternating import Stage, alternating
-from nl_jax.base import Failure, GradientEstimator, Info, Learner, LearnerState
+from nl_jax.base import Failure, GradientEstimator, Info, LayerCredit, Learner, LearnerState
 from nl_jax.estimators import baselines, directions, feedback, reward_baselines, shaping, spaces
 from nl_jax.estimators import stochastic_units as units
 from nl_jax.estimators.augmented import augmented
@@ -81,6 +81,7 @@ __all__ = [
     "Info",
     "Interrupted",
     "Layer",
+    "LayerCredit",
     "Learner",
     "LearnerState",
     "Network",

@@ -6,6 +6,7 @@ A network is a program of layers; a learning rule is a way to run that program::
     objective(params, batch, propagate=feedforward)   -> losses           # [batch], never averaged
     estimator.init(key, params)                       -> state
     estimator.estimate(key, state, params, batch)     -> (grads, state, info)
+    estimator.credit(key, state, params, batch)       -> {layer: LayerCredit}, of those that teach by layers
     learner.init(key, params)                         -> state
     learner.step(key, state, batch)                   -> (state, info)
 """
@@ -134,17 +135,72 @@ class SampleFn(Protocol):
     def __call__(self, key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, State, Info]: ...
 
 
-class GradientEstimator(NamedTuple):
-    """Pure functions that estimate the gradient of an objective's mean loss.
+class LayerCredit(NamedTuple):
+    """A layer's axons, and the credit that an estimator gives them.
+
+    Credit is of the batch's summed loss L: where examples do not interact, of each example's own. All arrays are
+    [batch, …]; of layers in loops the steps come first, as in `nl.propagation.record`.
 
     Attributes:
-      init: makes the estimator's state.
-      estimate: returns the gradient.
-      sample: returns it as a list of numbers, where it is one (`nl.seeded`); None otherwise.
+      axons: x, the values at which the layer learns.
+      z: what the estimator takes for ∂L/∂x (seed 003 eq. 2); None if it forms credit of pre-activations alone.
+      delta: δ, what it takes for ∂L/∂ν, so that the layer's weights learn by δ times what the layer receives (seed 000,
+        node perturbation; δ and γ of seed 001 §2).
+    """
+
+    axons: Array
+    z: Array | None
+    delta: Array
+
+    @property
+    def multipliers(self) -> Array | None:
+        """λ = −z, the multipliers of the Lagrangian (seed 000; see `nl.lagrangian`); None where z is."""
+        return None if self.z is None else -self.z
+
+
+class CreditFn(Protocol):
+    """`credit(key, state, params, batch) -> {layer: LayerCredit}`, a pure function.
+
+    The credit that `estimate` teaches by, with the same key, state, parameters and batch.
+    """
+
+    def __call__(self, key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]: ...
+
+
+def without_credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+    """The `credit` of an estimator that forms none: a ValueError."""
+    del key, state, params, batch
+    raise ValueError(
+        "this estimator has no credit of layers to show: weight_perturbation, for one, moves all weights at once and "
+        "forms none. Ask one that teaches layer by layer, such as nl.backprop, nl.feedback_alignment, "
+        "nl.predictive_coding or nl.node_perturbation; of nl.average, nl.mix or nl.partition, ask what it is made of"
+    )
+
+
+class GradientEstimator(NamedTuple):
+    """A pair of pure functions that estimate the gradient of an objective's mean loss, and one that shows how.
+
+    Attributes:
+      init: `init(key, params) -> state`.
+      estimate: `estimate(key, state, params, batch) -> (grads, state, info)`.
+      credit: `credit(key, state, params, batch) -> {layer: LayerCredit}`: axons, z, δ and multipliers by layer, to be
+        looked at. Estimators that teach by credit of layers have it; that of others raises a ValueError. An estimate
+        neither calls it nor pays for it.
+      sample: `sample(key, state, params, batch) -> (sampled, state, info)`: the gradient as a list of numbers, where it
+        is one (`nl.seeded`); None otherwise.
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
+    >>> estimator = nl.backprop(nl.supervised(net.apply, nl.losses.cross_entropy))
+    >>> at = jax.random.key(0), (), net.init(jax.random.key(1)), (jnp.ones([5, 3]), jnp.zeros(5, int))
+    >>> credit = jax.jit(estimator.credit)(*at)
+    >>> {name: layer.delta.shape for name, layer in credit.items()}
+    {'hidden1': (5, 4), 'output': (5, 2)}
     """
 
     init: EstimatorInitFn
     estimate: EstimateFn
+    credit: CreditFn = without_credit
     sample: SampleFn | None = None
 
 

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
-from nl_jax.checks import per_example
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Objective, Params, State, stateless
+from nl_jax.checks import layered, per_example
+from nl_jax.estimators.constrained.adjoint import lagrangian_backprop
 
 
 def backprop(objective: Objective) -> GradientEstimator:
@@ -16,10 +17,12 @@ def backprop(objective: Objective) -> GradientEstimator:
       objective: any per-example objective; needs no layers.
 
     Returns:
-      An estimator without state or randomness: three evaluations (one pass, one reverse sweep).
+      An estimator without state or randomness: three evaluations (one pass, one reverse sweep). Its `credit` needs
+      layers: an objective that takes `propagate`.
 
     Raises:
-      ValueError: when run, if the objective does not return one loss per example.
+      ValueError: when run, if the objective does not return one loss per example, or if credit is asked for of one
+        that takes no `propagate`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> estimator = backprop(lambda w, batch: (w * batch) ** 2)
@@ -36,4 +39,8 @@ def backprop(objective: Objective) -> GradientEstimator:
         loss, grads = jax.value_and_grad(mean_loss)(params, batch)
         return grads, state, Info(loss, jnp.int32(3))
 
-    return GradientEstimator(stateless, estimate)
+    def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+        layered("the credit of backprop", objective)
+        return lagrangian_backprop(objective).credit(key, state, params, batch)  # λ = −z, by autodiff as well
+
+    return GradientEstimator(stateless, estimate, credit)

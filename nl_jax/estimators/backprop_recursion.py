@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.base import Batch, GradientEstimator, Info, Key, LayerCredit, Objective, Params, State, stateless
 from nl_jax.checks import layered
 from nl_jax.estimators.way_back import way_back
 
@@ -36,4 +36,8 @@ def backprop_recursion(objective: Objective) -> GradientEstimator:
         losses, grads, _ = way_back(objective, params, batch)
         return grads, state, Info(jnp.mean(losses), jnp.int32(3))
 
-    return GradientEstimator(stateless, estimate)
+    def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+        del key, state
+        return way_back(objective, params, batch, credit=True).credit
+
+    return GradientEstimator(stateless, estimate, credit)

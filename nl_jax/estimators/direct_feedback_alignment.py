@@ -2,19 +2,19 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Objective, Params, State
 from nl_jax.checks import layered, per_example, typed_key
 from nl_jax.dependence import reached
 from nl_jax.estimators.drawing import Initializer
 from nl_jax.estimators.example import shapes_of
 from nl_jax.estimators.stacks import chosen, steps_of_their_own
-from nl_jax.propagation import Local, Site, interpret, learning_layers, local, loops_around
+from nl_jax.propagation import Local, Site, interpret, learning_layers, local, loops_around, record
 from nl_jax.propagation.interpretation import SEPARATOR
 
 
@@ -82,22 +82,32 @@ def direct_feedback_alignment(
             for name, k in zip(hidden, keys, strict=False)
         }
 
-    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
-        del key
+    def told(state: State, params: Params, batch: Batch) -> tuple[Array, dict[str, Array], Callable[..., Params]]:
+        """Losses, δ of the mean loss by layer, and what makes gradients of it."""
         losses, nus, _, pull = _learned(objective, params, batch)
         credit = jax.grad(lambda nus: jnp.mean(_held(objective, params, batch, nus)[0]))(nus)
         heads = [name for name in nus if name not in state]
         own = steps_of_their_own(objective, params, batch)
-        told = {}
+        errors = {}
         for name, weight in state.items():
             e = jnp.concatenate([_heard(name, head, credit[head]) for head in heads], axis=-1)
-            told[name] = _sent(name, weight, own[name], e, nus[name])
-        _, sent = interpret(objective, _through_activation)(params, batch, told)
-        credit |= {name: credit[name] + delta for name, delta in sent.items()}
-        grads = pull(jnp.full_like(losses, 1 / len(losses)), credit)
+            errors[name] = _sent(name, weight, own[name], e, nus[name])
+        _, sent = interpret(objective, _through_activation)(params, batch, errors)
+        return losses, credit | {name: credit[name] + delta for name, delta in sent.items()}, pull
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        del key
+        losses, deltas, pull = told(state, params, batch)
+        grads = pull(jnp.full_like(losses, 1 / len(losses)), deltas)
         return grads, state, Info(jnp.mean(losses), jnp.int32(3))
 
-    return GradientEstimator(init, estimate)
+    def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+        del key
+        losses, deltas, _ = told(state, params, batch)
+        axons = record(objective)(params, batch)[1]
+        return {name: LayerCredit(axons[name], None, delta * len(losses)) for name, delta in deltas.items()}
+
+    return GradientEstimator(init, estimate, credit)
 
 
 def _learned(objective: Objective, params: Params, batch: Batch) -> Local:

@@ -93,4 +93,4 @@ def evolution_strategy(
         sampled, state, info = sample(key, state, params, batch)
         return sampled.formed(params), state, info
 
-    return GradientEstimator(stateless, estimate, sample)
+    return GradientEstimator(stateless, estimate, sample=sample)

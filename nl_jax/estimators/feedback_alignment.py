@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State
+from nl_jax.base import Batch, GradientEstimator, Info, Key, LayerCredit, Objective, Params, State
 from nl_jax.checks import layered
 from nl_jax.estimators import feedback as feedbacks
 from nl_jax.estimators.feedback import Feedback
@@ -60,4 +60,8 @@ def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None
         state = source.update(key, state, params, grads, look)
         return grads, state, Info(jnp.mean(losses), jnp.int32(3 + source.evaluations))
 
-    return GradientEstimator(source.init, estimate)
+    def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+        del key
+        return way_back(objective, params, batch, companion=source.weights(state, params), credit=True).credit
+
+    return GradientEstimator(source.init, estimate, credit)

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Params, State
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Params, State, without_credit
 from nl_jax.checks import positive_integer, positive_number, takes, typed_key
 from nl_jax.estimators.baselines import Baseline
 from nl_jax.estimators.directions import Law
@@ -65,8 +65,9 @@ def perturbation(
             sampled, state, info = sample(key, state, params, batch)
             return sampled.formed(params), state, info
         view, measure, evaluations = measured(key, state, params, batch)
-        if view.rates is None:
-            grads, loss = view.estimate(measure, chunk)
+        if view.layers is not None:
+            mean, loss = view.layers.judged(measure, chunk)
+            grads = view.layers.gradient(mean)
         else:
             rates, losses = view.rates(measure, chunk, jnp.arange(num_samples, dtype=jnp.int32))
             grads, loss = SampledGradient(key, rates, view.directions).formed(params), jnp.mean(losses)
@@ -77,7 +78,7 @@ def perturbation(
 
         def rates_of(indices: Array, key: Key, state: State, params: Params, batch: Batch) -> tuple[Array, Array]:
             view, measure, evaluations = measured(key, state, params, batch)
-            if view.rates is None:
+            if view.layers is not None:
                 raise ValueError(
                     "a gradient made of noise in nodes is no list of numbers: every example has noise of its own. Use "
                     "weight_perturbation, forward_gradient(space=nl.spaces.weights) or evolution_strategy"
@@ -91,4 +92,10 @@ def perturbation(
         info = Info(loss, jnp.int32(evaluations))
         return SampledGradient(key, rates, directions), baseline.update(state, loss), info
 
-    return GradientEstimator(init, estimate, sample)
+    def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+        view, measure, _ = measured(key, state, params, batch)
+        if view.layers is None:
+            return without_credit(key, state, params, batch)
+        return view.layers.credit(view.layers.judged(measure, chunk)[0])
+
+    return GradientEstimator(init, estimate, credit, sample)

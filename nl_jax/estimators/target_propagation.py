@@ -1,21 +1,21 @@
 """Difference target propagation: on the way down it is targets that are sent, by decoders that are learned."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.nn import initializers
 
-from nl_jax.base import ActivationFn, Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
+from nl_jax.base import ActivationFn, Array, Batch, GradientEstimator, Info, Key, LayerCredit, Objective, Params, State
 from nl_jax.checks import layered, positive_number, require_optimizer, takes, typed_key
 from nl_jax.dependence import reached
 from nl_jax.estimators.constrained.lagrangian import stationarity
 from nl_jax.estimators.drawing import Initializer, continuous, drawn, normal_like, own_key
 from nl_jax.estimators.example import shapes_of
 from nl_jax.estimators.stacks import chosen, steps_of_their_own
-from nl_jax.estimators.way_back import Back, Find, Seen, beside, way_back
+from nl_jax.estimators.way_back import Back, Find, Run, Seen, beside, way_back
 from nl_jax.propagation import Site, interpret, learning_layers, loops_around, record
 
 Biases = tuple[Array, ...]
@@ -114,20 +114,20 @@ def difference_target_propagation(
         decoders = Decoders(drawn(weight_init, key, params), biases)
         return decoders, optimizer.init(decoders)
 
+    def by_targets(decoders: Decoders, params: Params, batch: Batch) -> Run:
+        back = _by_targets(activation, eta, steps_of_their_own(objective, params, batch))
+        return way_back(objective, params, batch, back, companion=decoders.weights, extra=decoders.biases, credit=True)
+
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
         decoders, inner = state
-        own = steps_of_their_own(objective, params, batch)
-        losses, grads, credit = way_back(
-            objective, params, batch, _by_targets(activation, eta, own),
-            companion=decoders.weights, extra=decoders.biases, credit=True,
-        )  # fmt: skip
-        axons = record(objective)(params, batch)[1]
-        multipliers = {name: -z * len(losses) for name, z in credit.items()}  # of each example's own loss
+        losses, grads, credits = by_targets(decoders, params, batch)
+        axons = {name: layer.axons for name, layer in credits.items()}
+        multipliers: dict[str, Any] = {name: layer.multipliers for name, layer in credits.items()}
         _, residuals = report(params, axons, multipliers, batch)
 
         def reconstruction(decoders: Decoders) -> Array:
-            errors = beside(objective, _reconstruction(activation, sigma, own))
+            errors = beside(objective, _reconstruction(activation, sigma, steps_of_their_own(objective, params, batch)))
             found = errors(params, decoders.weights, batch, (decoders.biases, key))
             return sum((error.astype(float) for error in found.values()), start=jnp.asarray(0.0))
 
@@ -135,7 +135,11 @@ def difference_target_propagation(
         state = optax.apply_updates(decoders, updates), inner
         return grads, state, Info(jnp.mean(losses), jnp.int32(7), residuals)
 
-    return GradientEstimator(init, estimate)
+    def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+        del key
+        return by_targets(state[0], params, batch).credit
+
+    return GradientEstimator(init, estimate, credit)
 
 
 def _by_targets(activation: ActivationFn, eta: float, steps: Steps) -> Back:

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from nl_jax.base import Array, Batch, Objective, Params, Program
+from nl_jax.base import Array, Batch, LayerCredit, Objective, Params, Program
 from nl_jax.checks import per_example
-from nl_jax.propagation import Site, interpret, zero_axons
+from nl_jax.propagation import Site, interpret
 from nl_jax.propagation.loops import zero_of
 
 
@@ -64,18 +64,22 @@ def transposed(seen: Seen, extra: Any, z: Array, delta: Array) -> tuple[Array, .
     return seen.transpose(seen.companion)(delta)
 
 
+Offsets = dict[str, tuple[Array, Array]]
+"""What is added to ν and to the axons of layers, for the derivative by it: δ and z."""
+
+
 class Run(NamedTuple):
     """A run forth and back.
 
     Attributes:
       losses: [batch].
       grads: a tree like the parameters, on the scale of the mean loss.
-      credit: z by layer, what stands for ∂L/∂x, L the mean loss; () unless it was asked for.
+      credit: by layer, see `nl.LayerCredit`; empty unless it was asked for.
     """
 
     losses: Array
     grads: Params
-    credit: Any = ()
+    credit: dict[str, LayerCredit]
 
 
 def way_back(
@@ -98,20 +102,25 @@ def way_back(
       companion: a tree like `params` that goes the same ways. It does so as a tangent does: slices, transposes and
         scalings between `params` and a layer's parameters apply to it, what is not linear there to first order.
       extra: handed to `back`; any tree of arrays.
-      credit: whether to return z.
+      credit: whether to return the credit.
     """
 
-    def run(params: Params, offsets: dict[str, Array], paired: Array | None) -> tuple[Array, Array]:
-        def layer(site: Site, offset: Array | None) -> tuple[Array, Array]:
-            axons = taught(site, back, extra, paired)
-            return axons if offset is None else axons + offset, axons
+    def run(params: Params, offsets: Offsets, paired: Array | None) -> tuple[Array, tuple[Array, list[Array]]]:
+        def layer(site: Site, offset: tuple[Array, Array] | None) -> tuple[Array, Array]:
+            if offset is None:
+                axons = taught(site, back, extra, paired)
+                return axons, axons
+            of_nu, of_axons = offset
+            moved = site._replace(connection=lambda *arguments: site.connection(*arguments) + of_nu)
+            axons = taught(moved, back, extra, paired)
+            return axons + of_axons, axons
 
         losses, found = interpret(objective, layer)(params, batch, offsets)
         names[:] = found
         losses = per_example(losses)
-        return jnp.mean(losses), losses
+        return jnp.mean(losses), (losses, list(found.values()))
 
-    def both(params: Params, offsets: dict[str, Array]) -> tuple[Array, Array]:
+    def both(params: Params, offsets: Offsets) -> tuple[Array, tuple[Array, list[Array]]]:
         if companion is None:
             return run(params, offsets, None)
         # Every layer is to see the tangents, also one whose parameters have none.
@@ -119,12 +128,24 @@ def way_back(
         return jax.jvp(lambda params, one: run(params, offsets, one), (params, one), (companion, one))[0]
 
     names: list[str] = []
+    offsets = _zeros(objective, params, batch) if credit else {}
+    (_, (each, axons)), (grads, found) = jax.value_and_grad(both, argnums=(0, 1), has_aux=True)(params, offsets)
     if not credit:
-        (_, each), grads = jax.value_and_grad(both, has_aux=True)(params, {})
-        return Run(each, grads)
-    offsets = zero_axons(objective, params, batch)
-    (_, each), (grads, z) = jax.value_and_grad(both, argnums=(0, 1), has_aux=True)(params, offsets)
-    return Run(each, grads, {name: z[name] for name in names})
+        return Run(each, grads, {})
+    summed = jax.tree.map(lambda of_mean: of_mean * len(each), found)
+    return Run(each, grads, {name: LayerCredit(x, *summed[name][::-1]) for name, x in zip(names, axons, strict=True)})
+
+
+def _zeros(program: Program, params: Params, inputs: Any) -> Offsets:
+    """Offsets of no size; nothing is run."""
+
+    def layer(site: Site, given: None) -> tuple[Array, tuple[Array, Array]]:
+        nu = site.preactivation()
+        axons = site.activation(nu)
+        return axons, (nu, axons)
+
+    shapes = jax.eval_shape(interpret(program, layer), params, inputs)[1]
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
 def beside(program: Program, find: Find) -> Callable[[Params, Params, Any, Any], dict[str, Any]]:

@@ -1,5 +1,6 @@
 """A network as a drawing: units as circles, layers side by side from the input on (after seed 001's figures)."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,20 +16,30 @@ RADIUS = 0.16
 DENSE = "dense", "lateral_dense"
 
 
-def draw(network: "Network", *, units: int = 6, title: str | None = None) -> Any:
+def draw(
+    network: "Network",
+    *,
+    units: int = 6,
+    title: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    axes: Any = None,
+) -> Any:
     """Layers from left to right, each with its name, shape and activation.
 
     Args:
       network: any.
       units: circles a layer has at most, at least 3; of larger layers and of images the rest are dots.
       title: above all.
+      values: by layer, a number for each unit, such as one example's axons or credit: written below the units, and
+        their colour, red above 0, blue below, the deeper the larger among the layer's.
+      axes: the matplotlib axes to draw in; by default those of a new figure.
 
     Returns:
       A `matplotlib.figure.Figure`: `figure.savefig("network.png")`.
 
     Raises:
       ImportError: without matplotlib.
-      ValueError: for fewer than 3 units.
+      ValueError: for fewer than 3 units, or values of an unknown layer or another number of units.
     """
     try:
         from matplotlib.figure import Figure
@@ -37,13 +48,15 @@ def draw(network: "Network", *, units: int = 6, title: str | None = None) -> Any
     if units < 3:
         raise ValueError(f"units must be at least 3, got {units}")
     names = list(network.shapes)
+    written = {name: _checked(network, name, of_layer) for name, of_layer in (values or {}).items()}
     places = {name: _places(column, int(np.prod(network.shapes[name])), units) for column, name in enumerate(names)}
     tall = max(len(of) for of in places.values()) * ROW
     pairs = list(zip(names, network.layers[1:], strict=False))
     skips = sum(1 for below, layer in pairs for source, _ in _sources(layer, below) if source != below)
     low = -tall / 2 - 0.5 - 0.45 * skips
-    canvas = Figure(figsize=(1.2 + 1.5 * COLUMN * len(names) / 2, 1.4 + 0.9 * (tall / 2 - low)), layout="constrained")
-    axes = canvas.subplots()
+    if axes is None:
+        size = 1.2 + 1.5 * COLUMN * len(names) / 2, 1.4 + 0.9 * (tall / 2 - low)
+        axes = Figure(figsize=size, layout="constrained").subplots()
     skipped = 0
     for below, layer in pairs:
         for source, kind in _sources(layer, below):
@@ -57,9 +70,11 @@ def draw(network: "Network", *, units: int = 6, title: str | None = None) -> Any
             else:
                 _arrow(axes, places[source], places[layer.name], kind)
     for column, (layer, name) in enumerate(zip(network.layers, names, strict=True)):
-        for place in places[name]:
-            if place is not None:
-                axes.add_patch(_circle(place, "#ffffff" if column else "#dddddd"))
+        shown = [place for place in places[name] if place is not None]
+        if name in written:
+            _valued(axes, shown, written[name])
+        for place in [] if name in written else shown:
+            axes.add_patch(_circle(place, "#ffffff" if column else "#dddddd"))
         x = COLUMN * column
         for i in (i for i, place in enumerate(places[name]) if place is None):
             axes.text(x, _height(i, len(places[name])), "⋮", ha="center", va="center", fontsize=14)
@@ -69,8 +84,8 @@ def draw(network: "Network", *, units: int = 6, title: str | None = None) -> Any
     axes.set(xlim=(-0.9, COLUMN * (len(names) - 1) + 0.9), ylim=(low, tall / 2 + 1.3), aspect="equal")
     axes.axis("off")
     if title:
-        canvas.suptitle(title)
-    return canvas
+        axes.set_title(title)
+    return axes.figure
 
 
 def _sources(layer: "Layer", below: str) -> list[tuple[str, str]]:
@@ -87,7 +102,31 @@ def _places(column: int, size: int, units: int) -> list[Unit | None]:
     return [(COLUMN * column, _height(i, len(shown))) if one else None for i, one in enumerate(shown)]
 
 
-def _circle(place: Unit, color: str) -> Any:
+def _checked(network: "Network", name: str, values: Any) -> np.ndarray:
+    """A layer's values as a vector."""
+    if name not in network.shapes:
+        raise ValueError(f"values: no layer is named {name!r}; the layers are {', '.join(network.shapes)}")
+    if np.shape(values) != network.shapes[name]:
+        raise ValueError(
+            f"values[{name!r}] must be one example's, of shape {network.shapes[name]}, got {np.shape(values)}"
+        )
+    return np.ravel(np.asarray(values, float))
+
+
+def _valued(axes: Any, places: list[Unit], values: np.ndarray) -> None:
+    """Units in the colour of their values, with these below; the last unit that is drawn is the layer's last."""
+    from matplotlib import colormaps
+
+    largest = np.abs(values).max() or 1.0
+    of_units = [*values[: len(places) - 1], values[-1]]
+    for (x, y), value in zip(places, of_units, strict=True):
+        axes.add_patch(_circle((x, y), colormaps["RdBu_r"](0.5 + 0.4 * value / largest)))
+        text = f"{value:#.2g}".removesuffix(".").replace("-", "\N{MINUS SIGN}")
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4}
+        axes.text(x, y - RADIUS - 0.015, text, ha="center", va="top", fontsize=8, bbox=box, zorder=3)
+
+
+def _circle(place: Unit, color: Any) -> Any:
     from matplotlib.patches import Circle
 
     return Circle(place, RADIUS, facecolor=color, edgecolor="#222222", linewidth=1.1, zorder=2)

@@ -12,6 +12,7 @@ All are tested against the laws of `nl.directions`.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -176,7 +177,7 @@ def nodes(layers: Mapping[str, tuple[jax.Array, jax.Array]], *, kurtosis: float)
     >>> float(nodes({"hidden": layer, "output": layer}, kurtosis=3)), independent(8, kurtosis=3)
     (10.0, 10)
     """
-    power = sum(jnp.sum(delta**2, axis=1) for _, delta in layers.values())
-    variance = sum(jnp.sum(node_variance(x, delta, power, 1, kurtosis=kurtosis)) for x, delta in layers.values())
+    power: Any = sum(jnp.sum(delta**2, axis=1) for _, delta in layers.values())
+    found: Any = sum(jnp.sum(node_variance(x, delta, power, 1, kurtosis=kurtosis)) for x, delta in layers.values())
     gradient = sum(jnp.sum((x.T @ delta / len(x)) ** 2) for x, delta in layers.values())
-    return 1 + variance / gradient
+    return 1 + found / gradient

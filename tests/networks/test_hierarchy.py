@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import nl_jax as nl
 
@@ -95,6 +96,24 @@ def test_a_diagram_has_a_circle_a_unit(tmp_path):
     HIERARCHY.diagram().savefig(tmp_path / "hierarchy.png")
     with pytest.raises(ValueError, match="units must be at least 3, got 2"):
         net.diagram(units=2)
+
+
+def test_a_diagram_shows_values():
+    from matplotlib.patches import Circle
+
+    net = nl.network(nl.Layer("in", 2), nl.Layer("a", 9, c.dense()))
+    axes = Figure().subplots()
+    values = np.array([0.5, -1.0, 0.0, 0.25, 7.0, 7.0, 7.0, 7.0, 0.125])  # of nine units five are drawn
+    assert net.diagram(values={"a": values / 2}, axes=axes) is axes.figure
+    said = [text.get_text() for text in axes.texts]
+    assert said[1:6] == ["0.25", "−0.50", "0.0", "0.12", "0.062"]
+    colours = [patch.get_facecolor() for patch in axes.patches if isinstance(patch, Circle)][2:]
+    red, blue = (np.array([colour[i] for colour in colours]) for i in (0, 2))
+    np.testing.assert_array_equal(np.sign(np.round(red - blue, 2)), [1, -1, 0, 1, 1])
+    with pytest.raises(ValueError, match="values: no layer is named 'b'; the layers are in, a"):
+        net.diagram(values={"b": values})
+    with pytest.raises(ValueError, match=r"values\['a'\] must be one example's, of shape \(9,\), got \(1, 9\)"):
+        net.diagram(values={"a": values[None]})
 
 
 def test_a_wrong_derivative_is_told_where_its_layer_is_made():

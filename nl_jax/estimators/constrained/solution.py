@@ -4,8 +4,21 @@ from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, Failure, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.base import (
+    Array,
+    Batch,
+    Failure,
+    GradientEstimator,
+    Info,
+    Key,
+    LayerCredit,
+    Objective,
+    Params,
+    State,
+    stateless,
+)  # fmt: skip
 from nl_jax.estimators.constrained.lagrangian import Axons, stationarity
+from nl_jax.estimators.credit import of_axons
 
 
 class Point(NamedTuple):
@@ -38,7 +51,8 @@ def solution(objective: Objective, solve: Solver) -> GradientEstimator:
 
     Every member of the family ends here: it has the gradient of the same function at another point, and
     `info.residuals` says how far that is from being stationary, whatever the way there. The report costs two
-    more local gradients where it is used; these are not counted, and not spent where it is not.
+    more local gradients where it is used; these are not counted, and not spent where it is not. Its `credit` is the
+    point itself.
 
     Args:
       objective: a per-example objective that takes `propagate`.
@@ -53,4 +67,9 @@ def solution(objective: Objective, solve: Solver) -> GradientEstimator:
         # besides the way: one forward run, one local gradient
         return grads, state, Info(jnp.mean(losses), jnp.int32(2) + jnp.int32(evaluations), residuals, failures)
 
-    return GradientEstimator(stateless, estimate)
+    def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+        del key, state
+        _, axons, multipliers, *_ = solve(params, batch)
+        return of_axons(objective, params, batch, axons, {name: -multipliers[name] for name in axons})
+
+    return GradientEstimator(stateless, estimate, credit)

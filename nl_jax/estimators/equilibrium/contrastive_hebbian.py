@@ -1,14 +1,39 @@
 """Contrastive Hebbian learning: the free network against the network with its outputs clamped."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.base import (
+    Array,
+    Batch,
+    Failure,
+    GradientEstimator,
+    Info,
+    Key,
+    LayerCredit,
+    Objective,
+    Params,
+    State,
+    stateless,
+)  # fmt: skip
 from nl_jax.checks import per_example
 from nl_jax.dependence import reached
 from nl_jax.estimators.equilibrium.certificate import certificate
 from nl_jax.estimators.equilibrium.energy import Axons, EnergyNetwork, energy_network
 from nl_jax.propagation import loops_around
+
+
+class _Phases(NamedTuple):
+    """The phases of one estimate: x, x̂, the losses at x, λ, evaluations, and what went wrong."""
+
+    free: Axons
+    clamped: Axons
+    losses: Array
+    multipliers: Axons
+    evaluations: Array
+    failures: tuple[Failure, ...]
 
 
 def contrastive_hebbian(
@@ -45,7 +70,8 @@ def contrastive_hebbian(
 
     Returns:
       An estimator without state or randomness. Its `info.loss` is that of the free phase, its `info.residuals` a `KKT`
-      as `nl.equilibrium_propagation` has it, with λ_L = −∂C/∂x_L and below it λ_l the difference of the forces.
+      as `nl.equilibrium_propagation` has it, with λ_L = −∂C/∂x_L and below it λ_l the difference of the forces; so is
+      its `credit`, of the free phase.
 
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
@@ -63,8 +89,7 @@ def contrastive_hebbian(
     """
     network = energy_network("contrastive_hebbian", objective, feedback_strength, rate, num_steps, tolerance)
 
-    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
-        del key
+    def phases(params: Params, batch: Batch) -> _Phases:
         start = network.start(params, batch)
         *lower, output = start
         _refuse_loop_around(output)
@@ -78,6 +103,14 @@ def contrastive_hebbian(
         to_preactivation = jax.vjp(answer, forces[output])[1]
         clamp = {output: free[output] - to_preactivation(slopes[output])[0]}
         clamped, retaken, more_failures = network.settle(params, {**free, **clamp}, batch, held=clamp)
+        moved = jax.tree.map(jnp.subtract, network.forces(params, clamped, batch), forces)
+        multipliers = {**moved, output: -slopes[output]}
+        evaluations = 1 + 2 * taken + 2 * retaken + 2
+        return _Phases(free, clamped, losses, multipliers, evaluations, failures + more_failures)
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        del key
+        free, clamped, losses, multipliers, evaluations, failures = phases(params, batch)
 
         def contrast(params: Params) -> Array:
             """Φ(x) − Φ(x̂), and the loss for parameters that it uses itself."""
@@ -85,12 +118,15 @@ def contrastive_hebbian(
             return (of_free - network.harmony(params, clamped, batch)) / losses.size
 
         grads = jax.grad(contrast)(params)
-        moved = jax.tree.map(jnp.subtract, network.forces(params, clamped, batch), forces)
-        residuals = certificate(network, params, free, {**moved, output: -slopes[output]}, batch, grads)
-        evaluations = 1 + 2 * taken + 2 * retaken + 2
-        return grads, state, Info(jnp.mean(losses), evaluations, residuals, failures + more_failures)
+        residuals = certificate(network, params, free, multipliers, batch, grads)
+        return grads, state, Info(jnp.mean(losses), evaluations, residuals, failures)
 
-    return GradientEstimator(stateless, estimate)
+    def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+        del key, state
+        found = phases(params, batch)
+        return network.credit(params, found.free, batch, found.multipliers)
+
+    return GradientEstimator(stateless, estimate, credit)
 
 
 def _refuse_loop_around(output: str) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, Params, Program, Propagate
+from nl_jax.base import Array, Batch, LayerCredit, Params, Program, Propagate
 from nl_jax.checks import layered, positive_hyperparameter, positive_number
 from nl_jax.dependence import reached
 from nl_jax.estimators.constrained.relaxation import Relaxation, Relaxed, distance, relax
+from nl_jax.estimators.credit import of_axons
 from nl_jax.propagation import Around, Site, feedforward, hold, interpret, places, record
 
 Axons = Mapping[str, Array]
@@ -107,6 +108,11 @@ class EnergyNetwork:
 
         scaled = {name: (axons[name], sent) for name, sent in self._unscaled(params, axons, batch, forces).items()}
         return interpret(self.program, layer)(params, batch, scaled)[1]
+
+    def credit(self, params: Params, axons: Axons, batch: Batch, multipliers: Axons) -> dict[str, LayerCredit]:
+        """z = −λ of what a layer answers, δ of what it is sent from all sides, s_l⁻¹ ∂Φ/∂x_l."""
+        sent = self._unscaled(params, axons, batch, self.forces(params, axons, batch))
+        return of_axons(self.program, params, batch, axons, jax.tree.map(jnp.negative, dict(multipliers)), sent)
 
     def _unscaled(self, params: Params, axons: Axons, batch: Batch, forces: Axons) -> dict[str, Array]:
         """s_l⁻¹ force_l, by layer."""

@@ -1,16 +1,39 @@
 """Equilibrium propagation: the gradient from how an equilibrium moves when it is nudged."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.base import (
+    Array,
+    Batch,
+    Failure,
+    GradientEstimator,
+    Info,
+    Key,
+    LayerCredit,
+    Objective,
+    Params,
+    State,
+    stateless,
+)  # fmt: skip
 from nl_jax.checks import per_example
 from nl_jax.estimators.equilibrium import nudges
 from nl_jax.estimators.equilibrium.certificate import certificate
 from nl_jax.estimators.equilibrium.energy import Axons, energy_network
 from nl_jax.estimators.equilibrium.nudges import Nudge
+
+
+class _Phases(NamedTuple):
+    """The phases of one estimate: x_0, the losses there, ∂F/∂θ's derivative by β, λ, evaluations, and failures."""
+
+    free: Axons
+    losses: Array
+    uphill: Params
+    multipliers: Axons
+    evaluations: Array
+    failures: tuple[Failure, ...]
 
 
 def equilibrium_propagation(
@@ -54,7 +77,8 @@ def equilibrium_propagation(
       An estimator without state or randomness. Its `info.residuals` is a `KKT` of
       L = C(x) + λᵀ(x − f(∂Φ/∂x)) at x_0, its `primal` how far the free phase is from rest, its `dual` how far the
       estimate is from the gradient there; the report is not counted in `info.evaluations`. These count two for each
-      iteration of a phase, forth and back.
+      iteration of a phase, forth and back. Its `credit` is of x_0, with z = −λ for what each layer answers; a weight
+      learns at both its ends, by the δ above it and the δ below.
 
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
@@ -74,8 +98,7 @@ def equilibrium_propagation(
     nudge = _checked(nudges.symmetric(0.1) if nudge is None else nudge)
     holomorphic = any(jnp.iscomplexobj(beta) for beta in nudge.strengths)
 
-    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
-        del key
+    def phases(params: Params, batch: Batch) -> _Phases:
         free, taken, failures = network.settle(params, network.start(params, batch), batch)
         losses = per_example(network.outputs(params, free, batch))
 
@@ -95,13 +118,23 @@ def equilibrium_propagation(
 
         unmoved = jax.tree.map(jnp.zeros_like, still)
         uphill, moved = jax.grad(slope, argnums=(0, 1), holomorphic=holomorphic)(lifted, unmoved)
-        grads = jax.tree.map(lambda p, g: -jnp.real(g).astype(p.dtype) / losses.size, params, uphill)
-        residuals = certificate(network, params, free, jax.tree.map(jnp.real, moved), batch, grads)
-        phases = len(nudge.strengths)
-        evaluations = 1 + 2 * taken + 2 * phases * retaken + (phases + 1)
-        return grads, state, Info(jnp.mean(losses), evaluations, residuals, failures + more_failures)
+        count = len(nudge.strengths)
+        evaluations = 1 + 2 * taken + 2 * count * retaken + (count + 1)
+        return _Phases(free, losses, uphill, jax.tree.map(jnp.real, moved), evaluations, failures + more_failures)
 
-    return GradientEstimator(stateless, estimate)
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        del key
+        free, losses, uphill, multipliers, evaluations, failures = phases(params, batch)
+        grads = jax.tree.map(lambda p, g: -jnp.real(g).astype(p.dtype) / losses.size, params, uphill)
+        residuals = certificate(network, params, free, multipliers, batch, grads)
+        return grads, state, Info(jnp.mean(losses), evaluations, residuals, failures)
+
+    def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+        del key, state
+        found = phases(params, batch)
+        return network.credit(params, found.free, batch, found.multipliers)
+
+    return GradientEstimator(stateless, estimate, credit)
 
 
 def _checked(nudge: Nudge) -> Nudge:

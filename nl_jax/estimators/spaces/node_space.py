@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, Key, Objective, Params, State
+from nl_jax.base import Array, Batch, Key, LayerCredit, Objective, Params, State
 from nl_jax.checks import floating, layered, per_example
 from nl_jax.estimators.directions import Direction, Law
 from nl_jax.estimators.sampling import Footprint, default_chunk, occupied, stacked, sum_over_samples
 from nl_jax.estimators.spaces.coupling import mixing_layers, refuse_coupling
-from nl_jax.estimators.spaces.view import Along, Measure, Noise, Space, View, weighted_sum
+from nl_jax.estimators.spaces.view import Along, Layers, Measure, Noise, Space, View, weighted_sum
 from nl_jax.numerics import wide_dtype
-from nl_jax.propagation import Site, inject, learning_layers, local, loops_around
+from nl_jax.propagation import Site, inject, interpret, learning_layers, local, loops_around
 
 Template = dict[str, jax.ShapeDtypeStruct]
 """The shapes of the pre-activations that are displaced together, by layer."""
@@ -162,20 +162,37 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
             blank = jnp.zeros((noise.num_samples, change.shape[1]), wide_dtype(change.dtype))
             return found | {scope: blank.at[directions[scope]].set(change.astype(blank.dtype)) for scope in templates}
 
+        def of_layer(name: str, credit: Params) -> Array:
+            """Of a layer's response."""
+            return credit[name if name in straight else _scope(name)]
+
         def gradient(credit: Params) -> Params:
             per_loss = jnp.full_like(losses, 1 / examples)
-            own = {name: credit[name if name in straight else _scope(name)] for name in responses}
+            own = {name: of_layer(name, credit) for name in responses}
             scaled = {name: (delta / examples).astype(responses[name].dtype) for name, delta in own.items()}
             return pull(per_loss, scaled)
 
-        def estimate(measure: Measure, chunk: int | None) -> tuple[Params, Array]:
+        def judged(measure: Measure, chunk: int | None) -> tuple[Params, Array]:
             def partial_sum(indices: Array) -> State:
                 drawn, change, seen = stacked(lambda index: _measured(measure, draw(index)))(indices)
                 return credited(change, drawn), jnp.sum(jnp.mean(seen, axis=1))
 
             credit, loss = sum_over_samples(partial_sum, noise.num_samples, chunk or at_once)
-            grads = gradient(jax.tree.map(lambda c: c / noise.num_samples, credit))
-            return grads, (loss / noise.num_samples).astype(losses.dtype)
+            mean = jax.tree.map(lambda c: c / noise.num_samples, credit)
+            return mean, (loss / noise.num_samples).astype(losses.dtype)
+
+        def by_layer(credit: Params) -> dict[str, LayerCredit]:
+            def layer(site: Site, given: None) -> tuple[Array, LayerCredit | None]:
+                nu = site.preactivation()
+                axons = site.activation(nu)
+                if site.name not in displaceable:
+                    return axons, None
+                response: Any
+                response, to_preactivation = jax.vjp(functools.partial(respond, site), nu)
+                own = of_layer(site.name, credit).astype(response.dtype)
+                return axons, LayerCredit(axons, None, to_preactivation(own)[0])
+
+            return interpret(objective, layer)(params, batch)[1]
 
         one = jax.eval_shape(draw, jnp.int32(0))
         at_once = default_chunk(noise.num_samples, Footprint(occupied(one), weights_of_its_own=False))
@@ -185,13 +202,13 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
             displaced=displaced,
             both_sides=lambda direction, sigma: (displaced(direction, sigma), displaced(direction, -sigma)),
             tangent=tangent,
-            estimate=estimate,
             dtypes=[leaf.dtype for leaf in displaceable.values()],
             components=sum(nu.size for nu in displaceable.values()) // (1 if chosen.together else examples),
             fixed_cost=2,  # the clean pass and the local gradient
             clean_cost=0,
             tangent_cost=2 if templates else 1,  # d(x W) = dx W; in a loop, the pass is run along
             chunk=at_once,
+            layers=Layers(judged, gradient, by_layer),
         )
 
     return view

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, Key, Params
+from nl_jax.base import Array, Batch, Key, LayerCredit, Params
 from nl_jax.estimators.directions import Direction, Law
 from nl_jax.numerics import wide_dtype
 
@@ -31,6 +31,20 @@ Measure = Callable[[Direction], tuple[Array, Array]]
 """`measure(direction) -> (rate of change, losses)`, both [batch]."""
 
 
+class Layers(NamedTuple):
+    """How a space of layers makes credit of rates of change, and a gradient of credit.
+
+    Attributes:
+      judged: `judged(measure, chunk) -> (mean credit, mean loss)`; `chunk` samples at once, None for what suits.
+      gradient: `gradient(mean credit) -> grads`, calibrated to the mean loss.
+      credit: `credit(mean credit) -> {layer: LayerCredit}`.
+    """
+
+    judged: Callable[[Measure, int | None], tuple[Params, Array]]
+    gradient: Callable[[Params], Params]
+    credit: Callable[[Params], dict[str, LayerCredit]]
+
+
 class View(NamedTuple):
     """A space seen from given parameters and a given batch, with the noise of one estimate.
 
@@ -46,12 +60,11 @@ class View(NamedTuple):
       clean_cost: evaluations `clean` costs beyond that.
       tangent_cost: evaluations an exact derivative along one direction costs.
       chunk: samples at once by default.
-      estimate: of nodes, `estimate(measure, chunk) -> (grads, loss)`, the gradient from the rates of change along all
-        directions, calibrated to the mean loss, and the mean of the losses; None of weights.
       rates: of weights, `rates(measure, chunk, indices) -> (rates, losses)` along some directions: rates [K, 1], or
-        [K, batch] where every example has its own directions, and mean losses [K]. The gradient follows from them.
-        Both take the samples evaluated at once, None for what suits.
-      directions: a `nl_jax.estimators.sampled.Directions`, to draw them again by; None as `rates`.
+        [K, batch] where every example has its own directions, and mean losses [K]; `chunk` samples at once, None for
+        what suits. The gradient follows from them.
+      directions: of weights, a `nl_jax.estimators.sampled.Directions`, to draw them again by.
+      layers: of nodes, how credit is formed; None of weights.
     """
 
     draw: Callable[[Array], Direction]
@@ -65,9 +78,9 @@ class View(NamedTuple):
     clean_cost: int
     tangent_cost: int
     chunk: int
-    estimate: Any = None
     rates: Any = None
     directions: Any = None
+    layers: Layers | None = None
 
 
 Space = Callable[[Params, Batch, Noise], View]

@@ -1,0 +1,37 @@
+"""Credit of axons turned into credit of pre-activations, layer by layer."""
+
+from collections.abc import Mapping
+
+import jax
+
+from nl_jax.base import Array, Batch, LayerCredit, Objective, Params
+from nl_jax.propagation import Site, interpret
+
+
+def of_axons(
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    axons: Mapping[str, Array],
+    z: Mapping[str, Array],
+    preactivations: Mapping[str, Array] | None = None,
+) -> dict[str, LayerCredit]:
+    """δ = z f'(ν) of given axons and their credit (seed 003 eq. 8).
+
+    Args:
+      objective: a per-example objective that takes `propagate`.
+      params: of the program.
+      batch: as the objective takes it.
+      axons: x by layer.
+      z: their credit, of the same layers and shapes.
+      preactivations: ν by layer; by default what each layer makes of the given axons below it.
+    """
+
+    def layer(site: Site, given: tuple[Array, Array, Array | None]) -> tuple[Array, LayerCredit]:
+        x, z, nu = given
+        _, to_preactivation = jax.vjp(site.activation, site.preactivation() if nu is None else nu)
+        return x, LayerCredit(x, z, to_preactivation(z)[0])
+
+    sent = dict.fromkeys(axons) if preactivations is None else preactivations
+    given = {name: (x, z[name], sent[name]) for name, x in axons.items()}
+    return interpret(objective, layer)(params, batch, given)[1]
