@@ -90,6 +90,8 @@ def run(config: Config) -> dict[str, Spread]:
     differences = {c.title: _difference(c.gradient(), _gradient(on, estimators[c.ours])) for c in contests}
 
     functions: dict[str, Sequence[Function]] = {name: [_step(on, one)] for name, one in estimators.items()}
+    for (step,) in functions.values():
+        nl.raise_if_failed(step(_KEY)[1].failures)
     functions |= {contest.title: contest.peer for contest in contests}
     waited = {name: [functools.partial(_wait, way) for way in ways] for name, ways in functions.items()}
     seconds = report.timed(waited, config.rounds)

@@ -175,9 +175,9 @@ def _train(rule: str, scheme: str, rate: float, config: Config, dataset: data.Da
 
     curve = Curve(rule, scheme, rate)
 
-    def monitor(states: nl.LearnerState) -> dict[str, str]:
-        loss, accuracy = map(np.asarray, measure(states.params))
-        curve.update.append(int(states.step[0]))
+    def log(report: nl.Report) -> dict[str, str]:
+        loss, accuracy = map(np.asarray, measure(report.state.params))
+        curve.update.append(report.step)
         curve.train_loss.append(loss)
         curve.test_accuracy.append(accuracy)
         return {"test": f"{100 * accuracy.mean():.1f} %"}
@@ -185,7 +185,7 @@ def _train(rule: str, scheme: str, rate: float, config: Config, dataset: data.Da
     try:
         history = nl.restarts(
             learner, jax.random.key(0), network.init, train, num_restarts=config.seeds, num_steps=config.updates,
-            batch_size=config.batch_size, steps_per_dispatch=max(1, config.updates // 20), monitor=monitor,
+            batch_size=config.batch_size, steps_per_dispatch=max(1, config.updates // 20), log=log,
             score=lambda params: jnp.mean(objective(params, train)),
         ).history  # fmt: skip
     except nl.Diverged as lost:

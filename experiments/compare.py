@@ -169,12 +169,12 @@ def _train(name: str, config: Config, dataset: data.Dataset, folder: Folder, cur
 
     resumed = time.perf_counter()
 
-    def monitor(states: nl.LearnerState) -> dict[str, str]:
+    def log(report: nl.Report) -> dict[str, str]:
         nonlocal resumed
-        update = int(states.step[0])
+        update = report.step
         if curve.update:
             curve.seconds_per_update.append((time.perf_counter() - resumed) / (update - curve.update[-1]))
-        loss, accuracy, cosine = map(np.asarray, measure(states.params))
+        loss, accuracy, cosine = map(np.asarray, measure(report.state.params))
         if not np.isfinite(loss).all():
             lost = ", ".join(map(str, np.flatnonzero(~np.isfinite(loss))))
             raise ExperimentError(
@@ -198,7 +198,7 @@ def _train(name: str, config: Config, dataset: data.Dataset, folder: Folder, cur
     try:
         found = nl.restarts(
             learner, key, network.init, train, score=train_loss, num_restarts=config.seeds, num_steps=config.updates,
-            batch_size=config.batch_size, steps_per_dispatch=max(1, config.updates // 25), monitor=monitor,
+            batch_size=config.batch_size, steps_per_dispatch=max(1, config.updates // 25), log=log,
         )  # fmt: skip
         history = found.history
     except nl.Interrupted as stopped:

@@ -33,6 +33,8 @@ SETTLED = 2000, 1e-12  # steps and tolerance of inference along μ: what is meas
 SLOPE, ROUNDING, THEORY = 0.02, 1e-9, 1e-8  # what measurements may miss by,
 ALLOWED = 1.0  # in whose units deviations are
 
+Failures = tuple[nl.Failure, ...]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -206,8 +208,8 @@ def run(config: Config) -> Results:
                 results.courses[name] = _teach(name, lesson)
                 folder.metric(member=name, **results.courses[name]._asdict())
                 progress.update()
-    except jax.errors.JaxRuntimeError as error:
-        raise ExperimentError(_reason(error)) from error
+    except FloatingPointError as error:
+        raise ExperimentError(str(error)) from error
     finally:  # also after Ctrl-C: what was measured so far is shown
         if results.along is not None:
             deviations = results.deviations(config)
@@ -301,9 +303,9 @@ def _along(lesson: Lesson) -> Along:
         weights = [layer["weight"] for layer in params.values()]
         return jnp.mean(jax.vmap(lambda x, y: theory.equilibrium_energy(weights, x, y, penalty))(*lesson.batch))
 
-    def measure(lesson: Lesson, penalty: Array, start: Start) -> tuple[Array, ...]:
-        ours, exact, linear_ours, linear_exact = (
-            _estimate(estimator, at, lesson.batch)[0]
+    def measure(lesson: Lesson, penalty: Array, start: Start) -> tuple[tuple[Array, ...], Failures]:
+        (ours, info), (exact, _), (linear_ours, linear_info), (linear_exact, _) = (
+            _estimate(estimator, at, lesson.batch)
             for objective, at in ((lesson.objective, start.params), (linear_objective, start.linear))
             for estimator in (predictive_coding(objective, penalty, *SETTLED), nl.backprop(objective))
         )
@@ -311,20 +313,26 @@ def _along(lesson: Lesson) -> Along:
         return (
             nl.diagnostics.cosine(ours, exact), _relative(ours, exact), _relative(linear_ours, linear_exact),
             _relative(law, linear_exact), _relative(linear_ours, law),
-        )  # fmt: skip
+        ), info.failures + linear_info.failures  # fmt: skip
 
-    def learn(lesson: Lesson, penalty: Array, start: Start) -> Array:
+    def learn(lesson: Lesson, penalty: Array, start: Start) -> tuple[Array, Failures]:
         estimator = predictive_coding(lesson.objective, penalty, INFERENCE)
         state = nl.learner(estimator, lesson.optimizer).init(start.key, start.params)
-        return _course(lesson, estimator, start, state)[1][-1]
+        (_, accuracy, _), failures = _course(lesson, estimator, start, state)
+        return accuracy[-1], failures
 
     @jax.jit
-    def all_of_both(data: Images, starts: Start, penalties: Array) -> tuple[Array, ...]:
+    def all_of_both(data: Images, starts: Start, penalties: Array) -> tuple[tuple[Array, ...], Failures]:
         at = lesson._replace(data=data)
-        each = lambda mu: jax.vmap(lambda start: (*measure(at, mu, start), learn(at, mu, start)))(starts)
-        return jax.lax.map(each, penalties)
 
-    return Along(*map(np.asarray, all_of_both(lesson.data, lesson.starts, jnp.asarray(lesson.config.penalties))))
+        def both(penalty: Array, start: Start) -> tuple[tuple[Array, ...], Failures]:
+            measured, failures = measure(at, penalty, start)
+            accuracy, more_failures = learn(at, penalty, start)
+            return (*measured, accuracy), failures + more_failures
+
+        return jax.lax.map(lambda penalty: jax.vmap(functools.partial(both, penalty))(starts), penalties)
+
+    return Along(*_run(all_of_both, lesson.data, lesson.starts, jnp.asarray(lesson.config.penalties)))
 
 
 def _descend(name: str, lesson: Lesson) -> Descent:
@@ -332,19 +340,19 @@ def _descend(name: str, lesson: Lesson) -> Descent:
     solver = SOLVERS[name]
 
     @jax.jit
-    def follow(data: Images, params: Params, iterations: Array) -> tuple[Any, ...]:
+    def follow(data: Images, params: Params, iterations: Array) -> tuple[Any, Failures]:
         batch = lesson._replace(data=data).batch
 
-        def after(k: Array, params: Params, exact: Params) -> tuple[Any, ...]:
+        def after(k: Array, params: Params, exact: Params) -> tuple[Any, Failures]:
             grads, info = _estimate(solver.make(lesson.objective, k), params, batch)
-            return _relative(grads, exact), info.evaluations, info.residuals.primal, info.residuals.dual
+            primal, dual, _ = info.residuals
+            return (_relative(grads, exact), info.evaluations, primal, dual), info.failures
 
         gradient = nl.backprop(solver.gradient_of(lesson.objective))
         exact = jax.vmap(lambda params: _estimate(gradient, params, batch)[0])(params)
         return jax.lax.map(lambda k: jax.vmap(functools.partial(after, k))(params, exact), iterations)
 
-    found = follow(lesson.data, lesson.starts.params, jnp.asarray(lesson.config.iterations))
-    return Descent(*jax.tree.map(np.asarray, found))
+    return Descent(*_run(follow, lesson.data, lesson.starts.params, jnp.asarray(lesson.config.iterations)))
 
 
 def _teach(name: str, lesson: Lesson) -> Course:
@@ -356,12 +364,12 @@ def _teach(name: str, lesson: Lesson) -> Course:
     learner = nl.learner(estimator, lesson.optimizer)
 
     @jax.jit
-    def courses(data: Images, starts: Start, states: nl.LearnerState) -> tuple[Any, ...]:
+    def courses(data: Images, starts: Start, states: nl.LearnerState) -> tuple[Any, Failures]:
         course = functools.partial(_course, answers=member.answers, aligned=aligned)
         return jax.vmap(functools.partial(course, lesson._replace(data=data), estimator))(starts, states)
 
     begun = jax.vmap(learner.init)(lesson.starts.key, lesson.starts.params)  # random feedback is slow to compile anew
-    found = jax.tree.map(np.asarray, courses(lesson.data, lesson.starts, begun))
+    found = _run(courses, lesson.data, lesson.starts, begun)
     return Course(*jax.tree.map(lambda x: np.moveaxis(x, 0, -1), found))
 
 
@@ -373,32 +381,35 @@ def _course(
     *,
     answers: Callable[..., Any] = lambda forward: forward,
     aligned: bool = False,
-) -> tuple[Array, Array, dict[str, Array]]:
-    """Training loss, test accuracy and angles, [moments], of one seed."""
+) -> tuple[tuple[Array, Array, dict[str, Array]], Failures]:
+    """Training loss, test accuracy and angles, [moments], of one seed; and what failed on the way."""
     learner = nl.learner(estimator, lesson.optimizer)
     forward, exact = answers(lesson.network.apply), nl.backprop(lesson.objective)
 
-    def update(state: nl.LearnerState, drawn: Array) -> tuple[nl.LearnerState, None]:
+    def update(state: nl.LearnerState, drawn: Array) -> tuple[nl.LearnerState, Failures]:
         key = jax.random.fold_in(start.key, state.step)
-        return learner.step(key, state, jax.tree.map(lambda x: x[drawn], lesson.data.train))[0], None
+        state, info = learner.step(key, state, jax.tree.map(lambda x: x[drawn], lesson.data.train))
+        return state, info.failures
 
-    def look(state: nl.LearnerState, drawn: Array) -> tuple[nl.LearnerState, tuple[Any, ...]]:
-        state, _ = jax.lax.scan(update, state, drawn)
+    def look(state: nl.LearnerState, drawn: Array) -> tuple[nl.LearnerState, tuple[Any, Failures]]:
+        state, failures = jax.lax.scan(update, state, drawn)
         images, targets = lesson.data.test
         correct = jnp.argmax(forward(state.params, images), axis=1) == jnp.argmax(targets, axis=1)
         degrees = {}
         if aligned:
             at = start.key, state.estimator, state.params, lesson.batch
             degrees = nl.diagnostics.alignment(estimator, exact, *at)
-        return state, (jnp.mean(lesson.objective(state.params, lesson.data.train)), jnp.mean(correct), degrees)
+        loss = jnp.mean(lesson.objective(state.params, lesson.data.train))
+        return state, ((loss, jnp.mean(correct), degrees), failures)
 
     return jax.lax.scan(look, state, start.drawn)[1]
 
 
-def _reason(error: Exception) -> str:
-    """What a compiled program's error says in its line of its own."""
-    lines = [line for line in str(error).splitlines() if "FloatingPointError: " in line]
-    return lines[-1].split("FloatingPointError: ")[1] if lines else str(error).splitlines()[0]
+def _run(compiled: Callable[..., tuple[Any, Failures]], *arguments: Any) -> Any:
+    """What a compiled function finds, as numpy arrays, or FloatingPointError for the first failure that occurred."""
+    found, failures = compiled(*arguments)
+    nl.raise_if_failed(failures)
+    return jax.tree.map(np.asarray, found)
 
 
 def _arrays(results: Results) -> dict[str, np.ndarray]:

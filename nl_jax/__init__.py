@@ -13,7 +13,7 @@ from nl_jax import (
     theory,
 )
 from nl_jax.alternating import Stage, alternating
-from nl_jax.base import GradientEstimator, Info, Learner, LearnerState
+from nl_jax.base import Failure, GradientEstimator, Info, Learner, LearnerState
 from nl_jax.estimators import baselines, directions, feedback, reward_baselines, shaping, spaces
 from nl_jax.estimators import stochastic_units as units
 from nl_jax.estimators.augmented import augmented
@@ -50,6 +50,7 @@ from nl_jax.estimators.online.uoro import uoro
 from nl_jax.estimators.reinforce import reinforce
 from nl_jax.estimators.target_propagation import difference_target_propagation
 from nl_jax.estimators.weight_perturbation import weight_perturbation
+from nl_jax.failures import raise_if_failed
 from nl_jax.learner import learner
 from nl_jax.locality.audit import audit
 from nl_jax.networks import cells, connections, normalisation
@@ -62,8 +63,11 @@ from nl_jax.networks.normalisation import batch_norm
 from nl_jax.objectives import bandit, supervised
 from nl_jax.propagation import scan
 from nl_jax.rules.local_learning import local_learning
-from nl_jax.training.dispatch import Diverged, Interrupted
+from nl_jax.training import logs
 from nl_jax.training.fit import fit
+from nl_jax.training.in_place import seeded
+from nl_jax.training.outcome import Diverged, Exhausted, Interrupted, Report, Terminated
+from nl_jax.training.replay_log import TrainingLog, replay
 from nl_jax.training.restarts import Restarts, restarts
 
 __version__ = "0.1.0"
@@ -71,6 +75,8 @@ __version__ = "0.1.0"
 __all__ = [
     "KKT",
     "Diverged",
+    "Exhausted",
+    "Failure",
     "GradientEstimator",
     "Info",
     "Interrupted",
@@ -78,8 +84,11 @@ __all__ = [
     "Learner",
     "LearnerState",
     "Network",
+    "Report",
     "Restarts",
     "Stage",
+    "Terminated",
+    "TrainingLog",
     "activations",
     "admm",
     "alternating",
@@ -117,6 +126,7 @@ __all__ = [
     "layer_solves",
     "learner",
     "local_learning",
+    "logs",
     "losses",
     "mix",
     "mlp",
@@ -131,14 +141,17 @@ __all__ = [
     "primal_dual",
     "products",
     "propagation",
+    "raise_if_failed",
     "recurrent",
     "reinforce",
+    "replay",
     "restarts",
     "reward_baselines",
     "rflo",
     "rtrl",
     "rules",
     "scan",
+    "seeded",
     "shaping",
     "snap",
     "spaces",

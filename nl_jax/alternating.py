@@ -41,7 +41,8 @@ def alternating(objective: Objective, stages: Sequence[Stage]) -> Learner:
 
     Returns:
       A `Learner` as `nl.learner` makes them. Its state holds tuples of the stages' estimator and optimizer states; its
-      info has the loss of the first stage, that before the step, the sum of evaluations and the tuple of residuals.
+      info has the loss of the first stage, that before the step, the sum of evaluations, the tuple of residuals and
+      the failures of all stages.
 
     Raises:
       ValueError: if there is no stage, or one's patterns, factory or optimizer will not do; when run, if a parameter
@@ -89,7 +90,8 @@ def alternating(objective: Objective, stages: Sequence[Stage]) -> Learner:
             states.append(after)
             infos.append(info)
         evaluations = jnp.sum(jnp.stack([info.evaluations for info in infos]), dtype=jnp.int32)
-        info = Info(infos[0].loss, evaluations, tuple(info.residuals for info in infos))
+        failures = sum((info.failures for info in infos), start=())
+        info = Info(infos[0].loss, evaluations, tuple(info.residuals for info in infos), failures)
         return _joined(params, states, state.step + 1), info
 
     return Learner(init, step)

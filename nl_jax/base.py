@@ -11,6 +11,7 @@ A network is a program of layers; a learning rule is a way to run that program::
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -67,6 +68,22 @@ Objective = Callable[..., Array]
 """`objective(params, batch, propagate=feedforward) -> losses`, one loss per example, shape [batch]."""
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Failure:
+    """Something that can go wrong in compiled code, and whether it did.
+
+    Compiled code cannot raise: it returns this value, and whoever runs it raises (`nl.raise_if_failed`).
+
+    Attributes:
+      occurred: bool, a scalar; after `jax.vmap` or `jax.lax.scan` with their axes in front.
+      message: what went wrong and what to change. It is part of the tree's structure and known while tracing.
+    """
+
+    occurred: Array
+    message: str = field(metadata={"static": True})
+
+
 class Info(NamedTuple):
     """What every estimate reports, whatever the estimator.
 
@@ -80,11 +97,17 @@ class Info(NamedTuple):
         weight space (somewhat less in truth for rank-one directions, whose own products are cheap).
       residuals: how far the estimate is from the conditions that define it (a tree of norms), or ()
         for estimators that have none. Free unless used: jit removes what nobody reads.
+      failures: what can go wrong in the estimate, and whether it did; () for estimators that cannot fail. A failed
+        estimate is NaN. `nl.fit` and `nl.restarts` raise; after a call of your own under `jax.jit` or `jax.vmap`, use
+        `nl.raise_if_failed(info.failures)`. Without them the estimate itself raises.
+      update: of a step of `nl.seeded` the numbers that its change of the parameters can be repeated from; () elsewhere.
     """
 
     loss: Array
     evaluations: Array
     residuals: State = ()
+    failures: tuple[Failure, ...] = ()
+    update: State = ()
 
 
 class EstimatorInitFn(Protocol):
@@ -102,11 +125,27 @@ class EstimateFn(Protocol):
     def __call__(self, key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]: ...
 
 
+class SampleFn(Protocol):
+    """`sample(key, state, params, batch) -> (sampled, state, info)`, the estimate as a list of numbers.
+
+    `sampled` is a `nl_jax.estimators.sampled.SampledGradient`; `sampled.formed(params)` is what `estimate` returns.
+    """
+
+    def __call__(self, key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, State, Info]: ...
+
+
 class GradientEstimator(NamedTuple):
-    """A pair of pure functions that estimate the gradient of an objective's mean loss."""
+    """Pure functions that estimate the gradient of an objective's mean loss.
+
+    Attributes:
+      init: makes the estimator's state.
+      estimate: returns the gradient.
+      sample: returns it as a list of numbers, where it is one (`nl.seeded`); None otherwise.
+    """
 
     init: EstimatorInitFn
     estimate: EstimateFn
+    sample: SampleFn | None = None
 
 
 class LearnerState(NamedTuple):

@@ -71,6 +71,18 @@ def typed_key(key: Key) -> None:
         )
 
 
+def concrete(name: str, tree: Any) -> None:
+    """ValueError if a leaf of a training run's `tree` has no value yet, as inside `jax.jit` and `jax.vmap`."""
+    for leaf in jax.tree.leaves(tree):
+        try:
+            getattr(leaf, "committed", None)
+        except jax.errors.ConcretizationTypeError:
+            raise ValueError(
+                f"{name} is being traced, and a training run cannot be part of jax.jit, jax.vmap or jax.grad: take "
+                "nl.restarts for many runs at once, or scan learner.step"
+            ) from None
+
+
 def path_name(path: tuple) -> str:
     """A leaf's path in a tree as users write it, such as "hidden1/weight"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

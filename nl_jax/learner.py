@@ -1,24 +1,25 @@
 """A learner: a gradient estimator and an optimizer, joined to one step."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Learner, LearnerState, Params, State
-from nl_jax.checks import typed_key
+from nl_jax.checks import path_name, typed_key
 
 
-def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformation) -> Learner:
+def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformation | optax.MultiSteps) -> Learner:
     """Joins an estimator and an optimizer: estimate the gradient, transform it, apply it.
 
     Args:
       estimator: any `GradientEstimator`.
-      optimizer: any `optax.GradientTransformation`. Those that take extra arguments get `value` (the loss),
-        `grad` and, for line searches, `value_fn`: the loss as a function of the parameters whose gradient is the
-        estimator's, with the same key and batch throughout one step. So a search needs no derivative that
-        the estimator does not need, and all its trials are of one and the same function.
+      optimizer: any `optax.GradientTransformation`, or an `optax.MultiSteps`. Those that take extra arguments get
+        `value` (the loss), `grad` and, for line searches, `value_fn`: the loss as a function of the parameters whose
+        gradient is the estimator's, with the same key and batch throughout one step. So a search needs no derivative
+        that the estimator does not need, and all its trials are of one and the same function.
 
     Returns:
       A `Learner` of pure functions, `init(key, params) -> state` and `step(key, state, batch) -> (state, info)`.
@@ -27,7 +28,8 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
       of the step before.
 
     Raises:
-      ValueError: if either is not what it should be; when run, if a key is not a typed one.
+      ValueError: if either is not what it should be; when run, if a key is not a typed one, or the state is not one of
+        this optimizer.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> network = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -42,6 +44,8 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
     """
     if not isinstance(estimator, GradientEstimator):
         raise ValueError(f"estimator must be a GradientEstimator such as nl.backprop(objective), got {estimator!r}")
+    if isinstance(optimizer, optax.MultiSteps):  # gradients accumulated; a class of its own in optax
+        optimizer = optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(f"optimizer must be an optax optimizer such as optax.adam(1e-3), got {optimizer!r}")
     optimizer = optax.with_extra_args_support(optimizer)
@@ -54,6 +58,7 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
 
     def step(key: Key, state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         typed_key(key)
+        _require_state_of(optimizer, state)
 
         def estimate(params: Params) -> tuple[Params, State, Info]:
             return estimator.estimate(key, state.estimator, params, batch)
@@ -67,6 +72,21 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
         return LearnerState(params, estimator_state, optimizer_state, state.step + 1), info
 
     return Learner(init, step)
+
+
+def _require_state_of(optimizer: optax.GradientTransformation, state: LearnerState) -> None:
+    """ValueError unless the state has the optimizer's tree; optax would take some that do not belong to it."""
+    expected = jax.eval_shape(optimizer.init, state.params)
+    found: Any = jax.tree.structure(state.optimizer)
+    if found == jax.tree.structure(expected):
+        return
+    there, here = ({path_name(path) for path, _ in jax.tree.leaves_with_path(x)} for x in (state.optimizer, expected))
+    if there - here:
+        differs = f"has {min(there - here)!r} too much"
+    else:
+        differs = f"lacks {min(here - there)!r}" if here - there else "has other nodes"
+    remedy = "make the state with learner.init(key, params)"
+    raise ValueError(f"state.optimizer is of another optimizer, it {differs}: {remedy}")
 
 
 def _loss_with_gradient(estimate: Callable[[Params], tuple[Params, State, Info]]) -> Callable[[Params], Array]:

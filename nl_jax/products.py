@@ -20,7 +20,7 @@ import numpy as np
 
 from nl_jax.base import Array, Batch, Connection, Objective, Params
 from nl_jax.checks import path_name
-from nl_jax.dependence import reached
+from nl_jax.dependence import Flow, Flows, mark, sources_of_outputs
 
 Bilinear = Callable[[Array, Array], Array]
 """`bilinear(x, weight) -> y`, linear in each: `x` [batch, …, inputs], `weight` […, inputs, units],
@@ -91,6 +91,10 @@ class StandIn(abc.ABC):
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         """`bilinear(x, weight)`, term by term."""
 
+    def opened(self) -> tuple[Any, Callable[[Any], "StandIn"]]:
+        """Arrays that a loop over stacked weights may slice along their first axis, and the stand-in of one slice."""
+        raise OtherUse(f"a {type(self).__name__} of shape {self.shape} is not sliced by a loop")
+
     def __rmatmul__(self, x: Array) -> Array:
         return self.product(jnp.matmul, x)
 
@@ -106,26 +110,40 @@ for _operator in (
     setattr(StandIn, f"__{_operator}__", _refuse)
 
 
+def opened(xs: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """A tree with the stand-ins in it opened, for a loop to slice, and what puts them into a slice again."""
+    leaves, tree = jax.tree.flatten(xs, is_leaf=lambda leaf: isinstance(leaf, StandIn))
+    parts = [leaf.opened() if isinstance(leaf, StandIn) else (leaf, lambda part: part) for leaf in leaves]
+    rebuilt = lambda slices: jax.tree.unflatten(
+        tree, [close(part) for part, (_, close) in zip(slices, parts, strict=True)]
+    )
+    return [part for part, _ in parts], rebuilt
+
+
 class Shifted(StandIn):
     """W + shift, multiplied term by term: products of one x with several shifts of W share x W.
 
     Args:
       weight: W.
-      shift: an array of W's shape.
+      shift: of W's shape, an array or a stand-in for one.
       scale: a number it is multiplied by.
     """
 
-    def __init__(self, weight: Array, shift: Array, scale: float) -> None:
+    def __init__(self, weight: Array, shift: Array | StandIn, scale: Any) -> None:
         super().__init__(weight)
         self.shift, self.scale = shift, scale
 
     def map(self, function: Part, *, swap: bool) -> Self:
-        del swap
-        return type(self)(function(self.weight), function(self.shift), self.scale)
+        return type(self)(function(self.weight), mapped(self.shift, function, swap=swap), self.scale)
 
     def product(self, bilinear: Bilinear, x: Array) -> Array:
-        shifted = bilinear(x, self.shift)
+        shifted = product(bilinear, x, self.shift)
         return bilinear(x, self.weight) + jnp.asarray(self.scale, shifted.dtype) * shifted
+
+
+def mapped(part: Any, function: Part, *, swap: bool) -> Any:
+    """An array or a stand-in with `function` applied to it, as by `StandIn.map`."""
+    return part.map(function, swap=swap) if isinstance(part, StandIn) else function(part)
 
 
 def unfold(connection: Connection, params: Params, *inputs: Array, which: Sequence[int] | None = None) -> list[Array]:
@@ -203,24 +221,27 @@ _ONE_BY_ONE = 32
 
 
 class _Witness(StandIn):
-    """Stands in for a weight that is not displaced at all, and notes what products are made of it."""
+    """Stands in for a weight that is not displaced at all, and marks what it is multiplied with."""
 
-    def __init__(self, weight: Array, examples: int, note: Callable[[Array, int], None]) -> None:
+    def __init__(self, weight: Array, examples: int, place: str, note: Callable[[int], None]) -> None:
         super().__init__(weight)
-        self.examples, self.note = examples, note
+        self.examples, self.place, self.note = examples, place, note
 
     def map(self, function: Part, *, swap: bool) -> Self:
         del swap
-        return type(self)(function(self.weight), self.examples, self.note)
+        return type(self)(function(self.weight), self.examples, self.place, self.note)
 
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         if np.ndim(x) < 2 or np.shape(x)[-1] != self.shape[-2]:
             raise OtherUse("inputs are [batch, …, inputs]")
-        y = bilinear(x, self.weight)
+        y = bilinear(mark(self.place, jnp.asarray(x)), self.weight)
         if y.shape[0] != self.examples or y.shape[-1] != self.shape[-1]:
             raise OtherUse("a product is [batch, …, units]")
-        self.note(x, math.prod(y.shape[1:]))
+        self.note(math.prod(y.shape[1:]))
         return y
+
+    def opened(self) -> tuple[Any, Callable[[Any], Self]]:
+        return self.weight, lambda weight: type(self)(weight, self.examples, self.place, self.note)
 
 
 def use(objective: Objective, params: Params, batch: Batch) -> Use:
@@ -239,30 +260,33 @@ def use(objective: Objective, params: Params, batch: Batch) -> Use:
 
     def products_of(chosen: list[int]) -> tuple[set[int], set[int], int] | None:
         """Of the chosen leaves: those multiplied, those whose inputs depend on parameters, and how many values."""
-        met: list[int] = []
-        read: list[Array] = []
-        values = []
+        values: list[int] = []
+        sources: dict[str, set[Any]] = {}
 
-        def run(leaves: list[Array], batch: Batch) -> list[Array]:
-            def witness(place: int) -> _Witness:
-                def note(x: Array, size: int) -> None:
-                    met.append(place)
-                    values.append(size)
-                    read.append(x)
-
-                return _Witness(leaves[place], examples, note)
-
-            placed = [witness(i) if i in chosen else leaf for i, leaf in enumerate(leaves)]
+        def run(leaves: list[Array], batch: Batch) -> Array:
+            placed = [
+                _Witness(leaf, examples, str(i), values.append) if i in chosen else leaf
+                for i, leaf in enumerate(leaves)
+            ]
             losses = objective(jax.tree.unflatten(tree, placed), batch)
             if losses.shape != (examples,):
                 raise OtherUse("losses are [batch]")
-            return read
+            return losses
+
+        def see(place: str, arriving: Flows) -> Flows:
+            sources.setdefault(place, set()).update(flow.source for flow in arriving)
+            return arriving
 
         try:
-            sources = reached(run, leaves, enlarged())
+            larger = enlarged()
+            program = jax.make_jaxpr(run)(leaves, larger)
         except Exception:  # whatever the user's function makes of stand-ins and another batch: then it has no weights
             return None
-        return {*met}, {place for place, source in zip(met, sources, strict=True) if 0 in source}, sum(values)
+        from_params, from_data = (frozenset({Flow(name)}) for name in ("params", "data"))
+        arguments = [from_params for _ in leaves] + [from_data for _ in jax.tree.leaves(larger)]
+        sources_of_outputs(program, arguments, see)
+        found = {int(place): seen for place, seen in sources.items() if place.isdigit()}
+        return {*found}, {place for place, seen in found.items() if seen - {"data"}}, sum(values)
 
     candidates = [place for place, leaf in enumerate(leaves) if leaf.ndim >= 2]
     found = products_of(candidates)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.estimators.directions import Structured
+from nl_jax.estimators.directions.blocks import Blocks
 from nl_jax.estimators.directions.flipout import Flipped
 
 
@@ -17,10 +18,12 @@ def formed(direction, examples=1):
 
 
 def _formed(direction, examples):
+    if isinstance(direction, Blocks):
+        one = direction.formed()
+        return jnp.broadcast_to(one, (examples, *one.shape))
     if isinstance(direction, Flipped):  # E ∘ s rᵀ
         s, r = direction.flips(examples)
-        return direction.noise[None] * jnp.expand_dims(
-            s[:, :, None] * r[:, None, :], tuple(range(1, direction.noise.ndim - 1))
-        )
+        noise = direction.noise.formed() if isinstance(direction.noise, Blocks) else direction.noise
+        return noise[None] * jnp.expand_dims(s[:, :, None] * r[:, None, :], tuple(range(1, noise.ndim - 1)))
     one = jnp.tensordot(direction.left, direction.right, axes=1) * jnp.asarray(direction.scale, direction.left.dtype)
     return jnp.broadcast_to(one, (examples, *one.shape))

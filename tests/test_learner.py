@@ -1,9 +1,12 @@
 """What a learner hands to an optimizer."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import nl_jax as nl
 from tests import problems
@@ -45,3 +48,39 @@ def test_a_search_needs_no_derivative_that_the_estimator_does_not_need():
     got = asked(nl.node_perturbation(objective, sigma=0.5), problem, problem.params)
     assert np.isfinite(got["there"][0])
     assert max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(got["there"][1])) > 0
+
+
+def test_gradients_accumulated_over_steps(lenient):
+    """optax.MultiSteps bare: four steps of a quarter of the batch are one of the whole."""
+    problem = problems.chain()
+    whole = nl.learner(nl.backprop(problem.objective), optax.sgd(0.1))
+    quarters = nl.learner(nl.backprop(problem.objective), optax.MultiSteps(optax.sgd(0.1), every_k_schedule=4))
+    batch = jax.tree.map(lambda x: jnp.concatenate([x] * 4)[: 4 * (len(x) // 2)], problem.batch)
+    size = len(jax.tree.leaves(batch)[0]) // 4
+    expected, _ = whole.step(KEY, whole.init(KEY, problem.params), batch)
+    state, step = quarters.init(KEY, problem.params), jax.jit(quarters.step)
+    for t in range(4):
+        state, _ = step(KEY, state, jax.tree.map(lambda x, t=t: x[t * size : (t + 1) * size], batch))
+        moved = any(not np.array_equal(a, b) for a, b in _pairs(state.params, problem.params))
+        assert moved is (t == 3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.params, expected.params)
+
+
+def _pairs(a, b):
+    return zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("made_for", "used_with", "differs"),
+    [
+        (optax.adam(0.1), optax.sgd(0.1), "has '0/count' too much"),
+        (optax.sgd(0.1), optax.adam(0.1), "lacks '0/count'"),
+        (optax.sgd(0.1), optax.chain(optax.sgd(0.1), optax.identity()), "has other nodes"),
+    ],
+)
+def test_a_state_of_another_optimizer(made_for, used_with, differs):
+    problem = problems.chain()
+    state = nl.learner(nl.backprop(problem.objective), made_for).init(KEY, problem.params)
+    message = f"state.optimizer is of another optimizer, it {differs}: make the state with learner.init"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.jit(nl.learner(nl.backprop(problem.objective), used_with).step)(KEY, state, problem.batch)

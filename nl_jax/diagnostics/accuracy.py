@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax.base import Array, Batch, GradientEstimator, Key, Params
+from nl_jax.base import Array, Batch, Failure, GradientEstimator, Key, Params
 from nl_jax.checks import positive_integer, typed_key
+from nl_jax.failures import raise_if_known
 from nl_jax.numerics import widened
 
 
@@ -72,10 +73,11 @@ def measure(
       num_estimates: independent estimates, at least 2.
 
     Returns:
-      A `Measurement`, in float32 at least whatever the parameters' dtype.
+      A `Measurement`, in float32 at least whatever the parameters' dtype; NaN under `jax.jit` if an estimate fails.
 
     Raises:
       ValueError: if `num_estimates` is not a whole number of at least 2, or a key is not a typed one.
+      FloatingPointError: outside of `jax.jit`, if an estimate fails (see `nl.Info`).
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> objective = lambda w, batch: jnp.sum(w**2) * batch
@@ -94,15 +96,17 @@ def measure(
     exact = widened(reference.estimate(reference_key, reference.init(reference_key, params), params, batch)[0])
     state = estimator.init(state_key, params)
 
-    def estimate(index: Array) -> Params:
-        return widened(estimator.estimate(jax.random.fold_in(sample_key, index), state, params, batch)[0])
+    def estimate(index: Array) -> tuple[Params, tuple[Failure, ...]]:
+        grads, _, info = estimator.estimate(jax.random.fold_in(sample_key, index), state, params, batch)
+        return widened(grads), info.failures
 
     # Two passes with the same keys: moments about the mean itself lose nothing to rounding, whatever the bias.
-    def accumulate(total: Params, index: Array) -> tuple[Params, None]:
-        return jax.tree.map(lambda t, x, g: t + (x - g) / n, total, estimate(index), exact), None
+    def accumulate(total: Params, index: Array) -> tuple[Params, tuple[Failure, ...]]:
+        sample, failures = estimate(index)
+        return jax.tree.map(lambda t, x, g: t + (x - g) / n, total, sample, exact), failures
 
     def spread(sums: tuple[Params, Params], index: Array) -> tuple[tuple[Params, Params], tuple[Array, Array]]:
-        sample = estimate(index)
+        sample, _ = estimate(index)
         d = jax.tree.map(jnp.subtract, sample, mean)
         second, fourth = (
             jax.tree.map(lambda s, x, p=p: s + x**p, total, d) for p, total in zip((2, 4), sums, strict=True)
@@ -110,7 +114,8 @@ def measure(
         return (second, fourth), (cosine(sample, exact), optax.tree.norm(d, squared=True))
 
     zeros = jax.tree.map(jnp.zeros_like, exact)
-    bias, _ = jax.lax.scan(accumulate, zeros, jnp.arange(n))
+    bias, failures = jax.lax.scan(accumulate, zeros, jnp.arange(n))
+    raise_if_known(failures)
     mean = jax.tree.map(jnp.add, exact, bias)
     (second, fourth), (cosines, squares) = jax.lax.scan(spread, (zeros, zeros), jnp.arange(n))
     variance = jax.tree.map(lambda s: s / (n - 1), second)

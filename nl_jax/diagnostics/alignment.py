@@ -67,7 +67,7 @@ def alignment(
       split: `split(params) -> {name: part}`, `by_layer` or `by_leaf`.
 
     Returns:
-      {name: degrees}; NaN for a part where either is zero.
+      {name: degrees}; NaN for a part where either is zero, and for all parts if an estimate fails under `jax.jit`.
 
     Raises:
       ValueError: if the key is not a typed one.
@@ -90,7 +90,7 @@ def alignment(
 
 
 class Traced(NamedTuple):
-    """What `trace_alignment` keeps of a step: `nl.Info` without residuals, and {name: degrees} after it."""
+    """What `trace_alignment` keeps of a step: its loss and evaluations, and {name: degrees} after it."""
 
     info: Info
     degrees: dict[str, Array]
@@ -143,7 +143,7 @@ def trace_alignment(
         def skip() -> dict[str, Array]:
             return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(measure))
 
-        return Traced(info._replace(residuals=()), jax.lax.cond(state.step % every == 0, measure, skip))
+        return Traced(Info(info.loss, info.evaluations), jax.lax.cond(state.step % every == 0, measure, skip))
 
     return record
 

@@ -12,6 +12,7 @@ from nl_jax.base import Batch, GradientEstimator, Key, Params
 from nl_jax.checks import positive_integer, typed_key
 from nl_jax.diagnostics.accuracy import measure
 from nl_jax.diagnostics.timing import Spread, interleaved, spread
+from nl_jax.failures import raise_if_failed
 
 
 class Row(NamedTuple):
@@ -127,6 +128,7 @@ def efficiency(
 
     Raises:
       ValueError: if there is no candidate, or a number is out of range.
+      FloatingPointError: if an estimate fails (see `nl.Info`).
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> objective = lambda w, batch: (batch @ w) ** 2
@@ -146,7 +148,9 @@ def efficiency(
     seconds = interleaved(runs, rounds, progress=progress)
     rows = {}
     for name, run in runs.items():
-        evaluations = int(run()[2].evaluations)
+        info = run()[2]
+        raise_if_failed(info.failures)
+        evaluations = int(info.evaluations)
         quality = jax.jit(lambda *at, e=run.warm(): measure(e, reference, *at, num_estimates=num_estimates))
         rows[name] = _row(seconds[name], evaluations, quality(key, params, batch))
     return Efficiency(rows)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.checks import positive_integer, typed_key
+from nl_jax.failures import ever, raise_if_known
 from nl_jax.numerics import wide_dtype
 from nl_jax.parts import assign, by_path, replaced, restricted
 
@@ -21,7 +22,8 @@ def average(estimator: GradientEstimator, num_estimates: int) -> GradientEstimat
       num_estimates: at least 1.
 
     Returns:
-      An estimator with the state of `estimator`; its loss and residuals are the means, its evaluations the sum.
+      An estimator with the state of `estimator`; its loss and residuals are the means, its evaluations the sum; it
+      fails if one of the estimates does.
 
     Raises:
       ValueError: if `num_estimates` is not a whole number of at least 1.
@@ -40,7 +42,9 @@ def average(estimator: GradientEstimator, num_estimates: int) -> GradientEstimat
         (state, total), infos = jax.lax.scan(one, (state, zeros), jnp.arange(num_estimates))
         grads = jax.tree.map(lambda s, p: (s / num_estimates).astype(p.dtype), total, params)
         loss, residuals = jax.tree.map(lambda x: jnp.mean(x, axis=0), (infos.loss, infos.residuals))
-        return grads, state, Info(loss, jnp.sum(infos.evaluations, dtype=jnp.int32), residuals)
+        failures = ever(infos.failures)
+        raise_if_known(failures)  # the estimates were traced, and cannot have raised
+        return grads, state, Info(loss, jnp.sum(infos.evaluations, dtype=jnp.int32), residuals, failures)
 
     return GradientEstimator(estimator.init, estimate)
 
@@ -55,7 +59,7 @@ def mix(estimators: Sequence[GradientEstimator], weights: Sequence[float]) -> Gr
 
     Returns:
       An estimator whose state is the tuple of states; its loss is the mean of their losses, its evaluations
-      the sum, its residuals the tuple of residuals.
+      the sum, its residuals the tuple of residuals, its failures those of all.
 
     Raises:
       ValueError: if numbers of estimators and weights differ, or the weights do not sum to 1.
@@ -82,7 +86,7 @@ def mix(estimators: Sequence[GradientEstimator], weights: Sequence[float]) -> Gr
         estimates = [e.estimate(k, s, params, batch) for k, s, e in zip(keys, state, estimators, strict=True)]
         grads, states, infos = zip(*estimates, strict=True)
         total = jax.tree.map(lambda *g: sum(w * x for w, x in zip(weights, g, strict=True)), *grads)
-        return total, tuple(states), _joined(infos, tuple(info.residuals for info in infos))
+        return total, tuple(states), _joined(infos)
 
     return GradientEstimator(init, estimate)
 
@@ -100,7 +104,7 @@ def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEst
 
     Returns:
       An estimator whose state is the tuple of the parts' states; its loss is the mean of their losses, its
-      evaluations the sum, its residuals the tuple of residuals.
+      evaluations the sum, its residuals the tuple of residuals, its failures those of all.
 
     Raises:
       ValueError: if there is no part or a factory refuses the objective; when run, if a leaf matches no
@@ -145,7 +149,7 @@ def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEst
         estimates = [e.estimate(k, s, share, batch) for k, s, (share, e) in zip(keys, state, members, strict=True)]
         grads, states, infos = zip(*estimates, strict=True)
         merged = {path: g for share in grads for path, g in share.items()}
-        return replaced(params, merged), tuple(states), _joined(infos, tuple(info.residuals for info in infos))
+        return replaced(params, merged), tuple(states), _joined(infos)
 
     return GradientEstimator(init, estimate)
 
@@ -179,7 +183,8 @@ def _check_state(state: State, parts: int) -> None:
         raise ValueError(f"state must be the {parts} states that init made; after a change of estimator make it anew")
 
 
-def _joined(infos: Sequence[Info], residuals: State) -> Info:
+def _joined(infos: Sequence[Info]) -> Info:
     loss = jnp.mean(jnp.stack([info.loss for info in infos]))
     evaluations = jnp.sum(jnp.stack([info.evaluations for info in infos]), dtype=jnp.int32)
-    return Info(loss, evaluations, residuals)
+    failures = sum((info.failures for info in infos), start=())
+    return Info(loss, evaluations, tuple(info.residuals for info in infos), failures)

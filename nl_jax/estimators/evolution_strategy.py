@@ -7,7 +7,7 @@ from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, P
 from nl_jax.checks import positive_integer, positive_number, takes, typed_key
 from nl_jax.estimators.directions import Law, Structured, gaussian
 from nl_jax.estimators.directions.structured import parts
-from nl_jax.estimators.sampling import default_chunk, stacked, sum_over_samples
+from nl_jax.estimators.sampled import SampledGradient
 from nl_jax.estimators.shaping import Shaping, centred_ranks
 from nl_jax.estimators.spaces import Noise, weights
 from nl_jax.estimators.step_size import step_size, unit
@@ -61,7 +61,7 @@ def evolution_strategy(
     chunk = None if chunk is None else positive_integer("chunk", chunk)
     space = weights(objective)
 
-    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+    def sample(key: Key, state: State, params: Params, batch: Batch) -> tuple[SampledGradient, State, Info]:
         typed_key(key)
         view = space(params, batch, Noise(directions, key, num_samples))
         step = step_size(sigma, unit, view.dtypes, view.components)
@@ -78,8 +78,7 @@ def evolution_strategy(
                 "directions must be shared by the batch, for its mean loss is one fitness; of nl.directions, flipout() "
                 "gives every example its own: take another law, or weight_perturbation"
             )
-        at_once = chunk or default_chunk(num_samples, view.footprint(direction))
-        fitness = jax.lax.map(losses_along, indices, batch_size=at_once)
+        fitness = jax.lax.map(losses_along, indices, batch_size=chunk or view.chunk)
         utilities = shaping(fitness.reshape(-1))
         if utilities.shape != (fitness.size,):
             raise ValueError(
@@ -87,10 +86,11 @@ def evolution_strategy(
             )
         utilities = utilities.reshape(fitness.shape)
         rates = (utilities[:, 0] - utilities[:, 1]) / 2 if antithetic else utilities[:, 0]
-        change = jnp.expand_dims(rates / step, 1)
+        sampled = SampledGradient(key, jnp.expand_dims(rates / step, 1), view.directions)
+        return sampled, state, Info(jnp.mean(fitness), jnp.int32(fitness.size))
 
-        credit = sum_over_samples(lambda i: view.credit(change[i], stacked(view.draw)(i)), num_samples, at_once)
-        grads = view.gradient(jax.tree.map(lambda c: c / num_samples, credit))
-        return grads, state, Info(jnp.mean(fitness), jnp.int32(fitness.size))
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        sampled, state, info = sample(key, state, params, batch)
+        return sampled.formed(params), state, info
 
-    return GradientEstimator(stateless, estimate)
+    return GradientEstimator(stateless, estimate, sample)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from jax.sharding import NamedSharding
+
 from nl_jax.base import GradientEstimator, Objective
 from nl_jax.checks import takes
 from nl_jax.estimators import baselines
@@ -19,6 +21,7 @@ def forward_gradient(
     num_samples: int = 1,
     directions: Law = _GAUSSIAN,
     chunk: int | None = None,
+    sharding: NamedSharding | None = None,
 ) -> GradientEstimator:
     """Estimates the gradient from exact directional derivatives along random directions.
 
@@ -34,6 +37,8 @@ def forward_gradient(
       num_samples: K, independent directions averaged.
       directions: law of ξ, from `nl.directions`.
       chunk: samples evaluated at once; by default what suits the backend. The result does not depend on it.
+      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh. Only their
+        losses' rates of change travel between devices. None for no division.
 
     Returns:
       An estimator without state: 2 K + 1 evaluations in weight space, K + 2 in node space.
@@ -51,4 +56,6 @@ def forward_gradient(
     if not callable(space):
         raise ValueError(f"space must be nl.spaces.weights or nl.spaces.nodes, got {space!r}")
     takes("space", space, 1, "nl.spaces.weights or nl.spaces.nodes, not called with the objective")
-    return perturbation(space(objective), _TANGENT, directions, sigma=None, num_samples=num_samples, chunk=chunk)
+    return perturbation(
+        space(objective), _TANGENT, directions, sigma=None, num_samples=num_samples, chunk=chunk, sharding=sharding
+    )

@@ -1,14 +1,18 @@
 """The engine of every perturbation estimator: space × direction law × baseline × sample plan."""
 
-import jax
+from typing import Any
+
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Params, State
 from nl_jax.checks import positive_integer, positive_number, takes, typed_key
 from nl_jax.estimators.baselines import Baseline
 from nl_jax.estimators.directions import Law
-from nl_jax.estimators.sampling import default_chunk, stacked, sum_over_samples
-from nl_jax.estimators.spaces import Noise, Space
+from nl_jax.estimators.sampled import SampledGradient
+from nl_jax.estimators.sampling import require_sharding, shared_out
+from nl_jax.estimators.spaces import Noise, Space, View
+from nl_jax.estimators.spaces.view import Measure
 from nl_jax.estimators.step_size import step_size
 
 
@@ -20,6 +24,7 @@ def perturbation(
     sigma: float | None,
     num_samples: int,
     chunk: int | None,
+    sharding: NamedSharding | None = None,
 ) -> GradientEstimator:
     """ĝ = mean over K samples of (dE/dξ) ξ, since E (gᵀξ) ξ = g for directions of unit covariance.
 
@@ -30,6 +35,7 @@ def perturbation(
       sigma: σ, step along a direction, above 0; None for what suits the dtype.
       num_samples: K, at least 1.
       chunk: samples evaluated at once, at least 1; None for what suits the backend.
+      sharding: how samples are divided over devices, of weight spaces alone: see `sampling.shared_out`.
 
     Raises:
       ValueError: if a setting is not as described.
@@ -42,30 +48,47 @@ def perturbation(
         raise ValueError(f"sigma must be left out with tangent(), which makes no step; got {sigma}")
     num_samples = positive_integer("num_samples", num_samples)
     chunk = None if chunk is None else positive_integer("chunk", chunk)
+    require_sharding(sharding, num_samples)
 
     def init(key: Key, params: Params) -> State:
         del key, params
         return baseline.init()
 
-    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+    def measured(key: Key, state: State, params: Params, batch: Batch) -> tuple[View, Measure, int]:
         typed_key(key)
         view = space(params, batch, Noise(directions, key, num_samples))
         rate = baseline.rate(view, step_size(sigma, baseline.length, view.dtypes, view.components), state)
+        return view, rate.along, view.fixed_cost + rate.fixed_cost + num_samples * rate.cost_per_sample
 
-        def sample(index: Array) -> State:
-            direction = view.draw(index)
-            return direction, *rate.along(direction)
-
-        def partial_sum(indices: Array) -> State:
-            drawn, change, losses = stacked(sample)(indices)
-            return view.credit(change, drawn), jnp.sum(jnp.mean(losses, axis=1))
-
-        direction, _, losses = jax.eval_shape(sample, jnp.int32(0))
-        at_once = chunk or default_chunk(num_samples, view.footprint(direction))
-        credit, loss = sum_over_samples(partial_sum, num_samples, at_once)
-        grads = view.gradient(jax.tree.map(lambda c: c / num_samples, credit))
-        loss = (loss / num_samples).astype(losses.dtype)
-        evaluations = view.fixed_cost + rate.fixed_cost + num_samples * rate.cost_per_sample
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        if sharding is not None:
+            sampled, state, info = sample(key, state, params, batch)
+            return sampled.formed(params), state, info
+        view, measure, evaluations = measured(key, state, params, batch)
+        if view.rates is None:
+            grads, loss = view.estimate(measure, chunk)
+        else:
+            rates, losses = view.rates(measure, chunk, jnp.arange(num_samples, dtype=jnp.int32))
+            grads, loss = SampledGradient(key, rates, view.directions).formed(params), jnp.mean(losses)
         return grads, baseline.update(state, loss), Info(loss, jnp.int32(evaluations))
 
-    return GradientEstimator(init, estimate)
+    def sample(key: Key, state: State, params: Params, batch: Batch) -> tuple[SampledGradient, State, Info]:
+        found: list[Any] = []
+
+        def rates_of(indices: Array, key: Key, state: State, params: Params, batch: Batch) -> tuple[Array, Array]:
+            view, measure, evaluations = measured(key, state, params, batch)
+            if view.rates is None:
+                raise ValueError(
+                    "a gradient made of noise in nodes is no list of numbers: every example has noise of its own. Use "
+                    "weight_perturbation, forward_gradient(space=nl.spaces.weights) or evolution_strategy"
+                )
+            found[:] = view.directions, evaluations
+            return view.rates(measure, chunk, indices)
+
+        rates, losses = shared_out(rates_of, num_samples, sharding)(key, state, params, batch)
+        directions, evaluations = found
+        loss = jnp.mean(losses)
+        info = Info(loss, jnp.int32(evaluations))
+        return SampledGradient(key, rates, directions), baseline.update(state, loss), info
+
+    return GradientEstimator(init, estimate, sample)

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from nl_jax.base import Array, State
 from nl_jax.numerics import wide_dtype
@@ -38,7 +39,7 @@ def default_chunk(num_samples: int, footprint: Footprint) -> int:
     if on_cpu and footprint.weights_of_its_own:
         return 1
     room, most = (2**22, 32) if on_cpu else (2**30, 256)
-    fitting = 2 ** round(math.log2(max(1, room / max(footprint.bytes, 1))))
+    fitting = 2 ** int(math.log2(max(1, room / max(footprint.bytes, 1))))
     return min(num_samples, most, fitting)
 
 
@@ -86,3 +87,44 @@ def stacked(sample: Callable[[Array], State]) -> Callable[[Array], State]:
         return jax.vmap(sample)(indices)
 
     return over
+
+
+def require_sharding(sharding: Any, num_samples: int) -> None:
+    """ValueError unless samples can be divided by the sharding, or it is None."""
+    if sharding is None:
+        return
+    if not isinstance(sharding, NamedSharding) or len(sharding.spec) != 1 or not isinstance(sharding.spec[0], str):
+        raise ValueError(
+            "sharding must divide the samples over one axis of a mesh, NamedSharding(mesh, PartitionSpec('samples')), "
+            f"got {sharding!r}"
+        )
+    devices = sharding.mesh.shape[sharding.spec[0]]
+    if num_samples % devices:
+        raise ValueError(f"num_samples must be a multiple of the {devices} devices that share them, got {num_samples}")
+
+
+def shared_out(
+    function: Callable[..., State], num_samples: int, sharding: NamedSharding | None
+) -> Callable[..., State]:
+    """Calls `function(indices, *arguments)` for samples 0 … num_samples − 1, divided over devices.
+
+    Every device has its own samples, by their global number, so that the result does not depend on how many devices
+    there are. What they return is gathered, and is all that travels between them.
+
+    Args:
+      function: returns a tree of arrays with a leading axis of samples.
+      num_samples: a multiple of the devices.
+      sharding: along which axis of which mesh; None for no division. The mesh's other axes stay as they are: a batch
+        or parameters may be laid over them.
+    """
+    if sharding is None:
+        return lambda *arguments: function(jnp.arange(num_samples, dtype=jnp.int32), *arguments)
+    axis = sharding.spec[0]
+    share = num_samples // sharding.mesh.shape[axis]
+
+    def own(*arguments: Any) -> State:
+        indices = jax.lax.axis_index(axis) * share + jnp.arange(share, dtype=jnp.int32)
+        return jax.lax.all_gather(function(indices, *arguments), axis, tiled=True)
+
+    none, mesh = PartitionSpec(), sharding.mesh
+    return jax.shard_map(own, mesh=mesh, in_specs=none, out_specs=none, axis_names={axis}, check_vma=False)

@@ -1,5 +1,7 @@
 """Weight perturbation (seed 000; Jabri & Flower 1992)."""
 
+from jax.sharding import NamedSharding
+
 from nl_jax.base import GradientEstimator, Objective
 from nl_jax.estimators import baselines
 from nl_jax.estimators.directions import Law, gaussian
@@ -17,6 +19,7 @@ def weight_perturbation(
     baseline: baselines.Baseline = _CLEAN,
     directions: Law = _GAUSSIAN,
     chunk: int | None = None,
+    sharding: NamedSharding | None = None,
 ) -> GradientEstimator:
     """Estimates the gradient from the losses' response to noise Ω on every parameter (seed 000).
 
@@ -34,6 +37,8 @@ def weight_perturbation(
         (two-sided, SPSA).
       directions: law of ξ, from `nl.directions`.
       chunk: samples evaluated at once; by default what suits the backend. The result does not depend on it.
+      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh. Only their
+        losses' rates of change travel between devices. None for no division.
 
     Returns:
       An estimator with its baseline's state: K evaluations without baseline, K + 1 with the clean one, 2 K antithetic.
@@ -48,4 +53,6 @@ def weight_perturbation(
     >>> [round(float(g)) for g in grads], int(info.evaluations)
     ([4, 4], 1001)
     """
-    return perturbation(weights(objective), baseline, directions, sigma=sigma, num_samples=num_samples, chunk=chunk)
+    return perturbation(
+        weights(objective), baseline, directions, sigma=sigma, num_samples=num_samples, chunk=chunk, sharding=sharding
+    )

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from nl_jax.base import ActivationFn, Array, Connection, Params, Propagate
+from nl_jax.products import opened
 
 
 def feedforward(
@@ -76,6 +77,11 @@ def scan(
     if not callable(propagate):
         raise ValueError(f"propagate must be what the program was called with, got {propagate!r}")
     inside = getattr(propagate, "scan", None)
+    xs, rebuilt = opened(xs)  # of stacked weights, perhaps with noise that is drawn in the loop
+
+    def body(carry: Any, slices: Any, propagate: Propagate) -> tuple[Any, Any]:
+        return step(carry, rebuilt(slices), propagate)
+
     if inside is None:
-        return jax.lax.scan(lambda carry, x: step(carry, x, propagate), carry, xs, length)
-    return inside(name, step, carry, xs, length)
+        return jax.lax.scan(lambda carry, slices: body(carry, slices, propagate), carry, xs, length)
+    return inside(name, body, carry, xs, length)

@@ -102,9 +102,8 @@ def local_learning(
             parts = Stacked(name, met[site].params)
             learn = functools.partial(_learned, one, parts)
             if jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, met[site].params):
-                flat = lambda x: x.reshape(-1, x.shape[-1])
-                taught = None if teacher is None else flat(teacher)
-                change, after = learn(state[name], own, flat(pre), flat(post), taught)
+                together: list[Any] = [None if x is None else x.reshape(-1, x.shape[-1]) for x in (pre, post, teacher)]
+                change, after = learn(state[name], own, *together)
             else:
                 _require_depth(name, post.shape[:-2], own, met[site].params, state[name])
                 change, after = jax.vmap(learn, in_axes=(None, 0, 0, 0, None if teacher is None else 0))(

@@ -1,73 +1,33 @@
-"""Many steps in one compiled call, one run or many at once; between calls progress, interrupts and checks."""
+"""Steps in compiled calls, of one run or of many at once."""
 
-import contextlib
 import functools
-import importlib.util
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nl_jax.base import Array, Batch, Info, Key, Learner, LearnerState, State
 from nl_jax.batching import Order
-from nl_jax.checks import positive_integer
+from nl_jax.training.outcome import Outcomes
+from nl_jax.training.placement import gather
 
 Record = Callable[[LearnerState, Info], State]
-Monitor = Callable[[LearnerState], Mapping[str, Any]]
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a run. `state` and `history` hold all finished dispatches (`history` None if there are none).
-
-    A run of `fit` goes on from there with `state` handed back and the same key.
-    """
-
-    def __init__(self, state: LearnerState, history: State) -> None:
-        super().__init__("training was interrupted; .state and .history hold the dispatches that were finished")
-        self.state, self.history = state, history
-
-
-class Diverged(FloatingPointError):
-    """The loss is no longer finite. `state` is the last one before that was seen, `history` includes it."""
-
-    def __init__(self, message: str, state: LearnerState, history: State) -> None:
-        super().__init__(message)
-        self.state, self.history = state, history
-
-
-class Run:
-    """The settings of a run, checked."""
-
-    def __init__(
-        self,
-        learner: Learner,
-        data: Batch,
-        num_steps: int,
-        batch_size: int | None,
-        order: Order,
-        steps_per_dispatch: int,
-        record: Record | None,
-    ) -> None:
-        if not isinstance(learner, Learner):
-            raise ValueError(f"learner must be made by nl.learner(estimator, optimizer), got {type(learner).__name__}")
-        self.learner, self.order, self.record = learner, order, record or _without_residuals
-        self.data = jax.tree.map(jnp.asarray, data)
-        self.num_steps = positive_integer("num_steps", num_steps)
-        self.steps_per_dispatch = positive_integer("steps_per_dispatch", steps_per_dispatch)
-        lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(self.data)}
-        if len(lengths) != 1 or 0 in lengths:
-            raise ValueError(f"data must be arrays with equally many examples, at least 1; their numbers are {lengths}")
-        self.batch_size = None if batch_size is None else positive_integer("batch_size", batch_size)
-        (examples,) = lengths
-        if self.batch_size is not None and self.batch_size > examples:
-            raise ValueError(f"batch_size must be at most the {examples} examples there are, got {batch_size}")
-
-
-def _without_residuals(state: LearnerState, info: Info) -> Info:
+def without_residuals(state: LearnerState, info: Info) -> Info:
+    """What is recorded of each step by default; failures are errors and need no record."""
     del state
-    return info._replace(residuals=())
+    return info._replace(residuals=(), failures=())
+
+
+def _step(
+    learner: Learner, record: Record, key: Key, state: LearnerState, batch: Batch, step: Array
+) -> tuple[LearnerState, tuple[Outcomes, State]]:
+    """One step with a given batch; returns the state, outcome and record."""
+    step_key, _ = jax.random.split(key)
+    state, info = learner.step(jax.random.fold_in(step_key, step), state, batch)
+    return state, (Outcomes(info.loss, info.failures), record(state, info))
 
 
 def _steps(
@@ -80,27 +40,29 @@ def _steps(
     state: LearnerState,
     data: Batch,
     first_step: Array,
-) -> tuple[LearnerState, tuple[Array, State]]:
-    """Some steps in one scan; returns the state, and losses and records with a leading axis of steps."""
+) -> tuple[LearnerState, tuple[Outcomes, State]]:
+    """Some steps in one scan; returns the state, and outcomes and records with a leading axis of steps."""
     step_key, order_key = jax.random.split(key)
     examples = jax.tree.leaves(data)[0].shape[0]
     chosen = None if batch_size is None else order(order_key, first_step, num_steps, examples, batch_size)
 
-    def one(state: LearnerState, now: tuple[Array, Array | None]) -> tuple[LearnerState, tuple[Array, State]]:
+    def one(state: LearnerState, now: tuple[Array, Array | None]) -> tuple[LearnerState, tuple[Outcomes, State]]:
         step, index = now
-        batch = data if index is None else jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data)
+        batch = data if index is None else jax.tree.map(lambda x: gather(x, index), data)
         state, info = learner.step(jax.random.fold_in(step_key, step), state, batch)
-        return state, (info.loss, record(state, info))
+        return state, (Outcomes(info.loss, info.failures), record(state, info))
 
     return jax.lax.scan(one, state, (first_step + jnp.arange(num_steps, dtype=jnp.int32), chosen))
 
 
-_SETTINGS = (0, 1, 2, 3, 4)
-one_run = jax.jit(_steps, static_argnums=_SETTINGS)
+def _many_step(
+    learner: Learner, record: Record, keys: Key, states: LearnerState, batch: Batch, step: Array
+) -> tuple[LearnerState, tuple[Outcomes, State]]:
+    """`_step` for many runs at once, all given the same batch."""
+    return jax.vmap(functools.partial(_step, learner, record), in_axes=(0, 0, None, None))(keys, states, batch, step)
 
 
-@functools.partial(jax.jit, static_argnums=_SETTINGS)
-def many_runs(
+def _many_steps(
     learner: Learner,
     order: Order,
     record: Record,
@@ -110,69 +72,26 @@ def many_runs(
     states: LearnerState,
     data: Batch,
     first_step: Array,
-) -> tuple[LearnerState, tuple[Array, State]]:
+) -> tuple[LearnerState, tuple[Outcomes, State]]:
     """`_steps` for many runs at once, all at the same step number."""
-
-    def one(key: Key, state: LearnerState) -> tuple[LearnerState, tuple[Array, State]]:
-        return _steps(learner, order, record, batch_size, num_steps, key, state, data, first_step)
-
-    return jax.vmap(one)(keys, states)
+    run = functools.partial(_steps, learner, order, record, batch_size, num_steps)
+    return jax.vmap(run, in_axes=(0, 0, None, None))(keys, states, data, first_step)
 
 
-def drive(
-    run: Run,
-    dispatch: Callable[..., Any],
-    step_axis: int,
-    key: Key,
-    state: LearnerState,
-    first_step: int,
-    stop: Callable[[LearnerState, np.ndarray, State, int], None],
-    monitor: Monitor | None,
-    progress: bool | None,
-) -> tuple[LearnerState, Any]:
-    """Dispatches chunks of steps until all are done, keeping on the host what is recorded, steps along `step_axis`."""
-    records: list[Any] = []
+class Engine(NamedTuple):
+    """Compiled calls that advance one run, or many.
 
-    def history() -> Any:
-        return jax.tree.map(lambda *parts: np.concatenate(parts, axis=step_axis), *records) if records else None
+    Attributes:
+      step: one step with a given batch.
+      steps: many steps, with batches gathered from arrays.
+      step_axis: axis of steps in what `steps` returns beside the state.
+    """
 
-    with _bar(run.num_steps, progress) as bar:
-        done = 0
-        try:
-            if monitor is not None:
-                bar(0, monitor(state))
-            while done < run.num_steps:
-                steps = min(run.steps_per_dispatch, run.num_steps - done)
-                next_state, (losses, recorded) = dispatch(
-                    run.learner, run.order, run.record, run.batch_size, steps,
-                    key, state, run.data, np.int32(first_step + done),
-                )  # fmt: skip
-                losses, recorded = jax.device_get((losses, recorded))
-                records.append(recorded)
-                stop(state, losses, history() if not np.isfinite(losses).all() else None, first_step + done)
-                state, done = next_state, done + steps
-                shown = {"loss": f"{np.mean(losses[..., -1]):.4g}"}
-                bar(steps, shown | dict(monitor(state) if monitor is not None else {}))
-        except KeyboardInterrupt as interrupt:
-            raise Interrupted(state, history()) from interrupt
-    return state, history()
+    step: Callable[..., Any]
+    steps: Callable[..., Any]
+    step_axis: int
 
 
-@contextlib.contextmanager
-def _bar(total: int, progress: bool | None) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
-    """A tqdm bar as a function `show(steps done, figures to show)`."""
-    wanted = importlib.util.find_spec("tqdm") is not None if progress is None else progress
-    if not wanted:
-        yield lambda steps, figures: None
-        return
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError("progress=True needs tqdm: pip install tqdm, or pass progress=False") from error
-    with tqdm(total=total, unit="step") as bar:
-
-        def show(steps: int, figures: Mapping[str, Any]) -> None:
-            bar.set_postfix(figures, refresh=False)
-            bar.update(steps)
-
-        yield show
+_STEP, _STEPS = (0, 1), (0, 1, 2, 3, 4)
+ONE = Engine(jax.jit(_step, static_argnums=_STEP), jax.jit(_steps, static_argnums=_STEPS), 0)
+MANY = Engine(jax.jit(_many_step, static_argnums=_STEP), jax.jit(_many_steps, static_argnums=_STEPS), 1)

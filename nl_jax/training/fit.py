@@ -1,5 +1,7 @@
 """One run of training."""
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,8 +10,11 @@ import numpy as np
 
 from nl_jax.base import Batch, Key, Learner, LearnerState, State
 from nl_jax.batching import Order, shuffled
-from nl_jax.checks import typed_key
-from nl_jax.training.dispatch import Diverged, Monitor, Record, Run, drive, one_run
+from nl_jax.checks import concrete
+from nl_jax.training.dispatch import ONE, Record
+from nl_jax.training.loop import Loop
+from nl_jax.training.outcome import Diverged, Outcomes
+from nl_jax.training.run import Log, Run
 
 
 def fit(
@@ -23,37 +28,55 @@ def fit(
     order: Order = shuffled,
     steps_per_dispatch: int = 200,
     record: Record | None = None,
-    monitor: Monitor | None = None,
+    log: Log | Sequence[Log] = (),
     progress: bool | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    every: int | None = None,
 ) -> tuple[LearnerState, Any]:
-    """Trains for a number of steps, compiled in one piece per dispatch, the data staying on the device.
+    """Trains for a number of steps.
 
-    Keys and batches follow from `key` and `state.step` alone: a run cut anywhere and continued with the same
-    key equals an uninterrupted one.
+    Keys and batches follow from `key` and `state.step` alone: a run that is stopped and continued with the same key
+    equals an uninterrupted one. With `checkpoint`, the same call continues a run whose process was ended at any
+    instant, to the same bits.
 
     Args:
       learner: from `nl.learner`.
       key: typed key of the whole run.
       state: from `learner.init` or an earlier run.
-      data: tree of arrays with examples along the first axis, such as (images, labels).
-      num_steps: steps to take from here.
+      data: tree of arrays with examples along the first axis, such as (images, labels); they stay on the device. Or an
+        iterator of batches, such as a grain loader: each is sent to the device while the step before is computed. An
+        iterator with `get_state()` and `set_state(state)` can be used with `checkpoint`.
+      num_steps: steps to take from `state`.
       batch_size: examples per step; None for all of them (full batch), 1 for single-sample descent. For a
-        sum over the batch instead of a mean see `nl.batch_sum`.
+        sum over the batch instead of a mean see `nl.batch_sum`. An iterator chooses its batches itself.
       order: `nl.batching.shuffled` (passes over the data) or `nl.batching.uniform` (with replacement).
-      steps_per_dispatch: steps compiled into one call; progress shows and interrupts act between calls.
+      steps_per_dispatch: steps between two returns to Python, where logs are called, states are saved, and Ctrl-C and
+        SIGTERM act. With arrays they are compiled into one call.
       record: `record(state, info)`, what to keep of each step; by default `info` without its residuals, which
         only `lambda state, info: info` pays for.
-      monitor: `monitor(state) -> {name: number}`, called before the first dispatch and after each; what it
-        returns is shown beside the bar.
+      log: a function, or several, called with an `nl.Report` before the first dispatch and after each. It returns None;
+        True to stop training here; or a mapping of figures to show beside the progress bar. `nl.logs` has some
+        that write to files, TensorBoard and Weights & Biases.
       progress: whether to show a tqdm bar; by default if tqdm is installed.
+      checkpoint: a folder to save the run in (needs orbax: `pip install 'nl_jax[checkpoint]'`). It is made if it is not
+        there. If it is, the run goes on from the newest state in it, up to `num_steps` steps from `state`. It has the
+        three newest states, and all that was recorded.
+      every: steps between two saves, by default one dispatch; saves wait for the end of a dispatch. The last step is
+        always saved.
 
     Returns:
       (state, history): the final state, and what was recorded with a leading axis of steps, as numpy arrays.
 
     Raises:
-      ValueError: for settings out of range or data of unequal lengths.
-      Diverged: if a loss, or in the end a parameter, is not finite.
-      Interrupted: on Ctrl-C. Both carry `.state` and `.history`.
+      ValueError: for settings out of range, data of unequal lengths, or a `checkpoint` folder of another run.
+      OSError: if a checkpoint cannot be read or written.
+      Diverged: if an estimate fails (see `nl.Info`), or a loss, or a parameter that would be saved or returned, is
+        not finite.
+      Exhausted: if `data` is an iterator that ends before the run.
+      Interrupted: on Ctrl-C.
+      Terminated: a `SystemExit`, on SIGTERM, if there is a `checkpoint` and `fit` runs in the main thread.
+
+    The last four carry `.state` and `.history`; with a `checkpoint`, the last three have saved them.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> objective = nl.supervised(lambda w, x: x @ w, nl.losses.half_squared_error)
@@ -65,23 +88,24 @@ def fit(
     >>> history.loss.shape, bool(history.loss[-1] < 1e-4)
     ((300,), True)
     """
-    run = Run(learner, data, num_steps, batch_size, order, steps_per_dispatch, record)
-    typed_key(key)
+    run = Run(
+        learner, key, data, num_steps, batch_size, order, steps_per_dispatch, record, log, progress, checkpoint, every
+    )
     if not isinstance(state, LearnerState):
         raise ValueError(f"state must be made by learner.init(key, params), got {type(state).__name__}")
+    concrete("state", state)
 
-    def stop(state: LearnerState, losses: np.ndarray, history: State, first_step: int) -> None:
-        bad = np.flatnonzero(~np.isfinite(losses))
+    def stop(state: LearnerState, outcomes: Outcomes, history: State, first_step: int) -> None:
+        bad = np.flatnonzero(outcomes.bad())
         if bad.size:
-            raise Diverged(
-                f"the loss is {losses[bad[0]]} at step {first_step + bad[0]}: lower the learning rate, or the "
-                "perturbation sigma if the estimator has one",
-                state,
-                history,
-            )
+            step, loss, failed = first_step + bad[0], outcomes.losses[bad[0]], outcomes.failed(bad[0])
+            remedy = "lower the learning rate, or the perturbation sigma if the estimator has one"
+            message = f"at step {step} {failed}" if failed else f"the loss is {loss} at step {step}: {remedy}"
+            raise Diverged(message, state, history)
 
-    state, history = drive(run, one_run, 0, key, state, int(state.step), stop, monitor, progress)
-    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
-        message = f"parameters are no longer finite after step {int(state.step) - 1}: lower the learning rate"
-        raise Diverged(message, state, history)
-    return state, history
+    def fault(state: LearnerState) -> str | None:
+        if all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
+            return None
+        return f"parameters are no longer finite after step {int(state.step) - 1}: lower the learning rate"
+
+    return Loop(run, ONE, key, jax.tree.map(jnp.asarray, state), int(state.step), stop, fault).finish()

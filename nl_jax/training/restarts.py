@@ -1,7 +1,8 @@
 """Many runs of training at once, from different beginnings."""
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +11,11 @@ import numpy as np
 
 from nl_jax.base import Array, Batch, Key, Learner, LearnerState, Params, State
 from nl_jax.batching import Order, shuffled
-from nl_jax.checks import positive_integer, typed_key
-from nl_jax.training.dispatch import Diverged, Interrupted, Monitor, Record, Run, drive, many_runs
+from nl_jax.checks import positive_integer
+from nl_jax.training.dispatch import MANY, Record
+from nl_jax.training.loop import Loop
+from nl_jax.training.outcome import Diverged, Interrupted, Outcomes
+from nl_jax.training.run import Log, Run
 
 
 class Restarts(NamedTuple):
@@ -45,8 +49,10 @@ def restarts(
     order: Order = shuffled,
     steps_per_dispatch: int = 200,
     record: Record | None = None,
-    monitor: Monitor | None = None,
+    log: Log | Sequence[Log] = (),
     progress: bool | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    every: int | None = None,
 ) -> Restarts:
     """Trains many initialisations at once under `vmap` and keeps the best (seed 001 §3).
 
@@ -57,19 +63,20 @@ def restarts(
       learner: from `nl.learner`.
       key: typed key of all runs; run i uses `jax.random.fold_in(key, i)`.
       init: `init(key) -> params`, such as `network.init`.
-      data: as for `fit`.
+      data: as for `fit`. Of an iterator, all runs see the same batches.
       score: `score(params) -> scalar`, lower is better, such as `lambda params: objective(params, data).mean()`.
       num_restarts: runs.
-      num_steps, batch_size, order, steps_per_dispatch, record, progress: as for `fit`.
-      monitor: as for `fit`, given all runs' states stacked along a leading axis.
+      num_steps, batch_size, order, steps_per_dispatch, record, progress, checkpoint, every: as for `fit`.
+      log: as for `fit`; the report has all runs' losses, records and states along a leading axis.
 
     Returns:
       A `Restarts`. A run whose score is not finite is never the best.
 
     Raises:
-      ValueError: for settings out of range, data of unequal lengths or a score that is not one number.
+      ValueError: for settings out of range, data of unequal lengths, a score that is not one number, or a `checkpoint`
+        folder of other runs.
       Diverged: if the loss, or the score, of every run is no longer finite.
-      Interrupted: on Ctrl-C. Both carry `.state` and `.history` of all runs.
+      OSError, Exhausted, Interrupted, Terminated: as for `fit`, with `.state` and `.history` of all runs.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> objective = lambda w, batch: (w**2 - 1) ** 2 + 0.3 * w + 0 * batch  # two minima, the left one lower
@@ -80,8 +87,9 @@ def restarts(
     (True, (16,))
     """
     num_restarts = positive_integer("num_restarts", num_restarts)
-    run = Run(learner, data, num_steps, batch_size, order, steps_per_dispatch, record)
-    typed_key(key)
+    run = Run(
+        learner, key, data, num_steps, batch_size, order, steps_per_dispatch, record, log, progress, checkpoint, every
+    )
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_restarts))
 
     def begin(key: Key) -> tuple[Key, LearnerState]:
@@ -90,16 +98,16 @@ def restarts(
 
     run_keys, states = jax.vmap(begin)(keys)
 
-    def stop(states: LearnerState, losses: np.ndarray, history: State, first_step: int) -> None:
-        if not np.isfinite(losses[:, -1]).any():
-            message = f"no loss of {num_restarts} restarts is finite after step {first_step + losses.shape[1] - 1}"
-            raise Diverged(f"{message}: lower the learning rate", states, history)
+    def stop(states: LearnerState, outcomes: Outcomes, history: State, first_step: int) -> None:
+        if (bad := outcomes.bad())[:, -1].all():  # what fails is NaN from the next step on
+            message = f"all {num_restarts} restarts have diverged by step {first_step + bad.shape[1] - 1}"
+            raise Diverged(f"{message}: {outcomes.failed() or 'lower the learning rate'}", states, history)
 
-    states, history = drive(run, many_runs, 1, run_keys, states, 0, stop, monitor, progress)
+    states, history = Loop(run, MANY, run_keys, states, 0, stop, lambda states: None).finish()
     try:
         scores = np.asarray(jax.vmap(score)(states.params))
     except KeyboardInterrupt as interrupt:
-        raise Interrupted(states, history) from interrupt
+        raise Interrupted("scoring was interrupted; .state and .history hold all runs", states, history) from interrupt
     if scores.shape != (num_restarts,):
         raise ValueError(f"score must return one number, got shape {scores.shape[1:]}: average over the examples")
     if not np.isfinite(scores).any():

@@ -10,6 +10,7 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.estimators.directions import Structured
+from nl_jax.estimators.sampled import SampledGradient
 from nl_jax.estimators.spaces import Noise
 from nl_jax.theory import perturbation as theory
 from tests import problems
@@ -208,12 +209,11 @@ def test_structured_equals_formed(name, problem, x64):
     @jax.jit
     def both():
         view, direction, losses = _displaced(problem, LAWS[name], 0.3)
-        stacked = jax.tree.map(lambda x: jnp.expand_dims(x, 0), direction)
         of_each, n = formed(direction, examples), jnp.arange(examples)
         one_by_one = jax.vmap(loss, in_axes=(None, 0, 0))(0.3, of_each, n)
         rates = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(0.0, of_each, n)
         found = losses, view.tangent()[1](direction)
-        return found, (one_by_one, rates), view.gradient(view.credit(change, stacked)), of_each
+        return found, (one_by_one, rates), SampledGradient(KEY, change, view.directions).formed(problem.params), of_each
 
     (losses, along), (one_by_one, rates), credit, of_each = both()
     np.testing.assert_allclose(losses, one_by_one, rtol=1e-10)

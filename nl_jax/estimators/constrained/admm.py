@@ -44,7 +44,7 @@ def admm(
     Raises:
       ValueError: if the objective takes no `propagate`, or for a setting out of range; when run, for a layer that
         mixes examples, each of which is solved for alone, or stands in a loop.
-      FloatingPointError: when run, if the residual grows a thousandfold (see `relaxation.relax`).
+      FloatingPointError: when run, if the residual grows a thousandfold; under `jax.jit` see `info.failures`.
     """
     layered("admm", objective)
     penalty = positive_number("penalty", penalty)

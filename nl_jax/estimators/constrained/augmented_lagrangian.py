@@ -43,7 +43,7 @@ def augmented_lagrangian(
 
     Raises:
       ValueError: if the objective takes no `propagate`, or for a setting out of range.
-      FloatingPointError: when run, if the residual grows a thousandfold (see `relaxation.relax`).
+      FloatingPointError: when run, if the residual grows a thousandfold; under `jax.jit` see `info.failures`.
     """
     layered("augmented_lagrangian", objective)
     penalty = positive_number("penalty", penalty)

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
+from nl_jax.base import Array, Batch, Failure, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, positive_number, require_optimizer
 from nl_jax.estimators.constrained.freedom import free_axons
 from nl_jax.estimators.constrained.lagrangian import Axons
 from nl_jax.estimators.constrained.penalty import infer, learning_point
-from nl_jax.estimators.constrained.relaxation import Relaxation
+from nl_jax.estimators.constrained.relaxation import Relaxation, Relaxed
 from nl_jax.estimators.constrained.solution import Point, solution
+from nl_jax.failures import ever, raise_if_known
 from nl_jax.propagation import record
 
 _DESCENT = optax.sgd(0.1)
@@ -55,7 +56,7 @@ def auxiliary_coordinates(
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, for layers that
         share a name or whose axons are not examples.
-      FloatingPointError: when run, if inference diverges (see `relax`).
+      FloatingPointError: when run, if inference diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -81,24 +82,26 @@ def auxiliary_coordinates(
         freedom = free_axons("auxiliary_coordinates", objective, params, batch, feedforward)
         feasible = {name: feedforward[name] for name in freedom.hidden}
 
-        def stage(carry: tuple[Axons, Array], penalty: Array) -> tuple[tuple[Axons, Array], Array]:
+        def stage(
+            carry: tuple[Axons, Array], penalty: Array
+        ) -> tuple[tuple[Axons, Array], tuple[Array, tuple[Failure, ...]]]:
             displacement, before = carry
 
             def drawn_in(x: Array, displacement: Array) -> Array:
                 return x + (before / penalty).astype(x.dtype) * displacement
 
             start = jax.tree.map(drawn_in, feasible, displacement)
-            hidden, taken = infer(
+            hidden, taken, failures = infer(
                 objective, params, start, batch, freedom, penalty=penalty, optimizer=optimizer, relaxation=relaxation
             )
-            return (jax.tree.map(jnp.subtract, hidden, feasible), penalty), taken
+            return (jax.tree.map(jnp.subtract, hidden, feasible), penalty), (taken, failures)
 
         mu = jnp.asarray(schedule)
         nowhere = jax.tree.map(jnp.zeros_like, feasible)
-        (displacement, _), taken = jax.lax.scan(stage, (nowhere, mu[0]), mu)
+        (displacement, _), (taken, failures) = jax.lax.scan(stage, (nowhere, mu[0]), mu)
         hidden = jax.tree.map(jnp.add, feasible, displacement)
-        return learning_point(
-            losses, objective, params, hidden, batch, freedom, penalty=schedule[-1], taken=jnp.sum(taken)
-        )
+        inferred = Relaxed(hidden, jnp.sum(taken), ever(failures))
+        raise_if_known(inferred.failures)  # a scan's stages are traced, and cannot have raised
+        return learning_point(losses, objective, params, inferred, batch, freedom, penalty=schedule[-1])
 
     return solution(objective, solve)

@@ -36,7 +36,7 @@ def extragradient(
 
     Raises:
       ValueError: if the objective takes no `propagate`, or for a setting out of range.
-      FloatingPointError: when run, if the residual grows a thousandfold (see `relaxation.relax`).
+      FloatingPointError: when run, if the residual grows a thousandfold; under `jax.jit` see `info.failures`.
     """
     layered("extragradient", objective)
     step_size, damping = positive_number("step_size", step_size), nonnegative_number("damping", damping)

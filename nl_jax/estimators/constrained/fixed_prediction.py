@@ -76,7 +76,7 @@ def fixed_prediction(
             return relaxed, distance(imbalance)
 
         begin = {name: output.get(name, jnp.zeros_like(x)) for name, x in fixed.items()}
-        multipliers, taken = relax(step, begin, relaxation, remedy=None)
-        return Point(losses, feedforward, {**output, **multipliers}, taken + 1)
+        multipliers, taken, failures = relax(step, begin, relaxation, remedy=None)
+        return Point(losses, feedforward, {**output, **multipliers}, taken + 1, failures)
 
     return solution(objective, solve)

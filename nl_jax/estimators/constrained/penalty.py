@@ -10,7 +10,7 @@ from nl_jax.base import Array, Batch, Objective, Params
 from nl_jax.checks import per_example
 from nl_jax.estimators.constrained.freedom import Freedom
 from nl_jax.estimators.constrained.lagrangian import Axons, inner
-from nl_jax.estimators.constrained.relaxation import Relaxation, distance, relax
+from nl_jax.estimators.constrained.relaxation import Relaxation, Relaxed, distance, relax
 from nl_jax.estimators.constrained.solution import Point
 from nl_jax.propagation import Partly, hold
 
@@ -50,8 +50,8 @@ def infer(
     penalty: float | Array,
     optimizer: optax.GradientTransformation,
     relaxation: Relaxation,
-) -> tuple[Axons, Array]:
-    """Descends to a minimum of F over the hidden axons: (hidden axons, how many steps it took).
+) -> Relaxed[Axons]:
+    """Descends to a minimum of F over the hidden axons.
 
     What descends is F/μ = C/μ + ½ Σ ‖r‖², summed over the batch: its curvature is bounded as μ → ∞, and an
     example's own does not know the batch's size, so that one step size serves all μ ≥ 1 and all batches.
@@ -66,26 +66,26 @@ def infer(
         return (optax.apply_updates(hidden, updates), state), distance(forces)
 
     begun = start, optimizer.init(start)
-    (hidden, _), taken = relax(descend, begun, relaxation, "optimizer's step size: choose a smaller one")
-    return hidden, taken
+    (hidden, _), taken, failures = relax(descend, begun, relaxation, "optimizer's step size: choose a smaller one")
+    return Relaxed(hidden, taken, failures)
 
 
 def learning_point(
     losses: Array,
     objective: Objective,
     params: Params,
-    hidden: Axons,
+    inferred: Relaxed[Axons],
     batch: Batch,
     freedom: Freedom,
     *,
     penalty: float | Array,
-    taken: Array,
 ) -> Point:
-    """The point of given hidden axons: λ_l = μ r_l and λ_L = −∂C/∂x_L, so that its ∂L/∂W is ∂F/∂W."""
+    """The point of inferred hidden axons: λ_l = μ r_l and λ_L = −∂C/∂x_L, so that its ∂L/∂W is ∂F/∂W."""
+    hidden, taken, failures = inferred
     _, layers = hold(objective)(params, batch, freedom.held(hidden))
     axons = {name: layer.axons for name, layer in layers.items()}
     forces = {name: jnp.asarray(penalty, axons[name].dtype) * (axons[name] - layers[name].predicted) for name in hidden}
     credit = freedom.credit(objective, params, axons, batch)
     multipliers = {name: forces[name] if name in forces else credit[name] for name in axons}
     multipliers |= {name: forces[name] + credit[name] for name in freedom.but_last}
-    return Point(losses, axons, multipliers, 2 * taken + 1)
+    return Point(losses, axons, multipliers, 2 * taken + 1, failures)

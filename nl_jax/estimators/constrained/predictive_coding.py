@@ -55,7 +55,7 @@ def predictive_coding(
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, for layers that
         share a name or whose axons are not examples.
-      FloatingPointError: when run, if inference diverges (see `relax`).
+      FloatingPointError: when run, if inference diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -76,9 +76,9 @@ def predictive_coding(
         losses, feedforward = record(objective)(params, batch)
         freedom = free_axons("predictive_coding", objective, params, batch, feedforward)
         begin = starts.begun(start, {name: feedforward[name] for name in freedom.hidden})
-        inferred, taken = infer(
+        inferred = infer(
             objective, params, begin, batch, freedom, penalty=penalty, optimizer=optimizer, relaxation=relaxation
         )
-        return learning_point(losses, objective, params, inferred, batch, freedom, penalty=penalty, taken=taken)
+        return learning_point(losses, objective, params, inferred, batch, freedom, penalty=penalty)
 
     return solution(objective, solve)

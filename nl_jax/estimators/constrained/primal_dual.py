@@ -47,7 +47,7 @@ def primal_dual(
 
     Raises:
       ValueError: if the objective takes no `propagate`, or for a setting out of range.
-      FloatingPointError: when run, if the residual grows a thousandfold (see `relaxation.relax`).
+      FloatingPointError: when run, if the residual grows a thousandfold; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())

@@ -1,13 +1,14 @@
-"""Inner iterations: run until they converge, and fail aloud when they diverge."""
+"""Inner iterations: run until they converge; those that diverge are NaN, with a failure that says why."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array
+from nl_jax.base import Array, Failure
 from nl_jax.checks import nonnegative_number, positive_count
+from nl_jax.failures import raise_if_known
 
 Carry = TypeVar("Carry")
 
@@ -34,10 +35,28 @@ class Relaxation(NamedTuple):
         return self
 
 
+class Relaxed(NamedTuple, Generic[Carry]):
+    """Where inner iterations ended.
+
+    Attributes:
+      carry: the last one, its floating-point leaves NaN if the iterations diverged.
+      taken: how many steps were taken, int32.
+      failures: whether they diverged; () for iterations that always converge.
+    """
+
+    carry: Carry
+    taken: Array
+    failures: tuple[Failure, ...]
+
+
 def relax(
     step: Callable[[Carry], tuple[Carry, Array]], start: Carry, relaxation: Relaxation, remedy: str | None
-) -> tuple[Carry, Array]:
+) -> Relaxed[Carry]:
     """Repeats `step` on the whole batch, up to K times or until its residual has become small.
+
+    Iterations diverge if the residual grows a thousandfold or is no longer finite. If the first one is not finite the
+    trouble lies before the iterations, and they have not failed. What the very last step does would take one residual
+    more to see: `num_steps` of 1 never fails, and a `KKT` alone tells.
 
     Args:
       step: `step(carry) -> (carry, residual)`, the residual a scalar: how far the carry it was given is from
@@ -48,13 +67,10 @@ def relax(
         None for iterations that always converge, however far they go on the way.
 
     Returns:
-      (the last carry, how many steps were taken, int32).
+      A `Relaxed`.
 
     Raises:
-      FloatingPointError: from compiled code, as JAX hands on the errors of callbacks (a `jax.errors.JaxRuntimeError`
-        whose message holds this one): if the residual grows a thousandfold or is no longer finite. If the first one is
-        not finite the trouble lies before the iterations, and nothing is raised. What the very last step does would
-        take one residual more to see: with `num_steps` of 1 nothing is raised, and a `KKT` alone tells.
+      FloatingPointError: if they diverge, outside of `jax.jit` and other transformations.
     """
     first = jax.eval_shape(step, start)[1]
 
@@ -69,10 +85,12 @@ def relax(
 
     unknown = jnp.zeros_like(first)  # varies over devices as it does
     carry, taken, begun, residual = jax.lax.while_loop(unfinished, again, (start, jnp.int32(0), unknown, unknown))
-    if remedy is not None:
-        diverged = jnp.isfinite(begun) & ~(residual <= GROWTH * begun)
-        _raise_if(diverged, f"the inner iterations diverged at {remedy}")
-    return carry, taken
+    if remedy is None:
+        return Relaxed(carry, taken, ())
+    diverged = jnp.isfinite(begun) & ~(residual <= GROWTH * begun)
+    failures = (Failure(diverged, f"the inner iterations diverged at {remedy}"),)
+    raise_if_known(failures)
+    return Relaxed(_nan_where(diverged, carry), taken, failures)
 
 
 def distance(*gradients: Any) -> Array:
@@ -84,11 +102,10 @@ def distance(*gradients: Any) -> Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(float))) for leaf in leaves) / leaves[0].shape[0])
 
 
-def _raise_if(condition: Array, message: str) -> None:
-    """Raises from compiled code; where nothing is wrong the host is not called, but for code under `jax.vmap`."""
+def _nan_where(condition: Array, carry: Carry) -> Carry:
+    """NaN in place of what has gone wrong, so that nobody takes it for a result."""
 
-    def check(condition: Array) -> None:
-        if condition:
-            raise FloatingPointError(message)
+    def leaf(x: Array) -> Array:
+        return jnp.where(condition, jnp.nan, x) if jnp.issubdtype(x.dtype, jnp.inexact) else x
 
-    jax.lax.cond(condition, lambda c: jax.debug.callback(check, c), lambda c: None, condition)
+    return jax.tree.map(leaf, carry)

@@ -54,9 +54,11 @@ def saddle_point(
     def solve(params: Params, batch: Batch) -> Point:
         losses, feedforward = record(objective)(params, batch)
         begin = Iterate(begun(start, feedforward), jax.tree.map(jnp.zeros_like, dict(feedforward)))
-        (axons, multipliers), taken = relax(lambda at: iteration(params, batch, at), begin, relaxation, remedy)
+        relaxed = relax(lambda at: iteration(params, batch, at), begin, relaxation, remedy)
+        axons, multipliers = relaxed.carry
         residuals = violations(params, axons, multipliers, batch)[1]
-        return Point(losses, axons, ascended(multipliers, residuals, penalty), evaluations * taken)
+        multipliers = ascended(multipliers, residuals, penalty)
+        return Point(losses, axons, multipliers, evaluations * relaxed.taken, relaxed.failures)
 
     return solution(objective, solve)
 

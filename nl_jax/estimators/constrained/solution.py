@@ -4,7 +4,7 @@ from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.base import Array, Batch, Failure, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.estimators.constrained.lagrangian import Axons, stationarity
 
 
@@ -17,12 +17,14 @@ class Point(NamedTuple):
       multipliers: λ by layer, all layers, of the Lagrangian without penalty; methods that have a penalty
         count its force with them, λ + μ r, so that their points can be compared.
       evaluations: what the way there cost, in evaluations of the objective (see `nl.Info`).
+      failures: what can go wrong on the way, and whether it did (see `nl.Info`).
     """
 
     losses: Array
     axons: Axons
     multipliers: Axons
     evaluations: int | Array
+    failures: tuple[Failure, ...] = ()
 
 
 class Solver(Protocol):
@@ -46,9 +48,9 @@ def solution(objective: Objective, solve: Solver) -> GradientEstimator:
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
-        losses, axons, multipliers, evaluations = solve(params, batch)
+        losses, axons, multipliers, evaluations, failures = solve(params, batch)
         grads, residuals = report(params, axons, multipliers, batch)
         # besides the way: one forward run, one local gradient
-        return grads, state, Info(jnp.mean(losses), jnp.int32(2) + jnp.int32(evaluations), residuals)
+        return grads, state, Info(jnp.mean(losses), jnp.int32(2) + jnp.int32(evaluations), residuals, failures)
 
     return GradientEstimator(stateless, estimate)

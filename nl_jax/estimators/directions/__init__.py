@@ -3,7 +3,7 @@
 A law is a function `law(key, index, template) -> direction`: the index-th direction of the estimate that
 `key` belongs to, as a tree like the template. Any function of that form will do; these are made by a call, such as
 `rademacher()`. Where a law is structured (`low_rank`, `flipout`), it draws leaves of two axes or more as
-`structured.Structured` and all others as arrays.
+`structured.Structured` and all others as arrays. Estimators draw large leaves block by block, and store none of them.
 """
 
 from nl_jax.estimators.directions.coordinate import coordinate

@@ -1,11 +1,16 @@
 """One coordinate at a time: finite differences."""
 
+import itertools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Key, Params
-from nl_jax.estimators.directions.flat import cut, size
-from nl_jax.estimators.directions.signs import signs
+from nl_jax.estimators.directions.bits import signs
+from nl_jax.estimators.directions.blocks import Fill, is_large
+from nl_jax.estimators.directions.flat import cut, divided, size
+from nl_jax.estimators.directions.law import NamedLaw
 from nl_jax.estimators.directions.structured import Direction, Law
 
 
@@ -17,16 +22,32 @@ def coordinate() -> Law:
     """
 
     def law(key: Key, index: Array, template: Params) -> Direction:
+        leaves = jax.tree.leaves(template)
         total = size(template)
         if total > 2**30:
             raise ValueError(f"coordinate directions reach 2^30 components, got {total}: use rademacher()")
         first = jax.random.randint(key, (), 0, total, jnp.int32)
         chosen = (first + jnp.asarray(index, jnp.int32) % total) % total
-        leaves, tree = jax.tree.flatten(template)
         (sign,) = signs(jax.random.fold_in(key, index), (1,), jnp.float32)
-        hot = cut(jnp.arange(total, dtype=jnp.int32) == chosen, leaves)
-        parts = [jnp.where(h, sign * total**0.5, 0).astype(x.dtype) for h, x in zip(hot, leaves, strict=True)]
-        return jax.tree.unflatten(tree, parts)
+        # Small leaves come first, then the large ones in order.
+        small_size = sum(leaf.size for leaf in leaves if not is_large(leaf))
+        begins = list(itertools.accumulate((leaf.size for leaf in leaves if is_large(leaf)), initial=small_size))
+        value = sign * total**0.5
 
-    law.__name__ = law.__qualname__ = "coordinate"
-    return law
+        def small(leaves: list[Any]) -> list[Array]:
+            flat = _hot((chosen, value), jnp.int32(0), size(leaves))
+            return [part.astype(leaf.dtype) for part, leaf in zip(cut(flat, leaves), leaves, strict=True)]
+
+        def large(number: int, leaf: Any) -> tuple[Any, Fill]:
+            fill: Fill = lambda seed, block, components, dtype: _hot(seed, block.start, components).astype(dtype)
+            return (chosen - begins[number], value), fill
+
+        return divided(template, small, large)
+
+    return NamedLaw("coordinate", law)
+
+
+def _hot(seed: tuple[Array, Array], start: Array, components: int) -> Array:
+    """The value at its place among components from `start` on, and 0 elsewhere."""
+    place, value = seed
+    return jnp.where(start + jnp.arange(components, dtype=jnp.int32) == place, value, 0)

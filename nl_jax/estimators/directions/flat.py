@@ -1,12 +1,17 @@
-"""Trees as vectors: a law draws one flat vector and cuts it into leaves."""
+"""Trees as vectors: small leaves are drawn as one flat vector, large ones block by block."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Key, Params
+from nl_jax.estimators.directions.blocks import Block, Blocks, Fill, is_large
+
+Draw = Callable[[Key, tuple[int, ...], Any], Array]
+"""`draw(key, shape, dtype) -> array` of independent components."""
 
 
 def size(template: Params) -> int:
@@ -21,14 +26,46 @@ def cut(flat: Array, template: Params) -> list[Array]:
     return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
 
 
-def drawn(draw: Callable[[Key, tuple[int, ...], jnp.dtype], Array], key: Key, template: Params) -> Params:
-    """A tree of `draw(key, shape, dtype)`, in one call for all leaves of a dtype: compiling a generator is dear."""
+def divided(
+    template: Params,
+    small: Callable[[list[Any]], Sequence[Any]],
+    large: Callable[[int, Any], tuple[Any, Fill]],
+    in_blocks: Callable[[Any], bool] = is_large,
+) -> Params:
+    """A direction of arrays for small leaves and `Blocks` for large ones.
+
+    Args:
+      template: a tree of shapes.
+      small: `small(leaves) -> arrays`, all small leaves at once: compiling a generator is dear.
+      large: `large(number, leaf) -> (seed, fill)` of the number-th large leaf.
+      in_blocks: whether a leaf is drawn in blocks.
+    """
     leaves, tree = jax.tree.flatten(template)
-    parts: list[Array | None] = [None] * len(leaves)
-    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
-        places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
-        chosen = [leaves[i] for i in places]
-        for i, part in zip(places, cut(draw(key, (size(chosen),), dtype), chosen), strict=True):
-            parts[i] = part
-        key = jax.random.fold_in(key, 0)
-    return jax.tree.unflatten(tree, parts)
+    places = [i for i, leaf in enumerate(leaves) if not in_blocks(leaf)]
+    parts: dict[int, Any] = {}
+    if places:
+        parts |= zip(places, small([leaves[i] for i in places]), strict=True)
+    for number, i in enumerate(i for i in range(len(leaves)) if i not in parts):
+        seed, fill = large(number, leaves[i])
+        parts[i] = Blocks(seed, jnp.int32(0), fill, leaves[i].shape, leaves[i].dtype)
+    return jax.tree.unflatten(tree, [parts[i] for i in range(len(leaves))])
+
+
+def drawn(draw: Draw, key: Key, template: Params, in_blocks: Callable[[Any], bool] = is_large) -> Params:
+    """A tree of independent components, `draw(key, shape, dtype)`; large leaves as `Blocks`."""
+
+    def small(leaves: list[Any]) -> list[Array]:
+        parts: list[Any] = list(leaves)
+        own = key
+        for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+            places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+            chosen = [leaves[i] for i in places]
+            for i, part in zip(places, cut(draw(own, (size(chosen),), dtype), chosen), strict=True):
+                parts[i] = part
+            own = jax.random.fold_in(own, 0)
+        return parts
+
+    def fill(seed: Key, block: Block, components: int, dtype: Any) -> Array:
+        return draw(jax.random.fold_in(seed, block.number), (components,), dtype)
+
+    return divided(template, small, lambda number, leaf: (jax.random.fold_in(key, number + 1), fill), in_blocks)

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Key, Params
+from nl_jax.estimators.directions.bits import signs
+from nl_jax.estimators.directions.blocks import Blocks, over_blocks
 from nl_jax.estimators.directions.flat import drawn
-from nl_jax.estimators.directions.signs import signs
-from nl_jax.estimators.directions.structured import Direction, Law, Structured
+from nl_jax.estimators.directions.law import NamedLaw
+from nl_jax.estimators.directions.structured import Direction, Law, Structured, parts
 from nl_jax.numerics import wide_dtype
-from nl_jax.products import Bilinear, Part, StandIn
+from nl_jax.products import Bilinear, Part, StandIn, mapped, opened, product
 
 
 def flipout() -> Law:
@@ -34,13 +36,12 @@ def flipout() -> Law:
 
     def law(key: Key, index: Array, template: Params) -> Direction:
         own = jax.random.fold_in(key, index)
-        leaves, tree = jax.tree.flatten(drawn(signs, own, template))
-        keys = jax.random.split(jax.random.fold_in(own, 1), len(leaves))
-        parts = [Flipped(xi, k) if xi.ndim >= 2 else xi for xi, k in zip(leaves, keys, strict=True)]
-        return jax.tree.unflatten(tree, parts)
+        noise = parts(drawn(signs, own, template))
+        keys = jax.random.split(jax.random.fold_in(own, jnp.uint32(2**32 - 1)), len(noise))
+        flipped = [Flipped(xi, k) if len(xi.shape) >= 2 else xi for xi, k in zip(noise, keys, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(template), flipped)
 
-    law.__name__ = law.__qualname__ = "flipout"
-    return law
+    return NamedLaw("flipout", law)
 
 
 Flips = Callable[[int], tuple[Array, Array]]
@@ -52,33 +53,50 @@ Flips = Callable[[int], tuple[Array, Array]]
 class Flipped(Structured):
     """V_n = E ∘ s_n r_nᵀ, `noise` E [..., inputs, units]; the signs s, r are drawn from `key` when needed."""
 
-    noise: Array
+    noise: Array | Blocks
     key: Key
     of_each_example: ClassVar[bool] = True
 
     def flips(self, examples: int) -> tuple[Array, Array]:
         """s [examples, inputs] and r [examples, units]."""
-        *_, inputs, units = self.noise.shape
+        inputs, units = self.noise.shape[-2:]
         both = signs(self.key, (examples, inputs + units), self.noise.dtype)
         return both[:, :inputs], both[:, inputs:]
 
-    def displace(self, weight: Array, sigma: Array | float) -> StandIn:
-        return _Displaced(weight, self.noise, self.flips, sigma)
+    def displace(self, weight: Array, sigma: Any) -> StandIn:
+        noise = self.noise.alone() if isinstance(self.noise, Blocks) else self.noise
+        return _Displaced(weight, noise, self.flips, sigma)
 
-    def credit(self, change: Array) -> Array:
+    def added(self, total: Array, change: Array) -> Array:
         examples = change.shape[1]
         wide = wide_dtype(self.noise.dtype)
         s, r = jax.vmap(lambda one: one.flips(examples))(self)
         s = s.astype(wide) * jnp.expand_dims(change.astype(wide) / examples, 2)
-        judged = jnp.einsum("knm,knu->kmu", s, r.astype(wide))
-        judged = jnp.expand_dims(judged, tuple(range(1, self.noise.ndim - 2)))
-        return jnp.sum(self.noise.astype(wide) * judged, axis=0)
+        r = r.astype(wide)
+        if not isinstance(self.noise, Blocks):
+            judged = jnp.einsum("knm,knu->kmu", s, r)
+            judged = jnp.expand_dims(judged, tuple(range(1, self.noise.ndim - 2)))
+            return total + jnp.sum(self.noise.astype(wide) * judged, axis=0).astype(total.dtype)
+        layout = self.noise.layout
+
+        def increment(at: tuple[Array, Array, int, int]) -> Array:
+            _, block, count, width = at
+
+            def add(summed: Array, one: tuple[Any, Array, Array]) -> tuple[Array, None]:
+                noise, s, r = one
+                units = jax.lax.dynamic_slice_in_dim(r, block * layout.width, count * width, axis=1)
+                return summed + noise.tile(*at).astype(wide) * (s.T @ units), None
+
+            zeros = jnp.zeros((layout.inputs, count * width), wide)
+            return jax.lax.scan(add, zeros, (self.noise, s, r))[0]
+
+        return over_blocks(layout, total, increment)
 
 
 class _Displaced(StandIn):
     """W + σ E ∘ s rᵀ, with s and r each example's own."""
 
-    def __init__(self, weight: Array, noise: Array, flips: Flips, sigma: Array | float) -> None:
+    def __init__(self, weight: Array, noise: Array | StandIn, flips: Flips, sigma: Any) -> None:
         super().__init__(weight)
         self.noise, self.flips, self.sigma = noise, flips, sigma
 
@@ -87,11 +105,18 @@ class _Displaced(StandIn):
             s, r = self.flips(examples)
             return (r, s) if swap else (s, r)
 
-        return type(self)(function(self.weight), function(self.noise), flips, self.sigma)
+        return type(self)(function(self.weight), mapped(self.noise, function, swap=swap), flips, self.sigma)
+
+    def opened(self) -> tuple[Any, Callable[[Any], StandIn]]:
+        if self.ndim < 3:
+            return super().opened()
+        # All slices of a stacked weight have the same signs s and r.
+        noise, close = opened(self.noise)
+        return (self.weight, noise), lambda parts: _Displaced(parts[0], close(parts[1]), self.flips, self.sigma)
 
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         s, r = self.flips(x.shape[0])
-        noise = bilinear(x * _along_ends(s.astype(x.dtype), x.ndim), self.noise)
+        noise = product(bilinear, x * _along_ends(s.astype(x.dtype), x.ndim), self.noise)
         noise = noise * jnp.asarray(self.sigma, noise.dtype) * _along_ends(r.astype(noise.dtype), noise.ndim)
         return bilinear(x, self.weight) + noise
 

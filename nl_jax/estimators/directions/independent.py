@@ -1,15 +1,16 @@
 """Laws with independent components: of variance 1 and kurtosis κ, their relative variance is (P − 2 + κ)/K."""
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Key, Params
 from nl_jax.checks import positive_number
-from nl_jax.estimators.directions.flat import drawn
-from nl_jax.estimators.directions.signs import signs
+from nl_jax.estimators.directions.bits import normal, signs
+from nl_jax.estimators.directions.flat import Draw, drawn
+from nl_jax.estimators.directions.law import NamedLaw
 from nl_jax.estimators.directions.structured import Direction, Law
 
 
@@ -19,7 +20,7 @@ def gaussian() -> Law:
     Second moment of (gᵀξ) ξ: (P + 2) ‖g‖². Relative variance E‖ĝ − g‖²/‖g‖² of the mean of K in P
     dimensions: (P + 1)/K.
     """
-    return _independent("gaussian", jax.random.normal)
+    return _independent("gaussian", normal)
 
 
 def rademacher() -> Law:
@@ -43,16 +44,15 @@ def sparse(density: float) -> Law:
     if density > 1:
         raise ValueError(f"density must be at most 1, the chance of a component to be displaced; got {density}")
 
-    def draw(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    def draw(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
         kept = jax.random.uniform(jax.random.fold_in(key, 1), shape) < density
         return jnp.where(kept, signs(key, shape, dtype) * jnp.asarray(1 / math.sqrt(density), dtype), 0)
 
-    return _independent("sparse", draw)
+    return _independent("sparse", draw, density=density)
 
 
-def _independent(name: str, draw: Callable[[Key, tuple[int, ...], jnp.dtype], Array]) -> Law:
+def _independent(name: str, draw: Draw, **settings: Any) -> Law:
     def law(key: Key, index: Array, template: Params) -> Direction:
         return drawn(draw, jax.random.fold_in(key, index), template)
 
-    law.__name__ = law.__qualname__ = name  # what help() shows of a default
-    return law
+    return NamedLaw(name, law, **settings)

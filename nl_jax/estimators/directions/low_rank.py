@@ -1,6 +1,7 @@
 """Low-rank signs: directions a bᵀ of weights, never formed."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Key, Params
 from nl_jax.checks import positive_integer
+from nl_jax.estimators.directions.bits import signs
+from nl_jax.estimators.directions.blocks import Layout, is_large, over_blocks
 from nl_jax.estimators.directions.flat import drawn
-from nl_jax.estimators.directions.signs import signs
+from nl_jax.estimators.directions.law import NamedLaw
 from nl_jax.estimators.directions.structured import Direction, Law, Structured
 from nl_jax.numerics import wide_dtype
 from nl_jax.products import Bilinear, Part, StandIn
@@ -49,10 +52,11 @@ def low_rank(rank: int) -> Law:
             shapes: list[Any] = [jax.ShapeDtypeStruct(shape, leaf.dtype) for shape in (left, right)]
             return LowRank(*shapes)
 
-        return drawn(_signs, jax.random.fold_in(key, index), jax.tree.map(parts, template))
+        # A large weight's factors are small enough to be drawn whole.
+        in_blocks = lambda leaf: is_large(leaf) and leaf.ndim < 2
+        return drawn(_signs, jax.random.fold_in(key, index), jax.tree.map(parts, template), in_blocks)
 
-    law.__name__ = law.__qualname__ = "low_rank"
-    return law
+    return NamedLaw("low_rank", law, rank=rank)
 
 
 def _signs(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
@@ -73,29 +77,45 @@ class LowRank(Structured):
     def scale(self) -> float:
         return 1 / math.sqrt(self.right.shape[-2])
 
-    def displace(self, weight: Array, sigma: Array | float) -> StandIn:
+    def displace(self, weight: Array, sigma: Any) -> StandIn:
         return _Displaced(weight, self.left, self.right, sigma * self.scale)
 
-    def credit(self, change: Array) -> Array:
+    def added(self, total: Array, change: Array) -> Array:
         # Σ_k change_k A_k B_k: one product over samples and ranks at once
         wide = wide_dtype(self.left.dtype)
         rate = jnp.mean(change, axis=1).astype(wide) * self.scale
         left = self.left.astype(wide) * jnp.expand_dims(rate, tuple(range(1, self.left.ndim)))
         left = jnp.moveaxis(left, -1, 1).reshape(-1, *self.left.shape[1:-1])
         right = self.right.astype(wide).reshape(left.shape[0], -1)
-        return jnp.tensordot(left, right, axes=(0, 0))
+        if not is_large(total):
+            return total + jnp.tensordot(left, right, axes=(0, 0)).astype(total.dtype)
+        layout = Layout.of(total.shape)
+        left = left.reshape(-1, layout.slices, layout.inputs)
+
+        def increment(at: tuple[Array, Array, int, int]) -> Array:
+            slice, block, count, width = at
+            units = jax.lax.dynamic_slice_in_dim(right, block * layout.width, count * width, axis=1)
+            return left[:, slice].T @ units
+
+        return over_blocks(layout, total, increment)
 
 
 class _Displaced(StandIn):
     """W + σ A B."""
 
-    def __init__(self, weight: Array, left: Array, right: Array, sigma: Array | float) -> None:
+    def __init__(self, weight: Array, left: Array, right: Array, sigma: Any) -> None:
         super().__init__(weight)
         self.left, self.right, self.sigma = left, right, sigma
 
     def map(self, function: Part, *, swap: bool) -> Self:
         left, right = function(self.left), function(self.right)
         return type(self)(function(self.weight), *((right, left) if swap else (left, right)), self.sigma)
+
+    def opened(self) -> tuple[Any, Callable[[Any], StandIn]]:
+        if self.ndim < 3:
+            return super().opened()
+        # A slice of a stacked weight has its own A; B is that of all slices.
+        return (self.weight, self.left), lambda parts: _Displaced(parts[0], parts[1], self.right, self.sigma)
 
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         seen = bilinear(x, self.left)

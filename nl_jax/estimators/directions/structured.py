@@ -22,7 +22,7 @@ def parts(direction: Direction) -> list[Any]:
 
 
 class Structured(abc.ABC):
-    """A weight's direction V kept as its parts; subclasses are pytrees.
+    """A weight's direction V that is not kept as an array; subclasses are pytrees.
 
     Attributes:
       of_each_example: whether V is another one for every example, to be judged by that example's own loss.
@@ -31,9 +31,12 @@ class Structured(abc.ABC):
     of_each_example: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def displace(self, weight: Array, sigma: Array | float) -> StandIn:
+    def displace(self, weight: Array, sigma: Any) -> StandIn:
         """W + σ V, to be multiplied without being formed."""
 
     @abc.abstractmethod
-    def credit(self, change: Array) -> Array:
-        """Σ_k mean_n (change_kn V_kn) over stacked directions, leading axis k, for `change` [k, batch]."""
+    def added(self, total: Array, change: Array) -> Array:
+        """total + Σ_k mean_n (change_kn V_kn) over stacked directions, leading axis k, for `change` [k, batch].
+
+        A change that all examples share may be given as [k, 1].
+        """

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 
-from nl_jax.base import Array, Batch, Params, Program
+from nl_jax.base import Array, Batch, Failure, Params, Program
 from nl_jax.estimators.constrained.relaxation import distance, relax
 from nl_jax.estimators.equilibrium.energy import Axons, EnergyNetwork, energy_network
+from nl_jax.failures import raise_if_known
 
 
 def at_equilibrium(
@@ -36,11 +37,12 @@ def at_equilibrium(
 
     Returns:
       `program(params, inputs) -> outputs`. It takes no `propagate`, for its layers are not run one after the other.
+      Under `jax.jit`, outputs are NaN if the iteration diverges; gradients are, if that of the adjoint does.
 
     Raises:
       ValueError: if the program takes no `propagate` or a setting is out of range; when run, if an activation
         holds parameters.
-      FloatingPointError: when run, if the iteration diverges.
+      FloatingPointError: when run outside of `jax.jit`, if the iteration diverges.
 
     >>> import jax.numpy as jnp, nl_jax as nl
     >>> def both_ways(w, u, propagate=nl.propagation.feedforward):
@@ -53,31 +55,34 @@ def at_equilibrium(
     network = energy_network("at_equilibrium", program, feedback_strength, rate, num_steps, tolerance)
 
     def at_rest(params: Params, inputs: Any) -> Any:
-        return network.outputs(params, free_equilibrium(network, params, inputs), inputs)
+        axons, failures = free_equilibrium(network, params, inputs)
+        raise_if_known(failures)
+        return network.outputs(params, axons, inputs)
 
     return at_rest
 
 
-def free_equilibrium(network: EnergyNetwork, params: Params, batch: Batch) -> Axons:
-    """x_0 with x_0 = f(∂Φ/∂x), differentiable by the parameters."""
+def free_equilibrium(network: EnergyNetwork, params: Params, batch: Batch) -> tuple[Axons, tuple[Failure, ...]]:
+    """x_0 with x_0 = f(∂Φ/∂x), differentiable by the parameters, and whether the way there failed."""
 
     def residual(axons: Axons) -> Axons:
         answers = network.answers(params, axons, batch, network.forces(params, axons, batch))
         return jax.tree.map(lambda answer, x: answer - x, answers, dict(axons))
 
-    def solve(_: Callable, start: Axons) -> Axons:
-        return network.settle(params, start, batch)[0]
+    def solve(_: Callable, start: Axons) -> tuple[Axons, tuple[Failure, ...]]:
+        relaxed = network.settle(params, start, batch)
+        # As numbers: custom_root differentiates what it hands on, and has no tangent for a bool.
+        return relaxed.carry, jax.tree.map(lambda occurred: occurred.astype(float), relaxed.failures)
 
     def solve_linear(linear: Callable[[Axons], Axons], right: Axons) -> Axons:
         def step(t: Axons) -> tuple[Axons, Array]:
             change = jax.tree.map(lambda a, b: a - b, linear(t), right)
             return jax.tree.map(lambda t, d: t + network.rate * d, t, change), distance(change)
 
-        remedy = f"rate={network.rate}: choose a smaller one, or smaller weights"
-        return relax(step, jax.tree.map(lambda x: 0 * x, right), network.relaxation, remedy)[0]
+        return relax(step, jax.tree.map(lambda x: 0 * x, right), network.relaxation, network.remedy).carry
 
     def tangent_solve(linear: Callable[[Axons], Axons], right: Axons) -> Axons:
         return jax.lax.custom_linear_solve(linear, right, solve_linear, solve_linear)
 
     start = jax.lax.stop_gradient(network.start(params, batch))
-    return jax.lax.custom_root(residual, start, solve, tangent_solve)
+    return jax.lax.custom_root(residual, start, solve, tangent_solve, has_aux=True)

@@ -50,7 +50,7 @@ def contrastive_hebbian(
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
         holds parameters, the loss reads another layer than the last, or that layer is in a loop.
-      FloatingPointError: when run, if a phase diverges (see `nl_jax.estimators.constrained.relaxation`).
+      FloatingPointError: when run, if a phase diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -69,7 +69,7 @@ def contrastive_hebbian(
         *lower, output = start
         _refuse_loop_around(output)
         _refuse_loss_of(lower, network, params, start, batch)
-        free, taken = network.settle(params, start, batch)
+        free, taken, failures = network.settle(params, start, batch)
         losses = per_example(network.outputs(params, free, batch))
         slopes = jax.grad(lambda x: jnp.sum(network.outputs(params, x, batch)))(free)
         forces = network.forces(params, free, batch)
@@ -77,7 +77,7 @@ def contrastive_hebbian(
         answer = lambda force: network.answers(params, free, batch, {**forces, output: force})[output]
         to_preactivation = jax.vjp(answer, forces[output])[1]
         clamp = {output: free[output] - to_preactivation(slopes[output])[0]}
-        clamped, retaken = network.settle(params, {**free, **clamp}, batch, held=clamp)
+        clamped, retaken, more_failures = network.settle(params, {**free, **clamp}, batch, held=clamp)
 
         def contrast(params: Params) -> Array:
             """Φ(x) − Φ(x̂), and the loss for parameters that it uses itself."""
@@ -88,7 +88,7 @@ def contrastive_hebbian(
         moved = jax.tree.map(jnp.subtract, network.forces(params, clamped, batch), forces)
         residuals = certificate(network, params, free, {**moved, output: -slopes[output]}, batch, grads)
         evaluations = 1 + 2 * taken + 2 * retaken + 2
-        return grads, state, Info(jnp.mean(losses), evaluations, residuals)
+        return grads, state, Info(jnp.mean(losses), evaluations, residuals, failures + more_failures)
 
     return GradientEstimator(stateless, estimate)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from nl_jax.base import Array, Batch, Params, Program, Propagate
 from nl_jax.checks import layered, positive_hyperparameter, positive_number
 from nl_jax.dependence import reached
-from nl_jax.estimators.constrained.relaxation import Relaxation, distance, relax
+from nl_jax.estimators.constrained.relaxation import Relaxation, Relaxed, distance, relax
 from nl_jax.propagation import Around, Site, feedforward, hold, interpret, places, record
 
 Axons = Mapping[str, Array]
@@ -56,18 +56,16 @@ class EnergyNetwork:
 
     def settle(
         self, params: Params, start: Axons, batch: Batch, *, held: Axons | None = None
-    ) -> tuple[dict[str, Array], Array]:
-        """The free equilibrium, but for layers that are held, and the number of steps taken."""
+    ) -> Relaxed[dict[str, Array]]:
+        """The free equilibrium, but for layers that are held."""
 
         def step(axons: Axons) -> tuple[dict[str, Array], Array]:
             moved, change = self._step(params, axons, batch, None, held or {})
             return moved, distance(change)
 
-        return relax(step, dict(start), self.relaxation, self._remedy)
+        return relax(step, dict(start), self.relaxation, self.remedy)
 
-    def settle_all(
-        self, params: Params, start: Axons, batch: Batch, strengths: Array
-    ) -> tuple[dict[str, Array], Array]:
+    def settle_all(self, params: Params, start: Axons, batch: Batch, strengths: Array) -> Relaxed[dict[str, Array]]:
         """The equilibria under several nudges, stacked along a new first axis; they stop together."""
 
         def step(axons: Axons) -> tuple[dict[str, Array], Array]:
@@ -76,7 +74,7 @@ class EnergyNetwork:
             return moved, distance(jax.tree.map(lambda x: jnp.abs(jnp.swapaxes(x, 0, 1)), change))
 
         stacked = {name: jnp.broadcast_to(x, (strengths.size, *x.shape)) for name, x in start.items()}
-        return relax(step, stacked, self.relaxation, self._remedy)
+        return relax(step, stacked, self.relaxation, self.remedy)
 
     def outputs(self, params: Params, axons: Axons, batch: Batch) -> Any:
         """What the program makes of given axons: C, if it is an objective."""
@@ -142,7 +140,8 @@ class EnergyNetwork:
         }
 
     @property
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
+        """What to change if its iterations diverge."""
         return f"rate={self.rate}: choose a smaller one, or smaller weights"
 
     def _refuse_learned_activations(self, params: Params, axons: Axons, batch: Batch) -> None:

@@ -59,7 +59,7 @@ def equilibrium_propagation(
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
         holds parameters.
-      FloatingPointError: when run, if a phase diverges (see `nl_jax.estimators.constrained.relaxation`).
+      FloatingPointError: when run, if a phase diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -76,14 +76,14 @@ def equilibrium_propagation(
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
-        free, taken = network.settle(params, network.start(params, batch), batch)
+        free, taken, failures = network.settle(params, network.start(params, batch), batch)
         losses = per_example(network.outputs(params, free, batch))
 
         lift = _complex if holomorphic else lambda tree: tree
         lifted, still, given = lift(params), lift(free), lift(batch)
         dtype = jax.tree.leaves(still)[0].dtype
         strengths, weights = jnp.asarray(nudge.strengths, dtype), jnp.asarray(nudge.weights, dtype)
-        nudged, retaken = network.settle_all(lifted, still, given, strengths)
+        nudged, retaken, more_failures = network.settle_all(lifted, still, given, strengths)
 
         def slope(params: Params, shift: Axons) -> Array:
             """Σ_k w_k [(Φ − β_k C)(x_k) − Φ(x_0)], whose derivative by θ, or by all of x at once, is that of β."""
@@ -99,7 +99,7 @@ def equilibrium_propagation(
         residuals = certificate(network, params, free, jax.tree.map(jnp.real, moved), batch, grads)
         phases = len(nudge.strengths)
         evaluations = 1 + 2 * taken + 2 * phases * retaken + (phases + 1)
-        return grads, state, Info(jnp.mean(losses), evaluations, residuals)
+        return grads, state, Info(jnp.mean(losses), evaluations, residuals, failures + more_failures)
 
     return GradientEstimator(stateless, estimate)
 

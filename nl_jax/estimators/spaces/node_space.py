@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, Key, Objective, Params
+from nl_jax.base import Array, Batch, Key, Objective, Params, State
 from nl_jax.checks import floating, layered, per_example
 from nl_jax.estimators.directions import Direction, Law
 from nl_jax.estimators.sampling import Footprint, default_chunk, occupied, stacked, sum_over_samples
 from nl_jax.estimators.spaces.coupling import mixing_layers, refuse_coupling
-from nl_jax.estimators.spaces.view import Along, Noise, Space, View, weighted_sum
+from nl_jax.estimators.spaces.view import Along, Measure, Noise, Space, View, weighted_sum
 from nl_jax.numerics import wide_dtype
 from nl_jax.propagation import Site, inject, learning_layers, local, loops_around
 
@@ -168,23 +168,37 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
             scaled = {name: (delta / examples).astype(responses[name].dtype) for name, delta in own.items()}
             return pull(per_loss, scaled)
 
+        def estimate(measure: Measure, chunk: int | None) -> tuple[Params, Array]:
+            def partial_sum(indices: Array) -> State:
+                drawn, change, seen = stacked(lambda index: _measured(measure, draw(index)))(indices)
+                return credited(change, drawn), jnp.sum(jnp.mean(seen, axis=1))
+
+            credit, loss = sum_over_samples(partial_sum, noise.num_samples, chunk or at_once)
+            grads = gradient(jax.tree.map(lambda c: c / noise.num_samples, credit))
+            return grads, (loss / noise.num_samples).astype(losses.dtype)
+
+        one = jax.eval_shape(draw, jnp.int32(0))
+        at_once = default_chunk(noise.num_samples, Footprint(occupied(one), weights_of_its_own=False))
         return View(
             draw=draw,
             clean=lambda: losses,
             displaced=displaced,
             both_sides=lambda direction, sigma: (displaced(direction, sigma), displaced(direction, -sigma)),
             tangent=tangent,
-            credit=credited,
-            gradient=gradient,
-            footprint=lambda direction: Footprint(occupied(direction), weights_of_its_own=False),
+            estimate=estimate,
             dtypes=[leaf.dtype for leaf in displaceable.values()],
             components=sum(nu.size for nu in displaceable.values()) // (1 if chosen.together else examples),
             fixed_cost=2,  # the clean pass and the local gradient
             clean_cost=0,
             tangent_cost=2 if templates else 1,  # d(x W) = dx W; in a loop, the pass is run along
+            chunk=at_once,
         )
 
     return view
+
+
+def _measured(measure: Measure, direction: Direction) -> tuple[Direction, Array, Array]:
+    return direction, *measure(direction)
 
 
 def _response(

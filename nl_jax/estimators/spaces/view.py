@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, Key, Params
 from nl_jax.estimators.directions import Direction, Law
-from nl_jax.estimators.sampling import Footprint
 from nl_jax.numerics import wide_dtype
 
 
@@ -28,6 +27,9 @@ class Noise(NamedTuple):
 Along = Callable[[Direction], Array]
 """`along(direction) -> rate of change` of the losses, [batch]."""
 
+Measure = Callable[[Direction], tuple[Array, Array]]
+"""`measure(direction) -> (rate of change, losses)`, both [batch]."""
+
 
 class View(NamedTuple):
     """A space seen from given parameters and a given batch, with the noise of one estimate.
@@ -38,15 +40,18 @@ class View(NamedTuple):
       displaced: `displaced(direction, sigma) -> losses`, [batch], a step of σ along the direction.
       both_sides: `both_sides(direction, sigma) -> (losses, losses)`, a step forth and a step back.
       tangent: `tangent() -> (losses, along)`, the exact derivative at σ = 0.
-      credit: `credit(change, directions) -> credit`, Σ_k of what sample k's direction earns: directions stacked,
-        leading axis k, and `change` the losses' rate of change along them, [k, batch].
-      gradient: `gradient(mean credit) -> grads`, calibrated to the mean loss.
-      footprint: `footprint(direction) -> Footprint`, what one sample occupies.
       dtypes: of all that is displaced.
       components: P, of one direction.
       fixed_cost: evaluations spent per estimate, whatever the number of samples.
       clean_cost: evaluations `clean` costs beyond that.
       tangent_cost: evaluations an exact derivative along one direction costs.
+      chunk: samples at once by default.
+      estimate: of nodes, `estimate(measure, chunk) -> (grads, loss)`, the gradient from the rates of change along all
+        directions, calibrated to the mean loss, and the mean of the losses; None of weights.
+      rates: of weights, `rates(measure, chunk, indices) -> (rates, losses)` along some directions: rates [K, 1], or
+        [K, batch] where every example has its own directions, and mean losses [K]. The gradient follows from them.
+        Both take the samples evaluated at once, None for what suits.
+      directions: a `nl_jax.estimators.sampled.Directions`, to draw them again by; None as `rates`.
     """
 
     draw: Callable[[Array], Direction]
@@ -54,14 +59,15 @@ class View(NamedTuple):
     displaced: Callable[[Direction, Any], Array]
     both_sides: Callable[[Direction, float], tuple[Array, Array]]
     tangent: Callable[[], tuple[Array, Along]]
-    credit: Callable[[Array, Direction], Params]
-    gradient: Callable[[Params], Params]
-    footprint: Callable[[Direction], Footprint]
     dtypes: list[jnp.dtype]
     components: int
     fixed_cost: int
     clean_cost: int
     tangent_cost: int
+    chunk: int
+    estimate: Any = None
+    rates: Any = None
+    directions: Any = None
 
 
 Space = Callable[[Params, Batch, Noise], View]

@@ -7,132 +7,138 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, Key, Objective, Params
+from nl_jax.base import Array, Batch, Objective, Params
 from nl_jax.checks import floating, per_example, takes_propagate
-from nl_jax.estimators.directions import Direction, Law, Structured
+from nl_jax.estimators.directions import Direction, Structured
+from nl_jax.estimators.directions.blocks import Blocks, in_blocks
+from nl_jax.estimators.directions.law import drawing
 from nl_jax.estimators.directions.structured import parts
-from nl_jax.estimators.sampling import Footprint, occupied
+from nl_jax.estimators.sampled import Directions
+from nl_jax.estimators.sampling import Footprint, default_chunk, occupied
 from nl_jax.estimators.spaces.coupling import mixing_layers, refuse_coupling
-from nl_jax.estimators.spaces.view import Along, Noise, Space, View, weighted_sum
+from nl_jax.estimators.spaces.view import Along, Measure, Noise, Space, View
 from nl_jax.numerics import wide_dtype
-from nl_jax.products import Shifted, use
+from nl_jax.products import Shifted, Use, use
 
 
 def weights(objective: Objective) -> Space:
     """Displace every parameter: W + Ω, b + γ (seed 000, weight perturbation). Works on any JAX function.
 
-    Structured laws keep their form for the parameters that an objective only multiplies by (`nl_jax.products`); to them
-    all others are shown as vectors, for which they have independent noise. `flipout` asks for examples that do not
-    interact; all other laws work on any objective.
+    No direction is kept. Large parameters are displaced block by block where an objective multiplies by them
+    (`nl_jax.products`), and every direction is drawn a second time once its loss is known, to be added to the gradient.
+
+    Structured laws keep their form for parameters that an objective only multiplies by. They are shown all others as
+    vectors, for which they have independent noise. `flipout` asks for examples that do not interact; all other laws
+    work on any objective.
     """
 
     def view(params: Params, batch: Batch, noise: Noise) -> View:
         floating(params)
         leaves, tree = jax.tree.flatten(params)
         uses = functools.cache(lambda: use(objective, params, batch))
-
-        def draws(law: Law, key: Key) -> Callable[[Array], Direction]:
-            shown = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-            drawn = jax.eval_shape(law, key, jnp.int32(0), jax.tree.unflatten(tree, shown))
-            if _structured(parts(drawn)):
-                shown = [
-                    leaf if weight else jax.ShapeDtypeStruct((leaf.size,), leaf.dtype)
-                    for leaf, weight in zip(shown, uses().multiplied, strict=True)
-                ]
-                places = zip(parts(drawn), uses().multiplied, strict=True)
-                apart = {i: leaves[i] for i, (xi, weight) in enumerate(places) if weight and _of_each_example(xi)}
-                if apart and takes_propagate(objective):
-                    mixing = mixing_layers(objective)
-                    refuse_coupling(
-                        lambda some: mixing(with_leaves(some), batch)[1], apart,
-                        "use directions that the whole batch shares, such as nl.directions.rank_one()",
-                    )  # fmt: skip
-
-            def draw(index: Array) -> Direction:
-                direction = parts(law(key, index, jax.tree.unflatten(tree, shown)))
-                pairs = zip(direction, leaves, strict=True)
-                return jax.tree.unflatten(
-                    tree, [xi if isinstance(xi, Structured) else xi.reshape(w.shape) for xi, w in pairs]
-                )
-
-            return draw
-
-        def with_leaves(some: dict[int, Array]) -> Params:
-            return jax.tree.unflatten(tree, [some.get(i, leaf) for i, leaf in enumerate(leaves)])
+        directions = _directions(objective, params, batch, noise, uses)
+        draw = lambda index: directions.draw(noise.key, index)
+        example = parts(jax.eval_shape(draw, jnp.int32(0)))
+        of_each_example = any(isinstance(xi, Structured) and xi.of_each_example for xi in example)
 
         def losses_at(moved: list[Any]) -> Array:
             return per_example(objective(jax.tree.unflatten(tree, moved), batch))
 
+        def moved(direction: Direction, sigma: Any, *, shared: bool = False) -> list[Any]:
+            """The parameters a step of σ along the direction; `shared` if other steps are taken beside this one."""
+
+            def displace(place: int, weight: Array, xi: Any) -> Any:
+                # A layer that reads the data sees the same x at every step: x (W + σ ξ) are sums of two products that
+                # all steps share, and x W is that of all samples.
+                apart = shared and uses().reads_data[place]
+                if isinstance(xi, Blocks):
+                    if not uses().multiplied[place]:
+                        return xi.plus(weight.reshape(xi.shape), sigma).reshape(weight.shape)
+                    return Shifted(weight, xi.alone(), sigma) if apart else xi.displace(weight, sigma)
+                if isinstance(xi, Structured):
+                    return xi.displace(weight, sigma)
+                return Shifted(weight, xi, sigma) if apart else weight + jnp.asarray(sigma, xi.dtype) * xi
+
+            return [displace(i, w, xi) for i, (w, xi) in enumerate(zip(leaves, parts(direction), strict=True))]
+
         def displaced(direction: Direction, sigma: Any) -> Array:
-            pairs = zip(leaves, parts(direction), strict=True)
-            return losses_at([_displace(w, xi, sigma) for w, xi in pairs])
+            return losses_at(moved(direction, sigma))
 
         def both_sides(direction: Direction, sigma: float) -> tuple[Array, Array]:
-            # A layer that reads the data sees the same x on both sides: x (W ± σ ξ) are two sums of the same two
-            # products, and x W is that of all samples.
-            def moved(sigma: float) -> list[Any]:
-                triples = zip(leaves, parts(direction), uses().reads_data, strict=True)
-                return [
-                    Shifted(w, xi, sigma) if shared and not isinstance(xi, Structured) else _displace(w, xi, sigma)
-                    for w, xi, shared in triples
-                ]
-
-            return losses_at(moved(sigma)), losses_at(moved(-sigma))
+            one = lambda sigma: losses_at(moved(direction, sigma, shared=True))
+            if not in_blocks(direction):
+                return one(sigma), one(-sigma)
+            above, below = jax.vmap(one)(jnp.array([sigma, -sigma]))  # each block is drawn once for both
+            return above, below
 
         def tangent() -> tuple[Array, Along]:
             losses, derivative = jax.linearize(lambda params: per_example(objective(params, batch)), params)
 
             def along(direction: Direction) -> Array:
-                if not _structured(parts(direction)):
+                if not any(isinstance(xi, Structured) for xi in parts(direction)):
                     return derivative(direction)
                 origin = jnp.zeros((), losses.dtype)
                 return jax.jvp(lambda sigma: displaced(direction, sigma), (origin,), (jnp.ones_like(origin),))[1]
 
             return losses, along
 
-        def credit(change: Array, directions: Direction) -> Params:
-            rates = jnp.mean(change.astype(wide_dtype(change.dtype)), axis=1)
-            return jax.tree.unflatten(
-                tree,
-                [
-                    xi.credit(change) if isinstance(xi, Structured) else weighted_sum(rates, xi)
-                    for xi in parts(directions)
-                ],
-            )
-
-        def footprint(direction: Direction) -> Footprint:
-            noise, copies = occupied(direction), occupied(params)
-            if 2 * noise > copies:
-                return Footprint(copies, weights_of_its_own=True)
+        def footprint() -> Footprint:
+            arrays = sum(occupied(xi) for xi in example if not isinstance(xi, Structured))
+            if in_blocks(example) or 2 * arrays > occupied(params):
+                return Footprint(occupied(params), weights_of_its_own=True)
             examples = jax.eval_shape(objective, params, batch).shape[0]
-            return Footprint(noise + uses().values * examples * leaves[0].dtype.itemsize, weights_of_its_own=False)
+            values = uses().values * examples * leaves[0].dtype.itemsize
+            return Footprint(occupied(example) + values, weights_of_its_own=False)
 
+        def rates(measure: Measure, chunk: int | None, indices: Array) -> tuple[Array, Array]:
+            """The rates of change, of the whole batch where its examples share their directions; the mean loss."""
+
+            def one(index: Array) -> tuple[Array, Array]:
+                change, losses = measure(draw(index))
+                change = change.astype(wide_dtype(change.dtype))
+                return change if of_each_example else jnp.mean(change, keepdims=True), jnp.mean(losses)
+
+            size = min(chunk or at_once, len(indices))
+            return jax.lax.map(one, indices, batch_size=None if size == 1 else size)
+
+        at_once = default_chunk(noise.num_samples, footprint())
         return View(
-            draw=draws(noise.law, noise.key),
+            draw=draw,
             clean=lambda: per_example(objective(params, batch)),
             displaced=displaced,
             both_sides=both_sides,
             tangent=tangent,
-            credit=credit,
-            gradient=lambda credit: jax.tree.map(lambda c, w: c.astype(w.dtype), credit, params),
-            footprint=footprint,
             dtypes=[leaf.dtype for leaf in leaves],
             components=sum(leaf.size for leaf in leaves),
             fixed_cost=0,
             clean_cost=1,
             tangent_cost=2,  # d(x W) = dx W + x dW
+            chunk=at_once,
+            rates=rates,
+            directions=directions,
         )
 
     return view
 
 
-def _structured(direction: list[Any]) -> bool:
-    return any(isinstance(xi, Structured) for xi in direction)
+def _directions(
+    objective: Objective, params: Params, batch: Batch, noise: Noise, uses: Callable[[], Use]
+) -> Directions:
+    """The noise's directions. A structured law is shown as weights what the objective only multiplies by."""
+    leaves, tree = jax.tree.flatten(params)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    drawn = parts(jax.eval_shape(drawing(noise.law), noise.key, jnp.int32(0), shapes))
+    structured = [isinstance(xi, Structured) and not isinstance(xi, Blocks) for xi in drawn]
+    if not any(structured):
+        return Directions.of(noise.law, params, [True] * len(leaves))
+    multiplied = uses().multiplied
+    places = zip(drawn, structured, multiplied, strict=True)
+    apart = {i: leaves[i] for i, (xi, own, weight) in enumerate(places) if own and weight and xi.of_each_example}
+    if apart and takes_propagate(objective):
+        mixing = mixing_layers(objective)
 
+        def reached(some: dict[int, Array]) -> Any:
+            return mixing(jax.tree.unflatten(tree, [some.get(i, leaf) for i, leaf in enumerate(leaves)]), batch)[1]
 
-def _of_each_example(xi: Any) -> bool:
-    return isinstance(xi, Structured) and xi.of_each_example
-
-
-def _displace(weight: Array, xi: Any, sigma: Any) -> Any:
-    return xi.displace(weight, sigma) if isinstance(xi, Structured) else weight + jnp.asarray(sigma, xi.dtype) * xi
+        refuse_coupling(reached, apart, "use directions that the whole batch shares, such as nl.directions.rank_one()")
+    return Directions.of(noise.law, params, multiplied)

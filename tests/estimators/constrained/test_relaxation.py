@@ -1,4 +1,4 @@
-"""Iterations that stop when they have converged, and say so when they diverge."""
+"""Iterations that stop when they have converged, and fail when they diverge."""
 
 import functools
 
@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+import nl_jax as nl
 from nl_jax.estimators.constrained.relaxation import Relaxation, distance, relax
 
 REMEDY = "step_size=3.0: choose a smaller one"
+DIVERGED = f"the inner iterations diverged at {REMEDY}"
 
 
 def multiply(factor, start, num_steps=100, tolerance=0.0, remedy=REMEDY):
@@ -22,7 +24,7 @@ def test_stops_once_the_residual_has_fallen_to_the_tolerance():
     half = lambda **settings: multiply(0.5, jnp.float32(3.0), **settings)
     runs = {"early": {"tolerance": 2**-5}, "all": {"num_steps": 10}, "cut": {"num_steps": 3, "tolerance": 2**-5}}
     more = {"num_steps": 1000, "tolerance": 2**-5}
-    found = jax.jit(lambda: {name: half(**settings) for name, settings in {**runs, "more": more}.items()})()
+    found = jax.jit(lambda: {name: half(**settings)[:2] for name, settings in {**runs, "more": more}.items()})()
     # The sixth step is given 3/2⁵, whose residual is small enough: the one it makes is the last.
     assert {name: (float(x), int(taken)) for name, (x, taken) in found.items()} == {
         "early": (3 / 2**6, 6),
@@ -35,38 +37,56 @@ def test_stops_once_the_residual_has_fallen_to_the_tolerance():
 def test_one_program_takes_any_number_of_steps():
     halved = jax.jit(lambda steps: multiply(0.5, jnp.float32(1.0), num_steps=steps))
     for steps in (1, 3):
-        x, taken = halved(jnp.int32(steps))
+        x, taken, _ = halved(jnp.int32(steps))
         assert (float(x), int(taken)) == (0.5**steps, steps)
     assert Relaxation(jnp.int32(3)).checked().num_steps == 3
 
 
 def test_what_is_stationary_stays():
-    x, taken = multiply(1.0, jnp.float32(0.0))
+    x, taken, _ = multiply(1.0, jnp.float32(0.0))
     assert (float(x), int(taken)) == (0, 1)
 
 
-@pytest.mark.parametrize("run", ["jit", "vmap"])
-def test_divergence_is_an_error_that_names_the_setting(run):
-    factors = {"jit": jnp.float32(-3), "vmap": jnp.array([0.5, -3.0])}[run]
+@pytest.mark.parametrize("run", ["jit", "vmap", "vmap of jit"])
+def test_compiled_iterations_that_diverge_are_a_failure_and_nan(run):
+    factors = jnp.float32(-3) if run == "jit" else jnp.array([0.5, -3.0])
     grown = functools.partial(multiply, num_steps=9)  # the last residual seen is 3⁸ = 6561
-    diverging = jax.vmap(grown) if run == "vmap" else grown
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"iterations diverged at step_size=3.0: choose a smaller one"):
-        jax.block_until_ready(jax.jit(diverging)(factors, jnp.ones_like(factors)))
+    compiled = {"jit": jax.jit(grown), "vmap": jax.jit(jax.vmap(grown)), "vmap of jit": jax.vmap(jax.jit(grown))}[run]
+    x, _, failures = compiled(factors, jnp.ones_like(factors))
+    np.testing.assert_array_equal(x, np.where(factors < 0, np.nan, 0.5**9))
+    np.testing.assert_array_equal(failures[0].occurred, factors < 0)  # each run its own
+    with pytest.raises(FloatingPointError, match=f"^{DIVERGED}$"):
+        nl.raise_if_failed(failures)
+
+
+def test_eager_iterations_that_diverge_raise_at_once():
+    with pytest.raises(FloatingPointError, match=f"^{DIVERGED}$"):
+        multiply(3.0, jnp.float32(1.0), num_steps=9)
+
+
+def test_only_numbers_become_nan():
+    """An optimizer's count of its steps is an integer, and stays what it was."""
+    step = lambda x: ({"x": 3 * x["x"], "z": 1j * x["z"], "count": x["count"] + 1}, jnp.abs(x["x"]))
+    start = {"x": jnp.float32(1), "z": jnp.complex64(1), "count": jnp.int32(0)}
+    last = jax.jit(lambda: relax(step, start, Relaxation(9), REMEDY).carry)()
+    assert np.isnan([last["x"], last["z"]]).all()
+    assert int(last["count"]) == 9
 
 
 def test_growth_on_the_way_is_not_divergence():
     """Up to a thousandfold, or any where the caller knows that all ends well; nor is trouble that was there before."""
 
     def runs():
-        grown, _ = multiply(3.0, jnp.float32(1.0), num_steps=7)  # the last residual seen is 3⁶ = 729
-        trusted, _ = multiply(3.0, jnp.float32(1.0), num_steps=20, remedy=None)
-        broken, taken = multiply(3.0, jnp.float32(jnp.nan), num_steps=5)
-        return grown, trusted, broken, taken
+        grown = multiply(3.0, jnp.float32(1.0), num_steps=7)  # the last residual seen is 3⁶ = 729
+        trusted = multiply(3.0, jnp.float32(1.0), num_steps=20, remedy=None)
+        broken = multiply(3.0, jnp.float32(jnp.nan), num_steps=5)
+        return grown, trusted, broken
 
-    grown, trusted, broken, taken = jax.block_until_ready(jax.jit(runs)())
-    np.testing.assert_allclose((grown, trusted), (3.0**7, 3.0**20), rtol=1e-6)
-    assert np.isnan(broken)
-    assert int(taken) == 5
+    grown, trusted, broken = jax.jit(runs)()
+    np.testing.assert_allclose((grown.carry, trusted.carry), (3.0**7, 3.0**20), rtol=1e-6)
+    assert np.isnan(broken.carry)
+    assert int(broken.taken) == 5
+    assert not [failure for run in (grown, trusted, broken) for failure in run.failures if failure.occurred]
 
 
 def test_distance_is_the_root_mean_square_over_examples():
@@ -85,9 +105,15 @@ def test_runs_on_a_device_s_own_part_of_the_batch():
     """The residual varies over the devices of a `jax.shard_map`, as what is iterated does."""
     mesh = jax.make_mesh((1,), ("devices",), axis_types=(AxisType.Auto,))
     part = PartitionSpec("devices")
-    halved = lambda x: relax(lambda x: (x / 2, distance(x)), x, Relaxation(3), REMEDY)[0]
-    found = jax.jit(jax.shard_map(halved, mesh=mesh, in_specs=part, out_specs=part))(jnp.ones((2, 3)))
-    np.testing.assert_array_equal(found, np.full((2, 3), 1 / 8))
+
+    def halved(x):
+        carry, _, (failure,) = relax(lambda x: (x / 2, distance(x)), x, Relaxation(3), REMEDY)
+        return carry, jnp.expand_dims(failure.occurred, 0)
+
+    run = jax.shard_map(halved, mesh=mesh, in_specs=part, out_specs=part)
+    for found, failed in (jax.jit(run)(jnp.ones((2, 3))), run(jnp.ones((2, 3)))):
+        np.testing.assert_array_equal(found, np.full((2, 3), 1 / 8))
+        np.testing.assert_array_equal(failed, [False])
 
 
 @pytest.mark.parametrize(

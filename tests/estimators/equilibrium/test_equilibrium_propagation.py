@@ -122,13 +122,35 @@ def grown(factor):
 @pytest.mark.parametrize("make", [nl.equilibrium_propagation, nl.contrastive_hebbian])
 def test_divergence_names_the_rate(make):
     objective, params, batch = grown(20.0)
+    estimate = make(objective, rate=0.9, num_steps=50).estimate
+    with pytest.raises(FloatingPointError, match=r"diverged at rate=0\.9: choose a smaller one, or smaller weights"):
+        estimate(KEY, (), params, batch)
+    grads, _, info = jax.jit(estimate)(KEY, (), params, batch)
+    assert np.isnan(info.loss)
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(grads))
+    with pytest.raises(FloatingPointError, match=r"diverged at rate=0\.9"):
+        nl.raise_if_failed(info.failures)
 
-    def estimate():
-        jax.block_until_ready(make(objective, rate=0.9, num_steps=50).estimate(KEY, (), params, batch))
-        jax.effects_barrier()
 
-    with pytest.raises(Exception, match=r"diverged at rate=0\.9"):
-        estimate()
+def test_a_program_that_finds_no_rest_raises_or_is_nan():
+    objective, params, batch = grown(20.0)
+    losses = nl.at_equilibrium(objective, rate=0.9, num_steps=50)
+    for run in (losses, jax.grad(lambda *at: jnp.mean(losses(*at)))):
+        with pytest.raises(
+            FloatingPointError, match=r"diverged at rate=0\.9: choose a smaller one, or smaller weights"
+        ):
+            run(params, batch)
+        assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(jax.jit(run)(params, batch)))
+
+
+def test_a_gradient_whose_own_iteration_diverges_is_nan():
+    """A network without input rests at once, where it would not stay: the way back from there grows."""
+    objective, params, (inputs, targets) = grown(20.0)
+    losses = nl.at_equilibrium(objective, rate=0.9, num_steps=50)
+    run = jax.jit(jax.value_and_grad(lambda *at: jnp.mean(losses(*at))))
+    loss, grads = run(params, (0 * inputs, targets))
+    np.testing.assert_array_equal(loss, 1.0)
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
 def gain_in_activation(params, x, propagate=feedforward):

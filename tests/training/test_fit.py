@@ -61,16 +61,14 @@ def test_minibatch_sum_is_batch_size_times_the_mean():
     np.testing.assert_allclose(_fit(summed)[0].params, _fit(BACKPROP)[0].params, rtol=1e-4)
 
 
-def test_record_and_monitor():
+def test_record_and_log():
     seen = []
 
-    def monitor(state):
+    def log(state):
         seen.append(int(state.step))
         return {}
 
-    _, norms = _fit(
-        num_steps=10, steps_per_dispatch=4, monitor=monitor, record=lambda state, info: jnp.sum(state.params**2)
-    )
+    _, norms = _fit(num_steps=10, steps_per_dispatch=4, log=log, record=lambda state, info: jnp.sum(state.params**2))
     assert norms.shape == (10,)
     assert seen == [0, 4, 8, 10]
 
@@ -90,13 +88,13 @@ def test_a_second_fit_does_not_compile_again():
 
 
 def test_ctrl_c_keeps_what_was_done_and_the_run_goes_on():
-    def monitor(state):
+    def log(state):
         if int(state.step) == 8:
             raise KeyboardInterrupt
         return {}
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        _fit(num_steps=20, steps_per_dispatch=4, monitor=monitor)
+        _fit(num_steps=20, steps_per_dispatch=4, log=log)
     stopped = caught.value
     assert isinstance(stopped, nl.Interrupted)
     assert int(stopped.state.step) == 8
@@ -134,6 +132,19 @@ def test_what_is_no_learner_or_no_state_is_refused():
         nl.fit(nl.backprop(objective), KEY, BACKPROP.init(KEY, START), (X, Y), num_steps=1)
     with pytest.raises(ValueError, match=r"state must be made by learner\.init\(key, params\), got dict"):
         nl.fit(BACKPROP, KEY, {"w": START}, (X, Y), num_steps=1)
+
+
+def test_a_run_cannot_be_part_of_a_traced_function():
+    keys, state = jax.random.split(KEY, 2), BACKPROP.init(KEY, START)
+    fit = lambda key, state, data: nl.fit(BACKPROP, key, state, data, num_steps=1, progress=False)
+    states = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+    advice = "is being traced, and a training run cannot be part of jax.jit, jax.vmap or jax.grad: take nl.restarts"
+    with pytest.raises(ValueError, match=f"key {advice}"):
+        jax.vmap(fit, in_axes=(0, None, None))(keys, state, (X, Y))
+    with pytest.raises(ValueError, match=f"state {advice}"):
+        jax.vmap(fit, in_axes=(None, 0, None))(KEY, states, (X, Y))
+    with pytest.raises(ValueError, match=f"data {advice}"):
+        jax.jit(lambda x: fit(KEY, state, (x, Y)))(X)
 
 
 def test_data_of_unequal_lengths():
@@ -189,7 +200,7 @@ def test_a_lost_run_is_never_the_best():
 
 
 def test_restarts_fail_only_if_all_do():
-    with pytest.raises(nl.Diverged, match="no loss of 12 restarts is finite after step"):
+    with pytest.raises(nl.Diverged, match=r"all 12 restarts have diverged by step \d+: lower the learning rate"):
         _restarts(rate=1e4)
 
 

@@ -1,0 +1,274 @@
+"""Noise of large parameters, drawn block by block where it is needed and stored nowhere."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nl_jax.base import Array
+from nl_jax.estimators.directions.structured import Structured
+from nl_jax.numerics import wide_dtype
+from nl_jax.products import Bilinear, Part, StandIn
+
+LARGE = 2**14
+"""Parameters of more components than this are drawn in blocks; all others are drawn together, as one array."""
+
+BLOCK = 2**16
+"""The most components of a block, unless a single unit has more."""
+
+_identity: Part = lambda part: part
+
+
+def is_large(leaf: Any) -> bool:
+    """Whether a parameter is drawn in blocks."""
+    return leaf.size > LARGE
+
+
+class Layout(NamedTuple):
+    """How a parameter of shape […, inputs, units] is divided into blocks of a few units each.
+
+    The layout belongs to the noise: it depends on the shape alone. Every slice along the leading axes has its own
+    blocks, so that a loop over stacked weights draws those of its step.
+
+    Attributes:
+      slices: product of the leading axes.
+      inputs: length of the last axis but one, 1 of a vector.
+      units: length of the last axis.
+      width: units of a block.
+    """
+
+    slices: int
+    inputs: int
+    units: int
+    width: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...]) -> Self:
+        """Blocks of at most 2^16 components, or of one unit, of a width that divides the units if there is one."""
+        inputs, units = (1, *shape)[-2:]
+        most = min(units, max(1, BLOCK // inputs))
+        width = next((w for w in range(most, most // 2, -1) if units % w == 0), most)
+        return cls(math.prod(shape[:-2]), inputs, units, width)
+
+    @property
+    def whole(self) -> int:
+        """Blocks of full width in a slice."""
+        return self.units // self.width
+
+    @property
+    def rest(self) -> int:
+        """Units of the narrower last block, if there is one."""
+        return self.units % self.width
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in a slice."""
+        return self.whole + (self.rest > 0)
+
+    @property
+    def together(self) -> int:
+        """Blocks handled at once: enough for a product that is not too narrow, and on an accelerator to fill it."""
+        size = self.inputs * self.width
+        on_cpu = jax.default_backend() == "cpu"
+        most = min(-(-64 // self.width), 2**18 // size) if on_cpu else 2**22 // size
+        return next((g for g in range(min(most, self.whole), 1, -1) if self.whole % g == 0), 1)
+
+
+class Block(NamedTuple):
+    """Where a block lies: its number among the parameter's blocks, and that of its first component."""
+
+    number: Array
+    start: Array
+
+
+Fill = Callable[[Any, Block, int, Any], Array]
+"""`fill(seed, block, components, dtype) -> noise [components]` of one block."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Blocks(Structured):
+    """ξ of one parameter, of shape […, inputs, units], as a recipe for its blocks.
+
+    Attributes:
+      seed: what `fill` draws from, a tree of arrays.
+      slice: the number of the first slice along the leading axes, an int32 scalar: 0 but inside a loop.
+      fill: draws one block.
+      shape, dtype: of ξ.
+    """
+
+    seed: Any
+    slice: Array
+    fill: Fill = field(metadata={"static": True})
+    shape: tuple[int, ...] = field(metadata={"static": True})
+    dtype: Any = field(metadata={"static": True})
+
+    @property
+    def layout(self) -> Layout:
+        return Layout.of(self.shape)
+
+    def tile(self, slice: Array, block: Array, count: int, width: int) -> Array:
+        """Consecutive blocks of a slice, [inputs, count · width]."""
+        layout = self.layout
+
+        def one(block: Array) -> Array:
+            number = slice * layout.blocks + block
+            start = (slice * layout.units + block * layout.width) * layout.inputs
+            noise = self.fill(self.seed, Block(number, start), layout.inputs * width, self.dtype)
+            return noise.reshape(layout.inputs, width)
+
+        if count == 1:
+            return one(block)
+        drawn = jax.vmap(one)(block + jnp.arange(count, dtype=jnp.int32))
+        return jnp.moveaxis(drawn, 0, 1).reshape(layout.inputs, count * width)
+
+    def columns(self, block: Array, count: int, width: int) -> Array:
+        """The same columns of all slices, […, inputs, count · width]."""
+        layout = self.layout
+        slices = self.slice + jnp.arange(layout.slices, dtype=jnp.int32)
+        if layout.slices == 1:
+            tile = self.tile(slices[0], block, count, width)
+        else:
+            tile = jax.vmap(lambda one: self.tile(one, block, count, width))(slices)
+        return tile.reshape(*self.shape[:-1], count * width)
+
+    def displace(self, weight: Array, sigma: Any) -> StandIn:
+        return _Tiled(weight, self, sigma)
+
+    def alone(self) -> StandIn:
+        """ξ itself, to be multiplied without being formed."""
+        return _Tiled(None, self, 1)
+
+    def plus(self, weight: Array, scale: Any) -> Array:
+        """W + scale · ξ as an array."""
+        return over_blocks(self.layout, weight, lambda at: jnp.asarray(scale, self.dtype) * self.tile(*at))
+
+    def formed(self) -> Array:
+        """ξ as an array."""
+        return self.plus(jnp.zeros(self.shape, self.dtype), 1)
+
+    def added(self, total: Array, change: Array) -> Array:
+        wide = wide_dtype(self.dtype)
+        rates = jnp.mean(change.astype(wide), axis=1)
+
+        def increment(at: tuple[Array, Array, int, int]) -> Array:
+            def add(summed: Array, one: tuple[Self, Array]) -> tuple[Array, None]:
+                noise, rate = one
+                return summed + rate * noise.tile(*at).astype(wide), None
+
+            _, _, count, width = at
+            zeros = jnp.zeros((self.layout.inputs, count * width), wide)
+            return lax.scan(add, zeros, (self, rates))[0]
+
+        return over_blocks(self.layout, total, increment)
+
+
+def in_blocks(direction: Any) -> bool:
+    """Whether a direction, or a part of it, is drawn in blocks."""
+    is_blocks = lambda part: isinstance(part, Blocks)
+    return any(map(is_blocks, jax.tree.leaves(direction, is_leaf=is_blocks)))
+
+
+def over_blocks(layout: Layout, total: Array, increment: Callable[[tuple[Array, Array, int, int]], Array]) -> Array:
+    """The array with `increment((slice, block, count, width))` [inputs, count · width] added to each of its blocks.
+
+    In place, if XLA may: nothing but a block is held beside the array.
+    """
+    shape, dtype = total.shape, total.dtype
+    total = total.reshape(layout.slices, layout.inputs, layout.units)
+
+    def add(total: Array, slice: Array, block: Array, count: int, width: int) -> Array:
+        at = slice, jnp.int32(0), block * layout.width
+        old = lax.dynamic_slice(total, at, (1, layout.inputs, count * width))
+        new = old + jnp.expand_dims(increment((slice, block, count, width)).astype(dtype), 0)
+        return lax.dynamic_update_slice(total, new, at)
+
+    together = layout.together
+    in_slice = layout.whole // together
+
+    def step(i: Array, total: Array) -> Array:
+        return add(total, i // in_slice, i % in_slice * together, together, layout.width)
+
+    total = _repeated(layout.slices * in_slice, step, total)
+    if layout.rest:
+        last = jnp.int32(layout.whole)
+        total = _repeated(layout.slices, lambda i, total: add(total, i, last, 1, layout.rest), total)
+    return total.reshape(shape)
+
+
+def _repeated(count: int, step: Callable[[Array, Array], Array], total: Array) -> Array:
+    if count == 1:
+        return step(jnp.int32(0), total)
+    return lax.scan(lambda total, i: (step(i, total), None), total, jnp.arange(count, dtype=jnp.int32))[0]
+
+
+class _Tiled(StandIn):
+    """W + σ ξ, or ξ alone, formed and multiplied a few units at a time."""
+
+    def __init__(
+        self, weight: Array | None, noise: Blocks, sigma: Any, function: Part = _identity, *, swapped: bool = False
+    ) -> None:
+        self.plain, self.noise, self.sigma = weight, noise, sigma
+        self.function, self.swapped = function, swapped
+        example = jax.ShapeDtypeStruct(noise.shape, noise.dtype) if weight is None else weight
+        super().__init__(jax.eval_shape(function, example))
+
+    def map(self, function: Part, *, swap: bool) -> Self:
+        both = lambda part: function(self.function(part))
+        return type(self)(self.plain, self.noise, self.sigma, both, swapped=self.swapped != swap)
+
+    def opened(self) -> tuple[Any, Callable[[Any], StandIn]]:
+        if self.swapped or self.function is not _identity or self.ndim < 3:
+            return super().opened()
+        first, *rest = self.noise.shape
+        slices = self.noise.slice + math.prod(rest[:-2]) * jnp.arange(first, dtype=jnp.int32)
+
+        def rebuilt(parts: tuple[Array | None, Array]) -> StandIn:
+            weight, slice = parts
+            noise = Blocks(self.noise.seed, slice, self.noise.fill, tuple(rest), self.noise.dtype)
+            return type(self)(weight, noise, self.sigma)
+
+        return (self.plain, slices), rebuilt
+
+    def product(self, bilinear: Bilinear, x: Array) -> Array:
+        layout = self.noise.layout
+
+        def piece(block: Array, count: int, width: int) -> Array:
+            part = self.noise.columns(block, count, width)
+            at, units = block * layout.width, count * width
+            if self.plain is not None:
+                weight = lax.dynamic_slice_in_dim(self.plain, at, units, axis=-1)
+                part = weight + jnp.asarray(self.sigma, weight.dtype) * part
+            seen = lax.dynamic_slice_in_dim(x, at, units, axis=-1) if self.swapped else x
+            return bilinear(seen, self.function(part))
+
+        return (_sum if self.swapped else _side_by_side)(layout, piece)
+
+
+Piece = Callable[[Array, int, int], Array]
+"""`piece(block, count, width) -> y`, what consecutive blocks contribute."""
+
+
+def _side_by_side(layout: Layout, piece: Piece) -> Array:
+    steps = layout.whole // layout.together
+    one = lambda block: piece(block, layout.together, layout.width)
+    if steps == 1:
+        y = one(jnp.int32(0))
+    else:
+        y = lax.map(one, layout.together * jnp.arange(steps, dtype=jnp.int32))
+        y = jnp.moveaxis(y, 0, -2)
+        y = y.reshape(*y.shape[:-2], -1)
+    if not layout.rest:
+        return y
+    return jnp.concatenate([y, piece(jnp.int32(layout.whole), 1, layout.rest)], axis=-1)
+
+
+def _sum(layout: Layout, piece: Piece) -> Array:
+    one = lambda block: piece(block, layout.together, layout.width)
+    later = layout.together * jnp.arange(1, layout.whole // layout.together, dtype=jnp.int32)
+    y, _ = lax.scan(lambda y, block: (y + one(block), None), one(jnp.int32(0)), later)
+    return y + piece(jnp.int32(layout.whole), 1, layout.rest) if layout.rest else y

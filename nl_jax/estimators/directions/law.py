@@ -1,0 +1,44 @@
+"""The laws of this package: named, so that a training log can say which one it was drawn by."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from nl_jax.base import Array, Key, Params
+from nl_jax.estimators.directions.blocks import Blocks
+from nl_jax.estimators.directions.structured import Direction, Structured
+
+
+class NamedLaw:
+    """A law with a name and settings.
+
+    Args:
+      name: its factory in `nl.directions`.
+      draw: `draw(key, index, template) -> direction`, large parameters as `Blocks`, which store nothing. Called as a
+        law, it forms these as arrays.
+      **settings: what the factory was called with.
+    """
+
+    def __init__(self, name: str, draw: Callable[[Key, Array, Params], Direction], **settings: Any) -> None:
+        self.name, self.draw, self.settings = name, draw, settings
+
+    def __call__(self, key: Key, index: Array, template: Params) -> Direction:
+        return formed(self.draw(key, index, template))
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.settings.items())})"
+
+
+def formed(direction: Direction) -> Direction:
+    """The direction with all `Blocks` as arrays."""
+    return jax.tree.map(
+        lambda part: part.formed() if isinstance(part, Blocks) else part,
+        direction,
+        is_leaf=lambda part: isinstance(part, Structured),
+    )
+
+
+def drawing(law: Callable[[Key, Array, Params], Direction]) -> Callable[[Key, Array, Params], Direction]:
+    """The law's own way to draw without forming large parameters; a law written by hand is its own."""
+    return law.draw if isinstance(law, NamedLaw) else law

@@ -1,0 +1,129 @@
+"""A gradient as a list of numbers: ĝ = 1/K Σ_k r_k ξ_k, of which only the rates r need to be kept."""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Key, Params
+from nl_jax.estimators.directions import Direction, Law, Structured
+from nl_jax.estimators.directions.law import drawing
+from nl_jax.estimators.directions.structured import parts
+from nl_jax.estimators.sampling import Footprint, default_chunk, occupied, stacked
+from nl_jax.numerics import wide_dtype
+
+
+class Leaf(NamedTuple):
+    """What a law is told of one parameter.
+
+    Attributes:
+      shape, dtype: of the parameter.
+      weight: whether the law is shown a weight; otherwise it is shown a vector, for which a structured law has
+        independent noise.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    weight: bool
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The directions of a law for parameters of given shapes; equal if law and shapes are."""
+
+    law: Law
+    tree: Any
+    leaves: tuple[Leaf, ...]
+
+    @classmethod
+    def of(cls, law: Law, params: Params, weights: Sequence[bool]) -> Self:
+        """Directions for parameters, a tree of arrays or of their shapes, of which some, by leaf, are weights."""
+        leaves, tree = jax.tree.flatten(params)
+        pairs = zip(leaves, weights, strict=True)
+        return cls(law, tree, tuple(Leaf(tuple(leaf.shape), jnp.dtype(leaf.dtype), weight) for leaf, weight in pairs))
+
+    def draw(self, key: Key, index: Array) -> Direction:
+        """The index-th direction of the estimate that `key` belongs to, a tree like the parameters."""
+        shown = [
+            jax.ShapeDtypeStruct(leaf.shape if leaf.weight else (math.prod(leaf.shape),), leaf.dtype)
+            for leaf in self.leaves
+        ]
+        direction = parts(drawing(self.law)(key, index, self.tree.unflatten(shown)))
+        return self.tree.unflatten(
+            [
+                xi if isinstance(xi, Structured) else xi.reshape(leaf.shape)
+                for xi, leaf in zip(direction, self.leaves, strict=True)
+            ]
+        )
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["key", "rates"], meta_fields=["directions"])
+@dataclass(frozen=True)
+class SampledGradient:
+    """ĝ = 1/K Σ_k mean_n (r_kn ξ_kn), with every direction ξ drawn again where it is needed.
+
+    Attributes:
+      key: of the estimate.
+      rates: the losses' rates of change along the directions, in float32 at least: [K, 1], or [K, batch] where every
+        example has directions of its own.
+      directions: how they are drawn.
+    """
+
+    key: Key
+    rates: Array
+    directions: Directions
+
+    def added(self, params: Params, scale: Any) -> Params:
+        """params + scale · ĝ, block by block and in place where XLA may; nothing of the parameters' size is held.
+
+        Args:
+          params: the parameters, or any tree of their shapes.
+          scale: a number, or a float32 scalar.
+
+        Returns:
+          A tree like `params`, in its dtypes.
+        """
+        leaves, tree = jax.tree.flatten(params)
+        count = self.rates.shape[0]
+        rates = self.rates * (jnp.asarray(scale, self.rates.dtype) / count)
+        draw = lambda index: self.directions.draw(self.key, index)
+        size = occupied(jax.eval_shape(draw, jnp.int32(0)))
+        # Signs of every example are many; samples that have them are added one by one.
+        chunk = 1 if rates.shape[1] > 1 else default_chunk(count, Footprint(size, weights_of_its_own=False))
+
+        def part(leaves: list[Array], indices: Array, rates: Array) -> list[Array]:
+            directions = parts(stacked(draw)(indices))
+            return [_added(leaf, xi, rates) for leaf, xi in zip(leaves, directions, strict=True)]
+
+        chunks, rest = divmod(count, chunk)
+        indices = jnp.arange(count, dtype=jnp.int32)
+        if chunks == 1:
+            leaves = part(leaves, indices[:chunk], rates[:chunk])
+        else:
+            whole = indices[: chunks * chunk].reshape(chunks, chunk), rates[: chunks * chunk].reshape(chunks, chunk, -1)
+            leaves, _ = jax.lax.scan(lambda leaves, some: (part(leaves, *some), None), leaves, whole)
+        if rest:
+            leaves = part(leaves, indices[-rest:], rates[-rest:])
+        return jax.tree.unflatten(tree, leaves)
+
+    def formed(self, params: Params) -> Params:
+        """ĝ as a tree like `params`."""
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide_dtype(leaf.dtype)), params)
+        return jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), self.added(zeros, 1), params)
+
+
+def _added(leaf: Array, directions: Any, rates: Array) -> Array:
+    if isinstance(directions, Structured):
+        return directions.added(leaf.reshape(_shape(directions, leaf)), rates).reshape(leaf.shape)
+    wide = wide_dtype(directions.dtype)
+    change = jnp.tensordot(jnp.mean(rates, axis=1).astype(wide), directions.astype(wide), axes=1)
+    return leaf + jax.lax.optimization_barrier(change.astype(leaf.dtype))  # rounded here, whatever stands around it
+
+
+def _shape(directions: Any, leaf: Array) -> tuple[int, ...]:
+    """The shape in which a leaf was shown to the law: its own, or that of a vector."""
+    return getattr(directions, "shape", leaf.shape)

@@ -1,0 +1,105 @@
+"""Files that are whole or not there, and arrays as files hold them."""
+
+import contextlib
+import logging
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from nl_jax.base import Array
+from nl_jax.checks import path_name
+
+
+def write(path: Path, content: Callable[[IO[bytes]], Any]) -> None:
+    """Makes a file that, whenever the process ends, is either whole or not there (or as it was before)."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("wb") as file:
+        content(file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file's bytes, read in pieces."""
+    total = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            total = zlib.crc32(piece, total)
+    return total
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in a line: what the system said, if TensorStore hides it in many."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def described(tree: Any) -> dict[str, str]:
+    """Shapes and dtypes of a tree's leaves by path, such as {"params/output/weight": "float32[16,10]"}."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): f"{x.dtype}[{','.join(map(str, x.shape))}]" for path, x in leaves}
+
+
+def plain(tree: Any) -> dict[str, Any]:
+    """A tree's leaves by path, as orbax takes them: keys as their data, no empty arrays.
+
+    Arrays of one device become NumPy's: where they lie is the next process's affair.
+    """
+    leaves = {path_name(path): _data(x) for path, x in jax.tree_util.tree_leaves_with_path(tree) if x.size}
+    return {path: x if isinstance(x.sharding, NamedSharding) else np.asarray(x) for path, x in leaves.items()}
+
+
+def abstract(tree: Any) -> dict[str, Any]:
+    """What `plain` would give, in shapes, dtypes and places alone."""
+    leaves = {path_name(path): _data(x) for path, x in jax.tree_util.tree_leaves_with_path(tree) if x.size}
+
+    def shape(x: Array) -> Any:
+        if isinstance(x.sharding, NamedSharding):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        return np.broadcast_to(np.zeros((), x.dtype), x.shape)
+
+    return {path: shape(x) for path, x in leaves.items()}
+
+
+def filled(like: Any, found: dict[str, Any]) -> Any:
+    """The tree whose leaves `plain` gave as `found`, where those of `like` lie."""
+
+    def leaf(path: tuple, like: Array) -> Array:
+        if not like.size:
+            return like
+        x = found[path_name(path)]
+        if not isinstance(like.sharding, NamedSharding):
+            x = jax.device_put(x, like.sharding if like.committed else None)
+        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)) if _is_key(like) else x
+
+    return jax.tree_util.tree_map_with_path(leaf, like)
+
+
+def _is_key(x: Array) -> bool:
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _data(x: Array) -> Array:
+    return jax.random.key_data(x) if _is_key(x) else x
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Orbax logs a traceback for each of its threads that an error passes; the error itself is raised, and says it."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

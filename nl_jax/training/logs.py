@@ -1,0 +1,187 @@
+"""Ready-made logs: what a run reports, written to a file or sent to TensorBoard or Weights & Biases.
+
+Each makes a function for the argument `log` of `nl.fit` and `nl.restarts`. A row has the step (how many were taken),
+the loss, and every number of what `record` kept, by its path in the tree: `{"step": 3, "loss": 0.5, "evaluations": 5}`.
+Arrays are spread over names that end in their indices, such as "loss/0", "loss/1" of the runs of `restarts`.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from csv import DictWriter, reader
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from nl_jax.checks import path_name, positive_integer
+from nl_jax.training.files import write
+from nl_jax.training.outcome import Report
+
+
+class Writer(Protocol):
+    """What TensorBoard's, PyTorch's and tensorboardX's writers have in common."""
+
+    def add_scalar(self, tag: str, data: float, step: int, /) -> Any: ...
+    def flush(self) -> Any: ...
+
+
+def csv(path: str | Path, *, every: int = 1) -> Callable[[Report], None]:
+    """Writes rows to a CSV file, with a header.
+
+    Rows of a resumed run follow those that are there; rows of steps it takes again are removed first.
+
+    Args:
+      path: of the file. One of an earlier run is written anew, unless the run begins at a step that the file has.
+      every: steps between two rows.
+
+    Raises:
+      ValueError: if `every` is not a whole number of at least 1; when run, if a file to be continued has other columns.
+
+    >>> import jax.numpy as jnp, optax, tempfile, nl_jax as nl
+    >>> learner = nl.learner(nl.backprop(lambda w, batch: w**2 + 0 * batch), optax.sgd(0.25))
+    >>> start = learner.init(jax.random.key(0), jnp.float32(1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = nl.logs.csv(Path(folder, "loss.csv"))
+    ...     _ = nl.fit(learner, jax.random.key(1), start, jnp.zeros(1), num_steps=2, log=log, progress=False)
+    ...     print(Path(folder, "loss.csv").read_text())
+    step,loss,evaluations
+    1,1.0,3
+    2,0.25,3
+    """
+    path, every = Path(path), positive_integer("every", every)
+
+    def log(report: Report) -> None:
+        if report.records is None:
+            _keep(path, lambda line: int(line.partition(",")[0]), report.step, header=True)
+            return
+        rows = list(_rows(report, every))
+        if not rows:
+            return
+        with path.open("a+", newline="") as file:
+            file.seek(0)
+            header = next(reader(file), None)
+            if header is not None and header != list(rows[0]):
+                raise ValueError(f"{path} has columns {header}, this run has {list(rows[0])}: name another file")
+            writer = DictWriter(file, list(rows[0]), lineterminator="\n")
+            if header is None:
+                writer.writeheader()
+            writer.writerows(rows)
+
+    return _by_one_process(log)
+
+
+def json_lines(path: str | Path, *, every: int = 1) -> Callable[[Report], None]:
+    """Writes rows to a file of one JSON object a line; NaN and infinity become null.
+
+    Args:
+      path: of the file, continued as by `nl.logs.csv`.
+      every: steps between two rows.
+
+    Raises:
+      ValueError: if `every` is not a whole number of at least 1.
+    """
+    path, every = Path(path), positive_integer("every", every)
+
+    def log(report: Report) -> None:
+        if report.records is None:
+            _keep(path, lambda line: json.loads(line)["step"], report.step, header=False)
+            return
+        with path.open("a") as file:
+            for row in _rows(report, every):
+                finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+                file.write(json.dumps(finite) + "\n")
+
+    return _by_one_process(log)
+
+
+def tensorboard(target: str | Path | Writer, *, every: int = 1) -> Callable[[Report], None]:
+    """Writes rows as TensorBoard's scalars.
+
+    Args:
+      target: a folder (needs tensorboard), or a writer with `add_scalar` and `flush`, such as PyTorch's SummaryWriter.
+      every: steps between two rows.
+
+    Raises:
+      ImportError: if `target` is a folder and tensorboard is not installed.
+      ValueError: if `every` is not a whole number of at least 1.
+    """
+    every = positive_integer("every", every)
+    if isinstance(target, str | Path):
+        try:
+            from tensorboard.summary import Writer
+        except ImportError as error:
+            raise ImportError("logs.tensorboard of a folder needs tensorboard: pip install tensorboard") from error
+        writer: Any = Writer(str(target))
+    else:
+        writer = target
+
+    def log(report: Report) -> None:
+        for row in _rows(report, every):
+            step = row.pop("step")
+            for name, value in row.items():
+                writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return _by_one_process(log)
+
+
+def wandb(run: Any, *, every: int = 1) -> Callable[[Report], None]:
+    """Sends rows to a run of Weights & Biases.
+
+    Args:
+      run: what `wandb.init(...)` returned. Of a resumed one, Weights & Biases keeps the rows of steps it has already.
+      every: steps between two rows.
+
+    Raises:
+      ValueError: if `every` is not a whole number of at least 1.
+    """
+    every = positive_integer("every", every)
+
+    def log(report: Report) -> None:
+        for row in _rows(report, every):
+            step = row.pop("step")
+            run.log(row, step=step)
+
+    return _by_one_process(log)
+
+
+def _by_one_process(log: Callable[[Report], None]) -> Callable[[Report], None]:
+    """Processes that train together report the same: the first of them tells it."""
+
+    def told(report: Report) -> None:
+        if jax.process_index() == 0:
+            log(report)
+
+    return told
+
+
+def _rows(report: Report, every: int) -> Iterator[dict[str, Any]]:
+    """A row for each step since the last report whose number `every` divides."""
+    if report.records is None:
+        return
+    axis, steps = report.losses.ndim - 1, report.losses.shape[-1]
+    recorded = [(path_name(path) or "record", x) for path, x in jax.tree_util.tree_leaves_with_path(report.records)]
+    for t in range(steps):
+        step = report.step - steps + t + 1
+        if step % every == 0:
+            row: dict[str, Any] = {"step": step}
+            for name, values in [("loss", report.losses), *recorded]:
+                row |= _spread(name, np.take(values, t, axis=axis))
+            yield row
+
+
+def _spread(name: str, value: np.ndarray) -> dict[str, Any]:
+    return {"/".join((name, *map(str, index))): value[index].item() for index in np.ndindex(value.shape)}
+
+
+def _keep(path: Path, step: Callable[[str], int], last: int, header: bool) -> None:
+    """Leaves a file with the lines of steps up to `last`: those beyond are to come again. None are left of 0."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    first, rows = (lines[:1], lines[1:]) if header else ([], lines)
+    whole = [line for line in rows if line.endswith("\n")]  # a process may have ended in the middle of a line
+    kept = [line for line in whole if step(line) <= last]
+    text = "".join([*first, *kept] if kept else [])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, lambda file: file.write(text.encode()))

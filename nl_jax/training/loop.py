@@ -1,0 +1,180 @@
+"""Dispatch after dispatch; between them what the host has to do: look, tell, save, and stop where it must."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nl_jax.base import Key, LearnerState, State
+from nl_jax.training.bar import bar
+from nl_jax.training.checkpoints import Checkpoints
+from nl_jax.training.dispatch import Engine
+from nl_jax.training.outcome import Diverged, Exhausted, Interrupted, Outcomes, Report, Terminated
+from nl_jax.training.placement import beside
+from nl_jax.training.preemption import noticed
+from nl_jax.training.run import Run
+
+
+class _Here(NamedTuple):
+    """How far a run is; replaced as a whole, so that Ctrl-C finds it consistent."""
+
+    step: int
+    state: LearnerState
+    position: str | None
+    """Of the data."""
+    parts: int
+    """How many parts of the records belong to it."""
+    finished: bool
+    """Whether a log has asked to stop."""
+
+
+class Loop:
+    """A run under way.
+
+    Args:
+      run: its settings.
+      engine: compiled calls, for one run or for many.
+      key: of the run, or of each.
+      state: of the run, or of all, stacked.
+      first_step: number of the first step.
+      stop: `stop(state before, outcomes, history, first step)` raises if a dispatch went wrong.
+      fault: `fault(state)`, what is wrong with a state that it should not be kept, or None.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        engine: Engine,
+        key: Key,
+        state: LearnerState,
+        first_step: int,
+        stop: Callable[[LearnerState, Outcomes, State, int], None],
+        fault: Callable[[LearnerState], str | None],
+    ) -> None:
+        self._run, self._engine, self._stop, self._fault = run, engine, stop, fault
+        example = run.source.begin(run.num_steps, with_position=run.checkpoint is not None)
+        self._key, state = beside(example, (key, state))
+        self._first_step, self._last_step = first_step, first_step + run.num_steps
+        self._here = _Here(first_step, state, None, 0, False)
+        self._records: list[Any] = []
+        self._saves: Checkpoints | None = None
+        self._saved_parts = 0
+
+    def finish(self) -> tuple[LearnerState, Any]:
+        """Takes all steps not taken yet; returns the state and what was recorded, as NumPy arrays."""
+        run = self._run
+        with contextlib.ExitStack() as stack:
+            terminated: Callable[[], bool] = lambda: False
+            if run.checkpoint is not None:
+                about = {**run.identity, "number of runs": str(self._here.state.step.size), "data": str(run.source)}
+                saves = Checkpoints(run.checkpoint, about, self._first_step, self._here.state)
+                self._saves = stack.enter_context(contextlib.closing(saves))
+                self._resume(saves)
+                terminated = stack.enter_context(noticed())
+            show = stack.enter_context(bar(run.num_steps, self._here.step - self._first_step, run.progress))
+            try:
+                if not self._over():
+                    show(0, self._tell(np.full(self._here.state.step.shape, np.nan)[()], np.zeros(0), None))
+                while not self._over():
+                    self._advance(show, terminated)
+            except KeyboardInterrupt as interrupt:
+                self._save()
+                message = f"training was interrupted{self._how_to_go_on()}"
+                raise Interrupted(message, self._here.state, self._history()) from interrupt
+        self._require_sound()
+        return self._here.state, self._history()
+
+    def _resume(self, saves: Checkpoints) -> None:
+        """Goes to the newest step saved, if there is one."""
+        run, here = self._run, self._here
+        at = self._engine, run.learner, run.record, self._key, here.state
+        saved = saves.newest(here.state, lambda: run.source.recorded(*at))
+        if saved is None:
+            return
+        if saved.step > self._last_step:
+            raise ValueError(
+                f"checkpoint folder {run.checkpoint} has {saved.step - self._first_step} steps, more than num_steps="
+                f"{run.num_steps}: ask for at least so many"
+            )
+        self._records, self._saved_parts = saved.records, len(saved.records)
+        self._here = _Here(saved.step, saved.state, saved.position, len(saved.records), saved.finished)
+        run.source.resume(saved.position, self._last_step - saved.step)
+
+    def _over(self) -> bool:
+        return self._here.finished or self._here.step >= self._last_step
+
+    def _due(self, before: int) -> bool:
+        """Whether a multiple of `every` was reached since a step before."""
+        return (self._here.step - self._first_step) // self._run.every > (before - self._first_step) // self._run.every
+
+    def _advance(self, show: Callable[[int, Mapping[str, Any]], None], terminated: Callable[[], bool]) -> None:
+        """One dispatch, and all that is to be done after it."""
+        before, wanted = self._here.step, min(self._run.steps_per_dispatch, self._last_step - self._here.step)
+        figures = self._dispatch(wanted)
+        taken = self._here.step - before
+        show(taken, figures)
+        told = terminated()
+        if told or taken < wanted or self._over() or self._due(before):
+            self._save()
+        if told:
+            print(f"SIGTERM: training stopped{self._how_to_go_on()}", file=sys.stderr)
+            raise Terminated(self._here.state, self._history())
+        if taken < wanted:
+            steps = f"{self._here.step - self._first_step} of {self._run.num_steps} steps"
+            message = f"data ended after {steps}: let it repeat, or ask for fewer"
+            raise Exhausted(message, self._here.state, self._history())
+
+    def _dispatch(self, wanted: int) -> dict[str, Any]:
+        """Takes some steps, looks whether they went well and tells the logs; returns figures to show."""
+        run, here = self._run, self._here
+        at = run.learner, run.record, self._key, here.state, here.step
+        state, outcome = run.source.advance(self._engine, *at, wanted)
+        outcomes, recorded = jax.device_get(outcome)
+        losses = outcomes.losses
+        taken = losses.shape[-1]
+        if not taken:  # the data has ended
+            return {}
+        del self._records[here.parts :]
+        self._records.append(recorded)
+        lost = outcomes.bad().any()
+        self._stop(here.state, outcomes, self._history(here.parts + 1) if lost else None, here.step)
+        position = run.source.position
+        self._here = _Here(here.step + taken, state, position, here.parts + 1, False)
+        return {"loss": f"{np.mean(losses[..., -1]):.4g}", **self._tell(losses[..., -1][()], losses, recorded)}
+
+    def _tell(self, loss: Any, losses: np.ndarray, recorded: Any) -> dict[str, Any]:
+        """Calls the logs; returns the figures that they want shown."""
+        figures, finished = self._run.told(Report(self._here.step, loss, losses, recorded, self._here.state))
+        self._here = self._here._replace(finished=finished)
+        return figures
+
+    def _require_sound(self) -> None:
+        if fault := self._fault(self._here.state):
+            raise Diverged(fault, self._here.state, self._history())
+
+    def _save(self) -> None:
+        """Saves how far the run is, if it has a folder that does not know it yet."""
+        here = self._here
+        if self._saves is None or here.step == self._saves.step:
+            return
+        self._require_sound()
+        unsaved = self._joined(self._records[self._saved_parts : here.parts])
+        self._saves.save(here.step, here.state, unsaved, here.position, here.finished)
+        self._saved_parts = here.parts
+
+    def _how_to_go_on(self) -> str:
+        if self._saves is None:
+            return "; .state and .history hold the dispatches that were finished"
+        folder = self._run.checkpoint
+        return f" after step {self._here.step}, which is saved in {folder}: the same call goes on from there"
+
+    def _history(self, parts: int | None = None) -> Any:
+        return self._joined(self._records[: self._here.parts if parts is None else parts])
+
+    def _joined(self, parts: list[Any]) -> Any:
+        if not parts:
+            return None
+        return jax.tree.map(lambda *x: np.concatenate(x, axis=self._engine.step_axis), *parts)

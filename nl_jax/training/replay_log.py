@@ -1,0 +1,263 @@
+"""A training run as a file of numbers: written while it goes on, and repeated without a forward pass."""
+
+import functools
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.base import Batch, GradientEstimator, Params
+from nl_jax.checks import path_name, positive_integer
+from nl_jax.estimators import directions as laws
+from nl_jax.estimators.directions import Law
+from nl_jax.estimators.directions.law import NamedLaw
+from nl_jax.estimators.sampled import Directions, SampledGradient
+from nl_jax.training.files import write
+from nl_jax.training.in_place import Update
+
+_AT_ONCE = 256  # steps repeated in one compiled call
+
+
+class TrainingLog:
+    """A folder with all that a run of `nl.seeded` did: for each step a key, a scale and K rates.
+
+    Hand it to `nl.fit` as `log`: it appends a dispatch's steps in one write, flushed to disk, before the next begins.
+    A record that a crash left unfinished is found by its checksum and dropped. Steps that are in the folder already are
+    compared, so that the same run may be started again; another run is refused.
+
+    Args:
+      folder: made if it is not there.
+      estimator: the learner's.
+      params: its parameters, or their shapes.
+      batch: a batch, or its shapes: the rates of laws that give every example its own directions are of its size.
+      snapshot_every: steps after which all parameters are saved as well, so that a replay need not begin at the first
+        step; None for never.
+
+    Attributes:
+      steps: whole records in the folder.
+      bytes_per_step: of a record.
+
+    Raises:
+      ValueError: if the folder is another run's, or the estimator has a state of its own, which no log keeps.
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl, numpy as np, tempfile
+    >>> objective = lambda w, batch: (batch @ w - 1) ** 2
+    >>> estimator, data, first = nl.weight_perturbation(objective, num_samples=4), jnp.eye(2), jnp.zeros(2)
+    >>> learner = nl.seeded(estimator, 0.05)
+    >>> log = TrainingLog(tempfile.mkdtemp(), estimator, first, data)
+    >>> state = learner.init(jax.random.key(0), first)
+    >>> state, _ = nl.fit(learner, jax.random.key(1), state, data, num_steps=100, log=log, progress=False)
+    >>> bool(np.array_equal(replay(first, log), state.params)), log.steps, log.bytes_per_step
+    (True, 100, 36)
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        estimator: GradientEstimator,
+        params: Params,
+        batch: Batch,
+        *,
+        snapshot_every: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.snapshot_every = None if snapshot_every is None else positive_integer("snapshot_every", snapshot_every)
+        self.header = _header(estimator, params, batch)
+        self._record = _record(self.header)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            there = _read_header(self.folder)
+        except FileNotFoundError:
+            there = self.header
+            write(self.folder / "header.json", lambda file: file.write(json.dumps(self.header, indent=1).encode()))
+        if there != self.header:
+            wrong = [name for name in self.header if there.get(name) != self.header[name]]
+            raise ValueError(
+                f"log folder {self.folder} is another run's: its {', '.join(wrong)} differ. Take a new one"
+            )
+        self.steps = len(_read(self.folder, self._record))
+        path = self.folder / "updates.bin"
+        path.touch()
+        os.truncate(path, self.steps * self.bytes_per_step)  # without what a crash left unfinished
+
+    @property
+    def bytes_per_step(self) -> int:
+        return self._record.itemsize
+
+    def __call__(self, report: Any) -> None:
+        """Appends the steps of a dispatch, as `nl.fit` reports them."""
+        if report.records is not None:
+            self.append(report.records.update, report.step, report.state.params)
+
+    def append(self, updates: Update, step: int, params: Params) -> None:
+        """Appends updates, stacked over steps.
+
+        Args:
+          updates: `info.update` of some steps.
+          step: steps taken after the last of them.
+          params: the parameters after it, of which a snapshot is made when it is due.
+
+        Raises:
+          ValueError: if steps are missing before these, or the folder has others in their place.
+        """
+        records = self._records(updates, step)
+        first = step - len(records)
+        if first > self.steps:
+            raise ValueError(f"log folder {self.folder} ends at step {self.steps}, these begin at step {first}")
+        known = _read(self.folder, self._record)[first:step] if first < self.steps else records[:0]
+        if known.tobytes() != records[: len(known)].tobytes():
+            raise ValueError(f"log folder {self.folder} has other updates from step {first} on: it is another run's")
+        new = records[len(known) :]
+        with (self.folder / "updates.bin").open("ab") as file:
+            file.write(new.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        before, self.steps = self.steps, max(self.steps, step)
+        if self.snapshot_every is not None and step // self.snapshot_every > before // self.snapshot_every:
+            leaves: dict[str, Any] = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
+            write(self.folder / f"snapshot-{step:09}.npz", lambda file: np.savez(file, **leaves))
+
+    def _records(self, updates: Update, step: int) -> np.ndarray:
+        if not isinstance(updates, Update):
+            raise ValueError("a training log needs the records of nl.seeded's steps, `info` itself, which nl.fit keeps")
+        key, scale, rates = (np.asarray(part) for part in updates)
+        records = np.zeros(len(scale), self._record)
+        records["step"] = np.arange(step - len(scale), step)
+        records["key"], records["scale"], records["rates"] = key, scale, rates
+        records["checksum"] = [_checksum(record) for record in records]
+        return records
+
+
+def replay(
+    params: Params, log: TrainingLog | str | os.PathLike, *, steps: int | None = None, law: Law | None = None
+) -> Params:
+    """Repeats a run from its log and returns its parameters, without a forward pass.
+
+    With the laws of `nl.directions` they have the same bits as the run's, on the same kind of device and version of
+    JAX; with a law of your own they are equal to rounding.
+
+    Args:
+      params: the run's first parameters. Their shapes alone are needed where the log has a snapshot.
+      log: a `TrainingLog` or its folder.
+      steps: how many steps of the run to repeat, at least 0; by default all whole records.
+      law: the law of directions; needed if it is not one of `nl.directions`.
+
+    Returns:
+      The parameters after these steps.
+
+    Raises:
+      ValueError: if the log is of other parameters, has fewer steps, or names no law.
+      FileNotFoundError: if the folder has no log.
+    """
+    folder = log.folder if isinstance(log, TrainingLog) else Path(log)
+    header = _read_header(folder)
+    records = _read(folder, _record(header))
+    last = len(records) if steps is None else steps
+    if not 0 <= last <= len(records):
+        raise ValueError(f"steps must be at least 0 and at most the log's {len(records)}, got {steps}")
+    if header["parameters"] != _described(params):
+        raise ValueError(f"log folder {folder} is of other parameters: {_difference(header['parameters'], params)}")
+    first, params = _snapshot(folder, last, params)
+    directions = Directions.of(law or _law(header["law"], folder), params, header["weights"])
+    for at in range(first, last, _AT_ONCE):
+        some = records[at : min(at + _AT_ONCE, last)]
+        updates = Update(*(jnp.asarray(some[name]) for name in Update._fields))
+        params = _repeated(directions, header["generator"], params, updates)
+    return params
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _repeated(directions: Directions, generator: str, params: Params, updates: Update) -> Params:
+    def one(params: Params, update: Update) -> tuple[Params, None]:
+        key = jax.random.wrap_key_data(update.key, impl=generator)
+        return SampledGradient(key, update.rates, directions).added(params, update.scale), None
+
+    return jax.lax.scan(one, params, updates)[0]
+
+
+def _header(estimator: GradientEstimator, params: Params, batch: Batch) -> dict[str, Any]:
+    if estimator.sample is None:
+        raise ValueError("estimator must be one whose gradient is a list of numbers, as nl.seeded takes it")
+    key = jax.random.key(0)
+    state = jax.eval_shape(estimator.init, key, params)
+    if jax.tree.leaves(state):
+        raise ValueError(
+            "an estimator with a state of its own cannot be replayed, for no log keeps it: take a baseline without "
+            "one, such as nl.baselines.antithetic()"
+        )
+    sampled, _, _ = jax.eval_shape(estimator.sample, key, state, params, batch)
+    law = sampled.directions.law
+    return {
+        "format": 1,
+        "law": {"name": law.name, "settings": law.settings} if isinstance(law, NamedLaw) else None,
+        "parameters": _described(params),
+        "weights": [leaf.weight for leaf in sampled.directions.leaves],
+        "rates": list(sampled.rates.shape),
+        "dtype": str(sampled.rates.dtype),
+        "generator": str(jax.random.key_impl(key)),
+        "key": jax.random.key_data(key).size,
+    }
+
+
+def _described(params: Params) -> list[list[Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [[path_name(path), list(leaf.shape), str(jnp.dtype(leaf.dtype))] for path, leaf in leaves]
+
+
+def _difference(described: list[list[Any]], params: Params) -> str:
+    pairs = zip([*described, None], [*_described(params), None], strict=False)
+    return next(f"it has {of} where these have {given}" for of, given in pairs if of != given)
+
+
+def _record(header: dict[str, Any]) -> np.dtype:
+    fields = [
+        ("step", "<i8"), ("key", "<u4", (header["key"],)), ("scale", "<f4"),
+        ("rates", np.dtype(header["dtype"]).newbyteorder("<"), tuple(header["rates"])), ("checksum", "<u4"),
+    ]  # fmt: skip
+    return np.dtype(fields)
+
+
+def _checksum(record: np.void) -> int:
+    return zlib.crc32(record.tobytes()[:-4])
+
+
+def _read(folder: Path, dtype: np.dtype) -> np.ndarray:
+    """The whole records, up to the first that is torn or out of order."""
+    path = folder / "updates.bin"
+    content = path.read_bytes() if path.exists() else b""
+    records = np.frombuffer(content[: len(content) // dtype.itemsize * dtype.itemsize], dtype)
+    for i, record in enumerate(records):
+        if record["step"] != i or record["checksum"] != _checksum(record):
+            return records[:i]
+    return records
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "header.json").read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"folder {folder} has no training log: header.json is missing") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"log folder {folder}: header.json is damaged ({error})") from error
+
+
+def _law(described: dict[str, Any] | None, folder: Path) -> Law:
+    if described is None:
+        raise ValueError(f"log folder {folder} was written with a law of your own: pass it, replay(…, law=…)")
+    return getattr(laws, described["name"])(**described["settings"])
+
+
+def _snapshot(folder: Path, last: int, params: Params) -> tuple[int, Params]:
+    """The latest parameters saved up to a step, or the first ones."""
+    steps = sorted(int(path.stem.removeprefix("snapshot-")) for path in folder.glob("snapshot-*.npz"))
+    usable = [step for step in steps if step <= last]
+    if not usable:
+        return 0, params
+    with np.load(folder / f"snapshot-{usable[-1]:09}.npz") as saved:
+        leaves, tree = jax.tree.flatten(params)
+        return usable[-1], jax.tree.unflatten(tree, [jnp.asarray(saved[str(i)]) for i in range(len(leaves))])

@@ -1,0 +1,67 @@
+"""The settings of a run, checked."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from nl_jax.base import Key, Learner
+from nl_jax.batching import Order
+from nl_jax.checks import concrete, positive_integer, typed_key
+from nl_jax.training.dispatch import Record, without_residuals
+from nl_jax.training.outcome import Report
+from nl_jax.training.sources import source
+
+Log = Callable[[Report], Mapping[str, Any] | bool | None]
+"""What is told of a run between dispatches: see `nl.fit`."""
+
+
+class Run:
+    """What `fit` and `restarts` are both told, checked; their docstrings say what each setting means."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        key: Key,
+        data: Any,
+        num_steps: int,
+        batch_size: int | None,
+        order: Order,
+        steps_per_dispatch: int,
+        record: Record | None,
+        log: Log | Sequence[Log],
+        progress: bool | None,
+        checkpoint: str | os.PathLike | None,
+        every: int | None,
+    ) -> None:
+        if not isinstance(learner, Learner):
+            raise ValueError(f"learner must be made by nl.learner(estimator, optimizer), got {type(learner).__name__}")
+        typed_key(key)
+        concrete("key", key)
+        self.learner, self.record, self.progress = learner, record or without_residuals, progress
+        self.num_steps = positive_integer("num_steps", num_steps)
+        self.steps_per_dispatch = positive_integer("steps_per_dispatch", steps_per_dispatch)
+        self.source = source(data, batch_size, order)
+        self.logs = (log,) if callable(log) else tuple(log)
+        if every is not None and checkpoint is None:
+            raise ValueError(f"every={every} needs checkpoint=, the folder to save to")
+        self.checkpoint, self.every = checkpoint, 1 if every is None else positive_integer("every", every)
+        self.identity = {"key": f"{jax.random.key_impl(key)} {np.asarray(jax.random.key_data(key)).tolist()}"}
+
+    def told(self, report: Report) -> tuple[dict[str, Any], bool]:
+        """Calls the logs; returns the figures that they want shown, and whether one asks to stop."""
+        figures: dict[str, Any] = {}
+        stop = False
+        for log in self.logs:
+            answer = log(report)
+            if isinstance(answer, Mapping):
+                figures |= answer
+            elif answer is not None:
+                if np.shape(answer) or not np.issubdtype(np.result_type(answer), np.bool_):
+                    raise ValueError(
+                        f"log must return None, figures to show as a mapping, or True to stop; got {answer!r}"
+                    )
+                stop |= bool(answer)
+        return figures, stop

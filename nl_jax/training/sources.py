@@ -1,0 +1,186 @@
+"""Where the batches of a run come from: arrays that stay on the device, or an iterator that sends them there."""
+
+import functools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.base import Batch, Key, Learner, LearnerState
+from nl_jax.batching import Order, shuffled
+from nl_jax.checks import concrete, positive_integer
+from nl_jax.training.dispatch import Engine, Record
+from nl_jax.training.outcome import Outcomes
+
+_IN_FLIGHT = 2
+"""Steps that the device has been given and not yet done, at most."""
+
+
+def source(data: Any, batch_size: int | None, order: Order) -> "Arrays | Stream":
+    """The source of a run's batches: a tree of arrays is one of `Arrays`, anything else to iterate over a `Stream`."""
+    if hasattr(data, "__next__") or (hasattr(data, "__iter__") and not hasattr(data, "shape") and _is_leaf(data)):
+        return Stream(data, batch_size, order)
+    return Arrays(data, batch_size, order)
+
+
+def _is_leaf(data: Any) -> bool:
+    """Whether JAX knows no tree in it, as it does in tuples, dicts and registered classes."""
+    return jax.tree_util.treedef_is_leaf(jax.tree.structure(data))
+
+
+class Arrays:
+    """Batches chosen by `order` from arrays, many steps in one compiled call.
+
+    Attributes:
+      position: where the source is after a dispatch; None, as that follows from the step's number.
+    """
+
+    position: str | None = None
+
+    def __init__(self, data: Batch, batch_size: int | None, order: Order) -> None:
+        concrete("data", data)
+        self._data = jax.tree.map(jnp.asarray, data)
+        self._order = order
+        lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(self._data)}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(
+                "data must be arrays with equally many examples, at least 1, or an iterator of batches; the arrays' "
+                f"numbers of examples are {lengths}"
+            )
+        (examples,) = lengths
+        self._batch_size = None if batch_size is None else positive_integer("batch_size", batch_size)
+        if self._batch_size is not None and self._batch_size > examples:
+            raise ValueError(f"batch_size must be at most the {examples} examples there are, got {batch_size}")
+
+    def begin(self, num_steps: int, with_position: bool) -> Batch:
+        """Arrays that lie where the batches will."""
+        del num_steps, with_position
+        return self._data
+
+    def resume(self, position: str | None, num_steps: int) -> None:
+        """Nothing to do: a batch follows from its step's number."""
+
+    def advance(
+        self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState, step: int, num_steps: int
+    ) -> tuple[LearnerState, tuple[Any, Any]]:
+        """The state after some more steps, and their outcomes and records."""
+        at = key, state, self._data, np.int32(step)
+        return engine.steps(learner, self._order, record, self._batch_size, num_steps, *at)
+
+    def recorded(self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState) -> Any:
+        """The tree of a record, with dtypes in the place of arrays."""
+        steps = functools.partial(engine.steps, learner, self._order, record, self._batch_size, 1)
+        return _dtypes(jax.eval_shape(steps, key, state, self._data, np.int32(0)))
+
+    def __str__(self) -> str:
+        order = getattr(self._order, "__qualname__", type(self._order).__qualname__)
+        return f"batches of {self._batch_size}, {order}, from {_shapes(self._data)}"
+
+
+class Stream:
+    """Batches from an iterator, one compiled call a step; the next is loaded while the device computes.
+
+    A compiled call returns before the device has done it. So the loop hands out a batch, loads the next and sends it to
+    the device, and only then waits, for all steps but the last `_IN_FLIGHT`: the iterator and the device work at the
+    same time, and the number of batches on the device does not grow.
+    """
+
+    def __init__(self, data: Any, batch_size: int | None, order: Order) -> None:
+        if batch_size is not None or order is not shuffled:
+            raise ValueError(
+                f"batch_size and order must be left out where data is an iterator, which chooses the batches; "
+                f"got batch_size={batch_size}, order={order}"
+            )
+        self._iterator = iter(data)
+        self._left, self._with_position = 0, False
+        self._next: Batch = None
+        self._shapes = ""
+        self.position: str | None = None
+
+    def begin(self, num_steps: int, with_position: bool) -> Batch:
+        """Loads the first batch and returns it; ValueError if positions are wanted and the iterator has none."""
+        if with_position and not all(callable(getattr(self._iterator, x, None)) for x in ("get_state", "set_state")):
+            raise ValueError(
+                f"data is a {type(self._iterator).__name__}, whose position cannot be saved in a checkpoint: hand in "
+                "arrays, a grain loader, or an iterator with get_state() and set_state(state)"
+            )
+        self._left, self._with_position = num_steps, with_position
+        self._next = self._load()
+        self._shapes = _shapes(self._next)
+        return self._next
+
+    def resume(self, position: str | None, num_steps: int) -> None:
+        """Goes to a saved position, with so many steps still to take from there."""
+        assert position is not None
+        state = json.loads(position)
+        self._iterator.set_state(state["bytes"].encode("latin-1") if set(state) == {"bytes"} else state["state"])
+        self._left, self.position = num_steps, position
+        self._next = self._load() if num_steps else None
+
+    def advance(
+        self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState, step: int, num_steps: int
+    ) -> tuple[LearnerState, tuple[Any, Any]]:
+        """The state after some more steps, fewer if the data ends, and their outcomes and records."""
+        found: list[Any] = []
+        for batch in self._take(num_steps):
+            state, outcome = engine.step(learner, record, key, state, batch, np.int32(step + len(found)))
+            found.append(outcome)
+            if len(found) > _IN_FLIGHT:
+                jax.block_until_ready(found[-1 - _IN_FLIGHT])
+        if not found:
+            return state, (Outcomes(np.zeros(0, np.float32), ()), None)
+        return state, jax.tree.map(lambda *x: np.stack(x, axis=engine.step_axis), *jax.device_get(found))
+
+    def recorded(self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState) -> Any:
+        """The tree of a record, with dtypes in the place of arrays; to be asked before `resume`."""
+        step = functools.partial(engine.step, learner, record)
+        return _dtypes(jax.eval_shape(step, key, state, self._next, np.int32(0)))
+
+    def __str__(self) -> str:
+        return f"an iterator of {self._shapes}"
+
+    def _take(self, count: int) -> Iterator[Batch]:
+        for number in range(count):
+            if self._next is None:
+                return
+            yield self._next
+            self._left -= 1
+            if number == count - 1:
+                self._note_position()  # before the next batch is loaded, which belongs to the next dispatch
+            self._next = self._load() if self._left else None
+            if self._next is None:
+                self._note_position()
+
+    def _note_position(self) -> None:
+        if not self._with_position:
+            return
+        state = self._iterator.get_state()
+        if isinstance(state, bytes):
+            self.position = json.dumps({"bytes": state.decode("latin-1")})
+            return
+        try:
+            self.position = json.dumps({"state": state})
+        except TypeError as error:
+            raise ValueError(
+                f"data's get_state() must return bytes, or what JSON can hold, to be saved in a checkpoint: {error}"
+            ) from error
+
+    def _load(self) -> Batch:
+        """The next batch, on its way to the device; None after the last. Copied: the iterator may reuse its arrays."""
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            return None
+        return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(np.array(x)), batch)
+
+
+def _dtypes(outcome: Any) -> Any:
+    _, (_, recorded) = outcome
+    return jax.tree.map(lambda x: x.dtype, recorded)
+
+
+def _shapes(tree: Any) -> str:
+    return ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(tree))

@@ -1,0 +1,141 @@
+"""What a run reports on its way, where it is written, and how a log stops the run."""
+
+import json
+import sys
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nl_jax as nl
+from tests.training.problem import DATA, KEY, LEARNER, fit, objective
+
+
+def _record(state, info):
+    return {"loss": info.loss, "norm": jnp.sum(state.params**2), "weights": state.params[:, 0]}
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return fit(num_steps=8, record=_record)[1]
+
+
+def test_reports():
+    reports = []
+    state, history = fit(num_steps=5, log=reports.append)
+    assert [report.step for report in reports] == [0, 2, 4, 5]
+    assert np.isnan(reports[0].loss)
+    assert reports[0].records is None
+    for report in reports[1:]:
+        since = slice(report.step - len(report.losses), report.step)
+        np.testing.assert_array_equal(report.losses, history.loss[since])
+        np.testing.assert_array_equal(report.records.loss, history.loss[since])
+        assert report.loss == history.loss[report.step - 1]
+        assert int(report.state.step) == report.step
+    np.testing.assert_array_equal(reports[-1].state.params, state.params)
+
+
+def test_several_logs_figures_and_a_stop(capsys):
+    seen = []
+    logs = [lambda report: {"shown": report.step}, lambda report: report.step >= 4, seen.append]
+    state, history = fit(num_steps=20, log=logs, progress=True)
+    assert int(state.step) == len(history.loss) == 4
+    assert [report.step for report in seen] == [0, 2, 4]  # those after the one that stops are told too
+    assert "shown=4" in capsys.readouterr().err
+
+
+def test_a_log_that_answers_otherwise():
+    with pytest.raises(ValueError, match="log must return None, figures to show as a mapping, or True to stop; got 35"):
+        fit(num_steps=2, log=lambda report: 35)
+
+
+def test_csv(tmp_path, expected):
+    path = tmp_path / "new" / "loss.csv"
+    fit(num_steps=8, record=_record, log=nl.logs.csv(path))
+    lines = path.read_text().splitlines()
+    assert lines[0] == "step,loss,norm,weights/0,weights/1,weights/2"
+    rows = np.array([[float(x) for x in line.split(",")] for line in lines[1:]])
+    assert rows[:, 0].tolist() == list(range(1, 9))
+    np.testing.assert_array_equal(rows[:, 1].astype(np.float32), expected["loss"])
+    np.testing.assert_array_equal(rows[:, 3:].astype(np.float32), expected["weights"])
+
+
+def test_json_lines(tmp_path, expected):
+    fit(num_steps=8, record=_record, log=nl.logs.json_lines(tmp_path / "log.jsonl", every=3))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 6]
+    assert [np.float32(row["norm"]) for row in rows] == expected["norm"][[2, 5]].tolist()
+
+
+@pytest.mark.parametrize("make", [nl.logs.csv, nl.logs.json_lines])
+def test_a_file_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path, make):
+    """Steps after the last save are taken again, and a line may have been cut by the end of the process."""
+
+    def stop(report):
+        if report.step == 6:
+            raise KeyboardInterrupt
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    fit(num_steps=8, log=make(whole))
+    with pytest.raises(nl.Interrupted):
+        fit(tmp_path / "run", num_steps=8, log=[make(resumed), stop])
+    (tmp_path / "run" / "seals" / "6.json").unlink()  # as if killed before step 6 was saved
+    with resumed.open("a") as file:
+        file.write("7,0.")
+    fit(tmp_path / "run", num_steps=8, log=make(resumed))
+    assert resumed.read_text() == whole.read_text()
+    before = resumed.read_text()
+    fit(tmp_path / "run", num_steps=8, log=make(resumed))  # finished: nothing is told
+    assert resumed.read_text() == before
+    fit(num_steps=4, log=make(resumed))  # another run begins the file anew
+    assert resumed.read_text() == "".join(whole.read_text().splitlines(keepends=True)[: 4 + (make is nl.logs.csv)])
+
+
+def test_a_file_with_other_columns(tmp_path):
+    state, _ = fit(num_steps=2, log=nl.logs.csv(tmp_path / "log.csv"))
+    with pytest.raises(ValueError, match=r"log.csv has columns \['step', 'loss', 'evaluations'\], this run has"):
+        nl.fit(
+            LEARNER, KEY, state, DATA, num_steps=2, batch_size=8, record=_record, progress=False,
+            log=nl.logs.csv(tmp_path / "log.csv"),
+        )  # fmt: skip
+
+
+def test_restarts_have_a_column_a_run(tmp_path):
+    found = nl.restarts(
+        LEARNER, KEY, lambda key: jnp.zeros((3, 1)), DATA, score=lambda w: jnp.mean(objective(w, DATA)), num_restarts=2,
+        num_steps=4, steps_per_dispatch=2, batch_size=8, progress=False, log=nl.logs.csv(tmp_path / "log.csv"),
+    )  # fmt: skip
+    header, *rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert header == "step,loss/0,loss/1,evaluations/0,evaluations/1"
+    losses = np.array([[np.float32(x) for x in row.split(",")[1:3]] for row in rows])
+    np.testing.assert_array_equal(losses.T, found.history.loss)
+
+
+def test_weights_and_biases():
+    """Of a run nothing is used but its method `log`."""
+
+    rows = []
+    run = types.SimpleNamespace(log=lambda row, step: rows.append((step, row)))
+    fit(num_steps=4, log=nl.logs.wandb(run, every=2))
+    assert [step for step, _ in rows] == [2, 4]
+    assert set(rows[0][1]) == {"loss", "evaluations"}
+
+
+def test_tensorboard(tmp_path, expected):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    fit(num_steps=8, record=_record, log=nl.logs.tensorboard(tmp_path))
+    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert set(events.Tags()["tensors"]) == {"loss", "norm", "weights/0", "weights/1", "weights/2"}
+    found = events.Tensors("norm")
+    assert [event.step for event in found] == list(range(1, 9))
+    np.testing.assert_array_equal([event.tensor_proto.float_val[0] for event in found], expected["norm"])
+
+
+def test_bad_settings(tmp_path, monkeypatch):
+    for make in (nl.logs.csv, nl.logs.json_lines, nl.logs.tensorboard, nl.logs.wandb):
+        with pytest.raises(ValueError, match="every must be a whole number of at least 1, got 0"):
+            make(tmp_path, every=0)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
+    with pytest.raises(ImportError, match=r"logs.tensorboard of a folder needs tensorboard: pip install tensorboard"):
+        nl.logs.tensorboard(tmp_path)
