@@ -19,7 +19,7 @@ import tyro
 import nl_jax as nl
 from experiments import data
 from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.results import Folder, mean_and_error
 
 
 class Scheme(NamedTuple):
@@ -215,7 +215,7 @@ def table(curves: Sequence[Curve]) -> str:
     lines = [f"{'':60}{'rate':>6}{'evaluations':>13}{'training loss':>18}{'test accuracy %':>17}"]
     for (rule, scheme), curve in best(curves).items():
         (loss, its_error), (accuracy, error) = map(
-            _mean_and_error, (curve.train_loss[-1], 100 * curve.test_accuracy[-1])
+            mean_and_error, (curve.train_loss[-1], 100 * curve.test_accuracy[-1])
         )
         lines.append(
             f"{f'{rule}, {scheme}':60}{curve.learning_rate:>6g}{curve.evaluations:>13,}{loss:>9.4f} ± {its_error:.4f}"
@@ -266,12 +266,6 @@ def plot(curves: Sequence[Curve], title: str) -> Any:
     canvas.legend([handles[s] for s in shown], shown, loc="outside lower center", ncols=3, frameon=False)
     canvas.suptitle(f"{title}: a deep sigmoid network, without batch normalisation and with it")
     return canvas
-
-
-def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Over seeds; one seed alone says nothing of the error."""
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("inf")
-    return float(values.mean()), float(error)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ import tyro
 import nl_jax as nl
 from experiments import data
 from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.results import Folder, mean_and_error
 
 Estimator = Callable[[Any, int], nl.GradientEstimator]
 
@@ -224,7 +224,7 @@ def table(curves: dict[str, Curve], config: Config) -> str:
     head = f"{'estimator':25}{'test accuracy %':>15}{'updates':>9}{'evaluations':>13}{price:>9}{'seconds':>9}"
     lines = [head + f"{'cosine':>15}"]
     for name, curve in curves.items():
-        accuracy, error = _mean_and_error(100 * curve.test_accuracy[-1])
+        accuracy, error = mean_and_error(100 * curve.test_accuracy[-1])
         reached = [e for e, a in zip(curve.evaluations, curve.test_accuracy, strict=True) if a.mean() >= config.target]
         cosine = f"{curve.cosine[0].mean():.3f} → {curve.cosine[-1].mean():.3f}"
         lines.append(
@@ -269,12 +269,6 @@ def plot(curves: dict[str, Curve], title: str) -> Any:
     canvas.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     canvas.suptitle(f"{title}: the same network and images, the gradient estimated in different ways")
     return canvas
-
-
-def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Over seeds; one seed alone says nothing of the error."""
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("inf")
-    return float(values.mean()), float(error)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ import nl_jax as nl
 from experiments import data
 from experiments.constrained_family import EXACT, GROUPS, MEMBERS, SOLVERS, Teaching, predictive_coding
 from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, judge, verdict
+from experiments.results import Folder, judge, mean_and_error, verdict
 from nl_jax.base import Array, Params
 from nl_jax.theory import predictive_coding as theory
 
@@ -416,7 +416,7 @@ def table(results: Results, config: Config) -> str:
         lines += [group] if here else []
         for name in here:
             course = results.courses[name]
-            accuracy, error = _mean_and_error(100 * course.accuracy[-1])
+            accuracy, error = mean_and_error(100 * course.accuracy[-1])
             degrees = ", ".join(f"{layer} {of[-1].mean():.1f}" for layer, of in course.degrees.items())
             lines.append(
                 f"  {MEMBERS[name].label:38}{f'{accuracy:.2f} ± {error:.2f}':>18}{course.loss[-1].mean():>16.5f}   "
@@ -426,7 +426,7 @@ def table(results: Results, config: Config) -> str:
         lines.append("predictive coding, to the gradient")
         for i, mu in enumerate(config.penalties):
             along = results.along
-            accuracy, error = _mean_and_error(100 * along.accuracy[i])
+            accuracy, error = mean_and_error(100 * along.accuracy[i])
             lines.append(
                 f"  {f'μ = {mu:g}':38}{f'{accuracy:.2f} ± {error:.2f}':>18}{'':19}"
                 f"cosine {along.cosine[i].mean():.4f}, relative error {along.error[i].mean():.1e}"
@@ -457,7 +457,7 @@ def plot(results: Results, config: Config) -> Any:
         errors.plot(mu[-3:], along.error[-1].mean() * mu[-1] / mu[-3:] / 2, color="grey", label="slope −1")
         band(accuracies, mu, 100 * along.accuracy, _dense(style(0)), "predictive coding")
     if "backprop" in results.courses:
-        exact, error = _mean_and_error(100 * results.courses["backprop"].accuracy[-1])
+        exact, error = mean_and_error(100 * results.courses["backprop"].accuracy[-1])
         accuracies.axhline(exact, color=style(3)["color"], linestyle="--", label="backprop")
         accuracies.axhspan(exact - error, exact + error, color=style(3)["color"], alpha=0.15, linewidth=0)
     for axes in (cosines, errors, accuracies):
@@ -510,7 +510,7 @@ def plot_members(results: Results, config: Config) -> Any:
             headings.append(row)
             row += 1
         for name in here:
-            mean, error = _mean_and_error(100 * results.courses[name].accuracy[-1])
+            mean, error = mean_and_error(100 * results.courses[name].accuracy[-1])
             accuracies.errorbar(
                 [mean], [row], xerr=error if np.isfinite(error) else 0, capsize=3, fmt="o", color="#0072B2"
             )
@@ -544,12 +544,6 @@ def _dense(look: Mapping[str, Any]) -> dict[str, Any]:
 
 def _network_name(config: Config) -> str:
     return "-".join(map(str, (64, *config.hidden, 10))) + " tanh"
-
-
-def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Over seeds; one seed alone says nothing of the error."""
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("inf")
-    return float(values.mean()), float(error)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

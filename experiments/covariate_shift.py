@@ -1,4 +1,4 @@
-"""How the distribution of a layer's inputs shifts while lower layers learn, with batch normalisation and without.
+"""How the distribution of a layer's inputs shifts as lower layers learn, with batch normalisation or not (seed 001 §5).
 
 python -m experiments.covariate_shift --help
 """
@@ -29,8 +29,8 @@ class Config:
     """Measure how far every update moves the distribution of each layer's inputs, with batch normalisation and without.
 
     Every scheme learns digits at every rate, and validation chooses its rate. A third scheme is normalised, but its γ
-    and β are jolted at every update: if shifts are what makes learning slow, it must be slow. What a normalised unit
-    receives has a law, as it has mean β and deviation |γ| whatever lower layers do; exits with 1 if it is not so.
+    and β are jolted at every update: if shifts are what makes learning slow, it must be slow (Santurkar et al. 2018).
+    What a normalised unit receives has mean β and deviation |γ|, whatever lower layers do; exits with 1 if it has not.
     Prints a table and writes config.json, covariate_shift.json, covariate_shift.npz and covariate_shift.png to --out.
     """
 

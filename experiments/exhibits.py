@@ -222,6 +222,58 @@ EXHIBITS = (
         },
     ),
     Exhibit(
+        "experiments.conditioning",
+        "Zero mean and unit variance",
+        "excess loss &nbsp;→&nbsp; ((κ − 1) / (κ + 1))² &nbsp;excess loss, &emsp; κ = "
+        "<i>λ</i><sub>max</sub> / <i>λ</i><sub>min</sub> of ⟨(<i>x</i>, 1)(<i>x</i>, 1)<sup>T</sup>⟩",
+        "The first reason for batch normalisation. Linear units learn from raw, centred, standardised and whitened "
+        "images as the condition number of these says; κ is 1 for zero mean and unit variance without correlations "
+        "alone. A network gains as well, but far less (seed 001 §5; LeCun, Kanter &amp; Solla 1991).",
+        {
+            "conditioning": "Excess losses of linear units and their steps to a small one on the law, against the "
+            "condition number, the mean and the deviation of inputs; below, losses of a network with each kind of "
+            "inputs, and its updates against the learning rate"
+        },
+    ),
+    Exhibit(
+        "experiments.covariate_shift",
+        "What layers see, and how it shifts",
+        "<i>W</i><sub>2</sub>² &nbsp;=&nbsp; (μ′ − μ)² + (σ′ − σ)², &emsp; with batch norm (β′ − β)² + (|γ′| − |γ|)²",
+        "The second reason for batch normalisation. Every update of lower layers moves what a layer receives, by many "
+        "standard deviations in a deep sigmoid network, and by next to nothing with batch normalisation. But a network "
+        "whose γ and β are disturbed on purpose learns nearly as fast: to move less is not what makes it fast "
+        "(seed 001 §5; Ioffe &amp; Szegedy 2015; Santurkar et al. 2018).",
+        {
+            "covariate_shift": "Shift in one update against updates, layer and learning rate, without batch "
+            "normalisation, with it, and with its parameters disturbed; losses of the three; and measured shifts on "
+            "the law of normalised units"
+        },
+    ),
+    Exhibit(
+        "experiments.minibatch",
+        "Single examples or minibatches",
+        "E ‖Δ′‖² &nbsp;=&nbsp; (1 − 2<i>Bη</i> + <i>Bη</i>² (<i>B</i> + <i>N</i> + 1)) ‖Δ‖²",
+        "Descent by the sum over B examples, at equal numbers of examples. Of a linear student’s error the law is "
+        "known: the best rate, 1/(B + N + 1), hardly depends on B below the number N of inputs, and there B examples "
+        "are worth B single ones. A network behaves alike (seed 001 §4).",
+        {
+            "minibatch": "Errors of a linear student against examples, its error after one step against the rate, and "
+            "the examples it needs against B, on the law; below, the same of a network"
+        },
+    ),
+    Exhibit(
+        "experiments.depth_width",
+        "Depth against width",
+        "(<i>D</i> + 1) <i>w</i> + (<i>L</i> − 1)(<i>w</i> + 1) <i>w</i> + (<i>w</i> + 1) <i>K</i> &nbsp;=&nbsp; "
+        "constant",
+        "How many layers, and how many nodes? Networks of as many parameters and one to six hidden layers, each at its "
+        "best rate, on digits and on MNIST-1D. No theory says which is best (seed 001).",
+        {
+            "depth_width": "Test errors and updates needed against the number of hidden layers, for two numbers of "
+            "parameters, on digits and on MNIST-1D"
+        },
+    ),
+    Exhibit(
         "experiments.optimizers",
         "Down a narrow valley",
         "<i>d<sub>n</sub></i> = −<i>g<sub>n</sub></i> + β<sub><i>n</i></sub> <i>d</i><sub><i>n</i> − 1</sub>",

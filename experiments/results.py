@@ -36,9 +36,9 @@ class Verdict(NamedTuple):
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean over seeds and its standard error; one seed alone says nothing of the error, which is then infinite."""
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("inf")
-    return float(values.mean()), float(error)
+    """The mean over seeds and its standard error, infinite for one seed or if a value is not finite."""
+    known = len(values) > 1 and np.isfinite(values).all()
+    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if known else math.inf
 
 
 def with_error(values: np.ndarray, digits: int) -> str:

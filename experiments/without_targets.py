@@ -20,7 +20,7 @@ import nl_jax as nl
 from experiments import data
 from experiments.failure import ExperimentError, exit_code
 from experiments.ladder import LABELS, METHODS, RUNGS, Images, Settings, Teaching, seen
-from experiments.results import Folder
+from experiments.results import Folder, mean_and_error
 
 DATASETS = {"digits": data.digits, "mnist": data.mnist}
 
@@ -198,7 +198,7 @@ def table(scores: dict[str, Scores]) -> str:
         lines += [rung] if here else []
         for name in here:
             own, readout, class_mean = (
-                "–" if values is None else "{:.2f} ± {:.2f}".format(*_mean_and_error(100 * values))
+                "–" if values is None else "{:.2f} ± {:.2f}".format(*mean_and_error(100 * values))
                 for values in (scores[name].answers, scores[name].readout, scores[name].class_mean)
             )
             price = f"{scores[name].evaluations:>13,}"
@@ -225,7 +225,7 @@ def plot(scores: dict[str, Scores], title: str) -> Any:
     for index, (label, measure) in enumerate(measures.items()):
         found = {name: getattr(s, measure) for name, s in scores.items() if getattr(s, measure) is not None}
         if found:
-            means, errors = np.transpose([_mean_and_error(100 * values) for values in found.values()])
+            means, errors = np.transpose([mean_and_error(100 * values) for values in found.values()])
             look = {**style((0, 2, 3)[index]), "linestyle": "none", "markevery": None}
             accuracies.errorbar(
                 means, [rows[name] + 0.2 * (index - 1) for name in found], capsize=3, label=label, **look,
@@ -299,12 +299,6 @@ def receptive_fields(scores: dict[str, Scores], title: str) -> Any:
         row[0].set_ylabel(f"{LABELS[name]}\n({rung_of[name]})", rotation=0, ha="right", va="center", labelpad=8)
     canvas.suptitle(f"{title}: weights into {shown} hidden units, red positive, blue negative, each to its own scale")
     return canvas
-
-
-def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Over seeds; one seed alone says nothing of the error."""
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("inf")
-    return float(values.mean()), float(error)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
