@@ -24,8 +24,10 @@ def shuffled(key: Key, first_step: Array, num_steps: int, num_examples: int, bat
     passes = -(-num_steps // per_pass) + 1  # one more, as the first may be under way
 
     def batches(number: Array) -> Array:
-        # One sort by 32 random bits each, where jax.random.permutation makes two; ties, which keep order, are rare.
-        order = jnp.argsort(jax.random.bits(jax.random.fold_in(key, number), (num_examples,), jnp.uint32))
+        # One sort by 32 random bits each, where jax.random.permutation makes two; ties, which keep order, are rare. The
+        # second key decides them, so that the sort need not be a stable one, which takes longer.
+        bits = jax.random.bits(jax.random.fold_in(key, number), (num_examples,), jnp.uint32)
+        _, order = jax.lax.sort((bits, jnp.arange(num_examples, dtype=jnp.int32)), num_keys=2, is_stable=False)
         return order[: per_pass * batch_size].reshape(per_pass, batch_size)
 
     # Whether the last is reached depends on where the first stands; to shuffle a large set is dear, so only if it is.

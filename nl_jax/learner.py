@@ -53,7 +53,7 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
     def init(key: Key, params: Params) -> LearnerState:
         typed_key(key)
         # optax's line searches begin with weakly typed numbers and go on with others: a second compilation for nothing.
-        optimizer_state = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), optimizer.init(params))
+        optimizer_state = jax.tree.map(_strongly_typed, optimizer.init(params))
         return LearnerState(params, estimator.init(key, params), optimizer_state, jnp.int32(0))
 
     def step(key: Key, state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
@@ -72,6 +72,10 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
         return LearnerState(params, estimator_state, optimizer_state, state.step + 1), info
 
     return Learner(init, step)
+
+
+def _strongly_typed(x: Any) -> Array:
+    return x if isinstance(x, jax.Array) and not x.weak_type else jnp.asarray(x, jnp.result_type(x))
 
 
 def _require_state_of(optimizer: optax.GradientTransformation, state: LearnerState) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.base import Batch, Key, Learner, LearnerState, State
+from nl_jax.base import Array, Batch, Key, Learner, LearnerState, Params, State
 from nl_jax.batching import Order, shuffled
 from nl_jax.checks import concrete
 from nl_jax.training.dispatch import ONE, Record
@@ -104,8 +104,13 @@ def fit(
             raise Diverged(message, state, history)
 
     def fault(state: LearnerState) -> str | None:
-        if all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
+        if _finite(state.params):
             return None
         return f"parameters are no longer finite after step {int(state.step) - 1}: lower the learning rate"
 
     return Loop(run, ONE, key, jax.tree.map(jnp.asarray, state), int(state.step), stop, fault).finish()
+
+
+@jax.jit
+def _finite(params: Params) -> Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
