@@ -39,9 +39,9 @@ class Config:
     """Numbers of weights and biases, which networks come as near to as whole units let them."""
     depths: tuple[int, ...] = (1, 2, 3, 4, 6)
     """Numbers of hidden layers (tanh), all of one width."""
-    rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     """Learning rates tried."""
-    updates: int = 3000
+    updates: int = 6000
     """Parameter updates at most."""
     batch_size: int = 50
     """Examples per update."""
@@ -90,7 +90,7 @@ def run(config: Config) -> list[Stopped]:
     """
     if config.quick:
         config = dataclasses.replace(
-            config, depths=config.depths[:3:2], rates=config.rates[1:2], updates=min(config.updates, 100),
+            config, depths=config.depths[:3:2], rates=config.rates[2:3], updates=min(config.updates, 100),
             seeds=min(config.seeds, 2), parameters=config.parameters[:1],
         )  # fmt: skip
     _check(config)

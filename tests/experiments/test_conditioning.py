@@ -85,6 +85,14 @@ def test_preprocessing():
     np.testing.assert_array_equal(found.measured[:, 0], 1)
 
 
+def test_condensed_examples_have_the_same_excess_loss():
+    rng = np.random.default_rng(0)
+    x, y, w = rng.normal(size=(20, 3)), rng.normal(size=(20, 2)), rng.normal(size=(3, 2))
+    few, targets = linear_descent._condensed(x, y)
+    least = ((x @ np.linalg.lstsq(x, y)[0] - y) ** 2).mean(axis=0)
+    np.testing.assert_allclose(((few @ w - targets) ** 2).mean(axis=0), ((x @ w - y) ** 2).mean(axis=0) - least)
+
+
 def _results():
     """Of a network at two rates from two beginnings, at moments 1, 2 and 3; the second rate is the better."""
     slow, fast = [[3.0, 2.0, 1.0]] * 2, [[3.0, 1.0, 0.5], [3.0, 3.0, 1.0]]

@@ -35,18 +35,24 @@ def swept(sets):
     )
 
 
-def test_a_run_is_the_learner_walked(sets, swept):
-    """Rate 1 and seed 2 of all, step by step, on the batches that the seed draws."""
+@pytest.mark.parametrize(("rate", "seed"), [(0, 1), (1, 2)])
+def test_a_run_is_the_learner_walked(rate, seed, sets, swept):
+    """Step by step, on the batches that the seed draws."""
     _, params = swept
-    walked = learner(RATES[1]).init(jax.random.key(0), NETWORK.init(jax.random.key(2)))
-    order = np.random.default_rng(2).integers(20, size=(5, BATCH))
+    walked = learner(RATES[rate]).init(jax.random.key(0), NETWORK.init(jax.random.key(seed)))
+    order = np.random.default_rng(seed).integers(20, size=(5, BATCH))
     at = {0: walked.params}
     for step, index in enumerate(order, start=1):
-        walked, _ = learner(RATES[1]).step(jax.random.key(0), walked, tuple(jnp.asarray(x[index]) for x in sets.train))
+        batch = tuple(jnp.asarray(x[index]) for x in sets.train)
+        walked, _ = learner(RATES[rate]).step(jax.random.key(0), walked, batch)
         at[step] = walked.params
     for i, moment in enumerate(MOMENTS):
-        ours = jax.tree.map(lambda x, i=i: x[1, 2, i], params)
+        ours = jax.tree.map(lambda x, i=i: x[rate, seed, i], params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, at[moment])
+
+
+def test_seeds_differ_and_rates_begin_alike(swept):
+    _, params = swept
     weights = params["output"]["weight"]
     assert weights.shape == (2, 3, 3, 3, 2)
     np.testing.assert_array_equal(weights[0, :, 0], weights[1, :, 0])  # the same beginnings
