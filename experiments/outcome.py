@@ -17,6 +17,15 @@ INTERRUPTED = 130  # exit code, as shells have it
 _NO_NUMBER = re.compile(r"(?<!\w)nan(?!\w)")  # as Python and numpy print it; a word about it is spelt NaN
 
 
+def has_nan(text: str) -> bool:
+    """Whether a NaN stands in what was printed, as a table with an empty or a spoilt measurement has it.
+
+    >>> has_nan("loss 0.125 ±   nan"), has_nan("what is said of NaN, and nanometres")
+    (True, False)
+    """
+    return _NO_NUMBER.search(text) is not None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Results of one exhibit, whole or not, or none; `read` finds them."""
@@ -62,7 +71,7 @@ class Outcome:
             return "failed"
         if self.record is None and not self.pictures:
             return "not run"
-        if _NO_NUMBER.search(self.log):
+        if has_nan(self.log):
             return "printed a NaN"
         return "agrees" if self.verdict else "nothing to judge"
 

@@ -51,24 +51,29 @@ def network(activation: Callable[[jax.Array], jax.Array]) -> nl.base.Forward:
 
 
 def draw(case: Case, depth: int, width: int, networks: int) -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
-    """Parameters, and one example each, Gaussian inputs and targets; networks of silent layers are drawn again.
+    """Parameters, and one example each: Gaussian inputs, and targets in a random direction from the outputs.
+
+    Targets are as far from the outputs as these are from 0, so that a loss is no larger than its gradient can be seen
+    beside, however small that is. Networks with a silent layer have no gradient; they are drawn again.
 
     Raises:
-      ExperimentError: if most of them are silent, so that they have no gradient.
+      ExperimentError: if most of them are silent.
     """
     random = np.random.default_rng((depth, width))
     drawn = 2 * networks + 10
     weights = random.normal(size=(drawn, depth, width, width)) * (case.gain / width) ** 0.5
     if case.orthogonal:
         weights = np.linalg.qr(weights).Q * case.gain**0.5
-    batch = random.normal(size=(2, drawn, 1, width))
-    axons = batch[0]
+    inputs, errors = random.normal(size=(2, drawn, 1, width))
+    x = inputs
     for layer in range(depth - 1):
-        axons = np.asarray(case.activation(axons @ weights[:, layer]))
-    heard = np.flatnonzero(np.any(axons != 0, axis=(1, 2)))[:networks]
+        x = np.asarray(case.activation(x @ weights[:, layer]))
+    heard = np.flatnonzero(np.any(x != 0, axis=(1, 2)))[:networks]
     if len(heard) < networks:
         raise ExperimentError(f"--widths: of {depth} layers of {width} units most are silent; take wider ones")
-    return {"hidden": weights[heard, :-1], "output": weights[heard, -1]}, (batch[0, heard], batch[1, heard])
+    outputs = x @ weights[:, -1]
+    targets = outputs + np.mean(outputs**2, axis=2, keepdims=True) ** 0.5 * errors
+    return {"hidden": weights[heard, :-1], "output": weights[heard, -1]}, (inputs[heard], targets[heard])
 
 
 def second_moment(forward: nl.base.Forward, params: Any, batch: Any) -> jax.Array:

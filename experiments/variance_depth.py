@@ -49,10 +49,12 @@ class Config:
     """Numbers of layers with weights, two or more, rising."""
     widths: tuple[int, ...] = (8, 16, 32)
     """Units of every layer, rising."""
-    networks: int = 20
+    networks: int = 16
     """Random networks of each kind, depth and width, at least 5, each with an example of its own."""
-    estimates: int = 500
+    estimates: int = 300
     """Of each gradient, at least 100."""
+    sigma: float = 1e-11
+    """Standard deviation of the noise, in double precision: laws are those of small steps, and axons may be small."""
     quick: bool = False
     """A small version, three depths of one width, in under half a minute."""
 
@@ -159,6 +161,8 @@ def _check(config: Config) -> None:
     for name, least in (("networks", 5), ("estimates", 100)):
         if getattr(config, name) < least:
             raise ExperimentError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    if not 0 < config.sigma < float("inf"):
+        raise ExperimentError(f"--sigma must be a finite number above 0, got {config.sigma}")
 
 
 def _measure(depth: int, width: int, config: Config) -> list[Measurement]:
@@ -176,7 +180,8 @@ def _measure(depth: int, width: int, config: Config) -> list[Measurement]:
             return off / optax.tree.norm(exact, squared=True), nl.diagnostics.cosine(estimate, exact)
 
         keys = jax.random.split(key, config.estimates)
-        sampled = {space: jax.lax.map(functools.partial(one, make(objective)), keys) for space, make in SPACES.items()}
+        estimators = {space: make(objective, sigma=config.sigma) for space, make in SPACES.items()}
+        sampled = {space: jax.lax.map(functools.partial(one, made), keys) for space, made in estimators.items()}
         return sampled, second_moment(forward, params, batch)
 
     nets = config.networks

@@ -127,6 +127,14 @@ def test_a_table_with_a_nan_is_not_good(out, show):
     assert "nothing to judge" in page.text["nanotechnology"]
 
 
+def test_no_experiment_prints_a_nan_in_its_own_test():
+    """What conftest.py holds all of them to."""
+    print("nanometres, and what is said of NaN")
+    for table in ("loss   nan", "0.5 ±nan", "-nan", "nan%"):
+        with pytest.raises(AssertionError, match="a table has a NaN"):
+            print("loss", table)
+
+
 def test_the_page_needs_no_network(out, show):
     show("plain")
     run(out)
@@ -238,4 +246,5 @@ def test_every_experiment_is_an_exhibit():
             assert f"experiments.{path.stem}" in [exhibit.module for exhibit in exhibits.EXHIBITS], path
     for exhibit in exhibits.EXHIBITS:
         assert (folder / f"{exhibit.name}.py").is_file()
+        assert Path(__file__).with_name(f"test_{exhibit.name}.py").is_file()  # where its tables are held to have no NaN
         assert exhibit.figures
