@@ -87,8 +87,8 @@ def test_every_estimator_is_judged_as_its_formula_says(name):
 def test_rules_are_local_and_supervised_ones_see_their_target(name):
     rule = registry.RULES[name]()
     join = nl.connections.lateral_dense() if name == "apex" else nl.connections.dense()
-    network = nl.network(nl.Layer("input", 4), nl.Layer("hidden", 3, join), nl.Layer("output", 3, join))
-    batch = jnp.ones((5, 4)), {name: jnp.ones((5, 3)) for name in ("hidden", "output")}
+    network = nl.network(nl.Layer("input", 4), nl.Layer("hidden", 4, join), nl.Layer("output", 4, join))
+    batch = jnp.ones((5, 4)), {name: jnp.ones((5, 4)) for name in ("hidden", "output")}
     params = network.init(jax.random.key(0))
     local = lambda forward: nl.local_learning(forward, rule)
     audit = nl.audit(local, network.apply, params, batch, inputs=lambda batch: batch[0])
