@@ -59,8 +59,8 @@ def mean_squares(
       ValueError: for a number out of range.
 
     >>> import jax
-    >>> mean_squares(jax.nn.relu, 4, gain=1).imbalance.round(2)
-    Array([1.  , 1.12, 1.36, 1.76], dtype=float32)
+    >>> [f"{factor:.2f}" for factor in mean_squares(jax.nn.relu, 4, gain=1).imbalance]
+    ['1.00', '1.12', '1.36', '1.76']
     """
     in_range(depth=(depth, 1))
     for name, value in {"gain": gain, "start": start}.items():
