@@ -63,7 +63,7 @@ class Config:
 Run = Callable[[], Any]
 """A training run from the same start; returns the final parameters."""
 
-_FIT, _SCAN = "nl.fit", "hand-written scan"
+_FIT, _WHOLE, _SCAN = "nl.fit", "nl.fit, all steps in one dispatch", "hand-written scan"
 
 
 def run(config: Config) -> dict[str, dict[str, Spread]]:
@@ -119,13 +119,16 @@ def contestants(case: Case, samples: int, torch: Any = None) -> dict[str, dict[s
     learner = nl.learner(exact, optimizer)
     backprop: dict[str, Sequence[Run]] = {
         _FIT: [_fit(learner, on, case)],
+        _WHOLE: [_fit(learner, on, case, steps_per_dispatch=case.steps)],
         _SCAN: [_scan(derivative, optimizer, on, case)],
         "Python loop of jitted learner.step": [_loop(learner, on, case)],
     }
     if torch is not None:
         backprop[pytorch.title(torch)] = pytorch.with_threads(torch, _torch_loop(torch, on, case))
+    noisy = nl.learner(perturbed, optimizer)
     node_perturbation: dict[str, Sequence[Run]] = {
-        _FIT: [_fit(nl.learner(perturbed, optimizer), on, case)],
+        _FIT: [_fit(noisy, on, case)],
+        _WHOLE: [_fit(noisy, on, case, steps_per_dispatch=case.steps)],
         _SCAN: [_scan(estimate, optimizer, on, case)],
     }
     return {"backprop": backprop, f"node perturbation, K = {samples}": node_perturbation}
@@ -134,11 +137,11 @@ def contestants(case: Case, samples: int, torch: Any = None) -> dict[str, dict[s
 _INIT, _RUN = jax.random.key(1), jax.random.key(2)
 
 
-def _fit(learner: nl.Learner, on: Problem, case: Case) -> Run:
+def _fit(learner: nl.Learner, on: Problem, case: Case, **settings: Any) -> Run:
     def train() -> Any:
         state = learner.init(_INIT, on.params)
-        settings: dict[str, Any] = {"num_steps": case.steps, "batch_size": case.batch_size}
-        return nl.fit(learner, _RUN, state, on.data, progress=False, **settings)[0].params
+        counts: dict[str, Any] = {"num_steps": case.steps, "batch_size": case.batch_size}
+        return nl.fit(learner, _RUN, state, on.data, progress=False, **counts, **settings)[0].params
 
     return train
 

@@ -51,7 +51,8 @@ def fit(
         sum over the batch instead of a mean see `nl.batch_sum`. An iterator chooses its batches itself.
       order: `nl.batching.shuffled` (passes over the data) or `nl.batching.uniform` (with replacement).
       steps_per_dispatch: steps between two returns to Python, where logs are called, states are saved, and Ctrl-C and
-        SIGTERM act. With arrays they are compiled into one call.
+        SIGTERM act. With arrays they are compiled into one call. A return takes some milliseconds at most; where
+        a step takes 0.1 ms or less, a thousand steps or more are worth it.
       record: `record(state, info)`, what to keep of each step; by default `info` without its residuals, which
         only `lambda state, info: info` pays for.
       log: a function, or several, called with an `nl.Report` before the first dispatch and after each. It returns None;
