@@ -313,15 +313,17 @@ EXHIBITS = (
     ),
     Exhibit(
         "experiments.hierarchy",
-        "A hierarchy that answers for itself",
-        "Δ<i>w<sub>ji</sub></i> = <i>f</i> (<i>x<sub>i</sub></i>, <i>y<sub>j</sub></i>) in all layers, and ten labels "
-        "in all",
-        "Convolutional layers, memories and concepts learn by local rules alone. Each concept is named by one label; "
-        "memories complete images whose lower half is hidden, and tell turned images from those that are not.",
+        "A hierarchy answers for itself",
+        "Δ<i>w<sub>j</sub></i> = ⟨<i>x</i> − <i>u<sub>j</sub> w<sub>j</sub></i>⟩ over what unit <i>j</i> wins, &emsp; "
+        "Δ<i>c<sub>ij</sub></i> = ⟨<i>f<sub>i</sub> n<sub>j</sub></i> + <i>n<sub>i</sub> f<sub>j</sub></i>⟩ − "
+        "<i>c<sub>ij</sub></i>",
+        "Convolutions, prototypes, links and concepts learn one after another by local rules, without labels. Ten "
+        "labels name the concepts; prototypes complete half-hidden images and tell turned ones from upright ones. Beside "
+        "it stand hierarchies with random weights and with fewer convolutions.",
         {
-            "hierarchy": "Four scores of hierarchies that grow layer by layer, beside random features and random "
-            "weights",
-            "completion": "Images with the lower half hidden, what the hierarchy made of them, and what there was",
+            "hierarchy": "Images named rightly, named from their upper half, hidden variance explained and turned "
+            "images told, for five hierarchies",
+            "completion": "Upper halves of images, their completions, and the whole images",
         },
     ),
 )

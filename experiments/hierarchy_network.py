@@ -1,7 +1,14 @@
-"""A hierarchy that is taught by local rules alone, and what it answers by itself."""
+"""A hierarchy whose layers learn one after another by local rules, and what it answers.
+
+image → low → mid                        features: convolutions, by competition
+image, or low, or low and mid → memory   prototypes of images, by competition
+memory → links                           which prototypes answer the same images, by competitive Hebbian learning
+memory → settled → concept               activity spreads along the links; its clusters, by competition
+memory → recall                          the image that a prototype stands for, by the delta rule
+"""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,220 +18,219 @@ import optax
 
 import nl_jax as nl
 from nl_jax import rules
-from nl_jax.base import Array, Key, Params, Propagate
-from nl_jax.propagation import Site, interpret
+from nl_jax.base import Array, Forward, Key, Params, Propagate
+from nl_jax.propagation import Site, feedforward, interpret, record
 from nl_jax.rules.stacked import Stacked, examples
 
-SPREAD = 0.95  # of activity that goes on along the links at every step
-STEPS = 60  # after which 5 % of what went in is still on its way
-BEGINNINGS = 10  # of the layer of concepts, of which the one that fits best is kept
+SPREAD = 0.9  # of the activity that goes on along the links at every step; chosen on validation images
+STEPS = 40  # of spreading, after which 1.5 % of the activity is still on its way
+BEGINNINGS = 30  # of the concepts, of which the one that fits best is kept
+SHARPNESS = 0.04  # a prototype whose cosine is by this below another's recalls 1/e as strongly; by validation images
 CHUNK = 250  # images run at once
-SHARP = 0.04  # of cosines: memories that answer worse than the best by as much recall 1/e as strongly; by validation
-_linear = nl.activations.identity()
+
+READS = {"pixels": ("image",), "low": ("low_view",), "low and mid": ("low_view", "mid_view")}
+"""What the prototypes read, by one connection from each."""
 
 
 class Size(NamedTuple):
     """Units of a hierarchy.
 
     Attributes:
-      features: of either convolutional layer.
+      features: of either convolution.
       memories: prototypes.
-      neighbours: how many next best prototypes are linked to the best.
-      updates: of either convolutional layer; the memories have three times as many.
-      concepts: how many groups the memories are to form.
+      neighbours: how many next best prototypes are linked to the best one.
+      concepts: clusters of prototypes.
     """
 
-    features: int = 64
+    features: int = 16
     memories: int = 300
     neighbours: int = 3
-    updates: int = 200
     concepts: int = 10
 
 
-def above_mean(nu: Array) -> Array:
-    """max(0, ν − its mean over a position's units): those silence one another (after Coates et al. 2011)."""
-    return jax.nn.relu(nu - nu.mean(axis=-1, keepdims=True))
-
-
-HEIGHTS = ("pixels", "low", "low and mid")
-"""What the memories read: the image, the first layer, or the first and the second, by two connections."""
-
-
-@functools.cache
-def network(size: Size, height: str) -> nl.Network:
-    """From an image [28, 28, 1] to "memory", whose units answer by the cosine of what they remember, and "links"."""
-    c = nl.connections
-    remembered: dict[str, list[tuple[str, int]]] = {
-        "pixels": [("image", 28)], "low": [("narrow", 3)], "low and mid": [("narrow", 3), ("wide", 4)],
-    }  # fmt: skip
-    eye = [
-        nl.Layer("low", None, c.standardised_conv(7, "image", channels=size.features), above_mean),
-        nl.Layer("pooled", None, c.max_pool(2)),
-        nl.Layer("narrow", None, c.max_pool(3)),
-        nl.Layer("mid", None, c.standardised_conv(3, "pooled", channels=size.features), above_mean),
-        nl.Layer("wide", None, c.max_pool(2)),
-    ]
-    eye = {"pixels": [], "low": eye[:3], "low and mid": eye}[height]
-    sources = [c.standardised_conv(window, name, channels=size.memories) for name, window in remembered[height]]
-    return nl.network(
-        nl.Layer("image", (28, 28, 1)), *eye,
-        nl.Layer("map", None, sources),
-        nl.Layer("memory", None, c.flatten()),
-        nl.Layer("links", size.memories, c.dense(bias=False)),
-    )  # fmt: skip
-
-
-class Mind(NamedTuple):
+class Hierarchy(NamedTuple):
     """A hierarchy with what it learned.
 
     Attributes:
-      plan: size and height, of which `network(*plan)` is made.
-      params: of the network, and of "concept" [memories, concepts] and "recall" [memories, pixels].
+      size: of its layers.
+      reads: what its prototypes read, of `READS`.
+      params: of the layers of `network(size, reads)`, and of "links", "concept" and "recall".
     """
 
-    plan: "Plan"
+    size: Size
+    reads: str
     params: Params
 
 
-Plan = tuple[Size, str]
+def above_mean(nu: Array) -> Array:
+    """max(0, ν − its mean over the units at a position): units inhibit one another (after Coates et al. 2011)."""
+    return jax.nn.relu(nu - nu.mean(axis=-1, keepdims=True))
 
 
-def taught(key: Key, size: Size, height: str, images: np.ndarray, *, features: bool, memory: bool) -> Mind:
-    """Teaches a hierarchy layer by layer, from below; no layer hears of any other's error, and no label is used.
-
-    Args:
-      key: of weights and batches.
-      size: of the layers.
-      height: one of `HEIGHTS`.
-      images: [examples, 784], in [0, 1].
-      features: whether "low" and "mid" learn; otherwise their weights stay random.
-      memory: whether the memories, their links and concepts learn; otherwise they stay random.
-    """
-    plan = size, height
-    net = network(*plan)
-    keys = jax.random.split(key, 8)
-    params = {name: _unit(own) if name in ("low", "mid", "map") else own for name, own in net.init(keys[0]).items()}
-    x = jnp.asarray(images).reshape(-1, 28, 28, 1)
-    for name, learns, steps, batch, k in (
-        ("low", features, size.updates, 20, keys[1]),
-        ("mid", features, size.updates, 20, keys[2]),
-        ("map", memory, 3 * size.updates, 100, keys[3]),
-    ):
-        if learns and name in params:
-            params = _layer_taught(k, plan, params, name, x, steps, min(batch, len(x)))
-    answers = _by_chunks(_memory, plan, params, x)
-    if memory:
-        joined = nl.local_learning(_links, {"links": rules.competitive_hebbian(neighbours=size.neighbours)})
-        own = {"links": jax.tree.map(jnp.zeros_like, params["links"])}
-        # One step at rate 1 from nothing: how often two are the best, over all images.
-        change, _, _ = joined.estimate(keys[4], joined.init(keys[4], own), own, jnp.asarray(answers))
-        params |= {"links": {"weight": -change["links"]["weight"]}}
-        params |= {"concept": _concepts(keys[5], params, answers, size)}
-    else:
-        weight = jax.random.uniform(keys[4], (size.memories, size.memories))
-        params |= {"links": {"weight": weight + weight.T}}
-        params |= {"concept": _unit({"weight": jax.random.normal(keys[5], (size.memories, size.concepts))})}
-    return Mind(plan, params | {"recall": _recall(answers, images, size)})
+@functools.cache
+def features(size: Size) -> nl.Network:
+    """Two convolutions, and what is read of them: "low_view" [3, 3, features] and "mid_view" [4, 4, features]."""
+    c = nl.connections
+    return nl.network(
+        nl.Layer("image", (28, 28, 1)),
+        nl.Layer("low", None, c.standardised_conv(7, channels=size.features), above_mean),
+        nl.Layer("pooled", None, c.max_pool(2)),
+        nl.Layer("low_view", None, c.max_pool(3, "pooled")),
+        nl.Layer("mid", None, c.standardised_conv(3, "pooled", channels=size.features), above_mean),
+        nl.Layer("mid_view", None, c.max_pool(2)),
+    )
 
 
-def _unit(own: Params) -> Params:
-    """Weights of norm 1 by unit, over all connections."""
-    parts = Stacked("", own)
-    norm = jnp.linalg.norm(parts.flat(own)["weight"], axis=0)
-    return jax.tree.map(lambda leaf: leaf / norm.reshape(*[1] * (leaf.ndim - 1), -1), own)
+@functools.cache
+def network(size: Size, reads: str) -> nl.Network:
+    """The features and, above them, "memory": each unit answers by the cosine of what it reads to its prototype."""
+    below, c = features(size), nl.connections
+    sources = [c.standardised_conv(below.shapes[name][:2], name, channels=size.memories) for name in READS[reads]]
+    return nl.network(below, nl.Layer("prototypes", None, sources), nl.Layer("memory", None, c.flatten()))
 
 
-def _layer_taught(key: Key, plan: Plan, params: Params, name: str, x: Array, steps: int, batch: int) -> Params:
-    """One layer by `spherical`: units begin as inputs that it has received, and come to be their groups' means."""
-    below, learner = _learner(plan, name, steps)
-    params_below = {layer: params[layer] for layer in below.shapes if layer in params}
-    keys = jax.random.split(key, 4)
-    own = _imprinted(keys[0], below, params_below, name, x[jax.random.choice(keys[1], len(x), (batch * 3,))])
-    state = learner.init(keys[2], params_below | {name: own})
-    state, _ = nl.fit(learner, keys[3], state, x, num_steps=steps, batch_size=batch, progress=False)
-    return params | {name: state.params[name]}
+def resumed(net: nl.Network) -> Forward:
+    """The network as a program of known axons, {layer: axons}: what is known is not computed again."""
+
+    def forward(params: Params, known: Mapping[str, Array], propagate: Propagate = feedforward) -> Array:
+        def resume(name: str, *layer: Any) -> Array:
+            return known[name] if name in known else propagate(name, *layer)
+
+        return net.apply(params, known["image"], resume)
+
+    return forward
 
 
-@functools.cache  # so that all seeds share what is compiled
-def _learner(plan: Plan, name: str, steps: int) -> tuple[nl.Network, nl.Learner]:
-    """The network up to a layer, and what teaches this layer."""
-    net = network(*plan)
-    below = nl.network(*net.layers[: [layer.name for layer in net.layers].index(name) + 1])
-    rule = nl.local_learning(below.apply, {name: rules.spherical()})
-    return below, nl.learner(rule, optax.sgd(optax.linear_schedule(0.3, 0.0, steps)))
+def linear(name: str) -> Forward:
+    """A program of one linear layer."""
+
+    def forward(params: Params, x: Array, propagate: Propagate = feedforward) -> Array:
+        return propagate(name, lambda own, x: x @ own["weight"], nl.activations.identity(), params[name], x)
+
+    return forward
 
 
-def _imprinted(key: Key, net: nl.Network, params: Params, name: str, x: Array) -> Params:
-    """Weights that are inputs of the layer, of those that are not even."""
-
-    def layer(site: Site, given: None) -> tuple[Array, Array | None]:
-        axons = site.axons()
-        return axons, examples(site, axons)[0] if site.name == name else None
-
-    pre = interpret(net.apply, layer)(params, x)[1][name]
-    parts = Stacked(name, params[name])
-    norms = jnp.linalg.norm(pre, axis=1)
-    units = parts.flat(params[name])["weight"].shape[1]
-    chosen = jax.random.choice(key, len(pre), (units,), replace=False, p=norms > 0.7 * norms.max())
-    return parts.parted(params[name], {"weight": (pre[chosen] / norms[chosen][:, None]).T})
-
-
-def _links(params: Params, answers: Array, propagate: Propagate = nl.propagation.feedforward) -> Array:
-    return propagate("links", lambda own, x: x @ own["weight"], _linear, params["links"], answers)
-
-
-def settled(params: Params, answers: Array, propagate: Propagate = nl.propagation.feedforward) -> Array:
-    """The best memory's activity, spread along the links until it rests: of norm 1, [batch, memories]."""
-    winner = jax.nn.one_hot(jnp.argmax(answers, axis=1), answers.shape[1])
+def settled(params: Params, memory: Array, propagate: Propagate = feedforward) -> Array:
+    """The best prototype's activity, spread along the links until it rests: of norm 1, [batch, memories]."""
+    winner = jax.nn.one_hot(jnp.argmax(memory, axis=1), memory.shape[1])
     links = params["links"]["weight"]
-    share = links / jnp.maximum(links.sum(axis=1, keepdims=True), 1e-9)
+    share = links / jnp.maximum(links.sum(axis=1, keepdims=True), 1e-9)  # of what goes on from a unit
 
     def step(activity: Array, _: None, propagate: Propagate) -> tuple[Array, None]:
-        spread = lambda share, activity: SPREAD * (activity @ share) + (1 - SPREAD) * winner
-        return propagate("spread", spread, _linear, share, activity), None
+        onward = lambda nu: SPREAD * nu + (1 - SPREAD) * winner
+        return propagate("spreading", lambda share, activity: activity @ share, onward, share, activity), None
 
     activity, _ = nl.scan("settling", step, winner, None, propagate, length=STEPS)
     return activity / jnp.linalg.norm(activity, axis=1, keepdims=True)
 
 
-def _concepts(key: Key, params: Params, answers: np.ndarray, size: Size) -> Params:
-    """A layer of concepts on settled activity, by `spherical` again; of several beginnings the best fit is kept."""
-    x = jnp.asarray(_by_chunks(_settled, None, params["links"], jnp.asarray(answers)))
-    weights, fits = _groups(jax.random.split(key, BEGINNINGS), x, size.concepts)
-    return {"weight": weights[jnp.argmax(fits)]}
+@functools.cache  # so that all seeds share what is compiled
+def lesson(size: Size, name: str, reads: str = "pixels") -> tuple[Forward, nl.Learner]:
+    """The program in which a layer learns, and what teaches this layer alone."""
+    competition = rules.spherical(), optax.linear_schedule(0.5, 0.0, 200)
+    forward, (rule, rate) = {
+        "low": (resumed(features(size)), competition),
+        "mid": (resumed(features(size)), competition),
+        "prototypes": (resumed(network(size, reads)), (rules.spherical(), 0.5)),
+        "links": (linear("links"), (rules.competitive_hebbian(neighbours=size.neighbours), 1.0)),
+        "concept": (linear("concept"), (rules.spherical(), 0.5)),
+        "recall": (linear("recall"), (rules.delta(), 1.0)),
+    }[name]
+    return forward, nl.learner(nl.local_learning(forward, {name: rule}), optax.sgd(rate))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-@functools.partial(jax.vmap, in_axes=(0, None, None))
-def _groups(key: Key, x: Array, units: int) -> tuple[Array, Array]:
-    """Weights of so many units, and how well they fit."""
-    rule = rules.spherical()
+def taught(
+    key: Key, images: np.ndarray, size: Size, reads: str, *, features_learn: bool = True, memory_learns: bool = True
+) -> Hierarchy:
+    """Teaches a hierarchy layer by layer, from below. No layer hears of another's error, and there are no labels.
 
-    def step(W: Array, _: None) -> tuple[Array, None]:
-        change, _ = rule.change((), {"weight": W}, x, x @ W, None)
-        return W + 0.5 * change["weight"], None
+    Args:
+      key: of weights and batches.
+      images: [examples, 784], in [0, 1].
+      size: of the layers.
+      reads: what the prototypes read, of `READS`.
+      features_learn: whether "low" and "mid" learn; otherwise they stay random, each unit's weights of norm 1.
+      memory_learns: the same of the prototypes. Links, concepts and recall learn in any case.
+    """
+    keys = jax.random.split(key, 7)
+    params = {name: _of_norm_1(name, own) for name, own in network(size, reads).init(keys[0]).items()}
+    known = {"image": jnp.asarray(images).reshape(-1, 28, 28, 1)}
+    if reads != "pixels":
+        if features_learn:
+            for name, k in (("low", keys[1]), ("mid", keys[2])):
+                params = _competed(k, lesson(size, name), params, name, known, num_steps=200, batch_size=20)
+        known |= axons(size, reads, READS["low and mid"], params, known)
+    if memory_learns:
+        taught_by = lesson(size, "prototypes", reads)
+        params = _competed(keys[3], taught_by, params, "prototypes", known, num_steps=20, batch_size=len(images))
+    memory = axons(size, reads, ("memory",), params, known)["memory"]
+    winner = jax.nn.one_hot(jnp.argmax(memory, axis=1), size.memories)
+    pixels = jnp.concatenate([jnp.asarray(images), jnp.ones((len(images), 1))], axis=1)
+    # One step from nothing at rate 1 counts: how often two prototypes are best, and each together with each pixel.
+    for name, data, units in (("links", memory, size.memories), ("recall", (winner, pixels), pixels.shape[1])):
+        nothing = {name: {"weight": jnp.zeros((size.memories, units))}}
+        params |= _fitted(keys[4], lesson(size, name)[1], nothing, data, num_steps=1)
+    return Hierarchy(size, reads, params | _concepts(keys[5], settled(params, memory), size))
 
-    W = jax.lax.scan(step, _spread_out(key, x, units), length=100)[0]
-    return W, jnp.mean(jnp.max(x @ W, axis=1))
+
+def _of_norm_1(name: str, own: Params) -> Params:
+    """Weights of norm 1 by unit, over all connections."""
+    if not own:
+        return own
+    norm = jnp.linalg.norm(Stacked(name, own).flat(own)["weight"], axis=0)
+    return jax.tree.map(lambda leaf: leaf / norm.reshape(*[1] * (leaf.ndim - 1), -1), own)
 
 
-def _spread_out(key: Key, x: Array, units: int) -> Array:
-    """Inputs far from one another for a beginning: each new one is drawn by how little the others answer it."""
-
-    def draw(W: Array, at: tuple[Array, Key]) -> tuple[Array, None]:
-        place, key = at
-        unlike = jnp.maximum(1 - jnp.max(x @ W, axis=1), 1e-9)
-        return W.at[:, place].set(x[jax.random.choice(key, len(x), p=unlike / unlike.sum())]), None
-
-    keys = jax.random.split(key, units)
-    return jax.lax.scan(draw, jnp.zeros((x.shape[1], units)), (jnp.arange(units), keys))[0]
+def _fitted(key: Key, learner: nl.Learner, params: Params, data: Any, **how: Any) -> Params:
+    return nl.fit(learner, key, learner.init(key, params), data, progress=False, **how)[0].params
 
 
-def _recall(answers: np.ndarray, images: np.ndarray, size: Size) -> Params:
-    """What each memory recalls: the mean image of those it answers best, the fixed point of the delta rule."""
-    wins = np.eye(size.memories, dtype=np.float32)[answers.argmax(axis=1)]
-    count = wins.sum(axis=0)[:, None]
-    return {"weight": jnp.asarray(np.where(count > 0, wins.T @ images / np.maximum(count, 1), images.mean(axis=0)))}
+def _competed(
+    key: Key, taught_by: tuple[Forward, nl.Learner], params: Params, name: str, known: Mapping[str, Array], **how: Any
+) -> Params:
+    """A layer's units begin as inputs that it receives, and each comes to the mean direction of those it wins."""
+    forward, learner = taught_by
+    keys = jax.random.split(key, 3)
+
+    def layer(site: Site, given: None) -> tuple[Array, Array | None]:
+        axons = site.axons()
+        return axons, examples(site, axons)[0] if site.name == name else None
+
+    examples_seen = min(3 * how["batch_size"], len(known["image"]))
+    some = jax.random.choice(keys[0], len(known["image"]), (examples_seen,), replace=False)
+    received = interpret(forward, layer)(params, {of: x[some] for of, x in known.items()})[1][name]
+    parts = Stacked(name, params[name])
+    units = parts.flat(params[name])["weight"].shape[1]
+    own = parts.parted(params[name], {"weight": _drawn(keys[1], received, units)})
+    return _fitted(keys[2], learner, params | {name: own}, known, **how)
+
+
+def _drawn(key: Key, x: Array, units: int) -> Array:
+    """Directions of inputs drawn at random, [inputs, units], those that are nearly even left out."""
+    norms = jnp.linalg.norm(x, axis=1)
+    chosen = jax.random.choice(key, len(x), (units,), replace=False, p=(norms > 0.7 * norms.max()).astype(x.dtype))
+    return (x[chosen] / norms[chosen][:, None]).T
+
+
+def _far_apart(key: Key, x: Array, units: int) -> Array:
+    """Inputs of norm 1 as above, where those unlike all before are likelier (Arthur and Vassilvitskii 2007)."""
+
+    def draw(likeness: Array, key: Key) -> tuple[Array, Array]:
+        chances = jnp.maximum(1 - likeness, 1e-9)
+        chosen = x[jax.random.choice(key, len(x), p=chances / chances.sum())]
+        return jnp.maximum(likeness, x @ chosen), chosen
+
+    return jax.lax.scan(draw, jnp.zeros(len(x)), jax.random.split(key, units))[1].T
+
+
+def _concepts(key: Key, x: Array, size: Size) -> Params:
+    """Clusters of settled activity, of several beginnings those that fit it best."""
+    found = nl.restarts(
+        lesson(size, "concept")[1], key, lambda key: {"concept": {"weight": _far_apart(key, x, size.concepts)}}, x,
+        score=lambda params: -jnp.mean(jnp.max(x @ params["concept"]["weight"], axis=1)),
+        num_restarts=BEGINNINGS, num_steps=40, progress=False,
+    )  # fmt: skip
+    return found.best.params
 
 
 class Answers(NamedTuple):
@@ -233,8 +239,8 @@ class Answers(NamedTuple):
     Attributes:
       concept: the concept that answers best, [images].
       certainty: how well it does, at most 1.
-      familiarity: how well the best memory does.
-      recalled: the image that the memories recall, weighted by how well they answer, [images, pixels].
+      familiarity: how well the best prototype does, [images].
+      recalled: the image that the prototypes recall, [images, pixels].
     """
 
     concept: np.ndarray
@@ -243,27 +249,32 @@ class Answers(NamedTuple):
     recalled: np.ndarray
 
 
-def asked(mind: Mind, images: np.ndarray) -> Answers:
+def answers(hierarchy: Hierarchy, images: np.ndarray) -> Answers:
     """The hierarchy's own answers."""
-    x = jnp.asarray(images).reshape(-1, 28, 28, 1)
-    memory = _by_chunks(_memory, mind.plan, mind.params, x)
-    concepts = _by_chunks(_settled, None, mind.params["links"], jnp.asarray(memory)) @ mind.params["concept"]["weight"]
-    recalled = jax.nn.softmax(memory / SHARP, axis=1) @ mind.params["recall"]["weight"]
-    return Answers(
-        np.asarray(concepts.argmax(axis=1)), np.asarray(concepts.max(axis=1)), memory.max(axis=1), np.asarray(recalled)
-    )
+    size, reads, params = hierarchy
+    image = jnp.asarray(images).reshape(-1, 28, 28, 1)
+    memory = axons(size, reads, ("memory",), params, {"image": image})["memory"]
+    concept = linear("concept")(params, settled(params, memory))
+    recalled = linear("recall")(params, jax.nn.softmax(memory / SHARPNESS, axis=1))
+    recalled = recalled[:, :-1] / recalled[:, -1:]
+    return Answers(*map(np.asarray, (concept.argmax(axis=1), concept.max(axis=1), memory.max(axis=1), recalled)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _memory(plan: Plan, params: Params, x: Array) -> Array:
-    net = network(*plan)
-    return net.axons({name: params[name] for name in net.shapes if name in params}, x)["memory"]
+def axons(
+    size: Size, reads: str, names: tuple[str, ...], params: Params, known: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Axons of the named layers for all images, from what is known."""
+    own = {name: params[name] for name in network(size, reads).shapes if name in params}
+    chunks = [
+        _axons(size, reads, names, own, {name: x[i : i + CHUNK] for name, x in known.items()})
+        for i in range(0, len(known["image"]), CHUNK)
+    ]
+    return {name: jnp.concatenate([chunk[name] for chunk in chunks]) for name in names}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _settled(_: None, links: Params, answers: Array) -> Array:
-    return settled({"links": links}, answers)
-
-
-def _by_chunks(function: Callable[..., Array], static: Any, params: Params, x: Array) -> np.ndarray:
-    return np.concatenate([np.asarray(function(static, params, x[i : i + CHUNK])) for i in range(0, len(x), CHUNK)])
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _axons(
+    size: Size, reads: str, names: tuple[str, ...], params: Params, known: Mapping[str, Array]
+) -> dict[str, Array]:
+    found = record(resumed(network(size, reads)))(params, known)[1]
+    return {name: found[name] for name in names}
