@@ -318,8 +318,8 @@ EXHIBITS = (
         "Δ<i>c<sub>ij</sub></i> = ⟨<i>f<sub>i</sub> n<sub>j</sub></i> + <i>n<sub>i</sub> f<sub>j</sub></i>⟩ − "
         "<i>c<sub>ij</sub></i>",
         "Convolutions, prototypes, links and concepts learn one after another by local rules, without labels. Ten "
-        "labels name the concepts; prototypes complete half-hidden images and tell turned ones from upright ones. Beside "
-        "it stand hierarchies with random weights and with fewer convolutions.",
+        "labels name the concepts; prototypes complete half-hidden images and tell turned ones from upright ones. "
+        "Beside it stand hierarchies with random weights and with fewer convolutions.",
         {
             "hierarchy": "Images named rightly, named from their upper half, hidden variance explained and turned "
             "images told, for five hierarchies",

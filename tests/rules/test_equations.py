@@ -30,6 +30,23 @@ def soft(x, temperature, sign_of_losers):
     return [signed[j] * (x - u[j] * W[:, j]) for j in UNITS]
 
 
+def own_wins(x):
+    """Of a rule that takes the mean over a unit's own wins: the change of one example, times 7 over their number."""
+    winners = [np.argmax(W.T @ one) if max(W.T @ one) > 0 else None for one in X]
+    u = W.T @ x
+    wins = [u[j] == u.max() and u[j] > 0 for j in UNITS]
+    return [wins[j] * (x - u[j] * W[:, j]) * len(X) / max(winners.count(j), 1) for j in UNITS]
+
+
+def linked(y):
+    """Links among units by their answers y: the best one with the next two."""
+    first, *following = np.argsort(-y)[:3]
+    links = np.zeros((3, 3))
+    for other in following:
+        links[first, other] = links[other, first] = 1
+    return list((links - C).T)
+
+
 THETA = [1 + 0.1 * (np.mean(Y[:, j] ** 2) - 1) for j in UNITS]
 
 # One example's change of every unit's incoming weights, Δw_j for each j.
@@ -42,6 +59,8 @@ EQUATIONS = {
     "bcm": lambda x, y, t: [y[j] * (y[j] - THETA[j]) * x for j in UNITS],
     "instar": lambda x, y, t: [y[j] * (x - W[:, j]) for j in UNITS],
     "competitive": lambda x, y, t: [(y[j] == max(y)) * (x - W[:, j]) for j in UNITS],
+    "spherical": lambda x, y, t: own_wins(x),
+    "competitive_hebbian": lambda x, y, t: linked(y),
     "soft_hebb": lambda x, y, t: soft(x, 1.0, 1),
     "soft_hebb_anti_hebbian": lambda x, y, t: soft(x, 0.5, -1),
     "perceptron": lambda x, y, t: [(np.sign(y[j]) != t[j]) * t[j] * x for j in UNITS],
@@ -50,21 +69,26 @@ EQUATIONS = {
 }
 
 
-def changed(rule):
+def changed(name):
+    rule = RULES[name]()
     params = {"weight": jnp.asarray(W), "bias": jnp.ones(3), "lateral": jnp.asarray(C)}
+    if name == "competitive_hebbian":  # among units, which see their own answers
+        return rule.change(
+            rule.init(params), {"weight": jnp.asarray(C), "bias": jnp.ones(3)}, jnp.asarray(Y), None, None
+        )
     teacher = jnp.asarray(T) if rule.supervised else None
     return rule.change(rule.init(params), params, jnp.asarray(X), jnp.asarray(Y), teacher)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_the_weights_change_by_the_equation(name):
-    change, _ = changed(RULES[name]())
+    change, _ = changed(name)
     examples = [np.stack(EQUATIONS[name](x, y, t), axis=1) for x, y, t in zip(X, Y, T, strict=True)]
     np.testing.assert_allclose(change["weight"], np.mean(examples, axis=0), rtol=1e-12, atol=1e-12)
 
 
 def test_lateral_connections_are_oja_among_units():
-    change, _ = changed(rules.apex())
+    change, _ = changed("apex")
     expected = np.zeros((3, 3))
     for y in Y:
         for j in UNITS:
@@ -75,11 +99,11 @@ def test_lateral_connections_are_oja_among_units():
 
 def test_biases_change_by_supervised_rules_alone():
     for name, make in RULES.items():
-        change, _ = changed(make())
+        change, _ = changed(name)
         assert ("bias" in change) == make().supervised, name
-    np.testing.assert_allclose(changed(rules.delta())[0]["bias"], np.mean(T - Y, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(changed("delta")[0]["bias"], np.mean(T - Y, axis=0), rtol=1e-12)
     mistakes = np.where(np.sign(Y) == T, 0, T)
-    np.testing.assert_allclose(changed(rules.perceptron())[0]["bias"], np.mean(mistakes, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(changed("perceptron")[0]["bias"], np.mean(mistakes, axis=0), rtol=1e-12)
 
 
 def test_an_axon_of_zero_is_a_mistake():
