@@ -85,7 +85,8 @@ def features(size: Size) -> nl.Network:
 def network(size: Size, reads: str) -> nl.Network:
     """The features and, above them, "memory": each unit answers by the cosine of what it reads to its prototype."""
     below, c = features(size), nl.connections
-    sources = [c.standardised_conv(below.shapes[name][:2], name, channels=size.memories) for name in READS[reads]]
+    window = lambda name: (below.shapes[name][0], below.shapes[name][1])
+    sources = [c.standardised_conv(window(name), name, channels=size.memories) for name in READS[reads]]
     return nl.network(below, nl.Layer("prototypes", None, sources), nl.Layer("memory", None, c.flatten()))
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,19 +27,17 @@ from experiments.results import Folder, Verdict
 from nl_jax.theory import mean_field, perturbation
 
 CHANCE = 1e-3  # that a right law is said to be wrong
-SPACES: dict[str, Callable[..., nl.GradientEstimator]] = {
-    "weights": nl.weight_perturbation,
-    "nodes": nl.node_perturbation,
-}
+SPACES = {"weights": nl.spaces.weights, "nodes": nl.spaces.nodes}
 
 
 @dataclass(frozen=True)
 class Config:
     """Measure the relative variance of both perturbations in random networks of many depths and widths.
 
-    Every estimate is of one sample, on one example. Each network's variance is held against the law given its own axons
-    and credit, and exponents in depth and width against the linear law, by which variance is the number of weights or
-    of nodes. Prints a table and writes config.json, metrics.jsonl, variance_depth.json, variance_depth.npz and
+    Every estimate is of one sample, on one example, with the exact derivative along it: the limit of small noise, in
+    which the laws hold however small a network's axons become. Each network's variance is held against the law given
+    its own axons and credit, and exponents in depth and width against the linear law, by which variance is the number
+    of weights or of nodes. Prints a table and writes config.json, metrics.jsonl, variance_depth.json, variance_depth.npz and
     variance_depth.png to --out. Fails if a law and its measurement disagree by more than chance allows.
     """
 
@@ -53,8 +51,6 @@ class Config:
     """Random networks of each kind, depth and width, at least 5, each with an example of its own."""
     estimates: int = 300
     """Of each gradient, at least 100."""
-    sigma: float = 1e-11
-    """Standard deviation of the noise, in double precision: laws are those of small steps, and axons may be small."""
     quick: bool = False
     """A small version, three depths of one width, in under half a minute."""
 
@@ -161,8 +157,6 @@ def _check(config: Config) -> None:
     for name, least in (("networks", 5), ("estimates", 100)):
         if getattr(config, name) < least:
             raise ExperimentError(f"--{name} must be at least {least}, got {getattr(config, name)}")
-    if not 0 < config.sigma < float("inf"):
-        raise ExperimentError(f"--sigma must be a finite number above 0, got {config.sigma}")
 
 
 def _measure(depth: int, width: int, config: Config) -> list[Measurement]:
@@ -180,7 +174,7 @@ def _measure(depth: int, width: int, config: Config) -> list[Measurement]:
             return off / optax.tree.norm(exact, squared=True), nl.diagnostics.cosine(estimate, exact)
 
         keys = jax.random.split(key, config.estimates)
-        estimators = {space: make(objective, sigma=config.sigma) for space, make in SPACES.items()}
+        estimators = {name: nl.forward_gradient(objective, space=space) for name, space in SPACES.items()}
         sampled = {space: jax.lax.map(functools.partial(one, made), keys) for space, made in estimators.items()}
         return sampled, second_moment(forward, params, batch)
 
