@@ -38,7 +38,7 @@ class Config:
     which the laws hold however small a network's axons become. Each network's variance is held against the law given
     its own axons and credit, and exponents in depth and width against the linear law, by which variance is the number
     of weights or of nodes. Prints a table and writes config.json, metrics.jsonl, variance_depth.json,
-    variance_depth.npz and variance_depth.png to --out. Fails if a law and its measurement disagree by more than chance allows.
+    variance_depth.npz and variance_depth.png to --out. Fails if a law and its measurement disagree beyond chance.
     """
 
     out: Path = Path("results/variance_depth")
