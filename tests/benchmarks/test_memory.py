@@ -1,0 +1,15 @@
+import json
+
+from benchmarks import memory
+
+
+def test_prints_a_table_and_saves_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "LAWS", {"rank one": memory.LAWS["rank one"]})
+    sizes = ["--widths", "200", "300", "200", "--batch-size", "4", "--samples", "2"]
+    assert memory.main([*sizes, "--out", str(tmp_path)]) == 0
+    saved = json.loads((tmp_path / "memory.json").read_text())
+    assert saved["weights, rank one"]["nl.seeded"] < 0.5 < 1 <= saved["weights, rank one"]["optax.sgd"]
+    assert set(saved["nodes"]) == {"optax.sgd"}
+    assert "forward pass" in capsys.readouterr().out
+    assert memory.main(["--widths", "3", "--out", str(tmp_path / "bad")]) == 1
+    assert "--widths must be two or more" in capsys.readouterr().err
