@@ -75,7 +75,8 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
 
 
 def _strongly_typed(x: Any) -> Array:
-    return x if isinstance(x, jax.Array) and not x.weak_type else jnp.asarray(x, jnp.result_type(x))
+    weak = getattr(x, "weak_type", False)  # typed keys know no weak type
+    return x if isinstance(x, jax.Array) and not weak else jnp.asarray(x, jnp.result_type(x))
 
 
 def _require_state_of(optimizer: optax.GradientTransformation, state: LearnerState) -> None:
