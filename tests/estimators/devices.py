@@ -5,8 +5,9 @@ import os
 import re
 import sys
 
-os.environ["JAX_ENABLE_X64"] = "true"  # the losses' differences are compared, which lose half of all digits
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[1]}"
+if __name__ == "__main__":  # before JAX is imported
+    os.environ["JAX_ENABLE_X64"] = "true"  # the losses' differences are compared, which lose half of all digits
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[1]}"
 
 import jax
 import jax.numpy as jnp
