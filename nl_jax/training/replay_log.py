@@ -53,7 +53,7 @@ class TrainingLog:
     >>> state = learner.init(jax.random.key(0), first)
     >>> state, _ = nl.fit(learner, jax.random.key(1), state, data, num_steps=100, log=log, progress=False)
     >>> bool(np.array_equal(replay(first, log), state.params)), log.steps, log.bytes_per_step
-    (True, 100, 36)
+    (True, 100, 40)
     """
 
     def __init__(
