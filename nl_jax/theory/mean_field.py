@@ -59,8 +59,8 @@ def mean_squares(
       ValueError: for a number out of range.
 
     >>> import jax
-    >>> [f"{factor:.2f}" for factor in mean_squares(jax.nn.relu, 4, gain=1).imbalance]
-    ['1.00', '1.12', '1.36', '1.76']
+    >>> [f"{factor:.3f}" for factor in mean_squares(jax.nn.relu, 4, gain=1).imbalance]
+    ['1.000', '1.125', '1.361', '1.758']
     """
     in_range(depth=(depth, 1))
     for name, value in {"gain": gain, "start": start}.items():
