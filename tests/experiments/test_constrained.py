@@ -132,6 +132,7 @@ def test_diverging_iterations_are_one_line(left, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(constrained, "_along", lambda lesson: results.along)
     monkeypatch.setattr(constrained, "plot", empty)
     monkeypatch.setattr(constrained, "plot_members", empty)
+    monkeypatch.setattr(constrained, "print", lambda *values: None, raising=False)  # a table of what diverged
     arguments = [f"--{name}={value}" for name, value in {"batch-size": 8, "updates": 50, "seeds": 1}.items()]
     arguments += ["--hidden", "4", "--iterations", "1", "2", "--penalties", "10", "1000", "10000"]
     arguments += ["--solvers", "fixed_prediction", "--members", "predictive_coding", "--learning-rate", "1000"]
