@@ -302,11 +302,11 @@ def plot(found: Sequence[Measurement], config: Config) -> Any:
         str(w) for w in (config.widths if len(config.widths) == 1 else config.widths[:: len(config.widths) - 1])
     )
     imbalance.set(
-        title=f"node perturbation over its linear law, {units} units (small to large markers)\n"
+        title=f"node perturbation over its linear law; larger markers: {units} units\n"
         "lines: very wide networks, ⟨q⟩⟨d⟩/⟨qd⟩ over layers", xlabel="layers", ylabel="variance / number of nodes",
     )  # fmt: skip
     cosine.set(
-        title="cosine of one estimate and the gradient; lines: √(2/πs)",
+        title="cosine of one estimate and the gradient\nlines: √(2/πs), for layers of equal norms",
         xlabel="layers",
         ylabel=f"cosine, {width} units a layer",
     )
