@@ -138,9 +138,10 @@ _INIT, _RUN = jax.random.key(1), jax.random.key(2)
 
 
 def _fit(learner: nl.Learner, on: Problem, case: Case, **settings: Any) -> Run:
+    state = learner.init(_INIT, on.params)  # outside, as it is not compiled here, and is a part of the scan's program
+    counts: dict[str, Any] = {"num_steps": case.steps, "batch_size": case.batch_size}
+
     def train() -> Any:
-        state = learner.init(_INIT, on.params)
-        counts: dict[str, Any] = {"num_steps": case.steps, "batch_size": case.batch_size}
         return nl.fit(learner, _RUN, state, on.data, progress=False, **counts, **settings)[0].params
 
     return train

@@ -9,34 +9,58 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nl_jax.base import Array, Key
 
 Order = Callable[[Key, Array, int, int, int], Array]
 
+_ROUNDS = 32  # each about halves the distance to uniform, which tests can see with up to 8
+
 
 def shuffled(key: Key, first_step: Array, num_steps: int, num_examples: int, batch_size: int) -> Array:
     """Passes over the data, each in an order of its own, no example twice in one pass.
 
-    Examples left over where `batch_size` does not divide `num_examples` sit out that pass.
+    Examples left over where `batch_size` does not divide `num_examples` sit out that pass. The cost is that of the
+    indices asked for: no permutation of all the examples is ever formed.
     """
     per_pass = num_examples // batch_size
-    passes = -(-num_steps // per_pass) + 1  # one more, as the first may be under way
+    step = jnp.asarray(first_step, jnp.int32) + jnp.arange(num_steps, dtype=jnp.int32)
+    number, place = step // per_pass, step % per_pass
+    positions = place[:, None] * batch_size + jnp.arange(batch_size, dtype=jnp.int32)[None]
+    return _permuted(key, number, positions, num_examples)
 
-    def batches(number: Array) -> Array:
-        # One sort by 32 random bits each, where jax.random.permutation makes two; ties, which keep order, are rare. The
-        # second key decides them, so that the sort need not be a stable one, which takes longer.
-        bits = jax.random.bits(jax.random.fold_in(key, number), (num_examples,), jnp.uint32)
-        _, order = jax.lax.sort((bits, jnp.arange(num_examples, dtype=jnp.int32)), num_keys=2, is_stable=False)
-        return order[: per_pass * batch_size].reshape(per_pass, batch_size)
 
-    # Whether the last is reached depends on where the first stands; to shuffle a large set is dear, so only if it is.
-    first = first_step // per_pass
-    certain = jax.vmap(batches)(first + jnp.arange(passes - 1, dtype=jnp.int32))
-    reached = (first_step + num_steps - 1) // per_pass >= first + passes - 1
-    last = jax.lax.cond(reached, batches, lambda number: jnp.zeros_like(certain[0]), first + passes - 1)
-    upcoming = jnp.concatenate([certain, jnp.expand_dims(last, 0)]).reshape(passes * per_pass, batch_size)
-    return jax.lax.dynamic_slice_in_dim(upcoming, first_step % per_pass, num_steps)
+def _permuted(key: Key, number: Array, positions: Array, size: int, num_rounds: int = _ROUNDS) -> Array:
+    """Where random permutations of `size` elements take positions: the swap-or-not shuffle.
+
+    In each round an element x and its partner k − x (mod size) are exchanged or not, by a random bit of the pair
+    (Hoang, Morris & Rogaway 2012, fig. 2). So one image costs a number of rounds, whatever the size.
+
+    Args:
+      key: of all permutations.
+      number: of the permutation, for each row; int32, [rows].
+      positions: int32 of at least 0 and less than `size`, [rows, columns].
+      size: how many elements are permuted.
+      num_rounds: rounds of the shuffle.
+    """
+    passes = jax.vmap(lambda one: jax.random.bits(jax.random.fold_in(key, one), (num_rounds, 2), jnp.uint32))(number)
+    rounds = jnp.moveaxis(passes, 0, -1)[..., None]  # [rounds, 2, rows, 1]
+
+    def swap_or_not(x: Array, words: Array) -> tuple[Array, None]:
+        difference = (words[0] % np.uint32(size)).astype(jnp.int32) - x
+        partner = jnp.where(difference < 0, difference + size, difference)
+        pair = jnp.maximum(x, partner).astype(jnp.uint32)
+        return jnp.where(_bit(pair ^ words[1]), partner, x), None
+
+    return jax.lax.scan(swap_or_not, positions, rounds)[0]
+
+
+def _bit(x: Array) -> Array:
+    """A bit that depends on all 32 of x (the finalizer of MurmurHash3)."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return (x ^ (x >> 16)) & 1 == 1
 
 
 def uniform(key: Key, first_step: Array, num_steps: int, num_examples: int, batch_size: int) -> Array:

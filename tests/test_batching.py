@@ -1,4 +1,7 @@
+import math
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -30,6 +33,44 @@ def test_a_pass_sees_no_example_twice():
     for one_pass in (indices[:3], indices[3:]):
         assert len(np.unique(one_pass)) == 9
     assert not np.array_equal(indices[:3], indices[3:])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_all_orders_are_as_likely_as_each_other(size):
+    """Pearson's statistic against its standard deviation; few rounds are the wrong twin."""
+
+    def deviation(**settings):
+        passes, orders = 24_000, math.factorial(size)
+        numbers, positions = jnp.arange(passes), jnp.broadcast_to(jnp.arange(size), (passes, size))
+        found = np.asarray(batching._permuted(KEY, numbers, positions, size, **settings))
+        assert np.array_equal(np.sort(found), positions)
+        counts = np.unique(found, axis=0, return_counts=True)[1]
+        expected = passes / orders
+        statistic = ((counts - expected) ** 2 / expected).sum() + (orders - len(counts)) * expected
+        return (statistic - (orders - 1)) / (2 * (orders - 1)) ** 0.5
+
+    assert abs(deviation()) < 4
+    assert deviation(num_rounds=4) > 20
+
+
+def test_neighbours_are_no_likelier_to_stay_neighbours():
+    def neighbours(**settings):
+        """How many pairs of neighbours are neighbours after the permutation, over their number expected, 2 a pass."""
+        passes, size = 1000, 200
+        positions = jnp.broadcast_to(jnp.arange(size), (passes, size))
+        found = np.asarray(batching._permuted(KEY, jnp.arange(passes), positions, size, **settings))
+        return (np.abs(np.diff(found, axis=1)) == 1).sum() / (passes * 2 * (size - 1) / size)
+
+    assert abs(neighbours() - 1) < 4 / 2000**0.5
+    assert neighbours(num_rounds=4) > 1.5
+
+
+def test_cost_does_not_depend_on_the_number_of_examples():
+    def cost(examples):
+        compiled = shuffled.lower(KEY, 0, 20, examples, 10).compile()
+        return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
+
+    assert cost(1_000_000) == cost(1000)
 
 
 def test_uniform_is_uniform():
