@@ -61,6 +61,7 @@ from nl_jax.networks.layers import Layer, Network, network
 from nl_jax.networks.mlp import mlp
 from nl_jax.networks.normalisation import batch_norm
 from nl_jax.objectives import bandit, supervised
+from nl_jax.parts import Part, train_only
 from nl_jax.propagation import scan
 from nl_jax.rules.local_learning import local_learning
 from nl_jax.training import logs
@@ -85,6 +86,7 @@ __all__ = [
     "Learner",
     "LearnerState",
     "Network",
+    "Part",
     "Report",
     "Restarts",
     "Stage",
@@ -162,6 +164,7 @@ __all__ = [
     "tanh_from_sigmoid",
     "theory",
     "three_factor",
+    "train_only",
     "truncated_backprop",
     "units",
     "uoro",
