@@ -1,5 +1,6 @@
 """Learning in place by a gradient that is a list of numbers: the memory of inference (Malladi et al. 2023)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -42,7 +43,8 @@ def seeded(estimator: GradientEstimator, learning_rate: float | Schedule) -> Lea
       learning_rate: η, a number other than 0 or an optax schedule.
 
     Returns:
-      A `Learner`. Donate the state when you jit its step (`nl.fit` does), or the parameters are copied.
+      A `Learner`. Donate the state when you jit its step (`donate_argnums`), and to `nl.fit` by `donate=True`, or the
+      parameters are copied.
 
     Raises:
       ValueError: if the estimator forms its gradient otherwise, or the learning rate is 0 or not finite.
@@ -72,8 +74,10 @@ def seeded(estimator: GradientEstimator, learning_rate: float | Schedule) -> Lea
         typed_key(key)
         sampled, estimator_state, info = sample(key, state.estimator, state.params, batch)
         scale = jnp.asarray(-(rate(state.step) if callable(rate) else rate), jnp.float32)
-        params = sampled.added(state.params, scale)
-        update = Update(jax.random.key_data(key), scale, sampled.rates)
+        # XLA would multiply the constants in the rates and the scale with each other; a replay has their values alone.
+        rates, scale = jax.lax.optimization_barrier((sampled.rates, scale))
+        params = dataclasses.replace(sampled, rates=rates).added(state.params, scale)
+        update = Update(jax.random.key_data(key), scale, rates)
         return LearnerState(params, estimator_state, (), state.step + 1), info._replace(update=update)
 
     return Learner(init, step)
