@@ -82,16 +82,23 @@ class Engine(NamedTuple):
     """Compiled calls that advance one run, or many.
 
     Attributes:
+      donates: whether they take over the memory of the state they are given.
       step: one step with a given batch.
       steps: many steps, with batches gathered from arrays.
       step_axis: axis of steps in what `steps` returns beside the state.
     """
 
+    donates: bool
     step: Callable[..., Any]
     steps: Callable[..., Any]
     step_axis: int
 
 
-_STEP, _STEPS = (0, 1), (0, 1, 2, 3, 4)
-ONE = Engine(jax.jit(_step, static_argnums=_STEP), jax.jit(_steps, static_argnums=_STEPS), 0)
-MANY = Engine(jax.jit(_many_step, static_argnums=_STEP), jax.jit(_many_steps, static_argnums=_STEPS), 1)
+def _engine(step: Callable[..., Any], steps: Callable[..., Any], step_axis: int, donates: bool) -> Engine:
+    step = jax.jit(step, static_argnums=(0, 1), donate_argnums=(3,) if donates else ())
+    steps = jax.jit(steps, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(6,) if donates else ())
+    return Engine(donates, step, steps, step_axis)
+
+
+ONE, ONE_DONATING = (_engine(_step, _steps, 0, donates) for donates in (False, True))
+MANY, MANY_DONATING = (_engine(_many_step, _many_steps, 1, donates) for donates in (False, True))

@@ -11,7 +11,7 @@ import numpy as np
 from nl_jax.base import Array, Batch, Key, Learner, LearnerState, Params, State
 from nl_jax.batching import Order, shuffled
 from nl_jax.checks import concrete
-from nl_jax.training.dispatch import ONE, Record
+from nl_jax.training.dispatch import ONE, ONE_DONATING, Record
 from nl_jax.training.loop import Loop
 from nl_jax.training.outcome import Diverged, Outcomes
 from nl_jax.training.run import Log, Run
@@ -30,6 +30,7 @@ def fit(
     record: Record | None = None,
     log: Log | Sequence[Log] = (),
     progress: bool | None = None,
+    donate: bool = False,
     checkpoint: str | os.PathLike | None = None,
     every: int | None = None,
 ) -> tuple[LearnerState, Any]:
@@ -59,6 +60,9 @@ def fit(
         True to stop training here; or a mapping of figures to show beside the progress bar. `nl.logs` has some
         that write to files, TensorBoard and Weights & Biases.
       progress: whether to show a tqdm bar; by default if tqdm is installed.
+      donate: whether the run may take over the memory of `state`, whose arrays are then deleted, and of each state
+        after it when the next dispatch begins. Large networks need it: without, there are two states at a time, and
+        `nl.seeded` cannot change its parameters in place.
       checkpoint: a folder to save the run in (needs orbax: `pip install 'nl_jax[checkpoint]'`). It is made if it is not
         there. If it is, the run goes on from the newest state in it, up to `num_steps` steps from `state`. It has the
         three newest states, and all that was recorded.
@@ -77,7 +81,8 @@ def fit(
       Interrupted: on Ctrl-C.
       Terminated: a `SystemExit`, on SIGTERM, if there is a `checkpoint` and `fit` runs in the main thread.
 
-    The last four carry `.state` and `.history`; with a `checkpoint`, the last three have saved them.
+    The last four carry `.state` and `.history`; with a `checkpoint`, the last three have saved them. With `donate`, the
+    state before an estimate or loss that failed is gone, and `Diverged.state` is None.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> objective = nl.supervised(lambda w, x: x @ w, nl.losses.half_squared_error)
@@ -96,7 +101,7 @@ def fit(
         raise ValueError(f"state must be made by learner.init(key, params), got {type(state).__name__}")
     concrete("state", state)
 
-    def stop(state: LearnerState, outcomes: Outcomes, history: State, first_step: int) -> None:
+    def stop(state: LearnerState | None, outcomes: Outcomes, history: State, first_step: int) -> None:
         bad = np.flatnonzero(outcomes.bad())
         if bad.size:
             step, loss, failed = first_step + bad[0], outcomes.losses[bad[0]], outcomes.failed(bad[0])
@@ -109,7 +114,8 @@ def fit(
             return None
         return f"parameters are no longer finite after step {int(state.step) - 1}: lower the learning rate"
 
-    return Loop(run, ONE, key, jax.tree.map(jnp.asarray, state), int(state.step), stop, fault).finish()
+    engine = ONE_DONATING if donate else ONE
+    return Loop(run, engine, key, jax.tree.map(jnp.asarray, state), int(state.step), stop, fault).finish()
 
 
 @jax.jit

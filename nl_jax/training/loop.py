@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,8 +15,11 @@ from nl_jax.training.checkpoints import Checkpoints
 from nl_jax.training.dispatch import Engine
 from nl_jax.training.outcome import Diverged, Exhausted, Interrupted, Outcomes, Report, Terminated
 from nl_jax.training.placement import beside
-from nl_jax.training.preemption import noticed
+from nl_jax.training.preemption import ctrl_c_waits, noticed
 from nl_jax.training.run import Run
+
+_SHORT = 0.1
+"""Seconds. The dispatch after one that took less is started before that one is looked at, so that no time is lost."""
 
 
 class _Here(NamedTuple):
@@ -40,7 +44,8 @@ class Loop:
       key: of the run, or of each.
       state: of the run, or of all, stacked.
       first_step: number of the first step.
-      stop: `stop(state before, outcomes, history, first step)` raises if a dispatch went wrong.
+      stop: `stop(state before, outcomes, history, first step)` raises if a dispatch went wrong; the state is None if
+        it was donated.
       fault: `fault(state)`, what is wrong with a state that it should not be kept, or None.
     """
 
@@ -51,7 +56,7 @@ class Loop:
         key: Key,
         state: LearnerState,
         first_step: int,
-        stop: Callable[[LearnerState, Outcomes, State, int], None],
+        stop: Callable[[LearnerState | None, Outcomes, State, int], None],
         fault: Callable[[LearnerState], str | None],
     ) -> None:
         self._run, self._engine, self._stop, self._fault = run, engine, stop, fault
@@ -60,6 +65,8 @@ class Loop:
         self._first_step, self._last_step = first_step, first_step + run.num_steps
         self._here = _Here(first_step, state, None, 0, False)
         self._records: list[Any] = []
+        self._ahead: tuple[LearnerState, Any] | None = None  # the dispatch after the one that is looked at, if started
+        self._short = False  # whether the last one was; a long one would keep the device busy when the run is to stop
         self._saves: Checkpoints | None = None
         self._saved_parts = 0
 
@@ -83,7 +90,7 @@ class Loop:
             except KeyboardInterrupt as interrupt:
                 self._save()
                 message = f"training was interrupted{self._how_to_go_on()}"
-                raise Interrupted(message, self._here.state, self._history()) from interrupt
+                raise Interrupted(message, self._kept(), self._history()) from interrupt
         self._require_sound()
         return self._here.state, self._history()
 
@@ -129,21 +136,42 @@ class Loop:
 
     def _dispatch(self, wanted: int) -> dict[str, Any]:
         """Takes some steps, looks whether they went well and tells the logs; returns figures to show."""
-        run, here = self._run, self._here
-        at = run.learner, run.record, self._key, here.state, here.step
-        state, outcome = run.source.advance(self._engine, *at, wanted)
-        outcomes, recorded = jax.device_get(outcome)
-        losses = outcomes.losses
-        taken = losses.shape[-1]
-        if not taken:  # the data has ended
+        # A state that was donated is gone until the next one is here.
+        with ctrl_c_waits() if self._engine.donates else contextlib.nullcontext():
+            losses, recorded = self._advanced(wanted)
+        if not losses.shape[-1]:  # the data has ended
             return {}
-        del self._records[here.parts :]
-        self._records.append(recorded)
-        lost = outcomes.bad().any()
-        self._stop(here.state, outcomes, self._history(here.parts + 1) if lost else None, here.step)
-        position = run.source.position
-        self._here = _Here(here.step + taken, state, position, here.parts + 1, False)
         return {"loss": f"{np.mean(losses[..., -1]):.4g}", **self._tell(losses[..., -1][()], losses, recorded)}
+
+    def _advanced(self, wanted: int) -> tuple[np.ndarray, Any]:
+        """Takes some steps and looks whether they went well; returns their losses and records."""
+        here, began = self._here, time.perf_counter()
+        state, outcome = self._started(here.state, here.step, wanted) if self._ahead is None else self._ahead
+        self._ahead = None
+        if self._short and self._run.source.repeatable and not self._engine.donates:
+            step = here.step + wanted
+            following = min(self._run.steps_per_dispatch, self._last_step - step)
+            self._ahead = self._started(state, step, following) if following else None
+        outcomes, recorded = jax.device_get(outcome)
+        taken = outcomes.losses.shape[-1]
+        self._short = time.perf_counter() - began < _SHORT
+        if taken:
+            del self._records[here.parts :]
+            self._records.append(recorded)
+            lost = outcomes.bad().any()
+            self._stop(self._kept(), outcomes, self._history(here.parts + 1) if lost else None, here.step)
+            self._here = _Here(here.step + taken, state, self._run.source.position, here.parts + 1, False)
+        return outcomes.losses, recorded
+
+    def _started(self, state: LearnerState, step: int, wanted: int) -> tuple[LearnerState, Any]:
+        """A dispatch, which the device may still be at; returns the state after it, and its outcomes and records."""
+        run = self._run
+        return run.source.advance(self._engine, run.learner, run.record, self._key, state, step, wanted)
+
+    def _kept(self) -> LearnerState | None:
+        """The newest state that was seen; None if it was donated to steps that came to nothing."""
+        state = self._here.state
+        return None if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)) else state
 
     def _tell(self, loss: Any, losses: np.ndarray, recorded: Any) -> dict[str, Any]:
         """Calls the logs; returns the figures that they want shown."""
@@ -158,7 +186,7 @@ class Loop:
     def _save(self) -> None:
         """Saves how far the run is, if it has a folder that does not know it yet."""
         here = self._here
-        if self._saves is None or here.step == self._saves.step:
+        if self._saves is None or here.step == self._saves.step or self._kept() is None:
             return
         self._require_sound()
         unsaved = self._joined(self._records[self._saved_parts : here.parts])

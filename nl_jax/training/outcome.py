@@ -56,7 +56,7 @@ class Interrupted(KeyboardInterrupt):
     saved them there, and the same call goes on.
     """
 
-    def __init__(self, message: str, state: LearnerState, history: State) -> None:
+    def __init__(self, message: str, state: LearnerState | None, history: State) -> None:
         super().__init__(message)
         self.state, self.history = state, history
 
@@ -75,10 +75,10 @@ class Terminated(SystemExit):
 class Diverged(FloatingPointError):
     """The loss is no longer finite, or an estimate failed (see `nl.Info`).
 
-    `state` is the last one before that was seen, `history` includes it.
+    `state` is the last one before that was seen, None if it was donated; `history` includes the bad step.
     """
 
-    def __init__(self, message: str, state: LearnerState, history: State) -> None:
+    def __init__(self, message: str, state: LearnerState | None, history: State) -> None:
         super().__init__(message)
         self.state, self.history = state, history
 

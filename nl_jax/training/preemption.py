@@ -1,4 +1,4 @@
-"""SIGTERM, which schedulers send some seconds before they end a process: noted, to be acted on between dispatches."""
+"""Signals that are acted on between dispatches: Ctrl-C, and SIGTERM, which schedulers send to end a process."""
 
 import contextlib
 import os
@@ -40,3 +40,25 @@ def noticed() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: not set from Python
     if came:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C during the block raises at its end. Only the main thread is interrupted by it, so only there it waits."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = False
+
+    def note(number: int, frame: Any) -> None:
+        del number, frame
+        nonlocal came
+        came = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if came:
+        signal.raise_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ import numpy as np
 from nl_jax.base import Array, Batch, Key, Learner, LearnerState, Params, State
 from nl_jax.batching import Order, shuffled
 from nl_jax.checks import positive_integer
-from nl_jax.training.dispatch import MANY, Record
+from nl_jax.training.dispatch import MANY, MANY_DONATING, Record
 from nl_jax.training.loop import Loop
 from nl_jax.training.outcome import Diverged, Interrupted, Outcomes
 from nl_jax.training.run import Log, Run
@@ -51,6 +51,7 @@ def restarts(
     record: Record | None = None,
     log: Log | Sequence[Log] = (),
     progress: bool | None = None,
+    donate: bool = False,
     checkpoint: str | os.PathLike | None = None,
     every: int | None = None,
 ) -> Restarts:
@@ -67,6 +68,7 @@ def restarts(
       score: `score(params) -> scalar`, lower is better, such as `lambda params: objective(params, data).mean()`.
       num_restarts: runs.
       num_steps, batch_size, order, steps_per_dispatch, record, progress, checkpoint, every: as for `fit`.
+      donate: as for `fit`; there is one copy of all the states then, and not two.
       log: as for `fit`; the report has all runs' losses, records and states along a leading axis.
 
     Returns:
@@ -98,12 +100,13 @@ def restarts(
 
     run_keys, states = jax.vmap(begin)(keys)
 
-    def stop(states: LearnerState, outcomes: Outcomes, history: State, first_step: int) -> None:
+    def stop(states: LearnerState | None, outcomes: Outcomes, history: State, first_step: int) -> None:
         if (bad := outcomes.bad())[:, -1].all():  # what fails is NaN from the next step on
             message = f"all {num_restarts} restarts have diverged by step {first_step + bad.shape[1] - 1}"
             raise Diverged(f"{message}: {outcomes.failed() or 'lower the learning rate'}", states, history)
 
-    states, history = Loop(run, MANY, run_keys, states, 0, stop, lambda states: None).finish()
+    engine = MANY_DONATING if donate else MANY
+    states, history = Loop(run, engine, run_keys, states, 0, stop, lambda states: None).finish()
     try:
         scores = np.asarray(jax.vmap(score)(states.params))
     except KeyboardInterrupt as interrupt:

@@ -36,9 +36,11 @@ class Arrays:
 
     Attributes:
       position: where the source is after a dispatch; None, as that follows from the step's number.
+      repeatable: whether a dispatch may be started that will not be needed.
     """
 
     position: str | None = None
+    repeatable = True
 
     def __init__(self, data: Batch, batch_size: int | None, order: Order) -> None:
         concrete("data", data)
@@ -87,6 +89,8 @@ class Stream:
     the device, and only then waits, for all steps but the last `_IN_FLIGHT`: the iterator and the device work at the
     same time, and the number of batches on the device does not grow.
     """
+
+    repeatable = False
 
     def __init__(self, data: Any, batch_size: int | None, order: Order) -> None:
         if batch_size is not None or order is not shuffled:

@@ -1,3 +1,5 @@
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +111,35 @@ def test_divergence_is_an_error_that_keeps_the_last_good_state():
         _fit(wild, num_steps=40, steps_per_dispatch=2)
     assert np.isfinite(caught.value.state.params).all()
     assert not np.isfinite(caught.value.history.loss[-1])
+
+
+def test_a_donated_state_is_taken_over():
+    given = LEARNER.init(KEY, START + 0.0)
+    state, history = _fit(state=given, num_steps=20, steps_per_dispatch=4, donate=True)
+    expected, its_history = _fit(num_steps=20, steps_per_dispatch=4)
+    np.testing.assert_array_equal(state.params, expected.params)
+    np.testing.assert_array_equal(history.loss, its_history.loss)
+    assert given.params.is_deleted()
+    wild = nl.learner(nl.backprop(objective), optax.sgd(1e6))
+    with pytest.raises(nl.Diverged) as caught:
+        _fit(wild, wild.init(KEY, START + 0.0), num_steps=40, steps_per_dispatch=2, donate=True)
+    assert caught.value.state is None
+    assert not np.isfinite(caught.value.history.loss[-1])
+
+
+def test_ctrl_c_waits_for_a_donated_state():
+    """A signal in the midst of a dispatch, as from the terminal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+
+    def interrupted(state, info):
+        jax.debug.callback(lambda step: signal.raise_signal(signal.SIGINT) if step == 6 else None, state.step)
+        return info.loss
+
+    with pytest.raises(nl.Interrupted) as caught:
+        _fit(state=LEARNER.init(KEY, START + 0.0), num_steps=20, steps_per_dispatch=4, donate=True, record=interrupted)
+    assert int(caught.value.state.step) == 8
+    assert caught.value.history.shape == (8,)
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(
