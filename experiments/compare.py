@@ -6,7 +6,7 @@ python -m experiments.compare --help
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ import tyro
 import nl_jax as nl
 from experiments import data
 from experiments.failure import ExperimentError, exit_code
+from experiments.finished import Finished
 from experiments.results import Folder, mean_and_error
 
 Estimator = Callable[[Any, int], nl.GradientEstimator]
@@ -76,6 +77,8 @@ class Config:
     """Independent runs per estimator, trained at once."""
     target: float = 0.9
     """Test accuracy whose price, in objective evaluations, the table gives."""
+    resume: bool = False
+    """Go on with what an interrupted run by the same settings finished in --out."""
     quick: bool = False
     """A small version, 300 updates of 3 seeds, in under a minute."""
 
@@ -90,6 +93,12 @@ class Curve:
     test_accuracy: list[np.ndarray] = dataclasses.field(default_factory=list)
     cosine: list[np.ndarray] = dataclasses.field(default_factory=list)
     seconds_per_update: list[float] = dataclasses.field(default_factory=list)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The measurements, one after the other."""
+        names = "update", "evaluations", "train_loss", "test_accuracy", "cosine"
+        for values in zip(*(getattr(self, name) for name in names), strict=True):
+            yield dict(zip(names, values, strict=True))
 
     @property
     def seconds(self) -> float:
@@ -114,12 +123,16 @@ def run(config: Config) -> dict[str, Curve]:
         f"{dataset.name}: {len(dataset.train.labels)} images to train, {len(dataset.test.labels)} to test, "
         f"{config.seeds} seeds, {config.updates} updates of batch {config.batch_size}"
     )
+    finished = Finished(config.out, config, resume=config.resume, but=("estimators",))
     curves: dict[str, Curve] = {}
     try:
         for name in config.estimators:
             print(name)
-            curves[name] = Curve()
-            _train(name, config, dataset, folder, curves[name])
+            if name in finished:
+                curves[name] = _again(name, finished[name], folder)
+            else:
+                curves[name] = Curve()
+                finished[name] = _train(name, config, dataset, folder, curves[name])
     finally:  # also after an error or Ctrl-C: what was learned so far is shown
         measured = {name: curve for name, curve in curves.items() if len(curve.update) > 1}
         if measured:
@@ -147,8 +160,17 @@ def _check(config: Config) -> None:
         raise ExperimentError(f"--learning-rate must be a finite number above 0, got {config.learning_rate}")
 
 
-def _train(name: str, config: Config, dataset: data.Dataset, folder: Folder, curve: Curve) -> None:
-    """Trains all seeds with one estimator, filling the curve as it goes."""
+def _again(name: str, part: dict[str, Any], folder: Folder) -> Curve:
+    """The curve that an earlier run finished, written to the folder as that run did."""
+    curve = Curve(**{field: list(map(np.array, values)) for field, values in part["curve"].items()})
+    folder.arrays(name, part["recorded"])
+    for row in curve.rows():
+        folder.metric(estimator=name, **row)
+    return curve
+
+
+def _train(name: str, config: Config, dataset: data.Dataset, folder: Folder, curve: Curve) -> dict[str, Any]:
+    """Trains all seeds with one estimator, filling the curve as it goes; returns all that it leaves in the folder."""
     pixels = dataset.train.images.shape[1]
     network = nl.mlp([pixels, *config.hidden, dataset.num_classes], activation=nl.activations.tanh())
     objective = nl.supervised(network.apply, nl.losses.cross_entropy)
@@ -209,7 +231,9 @@ def _train(name: str, config: Config, dataset: data.Dataset, folder: Folder, cur
         raise ExperimentError(f"{name}: {stopped} (--learning-rate)") from stopped
     finally:
         if history is not None:
-            folder.arrays(name, {"loss": history.loss, "evaluations": history.evaluations})
+            recorded = {"loss": history.loss, "evaluations": history.evaluations}
+            folder.arrays(name, recorded)
+    return {"curve": dataclasses.asdict(curve), "recorded": recorded}
 
 
 def _evaluations_per_update(learner: nl.Learner, network: nl.Network, batch: Any) -> int:

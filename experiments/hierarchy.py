@@ -4,6 +4,7 @@ python -m experiments.hierarchy --help
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 from experiments import data
 from experiments.data import Split
 from experiments.failure import ExperimentError, exit_code
+from experiments.finished import Finished
 from experiments.hierarchy_network import Answers, Hierarchy, Size, answers, taught
 from experiments.results import Folder, Verdict
 
@@ -53,6 +55,8 @@ class Config:
     """Of these, so many are asked about in place of the test images, and not learned from: for choosing settings."""
     seeds: int = 5
     """Runs of each hierarchy."""
+    resume: bool = False
+    """Go on with what an interrupted run by the same settings finished in --out."""
     quick: bool = False
     """A small version, 600 images and two seeds, in about half a minute."""
 
@@ -112,21 +116,21 @@ def run(config: Config) -> dict[str, Scores]:
         )  # fmt: skip
     learned_from, questions = _check(config)
     folder = Folder(config.out, config, outputs=("hierarchy.json", "hierarchy.png", "completion.png"))
+    finished = Finished(config.out, config, resume=config.resume)
     size = Size(config.features, config.memories, config.neighbours)
     found: dict[str, list[list[float]]] = {}
     completions = np.zeros((3, SHOWN, 784))
     with tqdm(total=config.seeds * len(KINDS), unit="hierarchy") as bar:
         for name, kind in KINDS.items():
             for seed in range(config.seeds):
-                key = jax.random.fold_in(jax.random.key(0), seed)
-                one = taught(
-                    key, learned_from.images, size, kind.reads,
-                    features_learn=kind.features_learn, memory_learns=kind.memory_learns,
-                )  # fmt: skip
-                scores, half = _scored(one, learned_from, questions)
-                found.setdefault(name, []).append(scores)
-                if name == WHOLE and seed == 0:
-                    completions = _completions(questions.images, half)
+                shown = name == WHOLE and seed == 0
+                part = finished(
+                    f"{name}, seed {seed}",
+                    functools.partial(_answered, kind, seed, size, learned_from, questions, complete=shown),
+                )
+                found.setdefault(name, []).append(part["scores"])
+                if shown:
+                    completions = np.array(part["completions"])
                 bar.update()
     results = {name: Scores(*np.array(scores).T) for name, scores in found.items()}
     judged = judge(results)[:2] if config.quick else judge(results)  # the rest is finer than two seeds can tell
@@ -143,6 +147,18 @@ def run(config: Config) -> dict[str, Scores]:
     if wrong:
         raise ExperimentError(f"not so: {'; '.join(wrong)}")
     return results
+
+
+def _answered(
+    kind: Kind, seed: int, size: Size, learned_from: Split, questions: Split, *, complete: bool
+) -> dict[str, Any]:
+    """Teaches one hierarchy and asks it: its scores, and images it completed if they are wanted."""
+    one = taught(
+        jax.random.fold_in(jax.random.key(0), seed), learned_from.images, size, kind.reads,
+        features_learn=kind.features_learn, memory_learns=kind.memory_learns,
+    )  # fmt: skip
+    scores, half = _scored(one, learned_from, questions)
+    return {"scores": scores, "completions": _completions(questions.images, half) if complete else None}
 
 
 def _check(config: Config) -> tuple[Split, Split]:

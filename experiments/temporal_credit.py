@@ -4,7 +4,6 @@ python -m experiments.temporal_credit --help
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ import numpy as np
 import tyro
 from tqdm.auto import tqdm
 
-import nl_jax as nl
 from experiments import temporal_tasks, temporal_training
 from experiments.failure import ExperimentError, exit_code
+from experiments.finished import Finished
 from experiments.results import Folder, Verdict
 from experiments.temporal_networks import NETWORKS, OF_SPIKES, RULES
 from experiments.temporal_tasks import Task
@@ -29,7 +28,6 @@ ROUNDING = 1e-9  # relative, of losses in double precision, that RTRL may differ
 PAPER, WITHIN = 0.09, 0.02  # error of the GRU on MNIST-1D (Greydanus 2020: accuracy 91 %), and how much more is near
 LEARNED = 4.0  # standard errors below chance
 LONGER = 4  # times as many steps, for memory's growth
-FINISHED = "finished.json"
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,8 @@ class Config:
     rate. A GRU by backprop, as its paper has it, and spiking networks by backprop and e-prop are trained beside them.
     Judged is that RTRL's losses are those of backprop through time to rounding, that the GRU comes near its paper's
     figure, and that spiking networks learn to tell classes: where all others stand is reported. Prints a table and
-    writes config.json, temporal_credit.json, temporal_credit.png and curves.png to --out. What was finished is kept
-    there, and not done again by a later run with the same settings.
+    writes config.json, temporal_credit.json, temporal_credit.png and curves.png to --out. --resume goes on
+    with what an interrupted run finished there.
     """
 
     out: Path = Path("results/temporal_credit")
@@ -69,8 +67,8 @@ class Config:
     """Learning rates (Adam's, at the start; they fall to zero as a cosine) that every rule may choose: its trials."""
     seeds: int = 3
     """Beginnings, the same for every rule and rate; trained at once with all rates."""
-    fresh: bool = False
-    """Forget what an earlier run finished."""
+    resume: bool = False
+    """Go on with what an interrupted run by the same settings finished in --out."""
     quick: bool = False
     """A small version, delayed exclusive-or alone, in about a minute and a half; no GRU."""
 
@@ -103,8 +101,8 @@ def run(config: Config) -> Results:
             updates=min(config.updates, 200), seeds=min(config.seeds, 2), rates=config.rates[-2:],
         )  # fmt: skip
     _check(config)
-    store = Store(config)
     folder = Folder(config.out, config, outputs=["temporal_credit.json", "temporal_credit.png", "curves.png"])
+    store = Finished(config.out, config, resume=config.resume, but=("tasks", "rules"))
     tasks = {name: _task(name, config) for name in config.tasks}
     results: dict[Lesson, Trained] = {}
     facts: dict[tuple[str, str], dict[str, Any]] = {}
@@ -166,42 +164,14 @@ def lessons(config: Config) -> Iterator[Lesson]:
         yield from (Lesson(task, "spiking", rule) for rule in config.rules if rule in OF_SPIKES)
 
 
-class Store:
-    """What earlier runs with the same settings finished, and this one so far: a file that is whole at every moment."""
-
-    def __init__(self, config: Config) -> None:
-        own = dataclasses.asdict(config)
-        settings = {name: value for name, value in own.items() if name not in ("out", "fresh", "tasks", "rules")}
-        self.path = config.out / FINISHED
-        self.settings = json.loads(json.dumps(settings)) | {"version": nl.__version__}
-        self.known: dict[str, Any] = {}
-        if not config.fresh and self.path.exists():
-            try:
-                left = json.loads(self.path.read_text())
-            except ValueError:
-                return
-            if left.get("settings") == self.settings:
-                self.known = left["finished"]
-
-    def __call__(self, name: str, compute: Any) -> Any:
-        """What is known by this name, or is now computed; any tree of lists, numbers and strings."""
-        if name not in self.known:
-            self.known[name] = compute()
-            text = json.dumps({"settings": self.settings, "finished": self.known})
-            beside = self.path.with_suffix(".new")
-            beside.write_text(text + "\n")
-            beside.replace(self.path)
-        return self.known[name]
-
-
-def _taught(lesson: Lesson, task: Task, config: Config, store: Store) -> Trained:
+def _taught(lesson: Lesson, task: Task, config: Config, store: Finished) -> Trained:
     if lesson.network != "GRU":
         return _trained(lesson, task, config, store, _units(lesson.network, config))
     widths = [_trained(lesson, task, config, store, units) for units in config.gru_units]
     return min(widths, key=lambda of: np.nan_to_num(of.validation[of.best].mean(), nan=np.inf))
 
 
-def _trained(lesson: Lesson, task: Task, config: Config, store: Store, units: int) -> Trained:
+def _trained(lesson: Lesson, task: Task, config: Config, store: Finished, units: int) -> Trained:
     def compute() -> dict[str, Any]:
         is_gru = lesson.network == "GRU"
         found = temporal_training.train(
@@ -209,8 +179,7 @@ def _trained(lesson: Lesson, task: Task, config: Config, store: Store, units: in
             rates=config.rates, seeds=config.seeds, updates=config.gru_updates if is_gru else config.updates,
             batch_size=100 if is_gru else config.batch_size,
         )  # fmt: skip
-        fields = found._replace(units=units)._asdict()
-        return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in fields.items()}
+        return found._replace(units=units)._asdict()
 
     left = store(f"{lesson} / {units} units", compute)
     arrays = {name: np.array(left[name], float) for name in ("validation", "test", "updates", "loss")}
@@ -221,7 +190,7 @@ def _units(network: str, config: Config) -> int:
     return {"leaky": config.units, "spiking": config.spiking_units}[network]
 
 
-def _facts(lesson: Lesson, task: Task, config: Config, store: Store) -> dict[str, Any]:
+def _facts(lesson: Lesson, task: Task, config: Config, store: Finished) -> dict[str, Any]:
     make, net = RULES[lesson.rule], NETWORKS[lesson.network](task, _units(lesson.network, config))
 
     def compute() -> dict[str, Any]:
@@ -233,7 +202,7 @@ def _facts(lesson: Lesson, task: Task, config: Config, store: Store) -> dict[str
     return {**known, "audit": temporal_training.audited(make, net, task)}
 
 
-def _exactness(tasks: Mapping[str, Task], config: Config, store: Store) -> dict[str, float]:
+def _exactness(tasks: Mapping[str, Task], config: Config, store: Finished) -> dict[str, float]:
     """RTRL's difference to backprop through time by task, if both are among the rules."""
     if not {RTRL, BACKPROP} <= set(config.rules):
         return {}

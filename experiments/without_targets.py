@@ -19,6 +19,7 @@ import tyro
 import nl_jax as nl
 from experiments import data
 from experiments.failure import ExperimentError, exit_code
+from experiments.finished import Finished
 from experiments.ladder import LABELS, METHODS, RUNGS, Images, Settings, Teaching, seen
 from experiments.results import Folder, mean_and_error
 
@@ -56,6 +57,8 @@ class Config:
     """Tries of each example per update where noise explores."""
     seeds: int = 5
     """Independent runs of each method, trained at once."""
+    resume: bool = False
+    """Go on with what an interrupted run by the same settings finished in --out."""
     quick: bool = False
     """A small version, 200 updates of 2 seeds, in under a minute."""
 
@@ -94,11 +97,13 @@ def run(config: Config) -> dict[str, Scores]:
         f"{dataset.name}: {examples} images to train, {len(dataset.test.labels)} to test, {config.hidden} hidden "
         f"units, {config.seeds} seeds, {config.updates} updates of batch {config.batch_size}"
     )
+    finished = Finished(config.out, config, resume=config.resume, but=("methods",))
     scores: dict[str, Scores] = {}
     try:
         for name in config.methods:
             print(name)
-            scores[name] = _teach(name, config, dataset)
+            kept = finished(name, lambda name=name: _teach(name, config, dataset)._asdict())
+            scores[name] = Scores(**{field: np.array(x) if isinstance(x, list) else x for field, x in kept.items()})
             measured = scores[name]._asdict()
             folder.arrays(name, {"weights": measured.pop("weights")})
             folder.metric(method=name, **measured)

@@ -65,6 +65,27 @@ def test_quick_run_end_to_end(tmp_path):
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    """The second estimator is interrupted; what the first left is the same as in a run of both."""
+    train, asked = compare._train, []
+
+    def interrupted(name, *arguments):
+        asked.append(name)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return train(name, *arguments)
+
+    monkeypatch.setattr(compare, "_train", interrupted)
+    both = small(tmp_path, "--estimators", "backprop", "lagrangian_backprop")
+    assert compare.main(both) == 130
+    lines, arrays = (tmp_path / "metrics.jsonl").read_text(), np.load(tmp_path / "backprop.npz")["loss"]
+    assert compare.main([*both, "--resume"]) == 0
+    assert asked == ["backprop", "lagrangian_backprop", "lagrangian_backprop"]
+    assert (tmp_path / "metrics.jsonl").read_text().startswith(lines)
+    np.testing.assert_array_equal(np.load(tmp_path / "backprop.npz")["loss"], arrays)
+    assert (tmp_path / "lagrangian_backprop.npz").exists()
+
+
 def test_idx_files(tmp_path, capsys):
     write_set(tmp_path, "t10k", 150, compress=True)
     arguments = small(tmp_path / "out", "--data-dir", str(tmp_path), "--estimators", "backprop", "--batch-size", "20")
@@ -106,7 +127,7 @@ def test_results_of_an_earlier_run_do_not_mix_in(tmp_path):
     (tmp_path / "notes.txt").write_text("the user's own")
     assert compare.main(small(tmp_path, "--estimators", "backprop")) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "backprop.npz", "compare.png", "config.json", "metrics.jsonl", "notes.txt",
+        "backprop.npz", "compare.png", "config.json", "finished.json", "metrics.jsonl", "notes.txt",
     ]  # fmt: skip
 
 

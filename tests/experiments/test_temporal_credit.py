@@ -59,7 +59,7 @@ def test_what_is_finished_is_not_done_again(left, monkeypatch, capsys):
 
     for name in ("train", "difference_to_backprop", "temporary_bytes"):
         monkeypatch.setattr(temporal_training, name, refuse)
-    assert temporal_credit.main([*SMALL, "--out", str(out)]) == 0
+    assert temporal_credit.main([*SMALL, "--out", str(out), "--resume"]) == 0
     assert json.loads((out / "temporal_credit.json").read_text()) == before
     assert "chance" in capsys.readouterr().out
 
@@ -79,11 +79,12 @@ def test_interrupted_and_resumed(tmp_path, monkeypatch, capsys):
     arguments = [*SMALL, "--out", str(tmp_path)]
     assert temporal_credit.main(arguments) == 130
     assert "leaky    backprop through time" in capsys.readouterr().out
-    assert temporal_credit.main(arguments) == 0
+    assert temporal_credit.main([*arguments, "--resume"]) == 0
     assert len(taught) == 2 + 2
+    assert temporal_credit.main([*arguments, "--updates", "7", "--resume"]) == 1
+    assert "has other settings, updates is 150 there, 7 here" in capsys.readouterr().err
     assert temporal_credit.main([*arguments, "--updates", "7"]) == 0
-    assert temporal_credit.main([*arguments, "--updates", "7", "--fresh"]) == 0
-    assert taught[4:] == [7] * 6
+    assert taught[4:] == [7] * 3
 
 
 def test_forged_results_are_non_zero_exits(tmp_path, monkeypatch, capsys):
