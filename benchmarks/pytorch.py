@@ -60,9 +60,13 @@ def backprop(torch: Any, on: Problem) -> tuple[Callable[[Any], Any], Callable[[A
     return backward, gradient
 
 
-def mezo(torch: Any, on: Problem, sigma: float = 1e-3) -> Callable[[Any], Any]:
+def mezo(torch: Any, on: Problem) -> Callable[[Any], Any]:
+    """A step of MeZO on the problem."""
+    return mezo_step(torch, twin(torch, on), *tensors(torch, on))
+
+
+def mezo_step(torch: Any, model: Any, inputs: Any, labels: Any, sigma: float = 1e-3) -> Callable[[Any], Any]:
     """A step of Algorithm 1 of Malladi et al. (2023): nothing is kept of the noise but its seed."""
-    model, (inputs, labels) = twin(torch, on), tensors(torch, on)
     parameters, seeds = list(model.parameters()), itertools.count()
 
     def perturb(seed: int, scale: float) -> None:

@@ -162,7 +162,9 @@ def _check(config: Config) -> None:
 
 def _again(name: str, part: dict[str, Any], folder: Folder) -> Curve:
     """The curve that an earlier run finished, written to the folder as that run did."""
-    curve = Curve(**{field: list(map(np.array, values)) for field, values in part["curve"].items()})
+    curve = Curve()
+    for field, values in part["curve"].items():
+        setattr(curve, field, list(map(np.array, values)))
     folder.arrays(name, part["recorded"])
     for row in curve.rows():
         folder.metric(estimator=name, **row)

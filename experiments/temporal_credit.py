@@ -4,6 +4,7 @@ python -m experiments.temporal_credit --help
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -211,7 +212,7 @@ def _exactness(tasks: Mapping[str, Task], config: Config, store: Finished) -> di
         net = NETWORKS["leaky"](task, config.units)
         return temporal_training.difference_to_backprop(RULES[RTRL], net, task, rate=1e-2, batch_size=config.batch_size)
 
-    return {name: store(f"{name} / exactness", lambda task=task: of(task)) for name, task in tasks.items()}
+    return {name: store(f"{name} / exactness", functools.partial(of, task)) for name, task in tasks.items()}
 
 
 def judge(results: Results, exactness: Mapping[str, float], tasks: Mapping[str, Task]) -> list[dict[str, Any]]:

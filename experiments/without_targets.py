@@ -4,6 +4,7 @@ python -m experiments.without_targets --help
 """
 
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -102,8 +103,8 @@ def run(config: Config) -> dict[str, Scores]:
     try:
         for name in config.methods:
             print(name)
-            kept = finished(name, lambda name=name: _teach(name, config, dataset)._asdict())
-            scores[name] = Scores(**{field: np.array(x) if isinstance(x, list) else x for field, x in kept.items()})
+            kept = finished(name, functools.partial(_teach, name, config, dataset))
+            scores[name] = Scores._make(np.array(value) if isinstance(value, list) else value for value in kept)
             measured = scores[name]._asdict()
             folder.arrays(name, {"weights": measured.pop("weights")})
             folder.metric(method=name, **measured)
