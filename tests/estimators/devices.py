@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import os
-import re
 import sys
 from typing import Any
 
@@ -18,18 +17,9 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import nl_jax as nl
+from benchmarks.devices import exchanged
 
 KEY = jax.random.key(8)
-
-
-def gathered(text: str) -> dict[str, int]:
-    """Bytes by collective in a compiled program's text: those of its result."""
-    found: dict[str, int] = {}
-    for results, name in re.findall(r"= (.*?) (all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?\(", text):
-        for dtype, shape in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", results):  # several, if XLA has joined them
-            size = int(np.prod([int(n) for n in shape.split(",") if n], initial=1))
-            found[name] = found.get(name, 0) + size * int(re.sub(r"\D", "", dtype)) // 8
-    return found
 
 
 def estimates(devices: int) -> dict[str, Any]:
@@ -56,7 +46,7 @@ def estimates(devices: int) -> dict[str, Any]:
         gap = jax.tree.map(lambda a, b: float(np.max(np.abs(np.asarray(a) - np.asarray(b)))), grads, expected)
         size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
         loss_gap = abs(float(info.loss) - float(alone.loss))
-        found[name] = {"gap": max(*jax.tree.leaves(gap), loss_gap) / size, "bytes": gathered(compiled.as_text())}
+        found[name] = {"gap": max(*jax.tree.leaves(gap), loss_gap) / size, "bytes": exchanged(compiled.as_text())}
 
     def weights(directions: Any, summed: bool | None, samples: int = 8) -> Any:
         make = functools.partial(nl.weight_perturbation, objective, num_samples=samples, directions=directions)
@@ -109,7 +99,7 @@ def main(devices: int) -> None:
         leaves = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(state.params)]
         results[f"{law} {width} {samples}"] = {
             "rates": np.asarray(info.update.rates)[:, 0].tolist(), "params": np.concatenate(leaves)[::50].tolist(),
-            "bytes": gathered(step.as_text()),
+            "bytes": exchanged(step.as_text()),
         }  # fmt: skip
     if devices > 1:
         results |= estimates(devices)
