@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.checks import positive_integer, positive_number, takes, typed_key
 from nl_jax.estimators.directions import Law, Structured, gaussian
 from nl_jax.estimators.directions.structured import parts
 from nl_jax.estimators.sampled import SampledGradient
+from nl_jax.estimators.sampling import Share, require_sharding, shared_out
 from nl_jax.estimators.shaping import Shaping, centred_ranks
 from nl_jax.estimators.spaces import Noise, weights
 from nl_jax.estimators.step_size import step_size, unit
@@ -24,6 +26,8 @@ def evolution_strategy(
     shaping: Shaping = centred_ranks,
     directions: Law = _GAUSSIAN,
     chunk: int | None = None,
+    sharding: NamedSharding | None = None,
+    sum_updates: bool | None = None,
 ) -> GradientEstimator:
     """A search direction from shaped fitness: **not calibrated**, of the gradient's sign but not of its scale.
 
@@ -44,6 +48,8 @@ def evolution_strategy(
       shaping: from `nl.shaping`, or any function of the losses [n] to utilities [n].
       directions: law of ξ, from `nl.directions`.
       chunk: samples evaluated at once; by default what suits the backend.
+      sharding, sum_updates: how samples are divided over devices and what these exchange, as for
+        `weight_perturbation`; losses are gathered to be shaped together.
 
     Returns:
       An estimator without state: K evaluations, antithetic 2 K.
@@ -59,10 +65,16 @@ def evolution_strategy(
     takes("shaping", shaping, 1, "a function of all losses [n], such as nl.shaping.centred_ranks (not called)")
     takes("directions", directions, 3, "a law (key, index, template) -> direction, such as nl.directions.gaussian()")
     chunk = None if chunk is None else positive_integer("chunk", chunk)
+    require_sharding(sharding, num_samples, sum_updates)
     space = weights(objective)
 
     def sample(key: Key, state: State, params: Params, batch: Batch) -> tuple[SampledGradient, State, Info]:
         typed_key(key)
+        return shared_out(of_share, num_samples, sharding)(key, state, params, batch)
+
+    def of_share(
+        share: Share, key: Key, state: State, params: Params, batch: Batch
+    ) -> tuple[SampledGradient, State, Info]:
         view = space(params, batch, Noise(directions, key, num_samples))
         step = step_size(sigma, unit, view.dtypes, view.components)
 
@@ -71,14 +83,14 @@ def evolution_strategy(
             tried = view.both_sides(direction, step) if antithetic else (view.displaced(direction, step),)
             return jnp.mean(jnp.stack(tried), axis=1)
 
-        indices = jnp.arange(num_samples, dtype=jnp.int32)
-        direction = jax.eval_shape(view.draw, indices[0])
+        direction = jax.eval_shape(view.draw, jnp.int32(0))
         if any(xi.of_each_example for xi in parts(direction) if isinstance(xi, Structured)):
             raise ValueError(
                 "directions must be shared by the batch, for its mean loss is one fitness; of nl.directions, flipout() "
                 "gives every example its own: take another law, or weight_perturbation"
             )
-        fitness = jax.lax.map(losses_along, indices, batch_size=chunk or view.chunk)
+        at_once = min(chunk or view.chunk, len(share.indices))
+        fitness = share.gathered(jax.lax.map(losses_along, share.indices, batch_size=at_once))
         utilities = shaping(fitness.reshape(-1))
         if utilities.shape != (fitness.size,):
             raise ValueError(
@@ -91,6 +103,6 @@ def evolution_strategy(
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         sampled, state, info = sample(key, state, params, batch)
-        return sampled.formed(params), state, info
+        return sampled.formed(params, sharding, sum_updates), state, info
 
     return GradientEstimator(stateless, estimate, sample=sample)

@@ -22,6 +22,7 @@ def forward_gradient(
     directions: Law = _GAUSSIAN,
     chunk: int | None = None,
     sharding: NamedSharding | None = None,
+    sum_updates: bool | None = None,
 ) -> GradientEstimator:
     """Estimates the gradient from exact directional derivatives along random directions.
 
@@ -37,8 +38,12 @@ def forward_gradient(
       num_samples: K, independent directions averaged.
       directions: law of ξ, from `nl.directions`.
       chunk: samples evaluated at once; by default what suits the backend. The result does not depend on it.
-      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh. Only their
-        losses' rates of change travel between devices. None for no division.
+      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh; the result
+        does not depend on the devices beyond rounding. None for no division.
+      sum_updates: what devices exchange to form a gradient. False: the K rates of change alone, and each adds up all K
+        directions. True: each adds up its own samples' directions, and these sums are summed. None for
+        the faster by rule, see docs/scaling.md. `nl.seeded` forms no gradient and exchanges rates. In
+        node space the credit of nodes is summed, whatever is asked here.
 
     Returns:
       An estimator without state: 2 K + 1 evaluations in weight space, K + 2 in node space.
@@ -57,5 +62,6 @@ def forward_gradient(
         raise ValueError(f"space must be nl.spaces.weights or nl.spaces.nodes, got {space!r}")
     takes("space", space, 1, "nl.spaces.weights or nl.spaces.nodes, not called with the objective")
     return perturbation(
-        space(objective), _TANGENT, directions, sigma=None, num_samples=num_samples, chunk=chunk, sharding=sharding
-    )
+        space(objective), _TANGENT, directions, sigma=None, num_samples=num_samples, chunk=chunk, sharding=sharding,
+        sum_updates=sum_updates,
+    )  # fmt: skip

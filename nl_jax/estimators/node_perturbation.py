@@ -1,5 +1,7 @@
 """Node perturbation (seed 000; Williams 1992)."""
 
+from jax.sharding import NamedSharding
+
 from nl_jax.base import GradientEstimator, Objective
 from nl_jax.checks import layered
 from nl_jax.estimators import baselines
@@ -19,6 +21,7 @@ def node_perturbation(
     credit: Credit | None = None,
     directions: Law = _GAUSSIAN,
     chunk: int | None = None,
+    sharding: NamedSharding | None = None,
 ) -> GradientEstimator:
     """Estimates the gradient from the losses' response to noise γ on every pre-activation (seed 000).
 
@@ -37,6 +40,9 @@ def node_perturbation(
         interact.
       directions: law of ξ, from `nl.directions`.
       chunk: samples evaluated at once; by default what suits the backend. The result does not depend on it.
+      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh; the result
+        does not depend on the devices beyond rounding. The credit of all nodes, [batch, units] of every layer, is
+        summed over devices. None for no division.
 
     Returns:
       An estimator with its baseline's state: K + 2 evaluations (one clean pass, K perturbed ones, a local gradient),
@@ -62,5 +68,6 @@ def node_perturbation(
             f"credit must be nl.spaces.per_example_credit() or nl.spaces.per_batch_credit(), got {credit!r}"
         )
     return perturbation(
-        nodes(objective, credit), baseline, directions, sigma=sigma, num_samples=num_samples, chunk=chunk
-    )
+        nodes(objective, credit), baseline, directions, sigma=sigma, num_samples=num_samples, chunk=chunk,
+        sharding=sharding,
+    )  # fmt: skip

@@ -10,7 +10,7 @@ from nl_jax.checks import positive_integer, positive_number, takes, typed_key
 from nl_jax.estimators.baselines import Baseline
 from nl_jax.estimators.directions import Law
 from nl_jax.estimators.sampled import SampledGradient
-from nl_jax.estimators.sampling import require_sharding, shared_out
+from nl_jax.estimators.sampling import Share, alone, require_sharding, shared_out
 from nl_jax.estimators.spaces import Noise, Space, View
 from nl_jax.estimators.spaces.view import Measure
 from nl_jax.estimators.step_size import step_size
@@ -25,6 +25,7 @@ def perturbation(
     num_samples: int,
     chunk: int | None,
     sharding: NamedSharding | None = None,
+    sum_updates: bool | None = None,
 ) -> GradientEstimator:
     """ĝ = mean over K samples of (dE/dξ) ξ, since E (gᵀξ) ξ = g for directions of unit covariance.
 
@@ -35,7 +36,8 @@ def perturbation(
       sigma: σ, step along a direction, above 0; None for what suits the dtype.
       num_samples: K, at least 1.
       chunk: samples evaluated at once, at least 1; None for what suits the backend.
-      sharding: how samples are divided over devices, of weight spaces alone: see `sampling.shared_out`.
+      sharding: how samples are divided over devices: see `sampling.shared_out`.
+      sum_updates: what devices exchange of a gradient in weight space: see `SampledGradient.formed`.
 
     Raises:
       ValueError: if a setting is not as described.
@@ -48,7 +50,7 @@ def perturbation(
         raise ValueError(f"sigma must be left out with tangent(), which makes no step; got {sigma}")
     num_samples = positive_integer("num_samples", num_samples)
     chunk = None if chunk is None else positive_integer("chunk", chunk)
-    require_sharding(sharding, num_samples)
+    require_sharding(sharding, num_samples, sum_updates)
 
     def init(key: Key, params: Params) -> State:
         del key, params
@@ -60,42 +62,40 @@ def perturbation(
         rate = baseline.rate(view, step_size(sigma, baseline.length, view.dtypes, view.components), state)
         return view, rate.along, view.fixed_cost + rate.fixed_cost + num_samples * rate.cost_per_sample
 
+    def found(key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, State, Info]:
+        """A gradient of layers, or of weights as a list of numbers."""
+        seen: list[int] = []
+
+        def of_share(share: Share, key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, Array]:
+            view, measure, evaluations = measured(key, state, params, batch)
+            seen[:] = [evaluations]
+            if view.layers is not None:
+                mean, loss = view.layers.judged(measure, chunk, share)
+                return view.layers.gradient(mean), loss
+            rates, losses = share.gathered(view.rates(measure, chunk, share.indices))
+            return SampledGradient(key, rates, view.directions), jnp.mean(losses)
+
+        gradient, loss = shared_out(of_share, num_samples, sharding)(key, state, params, batch)
+        return gradient, baseline.update(state, loss), Info(loss, jnp.int32(seen[0]))
+
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
-        if sharding is not None:
-            sampled, state, info = sample(key, state, params, batch)
-            return sampled.formed(params), state, info
-        view, measure, evaluations = measured(key, state, params, batch)
-        if view.layers is not None:
-            mean, loss = view.layers.judged(measure, chunk)
-            grads = view.layers.gradient(mean)
-        else:
-            rates, losses = view.rates(measure, chunk, jnp.arange(num_samples, dtype=jnp.int32))
-            grads, loss = SampledGradient(key, rates, view.directions).formed(params), jnp.mean(losses)
-        return grads, baseline.update(state, loss), Info(loss, jnp.int32(evaluations))
+        gradient, state, info = found(key, state, params, batch)
+        sampled = isinstance(gradient, SampledGradient)
+        return gradient.formed(params, sharding, sum_updates) if sampled else gradient, state, info
 
     def sample(key: Key, state: State, params: Params, batch: Batch) -> tuple[SampledGradient, State, Info]:
-        found: list[Any] = []
-
-        def rates_of(indices: Array, key: Key, state: State, params: Params, batch: Batch) -> tuple[Array, Array]:
-            view, measure, evaluations = measured(key, state, params, batch)
-            if view.layers is not None:
-                raise ValueError(
-                    "a gradient made of noise in nodes is no list of numbers: every example has noise of its own. Use "
-                    "weight_perturbation, forward_gradient(space=nl.spaces.weights) or evolution_strategy"
-                )
-            found[:] = view.directions, evaluations
-            return view.rates(measure, chunk, indices)
-
-        rates, losses = shared_out(rates_of, num_samples, sharding)(key, state, params, batch)
-        directions, evaluations = found
-        loss = jnp.mean(losses)
-        info = Info(loss, jnp.int32(evaluations))
-        return SampledGradient(key, rates, directions), baseline.update(state, loss), info
+        gradient, state, info = found(key, state, params, batch)
+        if not isinstance(gradient, SampledGradient):
+            raise ValueError(
+                "a gradient made of noise in nodes is no list of numbers: every example has noise of its own. Use "
+                "weight_perturbation, forward_gradient(space=nl.spaces.weights) or evolution_strategy"
+            )
+        return gradient, state, info
 
     def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
         view, measure, _ = measured(key, state, params, batch)
         if view.layers is None:
             return without_credit(key, state, params, batch)
-        return view.layers.credit(view.layers.judged(measure, chunk)[0])
+        return view.layers.credit(view.layers.judged(measure, chunk, alone(num_samples))[0])
 
     return GradientEstimator(init, estimate, credit, sample)

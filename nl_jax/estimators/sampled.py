@@ -8,12 +8,23 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from nl_jax.base import Array, Key, Params
 from nl_jax.estimators.directions import Direction, Law, Structured
+from nl_jax.estimators.directions.blocks import Blocks
 from nl_jax.estimators.directions.law import drawing
 from nl_jax.estimators.directions.structured import parts
-from nl_jax.estimators.sampling import Footprint, default_chunk, occupied, stacked
+from nl_jax.estimators.sampling import (
+    Footprint,
+    Share,
+    alone,
+    default_chunk,
+    occupied,
+    shared_out,
+    stacked,
+    sums_updates,
+)
 from nl_jax.numerics import wide_dtype
 
 
@@ -87,9 +98,14 @@ class SampledGradient:
         Returns:
           A tree like `params`, in its dtypes.
         """
+        return self._added(params, scale, alone(self.rates.shape[0]).indices)
+
+    def _added(self, params: Params, scale: Any, indices: Array) -> Params:
+        """`added` of the samples of some consecutive indices."""
         leaves, tree = jax.tree.flatten(params)
-        count = self.rates.shape[0]
-        rates = self.rates * (jnp.asarray(scale, self.rates.dtype) / count)
+        count, of_all = len(indices), self.rates.shape[0]
+        own = self.rates if count == of_all else self.rates[indices]
+        rates = own * (jnp.asarray(scale, self.rates.dtype) / of_all)
         draw = lambda index: self.directions.draw(self.key, index)
         size = occupied(jax.eval_shape(draw, jnp.int32(0)))
         # Signs of every example are many; samples that have them are added one by one.
@@ -100,7 +116,6 @@ class SampledGradient:
             return [_added(leaf, xi, rates) for leaf, xi in zip(leaves, directions, strict=True)]
 
         chunks, rest = divmod(count, chunk)
-        indices = jnp.arange(count, dtype=jnp.int32)
         if chunks == 1:
             leaves = part(leaves, indices[:chunk], rates[:chunk])
         else:
@@ -110,10 +125,32 @@ class SampledGradient:
             leaves = part(leaves, indices[-rest:], rates[-rest:])
         return jax.tree.unflatten(tree, leaves)
 
-    def formed(self, params: Params) -> Params:
-        """ĝ as a tree like `params`."""
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide_dtype(leaf.dtype)), params)
-        return jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), self.added(zeros, 1), params)
+    def formed(self, params: Params, sharding: NamedSharding | None = None, sum_updates: bool | None = None) -> Params:
+        """ĝ as a tree like `params`.
+
+        Args:
+          params: the parameters, or any tree of their shapes.
+          sharding: how the samples are divided over devices.
+          sum_updates: whether each device adds up its own samples' directions and the sums are summed; or each adds
+            up all, so that nothing travels. None for what suits, see `nl_jax.estimators.sampling.sums_updates`.
+        """
+        if sum_updates is None:
+            sum_updates = sums_updates(sharding, self._drawn(), sum(leaf.size for leaf in jax.tree.leaves(params)))
+
+        def total(share: Share, sampled: SampledGradient, params: Params) -> Params:
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide_dtype(leaf.dtype)), params)
+            return share.summed(sampled._added(zeros, 1, share.indices))
+
+        formed = shared_out(total, self.rates.shape[0], sharding if sum_updates else None)(self, params)
+        return jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), formed, params)
+
+    def _drawn(self) -> int:
+        """Numbers that a direction is drawn as."""
+        drawn = parts(jax.eval_shape(lambda: self.directions.draw(self.key, jnp.int32(0))))
+        return sum(
+            math.prod(xi.shape) if isinstance(xi, Blocks) else sum(leaf.size for leaf in jax.tree.leaves(xi))
+            for xi in drawn
+        )
 
 
 def _added(leaf: Array, directions: Any, rates: Array) -> Array:

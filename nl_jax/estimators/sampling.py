@@ -43,18 +43,19 @@ def default_chunk(num_samples: int, footprint: Footprint) -> int:
     return min(num_samples, most, fitting)
 
 
-def sum_over_samples(partial_sum: Callable[[Array], State], num_samples: int, chunk: int) -> State:
-    """Σ over sample indices 0 … num_samples − 1 of a tree, a chunk at a time.
+def sum_over_samples(partial_sum: Callable[[Array], State], indices: Array, chunk: int) -> State:
+    """Σ over samples of a tree, a chunk at a time.
 
     Args:
       partial_sum: `partial_sum(indices) -> tree`, the sum over the samples of the given int32 indices. Indices are
         the samples' own, so that the result does not depend on the chunk beyond rounding.
-      num_samples: at least 1.
+      indices: of the samples, int32 [n], consecutive and at least one.
       chunk: samples at once, at least 1; the last chunk is smaller where the numbers do not divide.
 
     Returns:
       The sum, in float32 at least: in half precision a long sum would stop growing.
     """
+    num_samples, begin = len(indices), indices[0]
     chunk = min(chunk, num_samples)
     chunks, rest = divmod(num_samples, chunk)
 
@@ -63,18 +64,18 @@ def sum_over_samples(partial_sum: Callable[[Array], State], num_samples: int, ch
         return jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), widened)
 
     if chunks == 1:
-        summed = part(jnp.int32(0), chunk)
+        summed = part(begin, chunk)
     else:
-        shapes = jax.eval_shape(lambda: part(jnp.int32(0), chunk))
+        shapes = jax.eval_shape(lambda: part(begin, chunk))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def add(carry: tuple[State, Array], _: None) -> tuple[tuple[State, Array], None]:
             total, first = carry
             return (jax.tree.map(jnp.add, total, part(first, chunk)), first + chunk), None
 
-        (summed, _), _ = jax.lax.scan(add, (zeros, jnp.int32(0)), length=chunks)
+        (summed, _), _ = jax.lax.scan(add, (zeros, begin), length=chunks)
     if rest:
-        summed = jax.tree.map(jnp.add, summed, part(jnp.int32(chunk * chunks), rest))
+        summed = jax.tree.map(jnp.add, summed, part(begin + chunk * chunks, rest))
     return summed
 
 
@@ -89,9 +90,13 @@ def stacked(sample: Callable[[Array], State]) -> Callable[[Array], State]:
     return over
 
 
-def require_sharding(sharding: Any, num_samples: int) -> None:
+def require_sharding(sharding: Any, num_samples: int, sum_updates: bool | None = None) -> None:
     """ValueError unless samples can be divided by the sharding, or it is None."""
+    if sum_updates is not None and not isinstance(sum_updates, bool):
+        raise ValueError(f"sum_updates must be True, False, or None for what suits; got {sum_updates!r}")
     if sharding is None:
+        if sum_updates is not None:
+            raise ValueError(f"sum_updates={sum_updates} needs sharding=, the devices that exchange updates")
         return
     if not isinstance(sharding, NamedSharding) or len(sharding.spec) != 1 or not isinstance(sharding.spec[0], str):
         raise ValueError(
@@ -103,28 +108,80 @@ def require_sharding(sharding: Any, num_samples: int) -> None:
         raise ValueError(f"num_samples must be a multiple of the {devices} devices that share them, got {num_samples}")
 
 
+class Share(NamedTuple):
+    """The samples that one device evaluates, and how it meets the others.
+
+    Attributes:
+      indices: of its samples, by their global number, int32.
+      axis: the axis of the mesh along which the samples are divided; None if all are here.
+    """
+
+    indices: Array
+    axis: str | None
+
+    def gathered(self, tree: State) -> State:
+        """Arrays with a leading axis of this device's samples, with those of all devices, in order."""
+        return tree if self.axis is None else jax.lax.all_gather(tree, self.axis, tiled=True)
+
+    def summed(self, tree: State) -> State:
+        """The sum over devices of arrays."""
+        return tree if self.axis is None else jax.lax.psum(tree, self.axis)
+
+
+def alone(num_samples: int) -> Share:
+    """All samples on one device."""
+    return Share(jnp.arange(num_samples, dtype=jnp.int32), None)
+
+
 def shared_out(
     function: Callable[..., State], num_samples: int, sharding: NamedSharding | None
 ) -> Callable[..., State]:
-    """Calls `function(indices, *arguments)` for samples 0 … num_samples − 1, divided over devices.
+    """Calls `function(share, *arguments)` on every device, with its share of the samples 0 … num_samples − 1.
 
     Every device has its own samples, by their global number, so that the result does not depend on how many devices
-    there are. What they return is gathered, and is all that travels between them.
+    there are. Nothing travels between them but what `share` is asked to gather or to sum.
 
     Args:
-      function: returns a tree of arrays with a leading axis of samples.
+      function: returns a tree of arrays, the same on all devices.
       num_samples: a multiple of the devices.
       sharding: along which axis of which mesh; None for no division. The mesh's other axes stay as they are: a batch
-        or parameters may be laid over them.
+        or parameters may be laid over them. Called inside a `jax.shard_map` over that axis, it takes the axis from
+        there.
     """
     if sharding is None:
-        return lambda *arguments: function(jnp.arange(num_samples, dtype=jnp.int32), *arguments)
+        return lambda *arguments: function(alone(num_samples), *arguments)
     axis = sharding.spec[0]
-    share = num_samples // sharding.mesh.shape[axis]
+    each = num_samples // sharding.mesh.shape[axis]
 
     def own(*arguments: Any) -> State:
-        indices = jax.lax.axis_index(axis) * share + jnp.arange(share, dtype=jnp.int32)
-        return jax.lax.all_gather(function(indices, *arguments), axis, tiled=True)
+        return function(Share(jax.lax.axis_index(axis) * each + jnp.arange(each, dtype=jnp.int32), axis), *arguments)
 
-    none, mesh = PartitionSpec(), sharding.mesh
-    return jax.shard_map(own, mesh=mesh, in_specs=none, out_specs=none, axis_names={axis}, check_vma=False)
+    def call(*arguments: Any) -> State:
+        around = jax.sharding.get_abstract_mesh()
+        if axis in around.manual_axes:
+            return own(*arguments)
+        none, mesh = PartitionSpec(), None if axis in around.axis_names else sharding.mesh
+        return jax.shard_map(own, mesh=mesh, in_specs=none, out_specs=none, axis_names={axis}, check_vma=False)(
+            *arguments
+        )
+
+    return call
+
+
+def sums_updates(sharding: NamedSharding | None, footprint: int, components: int) -> bool:
+    """Whether devices should rather sum what each adds up of a gradient than exchange scalars and add up all of it.
+
+    Adding K directions on every device takes time in proportion to K; a sum of partial gradients is exchanged once,
+    whatever K. So devices of one process sum, where memory is the link; between processes, where a gradient would go
+    over a network, scalars travel. They also do where directions are much smaller than the parameters, as rank-one
+    noise is: these are added by one matrix product, at little cost for one direction more.
+
+    Args:
+      sharding: of the samples.
+      footprint: numbers that a direction is drawn as.
+      components: P, of the parameters.
+    """
+    if sharding is None or sharding.mesh.shape[sharding.spec[0]] == 1:
+        return False
+    processes = {device.process_index for device in sharding.mesh.devices.flat}
+    return len(processes) == 1 and 2 * footprint > components

@@ -20,6 +20,7 @@ def weight_perturbation(
     directions: Law = _GAUSSIAN,
     chunk: int | None = None,
     sharding: NamedSharding | None = None,
+    sum_updates: bool | None = None,
 ) -> GradientEstimator:
     """Estimates the gradient from the losses' response to noise Ω on every parameter (seed 000).
 
@@ -37,8 +38,11 @@ def weight_perturbation(
         (two-sided, SPSA).
       directions: law of ξ, from `nl.directions`.
       chunk: samples evaluated at once; by default what suits the backend. The result does not depend on it.
-      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh. Only their
-        losses' rates of change travel between devices. None for no division.
+      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh; the result
+        does not depend on the devices beyond rounding. None for no division.
+      sum_updates: what devices exchange to form a gradient. False: the K rates of change alone, and each adds up all K
+        directions. True: each adds up its own samples' directions, and these sums are summed. None for
+        the faster by rule, see docs/scaling.md. `nl.seeded` forms no gradient and exchanges rates.
 
     Returns:
       An estimator with its baseline's state: K evaluations without baseline, K + 1 with the clean one, 2 K antithetic.
@@ -54,5 +58,6 @@ def weight_perturbation(
     ([4, 4], 1001)
     """
     return perturbation(
-        weights(objective), baseline, directions, sigma=sigma, num_samples=num_samples, chunk=chunk, sharding=sharding
-    )
+        weights(objective), baseline, directions, sigma=sigma, num_samples=num_samples, chunk=chunk, sharding=sharding,
+        sum_updates=sum_updates,
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nl_jax.base import Array, Batch
@@ -21,7 +22,17 @@ def beside(batch: Batch, tree: Any) -> Any:
     if not meshes:
         return tree
     everywhere = NamedSharding(meshes[0], PartitionSpec())
-    return jax.tree.map(lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, everywhere), tree)
+    return jax.tree.map(lambda x: x if isinstance(x.sharding, NamedSharding) else _copied(x, everywhere), tree)
+
+
+def _copied(x: Array, to: NamedSharding) -> Array:
+    """`x`, which lies on one device, on all devices; of several processes each gives its own, which has to be equal."""
+    if to.is_fully_addressable:
+        return jax.device_put(x, to)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_copied(jax.random.key_data(x), to), impl=jax.random.key_impl(x))
+    here = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, to, lambda part: here[part])
 
 
 def gather(x: Array, index: Array) -> Array:

@@ -1,9 +1,11 @@
 """Run in a process of several CPU devices: python -m tests.estimators.devices <devices>. Prints JSON."""
 
+import contextlib
+import functools
 import json
 import os
-import re
 import sys
+from typing import Any
 
 if __name__ == "__main__":  # before JAX is imported
     os.environ["JAX_ENABLE_X64"] = "true"  # the losses' differences are compared, which lose half of all digits
@@ -15,16 +17,62 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import nl_jax as nl
+from benchmarks.devices import exchanged
 
 KEY = jax.random.key(8)
 
 
-def gathered(text: str) -> dict[str, int]:
-    """Bytes by collective in a compiled program's text: those of its result."""
-    found: dict[str, int] = {}
-    for dtype, shape, name in re.findall(r"= (\w+)\[([\d,]*)\]\S* (all-\w+|collective-\w+|reduce-scatter)\(", text):
-        size = int(np.prod([int(n) for n in shape.split(",") if n], initial=1)) * int(re.sub(r"\D", "", dtype)) // 8
-        found[name] = found.get(name, 0) + size
+def estimates(devices: int) -> dict[str, Any]:
+    """Divided estimates: how far they are from undivided ones, and bytes by collective, by name."""
+    network = nl.mlp([120, 200, 4], activation=nl.activations.tanh())  # a weight of two blocks, and small ones
+    objective = nl.supervised(network.apply, nl.losses.cross_entropy)
+    params, batch = network.init(KEY, float), (jax.random.normal(KEY, (8, 120)), jnp.arange(8) % 4)
+    law, found = nl.directions, {}
+
+    def case(name: str, make: Any, kind: AxisType = AxisType.Auto, batch_axis: int = 1, within: str = "") -> None:
+        shape, names = (devices // batch_axis, batch_axis), ("samples", "batch")
+        mesh = jax.make_mesh(shape, names, axis_types=(kind, kind))
+        sharding = NamedSharding(mesh, PartitionSpec("samples"))
+        everywhere, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ([], ["batch"]))
+        at = jax.device_put(KEY, everywhere), (), jax.device_put(params, everywhere), jax.device_put(batch, rows)
+        estimate = make(sharding=sharding).estimate
+        if within == "shard_map":
+            none = PartitionSpec()
+            estimate = jax.shard_map(estimate, mesh=mesh, in_specs=none, out_specs=none, check_vma=False)
+        with jax.set_mesh(mesh) if within == "set_mesh" else contextlib.nullcontext():
+            compiled = jax.jit(estimate).lower(*at).compile()
+            grads, _, info = compiled(*at)
+        expected, _, alone = jax.jit(make().estimate)(KEY, (), params, batch)
+        gap = jax.tree.map(lambda a, b: float(np.max(np.abs(np.asarray(a) - np.asarray(b)))), grads, expected)
+        size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
+        loss_gap = abs(float(info.loss) - float(alone.loss))
+        found[name] = {"gap": max(*jax.tree.leaves(gap), loss_gap) / size, "bytes": exchanged(compiled.as_text())}
+
+    def weights(directions: Any, summed: bool | None, samples: int = 8) -> Any:
+        make = functools.partial(nl.weight_perturbation, objective, num_samples=samples, directions=directions)
+        # sum_updates is a matter of devices: the undivided estimator has none
+        return lambda sharding=None: make(sharding=sharding, sum_updates=summed if sharding else None)
+
+    def strategy(sharding: Any = None) -> Any:
+        return nl.evolution_strategy(objective, num_samples=8, sharding=sharding, sum_updates=sharding and False)
+
+    nodes = functools.partial(nl.node_perturbation, objective, num_samples=8)
+    forward = functools.partial(nl.forward_gradient, objective, num_samples=8, space=nl.spaces.nodes)
+    for samples in (8, 16):
+        case(f"weights, gaussian, scalars, K = {samples}", weights(law.gaussian(), False, samples))
+        case(f"weights, gaussian, sum, K = {samples}", weights(law.gaussian(), True, samples))
+    case("weights, rank one, sum, K = 8", weights(law.rank_one(), True))
+    case("weights, gaussian, by default, K = 8", weights(law.gaussian(), None))
+    case("weights, rank one, by default, K = 8", weights(law.rank_one(), None))
+    case("evolution strategy", strategy)
+    case("nodes", nodes)
+    case("nodes, forward gradient", forward, AxisType.Explicit)
+    case("within set_mesh", weights(law.gaussian(), True), within="set_mesh")
+    case("within shard_map", weights(law.gaussian(), True), within="shard_map")
+    if devices % 2 == 0:
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            case(f"two axes, weights, {kind.name}", weights(law.gaussian(), True), kind, 2)
+            case(f"two axes, nodes, {kind.name}", nodes, kind, 2)
     return found
 
 
@@ -51,8 +99,10 @@ def main(devices: int) -> None:
         leaves = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(state.params)]
         results[f"{law} {width} {samples}"] = {
             "rates": np.asarray(info.update.rates)[:, 0].tolist(), "params": np.concatenate(leaves)[::50].tolist(),
-            "bytes": gathered(step.as_text()),
+            "bytes": exchanged(step.as_text()),
         }  # fmt: skip
+    if devices > 1:
+        results |= estimates(devices)
     print(json.dumps(results))
 
 

@@ -11,13 +11,27 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import nl_jax as nl
 
+PARAMETERS = 120 * 200 + 200 + 200 * 4 + 4
+
 
 @pytest.fixture(scope="module")
-def runs():
+def processes():
     """Results by number of devices, each from a process of its own."""
-    command = [sys.executable, "-m", "tests.estimators.devices"]
+    command = [sys.executable, "-W", "error", "-m", "tests.estimators.devices"]
     started = {n: subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True) for n in (1, 4)}
     return {n: json.loads(process.communicate(timeout=300)[0]) for n, process in started.items()}
+
+
+@pytest.fixture(scope="module")
+def runs(processes):
+    """Of descent in place."""
+    return {n: {name: of for name, of in all.items() if "rates" in of} for n, all in processes.items()}
+
+
+@pytest.fixture(scope="module")
+def estimates(processes):
+    """Of gradients that are formed, on four devices."""
+    return {name: of for name, of in processes[4].items() if "gap" in of}
 
 
 def test_the_update_does_not_depend_on_the_devices(runs):
@@ -34,7 +48,31 @@ def test_nothing_but_rates_travels(runs):
         assert runs[1][name]["bytes"].keys() <= {"all-gather"}
 
 
+def test_a_divided_estimate_is_the_undivided_one(estimates):
+    """To rounding: of sums alone, or, where the batch is divided as well, of losses whose small difference is taken."""
+    for name, of in estimates.items():
+        assert of["gap"] < (1e-6 if name.startswith("two axes") else 1e-14), name
+
+
+def test_what_is_exchanged_is_chosen(estimates):
+    """K rates and K losses; of updates that are summed P numbers more, whatever K; of nodes their credit."""
+    scalars, total = lambda samples: {"all-gather": 2 * 8 * samples}, 8 * PARAMETERS
+    four = {name: of["bytes"] for name, of in estimates.items()}
+    for samples in (8, 16):
+        assert four[f"weights, gaussian, scalars, K = {samples}"] == scalars(samples)
+        assert four[f"weights, gaussian, sum, K = {samples}"] == scalars(samples) | {"all-reduce": total}
+    assert four["weights, rank one, sum, K = 8"] == scalars(8) | {"all-reduce": total}
+    assert four["weights, gaussian, by default, K = 8"] == scalars(8) | {"all-reduce": total}
+    assert four["weights, rank one, by default, K = 8"] == scalars(8)
+    assert four["evolution strategy"] == scalars(8)  # 2 K losses: both sides of each direction
+    assert four["nodes"] == four["nodes, forward gradient"] == {"all-reduce": 8 * (8 * (200 + 4) + 1)}  # and the loss
+    for within in ("set_mesh", "shard_map"):
+        assert four[f"within {within}"] == four["weights, gaussian, sum, K = 8"]
+
+
 def test_what_is_refused():
+    with pytest.raises(ValueError, match="needs sharding="):
+        nl.weight_perturbation(lambda w, batch: (w * batch) ** 2, sum_updates=True)
     mesh = jax.make_mesh((1,), ("samples",))
     objective = lambda w, batch: (w * batch) ** 2
     for wrong in (mesh, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("samples", None))):

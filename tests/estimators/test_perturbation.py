@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import nl_jax as nl
-from nl_jax.estimators.sampling import Footprint, default_chunk, stacked, sum_over_samples
+from nl_jax.estimators.sampling import Footprint, alone, default_chunk, stacked, sum_over_samples
 from nl_jax.estimators.step_size import balanced, step_size
 from tests import problems
 
@@ -142,7 +142,7 @@ def test_sums_of_half_precision_do_not_stop_growing():
         return jnp.ones(indices.shape[0], jnp.bfloat16).sum()
 
     for chunk in (1, 7):
-        assert float(sum_over_samples(ones, 5000, chunk)) == 5000
+        assert float(sum_over_samples(ones, alone(5000).indices, chunk)) == 5000
 
 
 @pytest.mark.parametrize("make", [nl.weight_perturbation, nl.node_perturbation])
@@ -212,7 +212,9 @@ def test_sum_over_samples_is_the_sum(chunk, x64):
     def sample(index):
         return {"x": jax.random.normal(jax.random.fold_in(KEY, index), (2,)), "y": jnp.asarray(index, float)}
 
-    total = sum_over_samples(lambda i: jax.tree.map(lambda x: x.sum(axis=0), stacked(sample)(i)), 10, chunk)
+    total = sum_over_samples(
+        lambda i: jax.tree.map(lambda x: x.sum(axis=0), stacked(sample)(i)), alone(10).indices, chunk
+    )
     one_by_one = [sample(i) for i in range(10)]
     np.testing.assert_allclose(total["x"], np.sum([s["x"] for s in one_by_one], axis=0), rtol=1e-12)
     np.testing.assert_allclose(total["y"], 45)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from nl_jax.base import Array, Batch, Key, LayerCredit, Objective, Params, State
 from nl_jax.checks import floating, layered, per_example
 from nl_jax.estimators.directions import Direction, Law
-from nl_jax.estimators.sampling import Footprint, default_chunk, occupied, stacked, sum_over_samples
+from nl_jax.estimators.sampling import Footprint, Share, alone, default_chunk, occupied, stacked, sum_over_samples
 from nl_jax.estimators.spaces.coupling import mixing_layers, refuse_coupling
 from nl_jax.estimators.spaces.view import Along, Layers, Measure, Noise, Space, View, weighted_sum
 from nl_jax.numerics import wide_dtype
@@ -172,12 +172,12 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
             scaled = {name: (delta / examples).astype(responses[name].dtype) for name, delta in own.items()}
             return pull(per_loss, scaled)
 
-        def judged(measure: Measure, chunk: int | None) -> tuple[Params, Array]:
+        def judged(measure: Measure, chunk: int | None, share: Share) -> tuple[Params, Array]:
             def partial_sum(indices: Array) -> State:
                 drawn, change, seen = stacked(lambda index: _measured(measure, draw(index)))(indices)
                 return credited(change, drawn), jnp.sum(jnp.mean(seen, axis=1))
 
-            credit, loss = sum_over_samples(partial_sum, noise.num_samples, chunk or at_once)
+            credit, loss = share.summed(sum_over_samples(partial_sum, share.indices, chunk or at_once))
             mean = jax.tree.map(lambda c: c / noise.num_samples, credit)
             return mean, (loss / noise.num_samples).astype(losses.dtype)
 
@@ -244,7 +244,7 @@ def _response(
         samples = shape[0]
         one = jax.eval_shape(own, jnp.int32(0))
         at_once = default_chunk(samples, Footprint(occupied(one), weights_of_its_own=False))
-        return sum_over_samples(partial_sum, samples, at_once).astype(dtype), None
+        return sum_over_samples(partial_sum, alone(samples).indices, at_once).astype(dtype), None
 
     response.defvjp(forward, backward)
     return response(nu, key)

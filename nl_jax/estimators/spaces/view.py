@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, Key, LayerCredit, Params
 from nl_jax.estimators.directions import Direction, Law
+from nl_jax.estimators.sampling import Share
 from nl_jax.numerics import wide_dtype
 
 
@@ -35,12 +36,13 @@ class Layers(NamedTuple):
     """How a space of layers makes credit of rates of change, and a gradient of credit.
 
     Attributes:
-      judged: `judged(measure, chunk) -> (mean credit, mean loss)`; `chunk` samples at once, None for what suits.
+      judged: `judged(measure, chunk, share) -> (mean credit, mean loss)`, of all samples, of which this device
+        evaluates its share; `chunk` samples at once, None for what suits.
       gradient: `gradient(mean credit) -> grads`, calibrated to the mean loss.
       credit: `credit(mean credit) -> {layer: LayerCredit}`.
     """
 
-    judged: Callable[[Measure, int | None], tuple[Params, Array]]
+    judged: Callable[[Measure, int | None, Share], tuple[Params, Array]]
     gradient: Callable[[Params], Params]
     credit: Callable[[Params], dict[str, LayerCredit]]
 

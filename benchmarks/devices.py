@@ -1,0 +1,159 @@
+"""What it gains, and costs, to divide samples over devices: difference, bytes exchanged and seconds.
+
+python -m benchmarks.devices --help
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from jax.sharding import NamedSharding, PartitionSpec
+
+import nl_jax as nl
+from benchmarks.problem import problem
+from benchmarks.report import aligned
+from experiments.failure import ExperimentError, exit_code
+from experiments.results import Folder
+
+
+@dataclass(frozen=True)
+class Config:
+    """Estimate one gradient with its samples divided over forced CPU devices, a process for each number of devices.
+
+    The figures are of one machine's cores, which the devices share: they tell what is exchanged and whether all agree,
+    and which exchange is cheaper here; not how a cluster scales. Writes devices.json to --out; the exit code is 1 if
+    numbers of devices disagree.
+    """
+
+    devices: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of devices; the first is what others are compared with."""
+    sizes: tuple[int, ...] = (784, 512, 512, 10)
+    """Units of the network's layers."""
+    batch_size: int = 32
+    """Examples."""
+    samples: tuple[int, ...] = (8, 32)
+    """K, random directions per estimate: multiples of all numbers of devices."""
+    rounds: int = 5
+    """Repeats, of which the median is given."""
+    tolerance: float = 1e-3
+    """The largest difference between gradients, over the largest component, that still counts as agreement; losses'
+    differences in float32 are good to about that."""
+    seconds: float = 300
+    """The most that a process may take."""
+    out: Path = Path("results/benchmarks/devices")
+    """Folder for the results."""
+
+
+def run(config: Config) -> list[dict[str, Any]]:
+    """Starts the processes one after the other, compares, prints and saves; returns a row for each estimate.
+
+    Raises:
+      ExperimentError: if numbers of devices disagree, a process fails, or samples cannot be divided.
+    """
+    wrong = [(k, n) for k in config.samples for n in config.devices if n < 1 or k % n]
+    if wrong or not config.devices:
+        raise ExperimentError(
+            f"every one of --samples must be a multiple of all --devices; not so (K, devices): {wrong}"
+        )
+    folder = Folder(config.out, config, outputs=("devices.json",))
+    rows = [row for devices in config.devices for row in _process(config, devices)]
+    for row in rows:
+        first = next(r for r in rows if (r["estimate"], r["samples"]) == (row["estimate"], row["samples"]))
+        row["difference"] = float(np.max(np.abs(np.subtract(row["some"], first["some"]))) / first["largest"])
+    heads = ("estimate", "K", "devices", "difference", "bytes exchanged", "ms")
+    table = [heads, *(_cells(row) for row in sorted(rows, key=lambda r: (r["estimate"], r["samples"], r["devices"])))]
+    print("\n".join(aligned(table)))
+    folder.data("devices", [{name: of for name, of in row.items() if name != "some"} for row in rows])
+    print(f"data: {folder.path} (devices.json, config.json)")
+    apart = [row for row in rows if not row["difference"] <= config.tolerance]
+    if apart:
+        named = ", ".join(f"{row['estimate']}, K = {row['samples']}, {row['devices']} devices" for row in apart)
+        raise ExperimentError(f"gradients differ by more than {config.tolerance}: {named}")
+    return rows
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    size = f"{sum(row['bytes'].values()):,}"
+    numbers = str(row["samples"]), str(row["devices"]), f"{row['difference']:.1e}", size, f"{1e3 * row['seconds']:.1f}"
+    return [row["estimate"], *numbers]
+
+
+def _process(config: Config, devices: int) -> list[dict[str, Any]]:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    settings = {name: getattr(config, name) for name in ("sizes", "batch_size", "samples", "rounds")}
+    command = [sys.executable, "-m", "benchmarks.devices", "--child", json.dumps(settings)]
+    try:
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=config.seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ExperimentError(f"{devices} devices took more than {config.seconds} s: raise --seconds") from None
+    if ended.returncode:
+        raise ExperimentError(f"the process of {devices} devices failed: {ended.stderr.strip()[-500:]}")
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def exchanged(text: str) -> dict[str, int]:
+    """Bytes by collective in a compiled program's text: those of its result, on one device."""
+    found: dict[str, int] = {}
+    for results, name in re.findall(r"= (.*?) (all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?\(", text):
+        for dtype, shape in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", results):  # several, if XLA has joined them
+            size = int(np.prod([int(n) for n in shape.split(",") if n], initial=1))
+            found[name] = found.get(name, 0) + size * int(re.sub(r"\D", "", dtype)) // 8
+    return found
+
+
+def _estimates(sizes: Sequence[int], batch_size: int, samples: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """Of this process's devices."""
+    devices = len(jax.devices())
+    mesh = jax.make_mesh((devices,), ("samples",), axis_types=(jax.sharding.AxisType.Auto,))
+    everywhere, sharding = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ([], ["samples"]))
+    task = problem(tuple(sizes), batch_size)
+    at = jax.device_put((jax.random.key(3), (), task.params, task.data), everywhere)
+    rows = []
+    for count in samples:
+        settings: dict[str, Any] = {"num_samples": count, "sharding": sharding}
+        cases = {"nodes, Gaussian": nl.node_perturbation(task.objective, **settings)}
+        for name, law in {"Gaussian": nl.directions.gaussian(), "rank one": nl.directions.rank_one()}.items():
+            for way, summed in {"scalars": False, "sum": True}.items():
+                cases[f"weights, {name}, {way}"] = nl.weight_perturbation(
+                    task.objective, directions=law, sum_updates=summed, **settings
+                )
+        for name, estimator in cases.items():
+            step = jax.jit(estimator.estimate).lower(*at).compile()
+            grads = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(step(*at)[0])])
+            seconds = []
+            for _ in range(rounds):
+                began = time.perf_counter()
+                jax.block_until_ready(step(*at))
+                seconds.append(time.perf_counter() - began)
+            rows.append({
+                "estimate": name, "samples": count, "devices": devices, "seconds": float(np.median(seconds)),
+                "bytes": exchanged(str(step.as_text())), "largest": float(np.max(np.abs(grads))),
+                "some": grads[:: max(1, grads.size // 1000)].tolist(),
+            })  # fmt: skip
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.devices")
+    return exit_code(lambda: run(config))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:  # a process of forced devices
+        print(json.dumps(_estimates(**json.loads(sys.argv[2]))))
+    else:
+        sys.exit(main())
