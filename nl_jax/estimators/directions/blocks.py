@@ -279,10 +279,15 @@ def _side_by_side(layout: Layout, piece: Piece) -> Array:
     one = lambda block: piece(block, layout.together, layout.width)
     if steps == 1:
         y = one(jnp.int32(0))
-    else:
-        y = lax.map(one, layout.together * jnp.arange(steps, dtype=jnp.int32))
-        y = jnp.moveaxis(y, 0, -2)
-        y = y.reshape(*y.shape[:-2], -1)
+    else:  # put down one beside the other where they are to stay: stacked, they would have to be copied
+
+        def put(y: Array, step: Array) -> tuple[Array, None]:
+            block = layout.together * step
+            return lax.dynamic_update_slice_in_dim(y, one(block), block * layout.width, axis=-1), None
+
+        form = jax.eval_shape(one, jnp.int32(0))
+        nothing = jnp.zeros((*form.shape[:-1], layout.whole * layout.width), form.dtype)
+        y, _ = lax.scan(put, nothing, jnp.arange(steps, dtype=jnp.int32))
     if not layout.rest:
         return y
     return jnp.concatenate([y, piece(jnp.int32(layout.whole), 1, layout.rest)], axis=-1)
