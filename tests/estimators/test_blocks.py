@@ -53,7 +53,15 @@ def hierarchy(params, batch, propagate=nl.propagation.feedforward):
 
 
 def _problem():
-    shapes = {"in": (3, 4), "table": (7, 4), "tied": (4, 7), "stack": (3, 4, 4), "conv": (2, 2, 1, 3), "back": (5, 12), "bias": (5,)}
+    shapes = {
+        "in": (3, 4),
+        "table": (7, 4),
+        "tied": (4, 7),
+        "stack": (3, 4, 4),
+        "conv": (2, 2, 1, 3),
+        "back": (5, 12),
+        "bias": (5,),
+    }
     keys = jax.random.split(KEY, len(shapes) + 1)
     params = {
         name: 0.5 * jax.random.normal(k, shape) for (name, shape), k in zip(shapes.items(), keys[1:], strict=True)
