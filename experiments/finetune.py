@@ -76,6 +76,15 @@ class Problem(NamedTuple):
     objective: Callable[[Params], Objective]
 
 
+class Trained(NamedTuple):
+    """A problem, what learns it, and the compiled losses: one of each for all seeds, which then compile nothing."""
+
+    problem: Problem
+    learner: nl.Learner
+    estimator: nl.GradientEstimator
+    losses: Callable[[Params, data.Prompts], Array]
+
+
 class Results(NamedTuple):
     """By method: steps and evaluations [moments + 1], held-out losses [seeds, moments + 1, prompts]; seconds a step;
     temporaries in bytes. Of the logs: bytes of the largest, and 1 if a model rebuilt from one is another, else 0."""
@@ -96,14 +105,16 @@ def run(config: Config) -> Results:
       ExperimentError: for a setting or folder that will not do, or if what the run is judged by does not hold.
     """
     if config.quick:
-        config = dataclasses.replace(config, evaluations=360, rates=QUICK_RATES, held_out=128, batch_size=16)
+        config = dataclasses.replace(config, evaluations=360, rates=QUICK_RATES, held_out=128, batch_size=16, seeds=1)
     _check(config)
     task = data.small(config.held_out) if config.quick else data.real(config.held_out)
     _require_same(config, task)
     folder = Folder(config.out, config, outputs=[f"finetune.{kind}" for kind in ("json", "npz", "png")])
     results = Results({}, {}, {}, {}, {}, 0, 0)
     for method in config.methods:
-        curves = [_curve(method, seed, config, task) for seed in range(config.seeds)]
+        problem = _problem(method, task)
+        trained = Trained(problem, *_learner(method, problem.objective(problem.frozen), config))
+        curves = [_curve(method, trained, seed, config, task) for seed in range(config.seeds)]
         results.steps[method] = np.array([row["step"] for row in curves[0]])
         results.evaluations[method] = np.array([row["evaluations"] for row in curves[0]])
         results.losses[method] = np.array([[row["losses"] for row in curve] for curve in curves])
@@ -169,10 +180,11 @@ def _problem(method: str, task: data.Task) -> Problem:
     return Problem(beside, params, lambda frozen: lambda beside, batch: losses(adapted(frozen, beside), batch))
 
 
-def _learner(method: str, objective: Objective, config: Config) -> tuple[nl.Learner, nl.GradientEstimator]:
+def _learner(method: str, objective: Objective, config: Config) -> tuple[nl.Learner, nl.GradientEstimator, Any]:
     rate = config.rates[METHODS.index(method)]
     if method == "backprop":
-        return nl.learner(nl.backprop(objective), optax.sgd(rate)), nl.backprop(objective)
+        estimator = nl.backprop(objective)
+        return nl.learner(estimator, optax.sgd(rate)), estimator, jax.jit(objective)
     law = nl.directions.rank_one() if method == "rank one" else nl.directions.rademacher()
     if method == "FZOO":
         one_sided = nl.weight_perturbation(objective, sigma=config.sigma, num_samples=config.samples, directions=law)
@@ -180,13 +192,12 @@ def _learner(method: str, objective: Objective, config: Config) -> tuple[nl.Lear
     else:
         both = nl.baselines.antithetic()
         estimator = nl.weight_perturbation(objective, sigma=config.sigma, baseline=both, directions=law)
-    return nl.seeded(estimator, rate), estimator
+    return nl.seeded(estimator, rate), estimator, jax.jit(objective)
 
 
-def _curve(method: str, seed: int, config: Config, task: data.Task) -> list[dict[str, Any]]:
+def _curve(method: str, trained: Trained, seed: int, config: Config, task: data.Task) -> list[dict[str, Any]]:
     """The held-out losses at some moments of one run, from where it was left; written down as they are measured."""
-    problem = _problem(method, task)
-    objective = problem.objective(problem.frozen)
+    problem, learner, estimator, evaluate = trained
     steps = config.evaluations // _cost(method, config)
     every = steps // config.moments
     steps = every * config.moments
@@ -194,7 +205,6 @@ def _curve(method: str, seed: int, config: Config, task: data.Task) -> list[dict
     curve = _lines(path.with_suffix(".jsonl"))
     if curve and curve[-1]["step"] == steps:
         return curve
-    learner, estimator = _learner(method, objective, config)
     log: list[Any] = []
     at, params = 0, problem.first
     if method == "backprop":  # whose gradients no log keeps: it begins again
@@ -205,7 +215,6 @@ def _curve(method: str, seed: int, config: Config, task: data.Task) -> list[dict
         if curve:
             at = curve[-1]["step"]
             params = nl.replay(params, path, steps=at)
-    evaluate = jax.jit(objective)
     dispatches, begun = -1, 0.0  # of this process; the first compiles
 
     def measure(report: nl.Report) -> None:

@@ -25,8 +25,8 @@ from nl_jax.base import Array, Params
 
 LENGTH = 16  # tokens of a prompt
 CHARACTERS = 32  # of a prompt of the character model
-PRETRAINING = 150  # steps of the character model
-SMALL = Model(vocabulary=97, width=32, depth=2, heads=4, groups=2, hidden=64)
+PRETRAINING = 60  # steps of the character model
+SMALL = Model(vocabulary=97, width=24, depth=2, heads=2, groups=1, hidden=48)
 
 
 Encode = Callable[[str], list[int]]
