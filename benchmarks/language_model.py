@@ -85,7 +85,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     found = {
         name: {
             "seconds": float(np.median(of)), "low": float(np.quantile(of, 0.25)), "high": float(np.quantile(of, 0.75)),
-            "temporaries": float({**steps, "forward pass": forward}[name].memory_analysis().temp_size_in_bytes),
+            "temporaries": _temporaries({**steps, "forward pass": forward}[name]),
         }
         for name, of in seconds.items()
     }  # fmt: skip
@@ -99,6 +99,13 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     print("\n".join(aligned(lines)))
     folder.data("language_model", found)
     return found
+
+
+def _temporaries(compiled: Any) -> float:
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise ExperimentError("this backend does not tell what a compiled program holds")
+    return float(analysis.temp_size_in_bytes)
 
 
 def _steps(model: Model) -> list[tuple[str, Step]]:
