@@ -40,6 +40,7 @@ from nl_jax.estimators.evolution_strategy import evolution_strategy
 from nl_jax.estimators.feedback_alignment import feedback_alignment
 from nl_jax.estimators.forward_gradient import forward_gradient
 from nl_jax.estimators.node_perturbation import node_perturbation
+from nl_jax.estimators.normalised import normalised
 from nl_jax.estimators.online.e_prop import e_prop
 from nl_jax.estimators.online.rflo import rflo
 from nl_jax.estimators.online.rtrl import rtrl
@@ -136,6 +137,7 @@ __all__ = [
     "network",
     "node_perturbation",
     "normalisation",
+    "normalised",
     "nudges",
     "objectives",
     "optimizers",

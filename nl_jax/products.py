@@ -2,8 +2,8 @@
 
 A weight displaced by a structured direction, W + σ V, need not be an array: layers only multiply by it,
 and x (W + σ V) can be computed term by term. A stand-in takes the weight's place among the parameters and
-answers `x @ weight`, `weight.T`, `weight.astype` and `product`; whatever is used otherwise is no weight
-in this sense, and `use` tells the two apart.
+answers `x @ weight`, `weight.T`, `weight.astype`, `product` and, as a table that is looked up (a product with a row of
+the identity), `weight[ids]`; whatever is used otherwise is no weight in this sense, and `use` tells the two apart.
 
 It does for a weight what `propagate` does for a layer: `propagate` says how a layer is run, and never sees what its
 connection does with a weight; a stand-in answers there, inside any connection, written by hand or transposed or shared.
@@ -43,12 +43,23 @@ def product(bilinear: Bilinear, x: Array, weight: Any) -> Array:
     return weight.product(bilinear, x) if isinstance(weight, StandIn) else bilinear(x, weight)
 
 
+def looked_up(table: Any, ids: Array) -> Array:
+    """`table[ids]`, for a table that is an array or a stand-in for one.
+
+    >>> import jax.numpy as jnp
+    >>> looked_up(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1, 1]))
+    Array([[3., 4.],
+           [3., 4.]], dtype=float32)
+    """
+    return table.rows(ids) if isinstance(table, StandIn) else table[ids]
+
+
 class OtherUse(TypeError):
     """A stand-in was asked for more than a product."""
 
 
 class StandIn(abc.ABC):
-    """Takes the place of a weight among the parameters and answers products alone.
+    """Takes the place of a weight among the parameters and answers products and look-ups alone.
 
     Not a pytree on purpose: a sum over all parameters' squares must fail, not run over a stand-in's parts.
     """
@@ -91,12 +102,24 @@ class StandIn(abc.ABC):
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         """`bilinear(x, weight)`, term by term."""
 
+    def rows(self, ids: Array) -> Array:
+        """`weight[ids]`: of integers of any shape, […, units], term by term."""
+        del ids
+        raise OtherUse(f"a {type(self).__name__} of shape {self.shape} is not looked up")
+
     def opened(self) -> tuple[Any, Callable[[Any], "StandIn"]]:
         """Arrays that a loop over stacked weights may slice along their first axis, and the stand-in of one slice."""
         raise OtherUse(f"a {type(self).__name__} of shape {self.shape} is not sliced by a loop")
 
     def __rmatmul__(self, x: Array) -> Array:
         return self.product(jnp.matmul, x)
+
+    def __getitem__(self, ids: Any) -> Array:
+        if not isinstance(ids, Array | np.ndarray) or not ids.ndim or not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise OtherUse("a weight's stand-in is looked up by an array of integers alone")
+        if self.ndim != 2:
+            raise OtherUse("only a weight of two axes is looked up term by term")
+        return self.rows(jnp.asarray(ids))
 
 
 def _refuse(self: StandIn, *_: Any) -> Any:
@@ -105,7 +128,7 @@ def _refuse(self: StandIn, *_: Any) -> Any:
 
 for _operator in (
     *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow", "matmul", "neg", "abs"),
-    *("getitem", "iter", "len", "float", "lt", "le", "gt", "ge"),
+    *("iter", "len", "float", "lt", "le", "gt", "ge"),
 ):
     setattr(StandIn, f"__{_operator}__", _refuse)
 
@@ -139,6 +162,10 @@ class Shifted(StandIn):
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         shifted = product(bilinear, x, self.shift)
         return bilinear(x, self.weight) + jnp.asarray(self.scale, shifted.dtype) * shifted
+
+    def rows(self, ids: Array) -> Array:
+        shifted = looked_up(self.shift, ids)
+        return self.weight[ids] + jnp.asarray(self.scale, shifted.dtype) * shifted
 
 
 def mapped(part: Any, function: Part, *, swap: bool) -> Any:
@@ -205,10 +232,10 @@ class Use(NamedTuple):
     """How an objective uses its parameters; lists are by leaf, in order.
 
     Attributes:
-      multiplied: whether a leaf is a weight: of two axes or more, and used in nothing but products with inputs whose
-        first axis is the batch.
+      multiplied: whether a leaf is a weight: of two axes or more, and used in nothing but products with inputs, or
+        look-ups by integers, whose first axis is the batch.
       reads_data: whether it is a weight, and no input of its products depends on any parameter.
-      values: the number of values that all products together have, for one example.
+      values: the number of values that all products and look-ups together have, for one example.
     """
 
     multiplied: list[bool]
@@ -239,6 +266,12 @@ class _Witness(StandIn):
             raise OtherUse("a product is [batch, …, units]")
         self.note(math.prod(y.shape[1:]))
         return y
+
+    def rows(self, ids: Array) -> Array:
+        if ids.shape[0] != self.examples:
+            raise OtherUse("what is looked up is [batch, …]")
+        self.note(ids.size // self.examples * self.shape[-1])
+        return self.weight[mark(self.place, ids)]
 
     def opened(self) -> tuple[Any, Callable[[Any], Self]]:
         return self.weight, lambda weight: type(self)(weight, self.examples, self.place, self.note)

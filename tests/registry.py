@@ -134,6 +134,11 @@ ESTIMATORS: dict[str, Entry] = {
         evaluations=K + 2,
     ),
     "evolution_strategy": Entry(_part(nl.evolution_strategy, num_samples=K), calibrated=False, evaluations=2 * K),
+    "normalised": Entry(
+        lambda objective: nl.normalised(nl.weight_perturbation(objective, num_samples=K)),
+        calibrated=False,
+        evaluations=K + 1,
+    ),
     "node_clean": Entry(_part(nl.node_perturbation, num_samples=K), layers=True, evaluations=K + 2),
     "node_none": Entry(
         _part(nl.node_perturbation, num_samples=K, baseline=nl.baselines.none(), sigma=0.1),

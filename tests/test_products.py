@@ -27,14 +27,26 @@ def test_a_shifted_weight_multiplies_as_its_sum():
     np.testing.assert_allclose(np.asarray(X) @ stand_in, X @ total, rtol=1e-5)
     np.testing.assert_allclose((X @ W) @ stand_in.T, (X @ W) @ total.T, rtol=1e-5)
     np.testing.assert_allclose(product(jnp.matmul, X, stand_in), X @ total, rtol=1e-5)
+    ids = jnp.array([[2, 0], [1, 1]])
+    np.testing.assert_allclose(stand_in[ids], total[ids], rtol=1e-5)
+    np.testing.assert_allclose(stand_in.T[ids], total.T[ids], rtol=1e-5)
     assert (X.astype(jnp.bfloat16) @ stand_in.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     assert (stand_in.shape, stand_in.ndim, stand_in.size, stand_in.dtype) == ((3, 4), 2, 12, jnp.float32)
 
 
 @pytest.mark.parametrize(
     "other_use",
-    [lambda w: w**2, lambda w: w + 1.0, lambda w: 2.0 * w, lambda w: w[0], lambda w: -w, lambda w: w @ X.T, list],
-    ids=["power", "sum", "product", "item", "negation", "left factor", "iteration"],
+    [
+        lambda w: w**2,
+        lambda w: w + 1.0,
+        lambda w: 2.0 * w,
+        lambda w: w[0],
+        lambda w: w[:, X],
+        lambda w: -w,
+        lambda w: w @ X.T,
+        list,
+    ],
+    ids=["power", "sum", "product", "item", "columns", "negation", "left factor", "iteration"],
 )
 def test_a_stand_in_answers_products_alone(other_use):
     with pytest.raises(OtherUse):

@@ -28,9 +28,10 @@ def small_blocks(monkeypatch):
 
 
 def hierarchy(params, batch, propagate=nl.propagation.feedforward):
-    """All a large parameter is used for: products, a transposed one, a stack in a loop, a convolution, a table."""
+    """All a large parameter is used for: products, a transposed one, a stack in a loop, a convolution, tables."""
     x, ids = batch
     hidden = propagate("in", lambda w, x: x @ w, jnp.tanh, params["in"], x) + params["table"][ids]
+    hidden = hidden + jnp.sum(params["tied"].T[jnp.stack([ids, -ids - 1], axis=1)], axis=1)  # looked up by unit, too
 
     def step(hidden, weight, propagate):
         return propagate("block", lambda w, x: x @ w.astype(x.dtype), jnp.tanh, weight, hidden), None
@@ -48,11 +49,19 @@ def hierarchy(params, batch, propagate=nl.propagation.feedforward):
         params["back"],
         seen.reshape(len(x), -1),
     )
-    return jnp.sum(back**2, axis=1)
+    return jnp.sum(back**2, axis=1) + jnp.sum(jnp.sin(hidden @ params["tied"]), axis=1)
 
 
 def _problem():
-    shapes = {"in": (3, 4), "table": (7, 4), "stack": (3, 4, 4), "conv": (2, 2, 1, 3), "back": (5, 12), "bias": (5,)}
+    shapes = {
+        "in": (3, 4),
+        "table": (7, 4),
+        "tied": (4, 7),
+        "stack": (3, 4, 4),
+        "conv": (2, 2, 1, 3),
+        "back": (5, 12),
+        "bias": (5,),
+    }
     keys = jax.random.split(KEY, len(shapes) + 1)
     params = {
         name: 0.5 * jax.random.normal(k, shape) for (name, shape), k in zip(shapes.items(), keys[1:], strict=True)
@@ -82,7 +91,10 @@ def test_what_is_displaced_in_blocks_is_the_formed_direction(name, small_blocks,
     found, expected, direction = both()
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), found, expected)
     if name in ("gaussian", "flipout"):  # what a layer multiplies by, in loops too, is not formed
-        assert isinstance(getattr(direction["stack"], "noise", direction["stack"]), blocks.Blocks)
+        assert all(
+            isinstance(getattr(direction[of], "noise", direction[of]), blocks.Blocks)
+            for of in ("stack", "table", "tied")
+        )
 
 
 @each_law
@@ -191,6 +203,24 @@ def test_memory_does_not_grow_with_the_samples(samples, lenient):
     kept = lambda key, index, template: formed_law(key, index, template)
     if samples > 1:  # a law that gives arrays is held
         assert _learned(lambda e: nl.learner(e, optax.sgd(0.1)), samples, directions=kept) > 2
+
+
+@pytest.mark.parametrize("name", ["rademacher", "rank_one"])
+@pytest.mark.parametrize("units_looked_up", [False, True], ids=["rows", "units"])
+def test_a_table_that_is_looked_up_and_multiplied_by_is_not_held(name, units_looked_up):
+    """An embedding tied to the output, 64 MB: temporaries are a small part of it, on both sides at once."""
+    shape = (512, 32768) if units_looked_up else (32768, 512)
+
+    def objective(table, ids):
+        by_token, by_feature = (table.T, table) if units_looked_up else (table, table.T)
+        return jnp.mean((jnp.tanh(by_token[ids]) @ by_feature)[..., 0], axis=1)
+
+    estimator = nl.weight_perturbation(objective, baseline=nl.baselines.antithetic(), directions=LAWS[name])
+    learner, table = nl.seeded(estimator, 0.1), jax.ShapeDtypeStruct(shape, jnp.float32)
+    state = jax.eval_shape(learner.init, KEY, table)
+    step = lambda state, key, ids: learner.step(key, state, ids)
+    compiled = jax.jit(step, donate_argnums=0).lower(state, KEY, jax.ShapeDtypeStruct((2, 1), jnp.int32)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.15 * 4 * table.size
 
 
 def formed_law(key, index, template):

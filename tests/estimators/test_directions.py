@@ -224,20 +224,20 @@ def test_structured_equals_formed(name, problem, x64):
 
 @pytest.mark.parametrize("name", STRUCTURED)
 def test_what_is_no_weight_gets_dense_noise(name):
-    """Biases and scales, a weight that is squared, a table that is looked up."""
+    """Biases and scales, a weight that is squared, a table whose looked-up rows are reversed; not one looked up."""
 
     def objective(params, batch):
         x, ids = batch
         hidden = jnp.tanh(x @ params["weight"] + params["bias"]) * params["scale"]
-        return jnp.sum(hidden @ params["squared"] ** 2 + params["table"][ids], axis=1)
+        return jnp.sum(hidden @ params["squared"] ** 2 + params["table"][ids] + params["mirrored"][::-1][ids], axis=1)
 
     params = {"weight": jnp.ones((3, 4)), "bias": jnp.ones((1, 4)), "scale": jnp.ones((1, 1))}
-    params |= {"squared": jnp.ones((4, 2)), "table": jnp.ones((7, 2))}
+    params |= {"squared": jnp.ones((4, 2)), "table": jnp.ones((7, 2)), "mirrored": jnp.ones((7, 2))}
     batch = jnp.ones((6, 3)), jnp.arange(6)
     view = nl.spaces.weights(objective)(params, batch, Noise(LAWS[name], KEY))
     direction = view.draw(jnp.int32(0))
-    assert {leaf for leaf, xi in direction.items() if isinstance(xi, Structured)} == {"weight"}
-    assert direction["table"].shape == (7, 2)
+    assert {leaf for leaf, xi in direction.items() if isinstance(xi, Structured)} == {"weight", "table"}
+    assert direction["mirrored"].shape == (7, 2)
     grads = nl.weight_perturbation(objective, directions=LAWS[name]).estimate(KEY, (), params, batch)[0]
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
 

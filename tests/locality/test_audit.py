@@ -45,6 +45,7 @@ VERDICTS = {
     # (Ẽ − E) ξ: noise and a loss.
     **dict.fromkeys((name for name in registry.ESTIMATORS if name.startswith("weight_")), ("three-factor",) * 2),
     "evolution_strategy": ("three-factor", "three-factor"),
+    "normalised": ("three-factor", "three-factor"),
     # (Ẽ − E) ξ x: the same, and the layer's own input.
     **dict.fromkeys((name for name in registry.ESTIMATORS if name.startswith("node_")), ("three-factor",) * 2),
     "average": ("three-factor", "three-factor"),

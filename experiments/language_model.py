@@ -1,0 +1,167 @@
+"""A language model of Llama's form as a program of layers (Touvron et al. 2023): what SmolLM2 is.
+
+    x ← x + A(RMS(x)),   x ← x + (silu(g W_g) ∘ g W_u) W_d,  g = RMS(x),   logits = RMS(x) E,   x⁰ = Eᵀ[ids]
+
+Blocks are stacked: every weight has a leading axis of depth, and `nl.scan` runs over it, so that noise of a stacked
+weight is drawn in the loop. The embedding E [width, vocabulary] is looked up by unit and multiplied with, one parameter
+for both; its noise is drawn where it is needed, in either use.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import nl_jax as nl
+from nl_jax.base import Array, Key, Params, Propagate
+from nl_jax.propagation import feedforward
+
+_identity = lambda x: x
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model's sizes.
+
+    Attributes:
+      vocabulary: tokens.
+      width: features of a token.
+      depth: blocks.
+      heads: of attention; a divisor of the width.
+      groups: heads of keys and values, each shared by heads/groups heads; a divisor of the heads.
+      hidden: units of each block's feed-forward layer.
+      base: of the rotary angles, base^(−2 i/head).
+      epsilon: of the root mean square.
+    """
+
+    vocabulary: int
+    width: int
+    depth: int
+    heads: int
+    groups: int
+    hidden: int
+    base: float = 10_000.0
+    epsilon: float = 1e-5
+
+    @property
+    def head(self) -> int:
+        """Features of a head."""
+        return self.width // self.heads
+
+    def shapes(self) -> Params:
+        """Of the parameters; weights are [inputs, units], those of blocks [depth, inputs, units]."""
+        width, keys = self.width, self.groups * self.head
+        inside = {
+            "query": (width, width), "key": (width, keys), "value": (width, keys), "mix": (width, width),
+            "gate": (width, self.hidden), "up": (width, self.hidden), "down": (self.hidden, width),
+            "attention_norm": (width,), "feed_forward_norm": (width,),
+        }  # fmt: skip
+        blocks = {name: (self.depth, *shape) for name, shape in inside.items()}
+        return {"embedding": (width, self.vocabulary), "blocks": blocks, "norm": (width,)}
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters: normal weights of variance 1/inputs, an embedding of 0.02, norms 1."""
+        shapes, tree = jax.tree.flatten(self.shapes(), is_leaf=lambda shape: isinstance(shape, tuple))
+        keys = jax.tree.unflatten(tree, list(jax.random.split(key, len(shapes))))
+
+        def leaf(path: Any, key: Key, shape: tuple[int, ...]) -> Array:
+            name = path[-1].key
+            if "norm" in name:
+                return jnp.ones(shape)
+            return jax.random.normal(key, shape) * (0.02 if name == "embedding" else shape[-2] ** -0.5)
+
+        return jax.tree_util.tree_map_with_path(leaf, keys, jax.tree.unflatten(tree, shapes))
+
+    def apply(self, params: Params, ids: Array, propagate: Propagate = feedforward) -> Array:
+        """Logits of the next token at every place, [batch, length, vocabulary], of integers `ids` [batch, length]."""
+        return self.logits(params, self.features(params, ids, propagate), propagate)
+
+    def features(self, params: Params, ids: Array, propagate: Propagate = feedforward) -> Array:
+        """What the output layer reads, [batch, length, width]."""
+        look_up = lambda embedding, ids: embedding.T[ids]
+        x = propagate("embedding", look_up, _identity, params["embedding"], ids)
+        angles = self._angles(ids.shape[1])
+
+        def block(x: Array, own: Params, propagate: Propagate) -> tuple[Array, None]:
+            read = self._normalised(own["attention_norm"], x)
+            x = x + propagate("attention", lambda own, x: self._attention(own, x, angles), _identity, own, read)
+            read = self._normalised(own["feed_forward_norm"], x)
+            return x + propagate("feed_forward", _feed_forward, _identity, own, read), None
+
+        x, _ = nl.scan("depth", block, x, params["blocks"], propagate)
+        return self._normalised(params["norm"], x)
+
+    @staticmethod
+    def logits(params: Params, features: Array, propagate: Propagate = feedforward) -> Array:
+        """Of some features, […, width] with the batch first: […, vocabulary]."""
+        return propagate("output", lambda embedding, x: x @ embedding, _identity, params["embedding"], features)
+
+    def _normalised(self, scale: Array, x: Array) -> Array:
+        power = jnp.mean(x**2, axis=-1, keepdims=True)
+        return x * jax.lax.rsqrt(power + self.epsilon) * scale.reshape(*(1,) * (x.ndim - 1), -1)
+
+    def _angles(self, length: int) -> tuple[Array, Array]:
+        """cos and sin of position · base^(−2 i/head), each [1, length, 1, head/2]."""
+        speeds = self.base ** (-2 * jnp.arange(self.head // 2) / self.head)
+        angle = jnp.outer(jnp.arange(length, dtype=jnp.float32), speeds).reshape(1, length, 1, -1)
+        return jnp.cos(angle), jnp.sin(angle)
+
+    def _attention(self, own: Params, x: Array, angles: tuple[Array, Array]) -> Array:
+        batch, length, _ = x.shape
+        split = lambda y: y.reshape(batch, length, -1, self.head)
+        query, key = (_rotated(split(_times(x, own, name)), angles) for name in ("query", "key"))
+        query = query.reshape(batch, length, self.groups, -1, self.head)
+        scores = jnp.einsum("bigrh,bjgh->bgrij", query, key) * self.head**-0.5
+        seen = jnp.tril(jnp.ones((length, length), bool)).reshape(1, 1, 1, length, length)
+        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+        mixed = jnp.einsum("bgrij,bjgh->bigrh", weights, split(_times(x, own, "value")))
+        return _times(mixed.reshape(batch, length, -1), own, "mix")
+
+
+def _times(x: Array, own: Params, name: str) -> Array:
+    """x W, and x W + (x A) B where low-rank adapters stand beside W."""
+    y = x @ own[name]
+    return y + (x @ own[name + "_A"]) @ own[name + "_B"] if name + "_A" in own else y
+
+
+def _feed_forward(own: Params, x: Array) -> Array:
+    return _times(jax.nn.silu(_times(x, own, "gate")) * _times(x, own, "up"), own, "down")
+
+
+def _rotated(x: Array, angles: tuple[Array, Array]) -> Array:
+    """Rotary positions (Su et al. 2021): neighbours (2i, 2i + 1) are turned, as GGUF files order Llama's heads."""
+    cos, sin = angles
+    even, odd = x[..., ::2], x[..., 1::2]
+    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
+
+
+def adapters(model: Model, key: Key, rank: int = 4, names: tuple[str, ...] = ("query", "value")) -> Params:
+    """Low-rank adapters that change nothing yet (Hu et al. 2021): A normal of variance 1/inputs, B zero.
+
+    Returns:
+      For each name A [depth, inputs, rank] and B [depth, rank, units], to be joined by `adapted`.
+    """
+    shapes, found = model.shapes()["blocks"], {}
+    for name, own in zip(names, jax.random.split(key, len(names)), strict=True):
+        depth, inputs, units = shapes[name]
+        found[name + "_A"] = jax.random.normal(own, (depth, inputs, rank)) * inputs**-0.5
+        found[name + "_B"] = jnp.zeros((depth, rank, units))
+    return found
+
+
+def adapted(params: Params, beside: Params) -> Params:
+    """The parameters with adapters beside the weights of their blocks."""
+    return {**params, "blocks": params["blocks"] | beside}
+
+
+def next_token_loss(model: Model, params: Params, ids: Array, propagate: Propagate = feedforward) -> Array:
+    """Mean over places of the cross-entropy of the next token, in nats, [batch]; `ids` [batch, length]."""
+    logits = model.apply(params, ids[:, :-1], propagate)
+    return jnp.mean(negative_log_likelihood(logits, ids[:, 1:]), axis=1)
+
+
+def negative_log_likelihood(logits: Array, ids: Array) -> Array:
+    """−log softmax(logits)_id, of `logits` […, vocabulary] and `ids` […]; nothing of the logits' size is formed."""
+    chosen = jnp.take_along_axis(logits, jnp.expand_dims(ids, -1), axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
