@@ -57,7 +57,7 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_bits(tiny, tmp_path, monk
     ("arguments", "message"),
     [
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["--evaluations", "20"], "--evaluations must pay for"),
+        (["--evaluations", "9"], "--evaluations must pay for"),
         (["--methods", "magic"], "--methods must be of all weights"),
     ],
 )
