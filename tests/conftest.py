@@ -4,8 +4,9 @@ from importlib.metadata import version
 # Most of a test's time is machine code being optimised that runs once; what XLA makes of a program (its FLOPs, its
 # memory) is decided before, and stays as it is. Set in the environment, for the processes that tests start as well.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-if version("jaxlib").startswith("0.10."):  # a third of the time to compile; XLA ends the process at flags it has lost
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # nobody reads where each operation was written
+if version("jaxlib").startswith("0.10."):  # a quarter of the time to compile; XLA ends the process at flags it has lost
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
 import jax
 import pytest

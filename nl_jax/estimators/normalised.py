@@ -13,7 +13,7 @@ def normalised(estimator: GradientEstimator) -> GradientEstimator:
 
         ĝ = 1/K Σ_k r_k ξ_k / std(r),   std(r)² = 1/(K − 1) Σ_k (r_k − mean r)²
 
-    Of `nl.weight_perturbation` with the clean baseline, r_k = (ℓ_k − ℓ_0)/σ, it is FZOO's step (its eq. 5–6),
+    Of `nl.weight_perturbation` with the clean baseline, r_k = (ℓ_k − ℓ_0)/σ, it is FZOO's step,
     Σ (ℓ_k − ℓ_0) ξ_k / (K std(ℓ)), whose length adapts to the curvature: steep places are walked through slowly.
 
     Args:
