@@ -241,7 +241,7 @@ def _curve(method: str, trained: Trained, seed: int, config: Config, task: data.
     state = learner.init(key, jax.tree.map(jnp.copy, params))._replace(step=jnp.int32(at))
     nl.fit(
         learner, key, state, task.train, num_steps=steps - at, batch_size=config.batch_size, steps_per_dispatch=every,
-        log=[*log, measure], progress=False,
+        log=[*log, measure], donate=True, progress=False,
     )  # fmt: skip
     return curve
 
