@@ -1,4 +1,4 @@
-"""Zeroth-order fine-tuning of a language model (MeZO, Malladi et al. 2023; FZOO, Dang et al. 2025).
+"""Zeroth-order fine-tuning of a language model: MeZO (Malladi et al. 2023) and FZOO (Dang et al. 2025).
 
 python -m experiments.finetune --help
 """
