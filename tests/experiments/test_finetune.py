@@ -46,11 +46,11 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_bits(tiny, tmp_path, monk
     with monkeypatch.context() as patched:
         patched.setattr(finetune.nl.TrainingLog, "__call__", interrupted)
         assert finetune.main([*SMALL, "--out", str(broken)]) == 130
-    assert finetune.main([*SMALL, "--out", str(broken)]) == 0
+    assert finetune.main([*SMALL, "--resume", "--out", str(broken)]) == 0
     ends = [json.loads((out / "runs/all-weights-0.jsonl").read_text().splitlines()[-1]) for out in (whole, broken)]
     assert ends[0]["digest"] == ends[1]["digest"]
-    assert finetune.main([*SMALL, "--sigma", "0.01", "--out", str(whole)]) == 1
-    assert "has runs of other settings" in capsys.readouterr().err
+    assert finetune.main([*SMALL, "--resume", "--sigma", "0.01", "--out", str(whole)]) == 1
+    assert "has other settings, sigma is 0.001 there, 0.01 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
