@@ -1,0 +1,50 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nl_jax as nl
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), [6, 3])
+W = jnp.array([0.5, -1.0, 2.0])
+SIGMA, K = 0.25, 5
+
+
+def objective(w, x):
+    return jnp.sin(x @ w) + (x @ w) ** 2
+
+
+def test_it_is_the_step_of_fzoo(x64):
+    """Σ (ℓ_k − ℓ_0) ξ_k / (K std(ℓ)), with the losses at W + σ ξ_k, and std that of a sample."""
+    w, x = W.astype(float), X.astype(float)
+    plain = nl.weight_perturbation(objective, sigma=SIGMA, num_samples=K)
+    sampled, _, _ = plain.sample(KEY, (), w, x)
+    directions = np.array([sampled.directions.draw(KEY, jnp.int32(k)) for k in range(K)])
+    loss = lambda w: float(objective(jnp.asarray(w), x).mean())
+    losses = np.array([loss(w + SIGMA * xi) for xi in directions])
+    expected = (losses - loss(w)) @ directions / (K * losses.std(ddof=1))
+    grads, _, info = nl.normalised(plain).estimate(KEY, (), w, x)
+    np.testing.assert_allclose(grads, expected, rtol=1e-9)
+    assert int(info.evaluations) == K + 1
+    assert not np.allclose(grads, plain.estimate(KEY, (), w, x)[0], rtol=0.1)
+
+
+def test_in_place_it_is_the_same_step():
+    estimator = nl.normalised(nl.weight_perturbation(objective, sigma=SIGMA, num_samples=K))
+    seeded, formed = nl.seeded(estimator, 0.1), nl.learner(estimator, optax.sgd(0.1))
+    ends = [learner.step(KEY, learner.init(KEY, W), X)[0].params for learner in (seeded, formed)]
+    np.testing.assert_allclose(*ends, rtol=1e-5)
+
+
+def test_where_all_losses_are_equal_it_stays():
+    flat = nl.normalised(nl.weight_perturbation(lambda w, x: 0 * x @ w, num_samples=K))
+    np.testing.assert_array_equal(flat.estimate(KEY, (), W, X)[0], 0)
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="one whose gradient is a list of numbers"):
+        nl.normalised(nl.backprop(objective))
+    with pytest.raises(ValueError, match="num_samples must be at least 2"):
+        nl.normalised(nl.weight_perturbation(objective)).estimate(KEY, (), W, X)
