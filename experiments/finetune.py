@@ -360,9 +360,9 @@ def plot(results: Results, task: data.Task) -> Any:
                 axes.plot(at, mean, label=method, **look)
                 axes.fill_between(at, mean - error, mean + error, color=look["color"], alpha=0.15, linewidth=0)
         held.barh(i, results.temporaries[method] / 1e6, color=look["color"])
-    spent.set(xlabel="evaluations of the objective", ylabel="held-out loss in nats", title=task.name)
-    clock.set(xlabel="seconds", ylabel="held-out loss in nats", title="the same against time")
-    held.set(xlabel="temporaries of a step in MB", title="memory beside the parameters")
+    spent.set(xlabel="evaluations of the objective", ylabel="held-out loss (nats)", title=task.name)
+    clock.set(xlabel="seconds", ylabel="held-out loss (nats)", title="the same against time")
+    held.set(xlabel="temporaries of a step (MB)", title="memory beside the parameters")
     held.set_yticks(range(len(results.losses)), list(results.losses))
     spent.legend(frameon=False)
     return canvas
