@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +24,11 @@ import nl_jax as nl
 from experiments.failure import ExperimentError, exit_code
 from experiments.random_networks import CASES, GAUSSIAN, draw, network, second_moment
 from experiments.results import Folder, Verdict
+from nl_jax.base import Objective
 from nl_jax.theory import mean_field, perturbation
 
 CHANCE = 1e-3  # that a right law is said to be wrong
-SPACES = {"weights": nl.spaces.weights, "nodes": nl.spaces.nodes}
+SPACES: dict[str, Callable[[Objective], nl.spaces.Space]] = {"weights": nl.spaces.weights, "nodes": nl.spaces.nodes}
 
 
 @dataclass(frozen=True)

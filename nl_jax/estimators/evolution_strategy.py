@@ -1,5 +1,7 @@
 """Evolution strategies with fitness shaping (Wierstra et al. 2014; Salimans et al. 2017)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
@@ -28,6 +30,7 @@ def evolution_strategy(
     chunk: int | None = None,
     sharding: NamedSharding | None = None,
     sum_updates: bool | None = None,
+    params_sharding: Any = None,
 ) -> GradientEstimator:
     """A search direction from shaped fitness: **not calibrated**, of the gradient's sign but not of its scale.
 
@@ -50,6 +53,7 @@ def evolution_strategy(
       chunk: samples evaluated at once; by default what suits the backend.
       sharding, sum_updates: how samples are divided over devices and what these exchange, as for
         `weight_perturbation`; losses are gathered to be shaped together.
+      params_sharding: how the parameters lie over devices, as for `weight_perturbation`.
 
     Returns:
       An estimator without state: K evaluations, antithetic 2 K.
@@ -66,7 +70,7 @@ def evolution_strategy(
     takes("directions", directions, 3, "a law (key, index, template) -> direction, such as nl.directions.gaussian()")
     chunk = None if chunk is None else positive_integer("chunk", chunk)
     require_sharding(sharding, num_samples, sum_updates)
-    space = weights(objective)
+    space = weights(objective, params_sharding=params_sharding)
 
     def sample(key: Key, state: State, params: Params, batch: Batch) -> tuple[SampledGradient, State, Info]:
         typed_key(key)

@@ -14,6 +14,7 @@ from nl_jax.base import Array, Key, Params
 from nl_jax.estimators.directions import Direction, Law, Structured
 from nl_jax.estimators.directions.blocks import Blocks
 from nl_jax.estimators.directions.law import drawing
+from nl_jax.estimators.directions.layout import placed, zeros
 from nl_jax.estimators.directions.structured import parts
 from nl_jax.estimators.sampling import (
     Footprint,
@@ -35,11 +36,13 @@ class Leaf(NamedTuple):
       shape, dtype: of the parameter.
       weight: whether the law is shown a weight; otherwise it is shown a vector, for which a structured law has
         independent noise.
+      sharding: how the parameter lies over devices, see `nl_jax.estimators.directions.layout.placed`.
     """
 
     shape: tuple[int, ...]
     dtype: Any
     weight: bool
+    sharding: NamedSharding | None
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,31 @@ class Directions:
     leaves: tuple[Leaf, ...]
 
     @classmethod
-    def of(cls, law: Law, params: Params, weights: Sequence[bool]) -> Self:
-        """Directions for parameters, a tree of arrays or of their shapes, of which some, by leaf, are weights."""
+    def of(cls, law: Law, params: Params, weights: Sequence[bool], shardings: Sequence[Any] | None = None) -> Self:
+        """Directions for parameters, a tree of arrays or of their shapes.
+
+        Args:
+          law: from `nl.directions`.
+          params: the parameters.
+          weights: which of them, by leaf, are weights.
+          shardings: by leaf, how they lie over devices; None for what is seen of them.
+        """
         leaves, tree = jax.tree.flatten(params)
-        pairs = zip(leaves, weights, strict=True)
-        return cls(law, tree, tuple(Leaf(tuple(leaf.shape), jnp.dtype(leaf.dtype), weight) for leaf, weight in pairs))
+        found = zip(leaves, weights, shardings or [None] * len(leaves), strict=True)
+        return cls(
+            law,
+            tree,
+            tuple(
+                Leaf(tuple(leaf.shape), jnp.dtype(leaf.dtype), weight, placed(leaf, at)) for leaf, weight, at in found
+            ),
+        )
 
     def draw(self, key: Key, index: Array) -> Direction:
         """The index-th direction of the estimate that `key` belongs to, a tree like the parameters."""
         shown = [
-            jax.ShapeDtypeStruct(leaf.shape if leaf.weight else (math.prod(leaf.shape),), leaf.dtype)
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            if leaf.weight or len(leaf.shape) == 1
+            else jax.ShapeDtypeStruct((math.prod(leaf.shape),), leaf.dtype)
             for leaf in self.leaves
         ]
         direction = parts(drawing(self.law)(key, index, self.tree.unflatten(shown)))
@@ -138,8 +156,11 @@ class SampledGradient:
             sum_updates = sums_updates(sharding, self._drawn(), sum(leaf.size for leaf in jax.tree.leaves(params)))
 
         def total(share: Share, sampled: SampledGradient, params: Params) -> Params:
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide_dtype(leaf.dtype)), params)
-            return share.summed(sampled._added(zeros, 1, share.indices))
+            pairs = zip(jax.tree.leaves(params), self.directions.leaves, strict=True)
+            nothing = [zeros(leaf.shape, wide_dtype(leaf.dtype), of.sharding) for leaf, of in pairs]
+            return share.summed(
+                sampled._added(jax.tree.unflatten(jax.tree.structure(params), nothing), 1, share.indices)
+            )
 
         formed = shared_out(total, self.rates.shape[0], sharding if sum_updates else None)(self, params)
         return jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), formed, params)

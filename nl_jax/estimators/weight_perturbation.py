@@ -1,5 +1,7 @@
 """Weight perturbation (seed 000; Jabri & Flower 1992)."""
 
+from typing import Any
+
 from jax.sharding import NamedSharding
 
 from nl_jax.base import GradientEstimator, Objective
@@ -21,6 +23,7 @@ def weight_perturbation(
     chunk: int | None = None,
     sharding: NamedSharding | None = None,
     sum_updates: bool | None = None,
+    params_sharding: Any = None,
 ) -> GradientEstimator:
     """Estimates the gradient from the losses' response to noise Ω on every parameter (seed 000).
 
@@ -43,6 +46,8 @@ def weight_perturbation(
       sum_updates: what devices exchange to form a gradient. False: the K rates of change alone, and each adds up all K
         directions. True: each adds up its own samples' directions, and these sums are summed. None for
         the faster by rule, see docs/scaling.md. `nl.seeded` forms no gradient and exchanges rates.
+      params_sharding: how the parameters lie over devices, a tree like them, so that noise is drawn where they lie: see
+        `nl.spaces.weights`. None if they do not, or lie on a mesh with explicit axes.
 
     Returns:
       An estimator with its baseline's state: K evaluations without baseline, K + 1 with the clean one, 2 K antithetic.
@@ -58,6 +63,6 @@ def weight_perturbation(
     ([4, 4], 1001)
     """
     return perturbation(
-        weights(objective), baseline, directions, sigma=sigma, num_samples=num_samples, chunk=chunk, sharding=sharding,
-        sum_updates=sum_updates,
+        weights(objective, params_sharding=params_sharding), baseline, directions, sigma=sigma, num_samples=num_samples,
+        chunk=chunk, sharding=sharding, sum_updates=sum_updates,
     )  # fmt: skip

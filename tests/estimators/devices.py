@@ -76,8 +76,83 @@ def estimates(devices: int) -> dict[str, Any]:
     return found
 
 
+def laid_out(devices: int) -> dict[str, Any]:
+    """Noise of parameters that lie over devices: whether it is that of whole ones, and bytes by collective, by name.
+
+    Shapes and divisions: by blocks, by pieces of blocks, by pieces beside a last block that is narrower, by inputs
+    (which XLA divides), and by leading axes.
+    """
+    mesh, found = jax.make_mesh((devices,), ("model",), axis_types=(AxisType.Auto,)), {}
+    law = nl.directions.gaussian()
+    for shape, axes in [
+        ((256, 1024), (None, "model")), ((120, 200), (None, "model")), ((1024, 1028), (None, "model")),
+        ((256, 512), ("model", None)), ((devices, 256, 256), ("model", None, None)),
+        ((2, devices, 64, 320), (None, "model", None, None)),
+    ]:  # fmt: skip
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        weight = jax.random.normal(KEY, shape)
+
+        def moved(sharding: NamedSharding | None, weight: jax.Array) -> jax.Array:
+            noise = law.draw(KEY, jnp.int32(3), jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=sharding))
+            noise = jax.tree.map(lambda x: jnp.expand_dims(x, 0), noise)
+            return noise.added(weight, jnp.ones((1, 1)))
+
+        whole = jax.jit(functools.partial(moved, None))(weight)
+        compiled = jax.jit(functools.partial(moved, sharding)).lower(jax.device_put(weight, sharding)).compile()
+        divided = compiled(jax.device_put(weight, sharding))
+        found[f"{shape} by {axes}"] = {
+            "noise gap": float(jnp.max(jnp.abs(np.asarray(divided) - np.asarray(whole)))),
+            "moved": float(jnp.max(jnp.abs(whole - weight))),
+            "bytes": exchanged(compiled.as_text()),
+            "stays": divided.sharding.is_equivalent_to(sharding, len(shape)),
+            "temporaries": compiled.memory_analysis().temp_size_in_bytes / weight.nbytes,
+        }
+    return found
+
+
+def layers_laid_out(devices: int) -> dict[str, Any]:
+    """Steps of descent in place with layers that lie over devices, beside those of whole ones, by name."""
+    network = nl.mlp([256, 1024, 1024, 4], activation=nl.activations.tanh())
+    objective = nl.supervised(network.apply, nl.losses.cross_entropy)
+    params, batch = network.init(KEY, float), (jax.random.normal(KEY, (8, 256)), jnp.arange(8) % 4)
+    none, found = PartitionSpec(), {}
+    for law, kind in [("gaussian", AxisType.Auto), ("rank_one", AxisType.Auto), ("gaussian", AxisType.Explicit)]:
+        mesh = jax.make_mesh((devices // 2, 2), ("samples", "model"), axis_types=(kind, kind))
+        # As layers are laid out in turns: one by its units, the next by its inputs. Explicit axes ask the program to
+        # say what becomes of a sum over divided inputs.
+        inputs = PartitionSpec("model", None) if kind == AxisType.Auto else none
+        specs = {
+            "hidden1": {"weight": PartitionSpec(None, "model"), "bias": PartitionSpec("model")},
+            "hidden2": {"weight": inputs, "bias": none}, "output": {"weight": none, "bias": none},
+        }  # fmt: skip
+        shardings = jax.tree.map(lambda spec, mesh=mesh: NamedSharding(mesh, spec), specs)
+
+        def learner(directions: Any = getattr(nl.directions, law)(), **settings: Any) -> nl.Learner:
+            return nl.seeded(nl.weight_perturbation(objective, num_samples=4, directions=directions, **settings), 0.05)
+
+        known = shardings if kind == AxisType.Auto else None
+        with jax.set_mesh(mesh) if kind == AxisType.Explicit else contextlib.nullcontext():
+            here = functools.partial(jax.device_put, device=NamedSharding(mesh, none))
+            samples = NamedSharding(mesh, PartitionSpec("samples")) if known else None  # see docs/scaling.md
+            ours = learner(params_sharding=known, sharding=samples)
+            state = ours.init(KEY, jax.device_put(params, shardings))
+            at = here(KEY), state._replace(step=here(state.step)), here(batch)
+            step = jax.jit(ours.step).lower(*at).compile()
+            forward = jax.jit(objective).lower(at[1].params, at[2]).compile()
+            state, _ = step(*at)
+        alone = learner()
+        expected, _ = jax.jit(alone.step)(KEY, alone.init(KEY, params), batch)
+        gaps = jax.tree.map(lambda a, b: np.max(np.abs(np.asarray(a) - np.asarray(b))), state.params, expected.params)
+        found[f"layers, {law}, {kind.name}"] = {
+            "step gap": float(max(jax.tree.leaves(gaps))),
+            "bytes": exchanged(step.as_text()),
+            "forward": exchanged(forward.as_text()),
+        }
+    return found
+
+
 def main(devices: int) -> None:
-    results = {}
+    results: dict[str, Any] = {}
     for width, samples, law, kind in [
         (20, 8, "rank_one", AxisType.Auto), (200, 8, "gaussian", AxisType.Auto),
         (20, 16, "rank_one", AxisType.Explicit),
@@ -102,7 +177,7 @@ def main(devices: int) -> None:
             "bytes": exchanged(step.as_text()),
         }  # fmt: skip
     if devices > 1:
-        results |= estimates(devices)
+        results |= estimates(devices) | laid_out(devices) | layers_laid_out(devices)
     print(json.dumps(results))
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import nl_jax as nl
-from nl_jax.estimators.directions import blocks
+from nl_jax.estimators.directions import blocks, layout
 from nl_jax.estimators.directions.law import drawing
 from nl_jax.estimators.sampled import Directions, SampledGradient
 from nl_jax.estimators.spaces import Noise
@@ -23,8 +23,8 @@ each_law = pytest.mark.parametrize("name", LAWS)
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few components, so that small networks are drawn as large ones are."""
-    monkeypatch.setattr(blocks, "LARGE", 5)
-    monkeypatch.setattr(blocks, "BLOCK", 8)
+    monkeypatch.setattr(layout, "LARGE", 5)
+    monkeypatch.setattr(layout, "BLOCK", 8)
 
 
 def hierarchy(params, batch, propagate=nl.propagation.feedforward):
@@ -157,18 +157,18 @@ def test_a_block_depends_on_its_place_alone(small_blocks, monkeypatch):
         0,
     ) or direction.layout.rest
     once = direction.formed()
-    monkeypatch.setattr(blocks.Layout, "together", property(lambda layout: 1))
+    monkeypatch.setattr(layout.Layout, "together", property(lambda layout: 1))
     np.testing.assert_array_equal(once, direction.formed())
     assert len(np.unique(np.asarray(once))) == once.size
 
 
 @pytest.mark.parametrize("shape", [(2**20,), (300, 257), (5, 40, 900), (100_000, 3)])
 def test_blocks_cover_a_parameter(shape):
-    layout = blocks.Layout.of(shape)
-    assert layout.width * layout.whole + layout.rest == layout.units
-    assert layout.inputs * layout.width <= 2**16 or layout.width == 1
-    assert layout.slices * layout.inputs * layout.units == np.prod(shape)
-    assert layout.whole % layout.together == 0
+    made = layout.Layout.of(shape)
+    assert made.width * made.whole + made.rest == made.units
+    assert made.inputs * made.width <= 2**16 or made.width == 1
+    assert made.slices * made.inputs * made.units == np.prod(shape)
+    assert made.whole % made.together == 0
 
 
 # 8.4 million parameters. The forward pass has temporaries of 0.016 of their bytes.

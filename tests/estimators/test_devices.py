@@ -70,6 +70,44 @@ def test_what_is_exchanged_is_chosen(estimates):
         assert four[f"within {within}"] == four["weights, gaussian, sum, K = 8"]
 
 
+def test_noise_is_drawn_where_parameters_lie(processes):
+    """Nothing travels, no device holds a whole parameter beside its part, and the noise is that of a whole one."""
+    found = {name: of for name, of in processes[4].items() if "noise gap" in of}
+    assert len(found) == 6
+    for name, of in found.items():
+        assert of["noise gap"] < 1e-14 < 1 < of["moved"], name
+        assert of["bytes"] == {}, name
+        assert of["stays"], name
+    whole = found["(1024, 1028) by (None, 'model')"]
+    assert whole["temporaries"] < 1 / 4  # of a parameter: a part of it, and some blocks
+
+
+def test_layers_that_lie_over_devices(processes):
+    """Beside K rates and losses, a step exchanges what its two forward passes do, and not a parameter."""
+    found = {name.removeprefix("layers, "): of for name, of in processes[4].items() if "step gap" in of}
+    assert len(found) == 3
+    for name, of in found.items():
+        assert of["step gap"] < 1e-6, name  # the small difference of losses of divided sums is taken
+    gaussian, rank_one, explicit = found.values()
+    (forward,) = gaussian["forward"].values()
+    scalars = 2 * 8 * 4
+    assert gaussian["bytes"] == {"all-gather": scalars, "all-reduce": 2 * forward}
+    # x W of the two samples of a device at once, x A as well
+    assert rank_one["bytes"].keys() == {"all-gather", "all-reduce"}
+    assert rank_one["bytes"]["all-gather"] == scalars
+    assert rank_one["bytes"]["all-reduce"] < 3.1 * forward
+    assert sum(explicit["bytes"].values()) <= 2 * sum(explicit["forward"].values())
+
+
+@pytest.mark.parametrize(
+    "wrong", ["model", {"w": None}, {"v": NamedSharding(jax.make_mesh((1,), ("a",)), PartitionSpec())}]
+)
+def test_layouts_are_trees_like_the_parameters(wrong):
+    estimator = nl.weight_perturbation(lambda params, batch: (params["w"] * batch) ** 2, params_sharding=wrong)
+    with pytest.raises(ValueError, match="params_sharding must be a tree like the parameters"):
+        estimator.estimate(jax.random.key(0), (), {"w": jax.numpy.ones(1)}, jax.numpy.ones(1))
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="needs sharding="):
         nl.weight_perturbation(lambda w, batch: (w * batch) ** 2, sum_updates=True)

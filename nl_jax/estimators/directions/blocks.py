@@ -2,80 +2,21 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding
 
 from nl_jax.base import Array
+from nl_jax.estimators.directions.layout import At, Layout, over_blocks, without_first, zeros
 from nl_jax.estimators.directions.structured import Structured
 from nl_jax.numerics import wide_dtype
 from nl_jax.products import Bilinear, Part, StandIn
 
-LARGE = 2**14
-"""Parameters of more components than this are drawn in blocks; all others are drawn together, as one array."""
-
-BLOCK = 2**16
-"""The most components of a block, unless a single unit has more."""
-
 _identity: Part = lambda part: part
-
-
-def is_large(leaf: Any) -> bool:
-    """Whether a parameter is drawn in blocks."""
-    return leaf.size > LARGE
-
-
-class Layout(NamedTuple):
-    """How a parameter of shape […, inputs, units] is divided into blocks of a few units each.
-
-    The layout belongs to the noise: it depends on the shape alone. Every slice along the leading axes has its own
-    blocks, so that a loop over stacked weights draws those of its step.
-
-    Attributes:
-      slices: product of the leading axes.
-      inputs: length of the last axis but one, 1 of a vector.
-      units: length of the last axis.
-      width: units of a block.
-    """
-
-    slices: int
-    inputs: int
-    units: int
-    width: int
-
-    @classmethod
-    def of(cls, shape: tuple[int, ...]) -> Self:
-        """Blocks of at most 2^16 components, or of one unit, of a width that divides the units if there is one."""
-        inputs, units = (1, *shape)[-2:]
-        most = min(units, max(1, BLOCK // inputs))
-        width = next((w for w in range(most, most // 2, -1) if units % w == 0), most)
-        return cls(math.prod(shape[:-2]), inputs, units, width)
-
-    @property
-    def whole(self) -> int:
-        """Blocks of full width in a slice."""
-        return self.units // self.width
-
-    @property
-    def rest(self) -> int:
-        """Units of the narrower last block, if there is one."""
-        return self.units % self.width
-
-    @property
-    def blocks(self) -> int:
-        """Blocks in a slice."""
-        return self.whole + (self.rest > 0)
-
-    @property
-    def together(self) -> int:
-        """Blocks handled at once: enough for a product that is not too narrow, and on an accelerator to fill it."""
-        size = self.inputs * self.width
-        on_cpu = jax.default_backend() == "cpu"
-        most = min(-(-64 // self.width), 2**18 // size) if on_cpu else 2**22 // size
-        return next((g for g in range(min(most, self.whole), 1, -1) if self.whole % g == 0), 1)
 
 
 class Block(NamedTuple):
@@ -99,6 +40,7 @@ class Blocks(Structured):
       slice: the number of the first slice along the leading axes, an int32 scalar: 0 but inside a loop.
       fill: draws one block.
       shape, dtype: of ξ.
+      sharding: how the parameter lies over devices; None if each has all of it, or if that is not known.
     """
 
     seed: Any
@@ -106,6 +48,7 @@ class Blocks(Structured):
     fill: Fill = field(metadata={"static": True})
     shape: tuple[int, ...] = field(metadata={"static": True})
     dtype: Any = field(metadata={"static": True})
+    sharding: NamedSharding | None = field(default=None, metadata={"static": True})
 
     @property
     def layout(self) -> Layout:
@@ -145,65 +88,38 @@ class Blocks(Structured):
 
     def plus(self, weight: Array, scale: Any) -> Array:
         """W + scale · ξ as an array."""
-        return over_blocks(self.layout, weight, lambda at: jnp.asarray(scale, self.dtype) * self.tile(*at))
+
+        def increment(data: tuple[Self, Array], at: At) -> Array:
+            noise, scale = data
+            slice, block, count, width = at
+            return scale * noise.tile(noise.slice + slice, block, count, width)
+
+        return over_blocks(self.layout, weight, increment, (self, jnp.asarray(scale, self.dtype)), self.sharding)
 
     def formed(self) -> Array:
         """ξ as an array."""
-        return self.plus(jnp.zeros(self.shape, self.dtype), 1)
+        return self.plus(zeros(self.shape, self.dtype, self.sharding), 1)
 
     def added(self, total: Array, change: Array) -> Array:
         wide = wide_dtype(self.dtype)
         rates = jnp.mean(change.astype(wide), axis=1)
 
-        def increment(at: tuple[Array, Array, int, int]) -> Array:
+        def increment(data: tuple[Self, Array], at: At) -> Array:
             def add(summed: Array, one: tuple[Self, Array]) -> tuple[Array, None]:
                 noise, rate = one
                 return summed + rate * noise.tile(*at).astype(wide), None
 
             _, _, count, width = at
             zeros = jnp.zeros((self.layout.inputs, count * width), wide)
-            return lax.scan(add, zeros, (self, rates))[0]
+            return lax.scan(add, zeros, data)[0]
 
-        return over_blocks(self.layout, total, increment)
+        return over_blocks(self.layout, total, increment, (self, rates), self.sharding)
 
 
 def in_blocks(direction: Any) -> bool:
     """Whether a direction, or a part of it, is drawn in blocks."""
     is_blocks = lambda part: isinstance(part, Blocks)
     return any(map(is_blocks, jax.tree.leaves(direction, is_leaf=is_blocks)))
-
-
-def over_blocks(layout: Layout, total: Array, increment: Callable[[tuple[Array, Array, int, int]], Array]) -> Array:
-    """The array with `increment((slice, block, count, width))` [inputs, count · width] added to each of its blocks.
-
-    In place, if XLA may: nothing but a block is held beside the array.
-    """
-    shape, dtype = total.shape, total.dtype
-    total = total.reshape(layout.slices, layout.inputs, layout.units)
-
-    def add(total: Array, slice: Array, block: Array, count: int, width: int) -> Array:
-        at = slice, jnp.int32(0), block * layout.width
-        old = lax.dynamic_slice(total, at, (1, layout.inputs, count * width))
-        new = old + jnp.expand_dims(increment((slice, block, count, width)).astype(dtype), 0)
-        return lax.dynamic_update_slice(total, new, at)
-
-    together = layout.together
-    in_slice = layout.whole // together
-
-    def step(i: Array, total: Array) -> Array:
-        return add(total, i // in_slice, i % in_slice * together, together, layout.width)
-
-    total = _repeated(layout.slices * in_slice, step, total)
-    if layout.rest:
-        last = jnp.int32(layout.whole)
-        total = _repeated(layout.slices, lambda i, total: add(total, i, last, 1, layout.rest), total)
-    return total.reshape(shape)
-
-
-def _repeated(count: int, step: Callable[[Array, Array], Array], total: Array) -> Array:
-    if count == 1:
-        return step(jnp.int32(0), total)
-    return lax.scan(lambda total, i: (step(i, total), None), total, jnp.arange(count, dtype=jnp.int32))[0]
 
 
 class _Tiled(StandIn):
@@ -229,13 +145,19 @@ class _Tiled(StandIn):
 
         def rebuilt(parts: tuple[Array | None, Array]) -> StandIn:
             weight, slice = parts
-            noise = Blocks(self.noise.seed, slice, self.noise.fill, tuple(rest), self.noise.dtype)
+            noise = replace(self.noise, slice=slice, shape=tuple(rest), sharding=without_first(self.noise.sharding))
             return type(self)(weight, noise, self.sigma)
 
         return (self.plain, slices), rebuilt
 
+    def formed(self) -> Array:
+        """All of it, on the devices where the weight lies."""
+        return self.function(self.noise.formed() if self.plain is None else self.noise.plus(self.plain, self.sigma))
+
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         layout = self.noise.layout
+        if self.noise.sharding is not None:
+            return bilinear(x, self.formed())
 
         def piece(block: Array, count: int, width: int) -> Array:
             at, units = block * layout.width, count * width
@@ -255,6 +177,8 @@ class _Tiled(StandIn):
     def rows(self, ids: Array) -> Array:
         """Of W itself, every block is drawn and its part of the rows taken; of Wᵀ, the blocks of the units alone."""
         layout = self.noise.layout
+        if self.noise.sharding is not None:
+            return self.formed()[ids]
         if not self.swapped:
             return _side_by_side(layout, lambda *at: self.part(*at)[ids])
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Key, Params
 from nl_jax.estimators.directions.bits import signs
-from nl_jax.estimators.directions.blocks import Fill, is_large
+from nl_jax.estimators.directions.blocks import Fill
 from nl_jax.estimators.directions.flat import cut, divided, size
 from nl_jax.estimators.directions.law import NamedLaw
+from nl_jax.estimators.directions.layout import is_large
 from nl_jax.estimators.directions.structured import Direction, Law
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Key, Params
-from nl_jax.estimators.directions.blocks import Block, Blocks, Fill, is_large
+from nl_jax.estimators.directions.blocks import Block, Blocks, Fill
+from nl_jax.estimators.directions.layout import everywhere, is_large, on_mesh, placed
 
 Draw = Callable[[Key, tuple[int, ...], Any], Array]
 """`draw(key, shape, dtype) -> array` of independent components."""
@@ -44,10 +45,11 @@ def divided(
     places = [i for i, leaf in enumerate(leaves) if not in_blocks(leaf)]
     parts: dict[int, Any] = {}
     if places:
-        parts |= zip(places, small([leaves[i] for i in places]), strict=True)
+        parts |= zip(places, everywhere(small([leaves[i] for i in places]), on_mesh(leaves)), strict=True)
     for number, i in enumerate(i for i in range(len(leaves)) if i not in parts):
         seed, fill = large(number, leaves[i])
-        parts[i] = Blocks(seed, jnp.int32(0), fill, leaves[i].shape, leaves[i].dtype)
+        leaf = leaves[i]
+        parts[i] = Blocks(seed, jnp.int32(0), fill, leaf.shape, leaf.dtype, placed(leaf))
     return jax.tree.unflatten(tree, [parts[i] for i in range(len(leaves))])
 
 

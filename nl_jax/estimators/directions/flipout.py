@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Key, Params
 from nl_jax.estimators.directions.bits import signs
-from nl_jax.estimators.directions.blocks import Blocks, over_blocks
+from nl_jax.estimators.directions.blocks import Blocks
 from nl_jax.estimators.directions.flat import drawn
 from nl_jax.estimators.directions.law import NamedLaw
+from nl_jax.estimators.directions.layout import At, everywhere, over_blocks
 from nl_jax.estimators.directions.structured import Direction, Law, Structured, parts
 from nl_jax.numerics import wide_dtype
 from nl_jax.products import Bilinear, Part, StandIn, looked_up, mapped, opened, product
@@ -61,6 +62,7 @@ class Flipped(Structured):
         """s [examples, inputs] and r [examples, units]."""
         inputs, units = self.noise.shape[-2:]
         both = signs(self.key, (examples, inputs + units), self.noise.dtype)
+        (both,) = everywhere([both], self.noise.sharding if isinstance(self.noise, Blocks) else None)
         return both[:, :inputs], both[:, inputs:]
 
     def displace(self, weight: Array, sigma: Any) -> StandIn:
@@ -79,7 +81,7 @@ class Flipped(Structured):
             return total + jnp.sum(self.noise.astype(wide) * judged, axis=0).astype(total.dtype)
         layout = self.noise.layout
 
-        def increment(at: tuple[Array, Array, int, int]) -> Array:
+        def increment(data: tuple[Blocks, Array, Array], at: At) -> Array:
             _, block, count, width = at
 
             def add(summed: Array, one: tuple[Any, Array, Array]) -> tuple[Array, None]:
@@ -88,9 +90,9 @@ class Flipped(Structured):
                 return summed + noise.tile(*at).astype(wide) * (s.T @ units), None
 
             zeros = jnp.zeros((layout.inputs, count * width), wide)
-            return jax.lax.scan(add, zeros, (self.noise, s, r))[0]
+            return jax.lax.scan(add, zeros, data)[0]
 
-        return over_blocks(layout, total, increment)
+        return over_blocks(layout, total, increment, (self.noise, s, r), self.noise.sharding)
 
 
 class _Displaced(StandIn):

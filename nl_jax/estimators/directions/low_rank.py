@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from nl_jax.base import Array, Key, Params
 from nl_jax.checks import positive_integer
 from nl_jax.estimators.directions.bits import signs
-from nl_jax.estimators.directions.blocks import Layout, is_large, over_blocks
 from nl_jax.estimators.directions.flat import drawn
 from nl_jax.estimators.directions.law import NamedLaw
+from nl_jax.estimators.directions.layout import At, Layout, is_large, over_blocks, placed
 from nl_jax.estimators.directions.structured import Direction, Law, Structured
 from nl_jax.numerics import wide_dtype
 from nl_jax.products import Bilinear, Part, StandIn
@@ -49,8 +50,10 @@ def low_rank(rank: int) -> Law:
             if leaf.ndim < 2:
                 return leaf
             left, right = (*leaf.shape[:-1], rank), (rank, leaf.shape[-1])
-            shapes: list[Any] = [jax.ShapeDtypeStruct(shape, leaf.dtype) for shape in (left, right)]
-            return LowRank(*shapes)
+            sharding = placed(leaf)
+            whole = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
+            a, b = (jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=whole) for shape in (left, right))
+            return LowRank(a, b, sharding)  # type: ignore[arg-type]
 
         # A large weight's factors are small enough to be drawn whole.
         in_blocks = lambda leaf: is_large(leaf) and leaf.ndim < 2
@@ -68,10 +71,14 @@ def _signs(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LowRank(Structured):
-    """V = A B/√rank, `left` A [..., inputs, rank] and `right` B [rank, units]."""
+    """V = A B/√rank, `left` A [..., inputs, rank] and `right` B [rank, units].
+
+    `sharding` says how the weight lies over devices. All of them have A and B.
+    """
 
     left: Array
     right: Array
+    sharding: NamedSharding | None = field(default=None, metadata={"static": True})
 
     @property
     def scale(self) -> float:
@@ -92,12 +99,13 @@ class LowRank(Structured):
         layout = Layout.of(total.shape)
         left = left.reshape(-1, layout.slices, layout.inputs)
 
-        def increment(at: tuple[Array, Array, int, int]) -> Array:
+        def increment(factors: tuple[Array, Array], at: At) -> Array:
+            left, right = factors
             slice, block, count, width = at
             units = jax.lax.dynamic_slice_in_dim(right, block * layout.width, count * width, axis=1)
             return left[:, slice].T @ units
 
-        return over_blocks(layout, total, increment)
+        return over_blocks(layout, total, increment, (left, right), self.sharding)
 
 
 class _Displaced(StandIn):

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Key, Params
 from nl_jax.estimators.directions.bits import unpack, words
-from nl_jax.estimators.directions.blocks import Block, Fill, Layout, is_large
+from nl_jax.estimators.directions.blocks import Block, Fill
 from nl_jax.estimators.directions.flat import cut, divided
 from nl_jax.estimators.directions.law import NamedLaw
+from nl_jax.estimators.directions.layout import Layout, is_large
 from nl_jax.estimators.directions.structured import Direction, Law
 
 # Lower terms of an irreducible polynomial over GF(2) of each degree 1 … 31 (Seroussi 1998); the second: x² + x + 1.

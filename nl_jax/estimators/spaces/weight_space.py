@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from nl_jax.base import Array, Batch, Objective, Params
 from nl_jax.checks import floating, per_example, takes_propagate
@@ -21,7 +22,7 @@ from nl_jax.numerics import wide_dtype
 from nl_jax.products import Shifted, Use, use
 
 
-def weights(objective: Objective) -> Space:
+def weights(objective: Objective, *, params_sharding: Any = None) -> Space:
     """Displace every parameter: W + Ω, b + γ (seed 000, weight perturbation). Works on any JAX function.
 
     No direction is kept. Large parameters are displaced block by block where an objective multiplies by them
@@ -30,13 +31,22 @@ def weights(objective: Objective) -> Space:
     Structured laws keep their form for parameters that an objective only multiplies by. They are shown all others as
     vectors, for which they have independent noise. `flipout` asks for examples that do not interact; all other laws
     work on any objective.
+
+    Args:
+      objective: any per-example objective.
+      params_sharding: how the parameters lie over the devices of a mesh, a tree like them with a `NamedSharding` each.
+        Large parameters' noise is drawn where they lie. None for what JAX knows of them while it traces, which is all
+        on a mesh with explicit axes and nothing on one with automatic axes.
+
+    Raises:
+      ValueError: when run, if `params_sharding` is no such tree.
     """
 
     def view(params: Params, batch: Batch, noise: Noise) -> View:
         floating(params)
         leaves, tree = jax.tree.flatten(params)
         uses = functools.cache(lambda: use(objective, params, batch))
-        directions = _directions(objective, params, batch, noise, uses)
+        directions = _directions(objective, params, batch, noise, uses, _shardings(params_sharding, tree))
         draw = lambda index: directions.draw(noise.key, index)
         example = parts(jax.eval_shape(draw, jnp.int32(0)))
         of_each_example = any(isinstance(xi, Structured) and xi.of_each_example for xi in example)
@@ -121,8 +131,25 @@ def weights(objective: Objective) -> Space:
     return view
 
 
+def _shardings(params_sharding: Any, tree: Any) -> list[NamedSharding] | None:
+    if params_sharding is None:
+        return None
+    shardings, given = jax.tree.flatten(params_sharding)
+    if given != tree or not all(isinstance(sharding, NamedSharding) for sharding in shardings):
+        raise ValueError(
+            "params_sharding must be a tree like the parameters with a NamedSharding for each of them, such as "
+            f"jax.tree.map(lambda leaf: leaf.sharding, params) of those on the mesh; got {params_sharding!r}"
+        )
+    return shardings
+
+
 def _directions(
-    objective: Objective, params: Params, batch: Batch, noise: Noise, uses: Callable[[], Use]
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    noise: Noise,
+    uses: Callable[[], Use],
+    shardings: list[Any] | None,
 ) -> Directions:
     """The noise's directions. A structured law is shown as weights what the objective only multiplies by."""
     leaves, tree = jax.tree.flatten(params)
@@ -130,7 +157,7 @@ def _directions(
     drawn = parts(jax.eval_shape(drawing(noise.law), noise.key, jnp.int32(0), shapes))
     structured = [isinstance(xi, Structured) and not isinstance(xi, Blocks) for xi in drawn]
     if not any(structured):
-        return Directions.of(noise.law, params, [True] * len(leaves))
+        return Directions.of(noise.law, params, [True] * len(leaves), shardings)
     multiplied = uses().multiplied
     places = zip(drawn, structured, multiplied, strict=True)
     apart = {i: leaves[i] for i, (xi, own, weight) in enumerate(places) if own and weight and xi.of_each_example}
@@ -141,4 +168,4 @@ def _directions(
             return mixing(jax.tree.unflatten(tree, [some.get(i, leaf) for i, leaf in enumerate(leaves)]), batch)[1]
 
         refuse_coupling(reached, apart, "use directions that the whole batch shares, such as nl.directions.rank_one()")
-    return Directions.of(noise.law, params, multiplied)
+    return Directions.of(noise.law, params, multiplied, shardings)

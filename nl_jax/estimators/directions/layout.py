@@ -1,0 +1,260 @@
+"""How parameters are divided into blocks, and the loop over the blocks of an array, wherever it lies."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from nl_jax.base import Array
+
+LARGE = 2**14
+"""Parameters of more components than this are drawn in blocks; all others are drawn together, as one array."""
+
+BLOCK = 2**16
+"""The most components of a block, unless a single unit has more."""
+
+
+def is_large(leaf: Any) -> bool:
+    """Whether a parameter is drawn in blocks."""
+    return leaf.size > LARGE
+
+
+class Layout(NamedTuple):
+    """How a parameter of shape […, inputs, units] is divided into blocks of a few units each.
+
+    The layout belongs to the noise: it depends on the shape alone. Every slice along the leading axes has its own
+    blocks, so that a loop over stacked weights draws those of its step.
+
+    Attributes:
+      slices: product of the leading axes.
+      inputs: length of the last axis but one, 1 of a vector.
+      units: length of the last axis.
+      width: units of a block.
+    """
+
+    slices: int
+    inputs: int
+    units: int
+    width: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...]) -> Self:
+        """Blocks of at most 2^16 components, or of one unit, of a width that divides the units if there is one."""
+        inputs, units = (1, *shape)[-2:]
+        most = min(units, max(1, BLOCK // inputs))
+        width = next((w for w in range(most, most // 2, -1) if units % w == 0), most)
+        return cls(math.prod(shape[:-2]), inputs, units, width)
+
+    @property
+    def whole(self) -> int:
+        """Blocks of full width in a slice."""
+        return self.units // self.width
+
+    @property
+    def rest(self) -> int:
+        """Units of the narrower last block, if there is one."""
+        return self.units % self.width
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in a slice."""
+        return self.whole + (self.rest > 0)
+
+    @property
+    def together(self) -> int:
+        """Blocks handled at once: enough for a product that is not too narrow, and on an accelerator to fill it."""
+        size = self.inputs * self.width
+        on_cpu = jax.default_backend() == "cpu"
+        most = min(-(-64 // self.width), 2**18 // size) if on_cpu else 2**22 // size
+        return next((g for g in range(min(most, self.whole), 1, -1) if self.whole % g == 0), 1)
+
+
+At = tuple[Array, Array, int, int]
+"""(slice, block, count, width): consecutive blocks of a slice, of `width` units each."""
+
+Increment = Callable[[Any, At], Array]
+"""`increment(data, at) -> [inputs, count · width]`, what is added to some blocks."""
+
+
+def over_blocks(
+    layout: Layout, total: Array, increment: Increment, data: Any, sharding: NamedSharding | None = None
+) -> Array:
+    """The array with `increment(data, at)` added to each of its blocks.
+
+    In place, if XLA may: nothing but a block is held beside the array.
+
+    Args:
+      layout: the array's.
+      total: the array, […, inputs, units].
+      increment: what is added to some blocks.
+      data: a tree of arrays that `increment` needs, the same on all devices.
+      sharding: how the array lies over devices. Each of them adds to its own part, and nothing is exchanged. None for
+        an array that is whole on every device.
+    """
+    axes = _divided(sharding, total.ndim)
+    if sharding is None or not axes:
+        return _over(layout, total, functools.partial(increment, data), layout.together)
+    spec, around = PartitionSpec(*_spec(sharding, total.ndim)), jax.sharding.get_abstract_mesh()
+
+    def own(total: Array, data: Any) -> Array:
+        part = _Part.here(layout, shape, sharding, total.shape)
+        return part.added(total, functools.partial(increment, data))
+
+    shape = total.shape
+    return jax.shard_map(
+        own, mesh=None if axes <= set(around.axis_names) else sharding.mesh, in_specs=(spec, PartitionSpec()),
+        out_specs=spec, axis_names=axes, check_vma=False,
+    )(total, data)  # fmt: skip
+
+
+class _Part(NamedTuple):
+    """A device's part of an array that is divided along its units or its leading axes, and not along its inputs.
+
+    Attributes:
+      layout: the part in pieces, each of which lies in one block of the whole.
+      whole: the layout of the whole.
+      slice: the number, in the whole, of a slice of the part.
+      unit: the number, in the whole, of the part's first unit.
+    """
+
+    layout: Layout
+    whole: Layout
+    slice: Callable[[Array], Array]
+    unit: Array
+
+    @classmethod
+    def here(cls, whole: Layout, shape: tuple[int, ...], sharding: NamedSharding, own: tuple[int, ...]) -> Self:
+        first = [
+            lax.axis_index(names) * size if names else jnp.int32(0)
+            for names, size in zip(_spec(sharding, len(shape)), own, strict=True)
+        ]
+
+        def slice(number: Array) -> Array:
+            found = jnp.int32(0)
+            places = jnp.unravel_index(number, own[:-2]) if own[:-2] else ()
+            for place, begin, size in zip(places, first, shape, strict=False):
+                found = found * size + begin + place.astype(jnp.int32)
+            return found
+
+        width = math.gcd(own[-1], whole.width)
+        return cls(Layout(math.prod(own[:-2]), whole.inputs, own[-1], width), whole, slice, first[-1])
+
+    def added(self, total: Array, increment: Callable[[At], Array]) -> Array:
+        """The part with what belongs to it of the whole's increments."""
+        if self.layout.width == self.whole.width:  # it consists of whole blocks
+            first = self.unit // self.whole.width
+            return _over(
+                self.layout,
+                total,
+                lambda at: increment((self.slice(at[0]), first + at[1], *at[2:])),
+                self.layout.together,
+            )
+
+        def piece(at: At) -> Array:
+            unit = self.unit + at[1] * self.layout.width
+            block = unit // self.whole.width
+
+            def of_block(width: int) -> Array:
+                drawn = increment((self.slice(at[0]), block, 1, width))
+                return lax.dynamic_slice_in_dim(drawn, unit - block * self.whole.width, self.layout.width, axis=1)
+
+            if not self.whole.rest:
+                return of_block(self.whole.width)
+            wide, last = (functools.partial(of_block, width) for width in (self.whole.width, self.whole.rest))
+            return lax.cond(block < self.whole.whole, wide, last)
+
+        return _over(self.layout, total, piece, together=1)
+
+
+def _spec(sharding: NamedSharding, ndim: int) -> list[Any]:
+    """The axes of the mesh that each axis of an array is divided by. Its inputs are left to XLA."""
+    spec: list[Any] = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
+    if ndim > 1:
+        # Units are looped over and inputs are not: a loop needs to know where its blocks lie, and within a block XLA
+        # divides the noise as it divides the array.
+        spec[-2] = None
+    return spec
+
+
+def _divided(sharding: NamedSharding | None, ndim: int) -> set[str]:
+    """The axes of the mesh that divide an array's units or leading axes."""
+    if sharding is None:
+        return set()
+    named = [names if isinstance(names, tuple) else (names,) for names in _spec(sharding, ndim) if names is not None]
+    return {name for names in named for name in names if sharding.mesh.shape[name] > 1}
+
+
+def placed(leaf: Any, sharding: Any = None) -> NamedSharding | None:
+    """How a parameter lies over devices, as far as its noise has to know; None if nothing is divided.
+
+    Args:
+      leaf: an array, or its shape.
+      sharding: what the caller knows. None for what is seen: where a concrete array lies, or one that is traced on a
+        mesh with explicit axes.
+    """
+    sharding = sharding or _seen(leaf)
+    return sharding if sharding is not None and any(sharding.spec) else None
+
+
+def on_mesh(leaves: Sequence[Any]) -> NamedSharding | None:
+    """How the first of some parameters that lie on a mesh lies there, be it whole; None if none does."""
+    return next((sharding for leaf in leaves if (sharding := _seen(leaf)) is not None), None)
+
+
+def _seen(leaf: Any) -> NamedSharding | None:
+    traced = isinstance(leaf, jax.core.Tracer)
+    sharding = jax.typeof(leaf).sharding if traced else getattr(leaf, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) and not sharding.mesh.empty else None
+
+
+def without_first(sharding: NamedSharding | None) -> NamedSharding | None:
+    """How a slice along the first axis lies, if the whole array lies like this; None if none of its axes is divided."""
+    if sharding is None:
+        return None
+    sliced = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return sliced if any(sliced.spec) else None
+
+
+def everywhere(parts: Sequence[Array], sharding: NamedSharding | None) -> list[Array]:
+    """Arrays that all devices of a parameter's mesh are to have whole: XLA would divide their making."""
+    if sharding is None:
+        return list(parts)
+    return [lax.with_sharding_constraint(part, NamedSharding(sharding.mesh, PartitionSpec())) for part in parts]
+
+
+def zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding | None) -> Array:
+    """Zeros where a parameter lies."""
+    return jnp.zeros(shape, dtype) if sharding is None else jnp.zeros(shape, dtype, device=sharding)
+
+
+def _over(layout: Layout, total: Array, increment: Callable[[At], Array], together: int) -> Array:
+    shape, dtype = total.shape, total.dtype
+    total = total.reshape(layout.slices, layout.inputs, layout.units)
+
+    def add(total: Array, slice: Array, block: Array, count: int, width: int) -> Array:
+        at = slice, jnp.int32(0), block * layout.width
+        old = lax.dynamic_slice(total, at, (1, layout.inputs, count * width))
+        new = old + jnp.expand_dims(increment((slice, block, count, width)).astype(dtype), 0)
+        return lax.dynamic_update_slice(total, new, at)
+
+    in_slice = layout.whole // together
+
+    def step(i: Array, total: Array) -> Array:
+        return add(total, i // in_slice, i % in_slice * together, together, layout.width)
+
+    total = _repeated(layout.slices * in_slice, step, total)
+    if layout.rest:
+        last = jnp.int32(layout.whole)
+        total = _repeated(layout.slices, lambda i, total: add(total, i, last, 1, layout.rest), total)
+    return total.reshape(shape)
+
+
+def _repeated(count: int, step: Callable[[Array, Array], Array], total: Array) -> Array:
+    if count == 1:
+        return step(jnp.int32(0), total)
+    return lax.scan(lambda total, i: (step(i, total), None), total, jnp.arange(count, dtype=jnp.int32))[0]
