@@ -137,6 +137,7 @@ def test_direct_feedback_hears_a_read_out_in_the_loop_step_by_step(x64):
     np.testing.assert_allclose(grads["hidden"]["weight"], expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "loop"),
     [
