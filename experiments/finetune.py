@@ -3,13 +3,14 @@
 python -m experiments.finetune --help
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import nl_jax as nl
 from experiments import finetune_data as data
@@ -26,7 +28,7 @@ from experiments.failure import ExperimentError, exit_code
 from experiments.finished import Finished
 from experiments.language_model import adapted, adapters, negative_log_likelihood
 from experiments.results import Folder, judge, mean_and_error, verdict
-from nl_jax.base import Array, Objective, Params
+from nl_jax.base import Array, Key, Objective, Params
 
 RUNS = "runs"
 ROOM = 1_000_000  # bytes a fine-tuned model may take, shipped as its log
@@ -59,15 +61,24 @@ class Config:
     sigma: float = 1e-3
     """σ of the noise."""
     samples: int = 8
-    """K of FZOO; the others have one direction, tried both ways."""
+    """K of FZOO."""
+    directions: int = 1
+    """K of the others, each direction tried both ways."""
+    devices: int = 1
+    """Of which each takes its part of the K samples; K must be a multiple of them. The results are those of one device
+    to rounding."""
     rates: tuple[float, ...] = (1e-5, 1e-5, 3e-3, 3e-4, 1e-3)
     """Learning rates of: all weights, rank one, adapters, FZOO, backprop."""
+    factors: tuple[float, ...] = (1.0,)
+    """What each rate is multiplied by. Of several, every method tries each in one run of as many evaluations, by noise
+    and batches of its own, and keeps the one that ends with the lowest loss of --held-out validation prompts: from
+    modules that are neither learned from nor measured by."""
     methods: tuple[str, ...] = ("all weights", "rank one", "adapters", "FZOO", "backprop")
     """Which to run, of these five."""
     resume: bool = False
     """Go on with the runs that an interrupted call by the same settings left in --out, in the midst of one too."""
     quick: bool = False
-    """The character model and three methods, one seed each; nothing is downloaded."""
+    """The character model, all weights and FZOO; memory is not measured, and nothing is downloaded."""
 
 
 METHODS = Config.methods
@@ -86,15 +97,27 @@ class Trained(NamedTuple):
     """A problem, what learns it, and the compiled losses: one of each for all seeds, which then compile nothing."""
 
     problem: Problem
+    losses: Callable[[Params, data.Prompts], Array]
     learner: nl.Learner
     estimator: nl.GradientEstimator
-    losses: Callable[[Params, data.Prompts], Array]
+
+
+class Run(NamedTuple):
+    """One run of a method: where it is written down (its log is a folder, its curve beside it), what it draws from,
+    and the prompts it is measured by."""
+
+    place: Path
+    key: Key
+    measured: data.Prompts
 
 
 class Results(NamedTuple):
-    """By method: steps and evaluations [moments + 1], held-out losses [seeds, moments + 1, prompts]; seconds a step;
-    temporaries in bytes. Of the logs: bytes of the largest, and 1 if a model rebuilt from one is another, else 0."""
+    """By method: the rate, and validation loss by the rates tried, if more than one was; steps and evaluations
+    [moments + 1], held-out losses [seeds, moments + 1, prompts]; seconds a step; temporaries in bytes. Of the logs:
+    bytes of the largest, and 1 if a model rebuilt from one is another, else 0."""
 
+    rates: dict[str, float]
+    tried: dict[str, dict[float, float]]
     steps: dict[str, np.ndarray]
     evaluations: dict[str, np.ndarray]
     losses: dict[str, np.ndarray]
@@ -111,26 +134,44 @@ def run(config: Config) -> Results:
       ExperimentError: for a setting or folder that will not do, or if what the run is judged by does not hold.
     """
     if config.quick:
-        quick = tuple(method for method in config.methods if method not in ("rank one", "backprop"))
+        quick = tuple(method for method in config.methods if method in ("all weights", "FZOO"))
         config = dataclasses.replace(
             config, evaluations=360, rates=QUICK_RATES, held_out=128, batch_size=16, moments=4, methods=quick
         )
     _check(config)
+    with _hasty() if config.quick else contextlib.nullcontext():
+        return _results(config)
+
+
+@contextlib.contextmanager
+def _hasty() -> Iterator[None]:
+    """Machine code that is not optimised: of a tiny model, optimising takes longer than all that is then run."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def _results(config: Config) -> Results:
     task = data.small(config.held_out) if config.quick else data.real(config.held_out)
     folder = Folder(config.out, config, outputs=[f"finetune.{kind}" for kind in ("json", "npz", "png")])
     _opened(config, task)
-    results = Results({}, {}, {}, {}, {}, 0, 0)
+    results = Results({}, {}, {}, {}, {}, {}, {}, 0, 0)
     for method in config.methods:
-        problem = _problem(method, task)
-        trained = Trained(problem, *_learner(method, problem.objective(problem.frozen), config))
-        curves = [_curve(method, trained, seed, config, task) for seed in range(config.seeds)]
+        rate, tried, trained = _chosen(method, config, task)
+        runs = [Run(_place(config, method, seed), _key(seed), task.held_out) for seed in range(config.seeds)]
+        curves = [_curve(method, trained, run, config, task) for run in runs]
+        results.rates[method], results.tried[method] = rate, tried
         results.steps[method] = np.array([row["step"] for row in curves[0]])
         results.evaluations[method] = np.array([row["evaluations"] for row in curves[0]])
         results.losses[method] = np.array([[row["losses"] for row in curve] for curve in curves])
         steps = [row["seconds"] for curve in curves for row in curve if row["seconds"] is not None]
         results.seconds[method] = float(np.median(steps)) if steps else float("nan")
-        results.temporaries[method] = _temporaries(method, config, task)
-        folder.metric(method=method, seconds=results.seconds[method], curves=curves)
+        if not config.quick:  # it takes compiling the step once more
+            results.temporaries[method] = _temporaries(method, rate, config, task)
+        folder.metric(method=method, rate=rate, tried=tried, seconds=results.seconds[method], curves=curves)
     found = _rebuilt(config, task)
     results = results._replace(log_bytes=found[0], bits_differ=found[1])
     off = deviations(results)
@@ -146,6 +187,7 @@ def run(config: Config) -> Results:
 
 def _check(config: Config) -> None:
     least_of = {"evaluations": 3, "batch_size": 1, "held_out": 2, "moments": 1, "seeds": 1, "samples": 2}
+    least_of |= {"directions": 1, "devices": 1}
     for name, least in least_of.items():
         if getattr(config, name) < least:
             raise ExperimentError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
@@ -155,8 +197,27 @@ def _check(config: Config) -> None:
         raise ExperimentError("--methods must name one or more")
     if len(config.rates) != len(METHODS) or not all(0 < rate < np.inf for rate in (*config.rates, config.sigma)):
         raise ExperimentError(f"--rates must be {len(METHODS)} finite numbers above 0, and so --sigma")
-    if config.evaluations // max(map(_cost, METHODS, [config] * len(METHODS))) < config.moments:
+    if not config.factors or not all(0 < factor < np.inf for factor in config.factors):
+        raise ExperimentError("--factors must be one or more finite numbers above 0")
+    if config.evaluations // max(_cost(method, config) for method in METHODS) < config.moments:
         raise ExperimentError("--evaluations must pay for at least as many steps as --moments")
+    _check_devices(config)
+
+
+def _check_devices(config: Config) -> None:
+    if config.devices > (there := jax.device_count()):
+        raise ExperimentError(
+            f"--devices must be at most the {there} that JAX has here, got {config.devices}; to try more on a CPU, set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={config.devices}"
+        )
+    for method in config.methods:
+        name = "samples" if method == "FZOO" else "directions"
+        if method != "backprop" and (count := getattr(config, name)) % config.devices:
+            more = -(-count // config.devices) * config.devices
+            raise ExperimentError(
+                f"--{name} must be a multiple of --devices for the method {method!r}: {count} is none of "
+                f"{config.devices}; choose --{name} {more}"
+            )
 
 
 def _opened(config: Config, task: data.Task) -> None:
@@ -172,7 +233,7 @@ def _opened(config: Config, task: data.Task) -> None:
 
 def _cost(method: str, config: Config) -> int:
     """Evaluations a step."""
-    return {"FZOO": config.samples + 1, "backprop": 3}.get(method, 2)
+    return {"FZOO": config.samples + 1, "backprop": 3}.get(method, 2 * config.directions)
 
 
 def _problem(method: str, task: data.Task) -> Problem:
@@ -189,28 +250,61 @@ def _problem(method: str, task: data.Task) -> Problem:
     return Problem(beside, params, lambda frozen: lambda beside, batch: losses(adapted(frozen, beside), batch))
 
 
-def _learner(method: str, objective: Objective, config: Config) -> tuple[nl.Learner, nl.GradientEstimator, Any]:
-    rate = config.rates[METHODS.index(method)]
+def _learner(method: str, objective: Objective, rate: float, config: Config) -> tuple[nl.Learner, nl.GradientEstimator]:
     if method == "backprop":
         estimator = nl.backprop(objective)
-        return nl.learner(estimator, optax.sgd(rate)), estimator, jax.jit(objective)
+        return nl.learner(estimator, optax.sgd(rate)), estimator
     law = nl.directions.rank_one() if method == "rank one" else nl.directions.rademacher()
-    if method == "FZOO":
-        one_sided = nl.weight_perturbation(objective, sigma=config.sigma, num_samples=config.samples, directions=law)
-        estimator = nl.normalised(one_sided)
-    else:
-        both = nl.baselines.antithetic()
-        estimator = nl.weight_perturbation(objective, sigma=config.sigma, baseline=both, directions=law)
-    return nl.seeded(estimator, rate), estimator, jax.jit(objective)
+    count = config.samples if method == "FZOO" else config.directions
+    baseline = nl.baselines.clean() if method == "FZOO" else nl.baselines.antithetic()
+    estimator = nl.weight_perturbation(
+        objective, sigma=config.sigma, num_samples=count, baseline=baseline, directions=law, sharding=_sharding(config)
+    )
+    estimator = nl.normalised(estimator) if method == "FZOO" else estimator
+    return nl.seeded(estimator, rate), estimator
 
 
-def _curve(method: str, trained: Trained, seed: int, config: Config, task: data.Task) -> list[dict[str, Any]]:
-    """The held-out losses at some moments of one run, from where it was left; written down as they are measured."""
-    problem, learner, estimator, evaluate = trained
+def _sharding(config: Config) -> NamedSharding | None:
+    if config.devices == 1:
+        return None
+    return NamedSharding(Mesh(np.array(jax.devices()[: config.devices]), ("samples",)), PartitionSpec("samples"))
+
+
+def _chosen(method: str, config: Config, task: data.Task) -> tuple[float, dict[float, float], Trained]:
+    """The rate whose trial ended with the lowest validation loss, all these losses, and what learns by it."""
+    problem = _problem(method, task)
+    objective = problem.objective(problem.frozen)
+    losses, tried, first = jax.jit(objective), {}, config.rates[METHODS.index(method)]
+    of_rate = {
+        first * factor: Trained(problem, losses, *_learner(method, objective, first * factor, config))
+        for factor in config.factors
+    }
+    if len(of_rate) == 1:
+        ((rate, trained),) = of_rate.items()
+        return rate, {}, trained
+    for i, (rate, trained) in enumerate(of_rate.items()):
+        trial = Run(_place(config, method, f"trial-{i}"), _key(len(METHODS), of="trial"), task.validation)
+        try:
+            tried[rate] = float(np.mean(_curve(method, trained, trial, config, task)[-1]["losses"]))
+        except nl.Diverged:
+            tried[rate] = np.inf
+    best = min(tried, key=lambda rate: tried[rate] if np.isfinite(tried[rate]) else np.inf)
+    if not np.isfinite(tried[best]):
+        raise ExperimentError(f"{method} diverged at every rate, {', '.join(f'{rate:.2g}' for rate in tried)}")
+    return best, tried, of_rate[best]
+
+
+def _key(seed: int, of: str = "run") -> Key:
+    return jax.random.fold_in(jax.random.key(29 if of == "run" else 31), seed)
+
+
+def _curve(method: str, trained: Trained, run: Run, config: Config, task: data.Task) -> list[dict[str, Any]]:
+    """The losses at some moments of one run, from where it was left; written down as they are measured."""
+    problem, evaluate, learner, estimator = trained
+    path, key, measured = run
     steps = config.evaluations // _cost(method, config)
     every = steps // config.moments
     steps = every * config.moments
-    path = _place(config, method, seed)
     curve = _lines(path.with_suffix(".jsonl"))
     if curve and curve[-1]["step"] == steps:
         return curve
@@ -233,7 +327,7 @@ def _curve(method: str, trained: Trained, seed: int, config: Config, task: data.
             seconds = (time.perf_counter() - begun) / every if dispatches > 1 else None
             row = {
                 "step": report.step, "evaluations": report.step * _cost(method, config), "seconds": seconds,
-                "losses": np.asarray(evaluate(report.state.params, task.held_out)).tolist(),
+                "losses": np.asarray(evaluate(report.state.params, measured)).tolist(),
             }  # fmt: skip
             if report.step == steps:
                 row["digest"] = _digest(report.state.params)
@@ -242,7 +336,6 @@ def _curve(method: str, trained: Trained, seed: int, config: Config, task: data.
                 file.write(json.dumps(row) + "\n")
         begun = time.perf_counter()
 
-    key = jax.random.fold_in(jax.random.key(29), seed)
     state = learner.init(key, jax.tree.map(jnp.copy, params))._replace(step=jnp.int32(at))
     nl.fit(
         learner, key, state, task.train, num_steps=steps - at, batch_size=config.batch_size, steps_per_dispatch=every,
@@ -251,9 +344,9 @@ def _curve(method: str, trained: Trained, seed: int, config: Config, task: data.
     return curve
 
 
-def _place(config: Config, method: str, seed: int) -> Path:
-    """A run's log, a folder; beside it lies its curve."""
-    return config.out / RUNS / f"{method.replace(' ', '-')}-{seed}"
+def _place(config: Config, method: str, name: int | str) -> Path:
+    """Where a run is written down, by its seed or another name."""
+    return config.out / RUNS / f"{method.replace(' ', '-')}-{name}"
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -287,16 +380,14 @@ def _rebuilt(config: Config, task: data.Task) -> tuple[int, int]:
     return max(sizes), int(_digest(again) != _lines(path.with_suffix(".jsonl"))[-1]["digest"])
 
 
-def _temporaries(method: str, config: Config, task: data.Task) -> int:
+def _temporaries(method: str, rate: float, config: Config, task: data.Task) -> int:
     """Bytes that the compiled step holds beside its arguments, the frozen parameters among these."""
     problem = _problem(method, task)
-    learner = lambda frozen: _learner(method, problem.objective(frozen), config)[0]
+    learner = lambda frozen: _learner(method, problem.objective(frozen), rate, config)[0]
     state = jax.eval_shape(learner(problem.frozen).init, jax.random.key(0), problem.first)
     step = lambda state, batch, frozen: learner(frozen).step(jax.random.key(0), state, batch)
-    compiled = (
-        jax.jit(step, donate_argnums=0).lower(state, task.train.some(config.batch_size), problem.frozen).compile()
-    )
-    analysis = compiled.memory_analysis()
+    lowered = jax.jit(step, donate_argnums=0).lower(state, task.train.some(config.batch_size), problem.frozen)
+    analysis = lowered.compile().memory_analysis()
     return int(analysis.temp_size_in_bytes) if analysis is not None else 0
 
 
@@ -316,40 +407,47 @@ def deviations(results: Results) -> dict[str, float]:
 
 
 def rows(results: Results) -> dict[str, dict[str, Any]]:
-    """By method: held-out loss before and after and the fall, each with its standard error over prompts."""
+    """By method: held-out loss before and after and the fall, each with its standard error over prompts; the fall also
+    with that over seeds, which is infinite of one seed."""
     found = {}
     for method, losses in results.losses.items():
         of_prompts = losses.mean(axis=0)  # over seeds
         found[method] = {
             "before": mean_and_error(of_prompts[0]), "after": mean_and_error(of_prompts[-1]),
             "fall": mean_and_error(of_prompts[0] - of_prompts[-1]), "of seeds": losses.mean(axis=2)[:, -1],
-            "seconds a step": results.seconds[method], "temporaries": results.temporaries[method],
+            "over seeds": mean_and_error((losses[:, 0] - losses[:, -1]).mean(axis=1))[1],
+            "rate": results.rates[method], "validation loss by rate": results.tried[method],
+            "seconds a step": results.seconds[method], "temporaries": results.temporaries.get(method),
         }  # fmt: skip
     return found
 
 
 def table(results: Results, task: data.Task) -> str:
-    """The measurements as text; ± is one standard error over held-out prompts."""
+    """The measurements as text; ± is one standard error over held-out prompts, and of several seeds over these."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(task.params))
-    head = f"{'':14}{'evaluations':>12}{'before':>16}{'after':>16}{'fall':>16}{'s a step':>10}{'temporaries':>14}"
-    lines = [f"{task.name}: parameters {size / 1e6:,.1f} MB", head]
+    head = ["", "rate", "evaluations", "before", "after", "fall", "over seeds", "s a step", "temporaries"]
+    lines = [head]
     for method, row in rows(results).items():
-        figures = "".join(
-            f"{f'{mean:.3f} ± {error:.3f}':>16}" for mean, error in (row["before"], row["after"], row["fall"])
-        )
+        figures = [f"{mean:.3f} ± {error:.3f}" for mean, error in (row["before"], row["after"], row["fall"])]
+        over = f"± {row['over seeds']:.3f}" if np.isfinite(row["over seeds"]) else "one seed"
         seconds = f"{row['seconds a step']:.3g}" if np.isfinite(row["seconds a step"]) else "not timed"
-        spent = int(results.evaluations[method][-1])
-        lines.append(f"{method:14}{spent:>12}{figures}{seconds:>10}{row['temporaries'] / 1e6:>11,.1f} MB")
+        held = "not measured" if row["temporaries"] is None else f"{row['temporaries'] / 1e6:,.1f} MB"
+        spent = str(results.evaluations[method][-1])
+        lines.append([method, f"{row['rate']:.2g}", spent, *figures, over, seconds, held])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [f"{task.name}: parameters {size / 1e6:,.1f} MB"]
+    text += ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     same = "to the last bit" if not results.bits_differ else "but not to the last bit"
-    lines.append(f"fine-tuned model as its log: {results.log_bytes:,} bytes at most, rebuilt from it {same}")
-    return "\n".join(lines)
+    text.append(f"fine-tuned model as its log: {results.log_bytes:,} bytes at most, rebuilt from it {same}")
+    return "\n".join(text)
 
 
 def plot(results: Results, task: data.Task) -> Any:
-    """Held-out loss against evaluations and against seconds; temporaries."""
+    """Held-out loss against evaluations and against seconds; temporaries, if they were measured."""
     from experiments.plotting import figure, style
 
-    canvas, (spent, clock, held) = figure(1, 3, size=(15, 4.5))
+    panels = 3 if results.temporaries else 2
+    canvas, (spent, clock, *others) = figure(1, panels, size=(5 * panels, 4.5))
     for i, (method, losses) in enumerate(results.losses.items()):
         look, of_seeds = {**style(i), "markevery": None}, losses.mean(axis=2)  # [seeds, moments + 1]
         x, mean = results.evaluations[method], of_seeds.mean(axis=0)
@@ -359,12 +457,14 @@ def plot(results: Results, task: data.Task) -> Any:
             if np.isfinite(at).all():
                 axes.plot(at, mean, label=method, **look)
                 axes.fill_between(at, mean - error, mean + error, color=look["color"], alpha=0.15, linewidth=0)
-        held.barh(i, results.temporaries[method] / 1e6, color=look["color"])
     spent.set(xlabel="evaluations of the objective", ylabel="held-out loss (nats)", title=task.name)
     clock.set(xlabel="seconds", ylabel="held-out loss (nats)", title="the same against time")
-    held.set(xlabel="temporaries of a step (MB)", title="memory beside the parameters")
-    held.set_yticks(range(len(results.losses)), list(results.losses))
     spent.legend(frameon=False)
+    for held in others:
+        for i, of in enumerate(results.temporaries.values()):
+            held.barh(i, of / 1e6, color=style(i)["color"])
+        held.set(xlabel="temporaries of a step (MB)", title="memory beside the parameters")
+        held.set_yticks(range(len(results.temporaries)), list(results.temporaries))
     return canvas
 
 

@@ -25,7 +25,7 @@ from nl_jax.base import Array, Params
 
 LENGTH = 16  # tokens of a prompt
 CHARACTERS = 32  # of a prompt of the character model
-PRETRAINING = 60  # steps of the character model
+PRETRAINING = 40  # steps of the character model
 SMALL = Model(vocabulary=97, width=24, depth=2, heads=2, groups=1, hidden=48)
 
 
@@ -51,12 +51,13 @@ class Prompts(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A pretrained model, and prompts to fine-tune it on and to measure it with."""
+    """A pretrained model, and prompts to fine-tune it on, to choose settings by, and to measure it with."""
 
     name: str
     model: Model
     params: Params
     train: Prompts
+    validation: Prompts
     held_out: Prompts
 
 
@@ -70,13 +71,14 @@ def real(held_out: int) -> Task:
     if path is None:
         raise ExperimentError(f"the language model is not installed: {INSTALL}; or try --quick, which needs none")
     found = load(path)
-    return Task("SmolLM2-135M-Instruct", found.model, found.params, *_divided(found.tokenizer.encode, LENGTH, held_out))
+    encode = found.tokenizer.encode
+    return Task("SmolLM2-135M-Instruct", found.model, found.params, *_divided(_files(), encode, LENGTH, held_out))
 
 
 def small(held_out: int) -> Task:
     """A character model, trained here on the standard library's code without its docstrings."""
     params = _pretrained()
-    return Task("character model", SMALL, params, *_divided(_characters, CHARACTERS, held_out))
+    return Task("character model", SMALL, params, *_divided(_files()[::3], _characters, CHARACTERS, held_out))
 
 
 def _characters(text: str) -> list[int]:
@@ -108,13 +110,16 @@ def _pretrained() -> Params:
     return state.params
 
 
-def _divided(encode: Encode, length: int, held_out: int) -> tuple[Prompts, Prompts]:
-    """Prompts of four files in five to learn from, and of the fifth to be measured by."""
-    files = _files()
-    train = [pair for i, path in enumerate(files) if i % 5 for pair in docstrings(path)]
-    other = [pair for path in files[::5] for pair in docstrings(path)]
-    kept = np.random.default_rng(0).permutation(len(other))[:held_out]
-    return _prompts(train, encode, length), _prompts([other[i] for i in kept], encode, length)
+def _divided(files: Sequence[Path], encode: Encode, length: int, number: int) -> list[Prompts]:
+    """Prompts of three files in five to learn from; some of the fourth to choose by, and of the fifth to measure by."""
+    pairs = [list(docstrings(path)) for path in files]
+    train = [pair for i, own in enumerate(pairs) if i % 5 > 1 for pair in own]
+    found = [_prompts(train, encode, length)]
+    for part in (1, 0):
+        other = [pair for own in pairs[part::5] for pair in own]
+        kept = np.random.default_rng(0).permutation(len(other))[:number]
+        found.append(_prompts([other[i] for i in kept], encode, length))
+    return found
 
 
 def docstrings(path: Path) -> Iterator[tuple[str, str]]:

@@ -7,11 +7,13 @@ weight is drawn in the loop. The embedding E [width, vocabulary] is looked up by
 for both; its noise is drawn where it is needed, in either use.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import nl_jax as nl
 from nl_jax.base import Array, Key, Params, Propagate
@@ -63,15 +65,18 @@ class Model:
     def init(self, key: Key) -> Params:
         """Fresh parameters: normal weights of variance 1/inputs, an embedding of 0.02, norms 1."""
         shapes, tree = jax.tree.flatten(self.shapes(), is_leaf=lambda shape: isinstance(shape, tuple))
-        keys = jax.tree.unflatten(tree, list(jax.random.split(key, len(shapes))))
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        # All at once: to compile a draw for every shape takes longer than a small model's training.
+        drawn = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
+        normal = jax.tree.unflatten(tree, [own.reshape(shape) for own, shape in zip(drawn, shapes, strict=True)])
 
-        def leaf(path: Any, key: Key, shape: tuple[int, ...]) -> Array:
+        def leaf(path: Any, normal: Array) -> Array:
             name = path[-1].key
             if "norm" in name:
-                return jnp.ones(shape)
-            return jax.random.normal(key, shape) * (0.02 if name == "embedding" else shape[-2] ** -0.5)
+                return jnp.ones(normal.shape)
+            return normal * (0.02 if name == "embedding" else normal.shape[-2] ** -0.5)
 
-        return jax.tree_util.tree_map_with_path(leaf, keys, jax.tree.unflatten(tree, shapes))
+        return jax.tree_util.tree_map_with_path(leaf, normal)
 
     def apply(self, params: Params, ids: Array, propagate: Propagate = feedforward) -> Array:
         """Logits of the next token at every place, [batch, length, vocabulary], of integers `ids` [batch, length]."""

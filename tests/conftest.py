@@ -1,3 +1,4 @@
+import gc
 import os
 from importlib.metadata import version
 
@@ -12,6 +13,13 @@ import jax
 import pytest
 
 jax.config.update("jax_disable_most_optimizations", True)  # here, should JAX have read its environment before
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects and little garbage: what is imported is not searched for it, the rest seldom."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

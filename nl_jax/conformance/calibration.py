@@ -1,10 +1,12 @@
 """Is its mean the gradient, and does averaging help? Judged by standard errors, beside a twin that must fail."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.base import State
+from nl_jax.base import Batch, Objective, Params, State
 from nl_jax.conformance.certificate import Outcome, Row
 from nl_jax.conformance.contract import STEPS, distance, is_random, rounding, setting, some_steps_on
 from nl_jax.conformance.problem import recurrent
@@ -101,7 +103,12 @@ def loops(s: Subject) -> Row:
 
 def gradient(s: Subject) -> np.ndarray:
     """g, the exact gradient of the mean loss, [parameters]."""
-    return flat(jax.jit(jax.grad(lambda p: jnp.mean(s.problem.objective(p, s.problem.batch))))(s.problem.params))
+    return flat(_gradient(s.problem.objective, s.problem.params, s.problem.batch))
+
+
+@functools.partial(jax.jit, static_argnums=0)  # once for all checks, and all estimators on one problem
+def _gradient(objective: Objective, params: Params, batch: Batch) -> Params:
+    return jax.grad(lambda p: jnp.mean(objective(p, batch)))(params)
 
 
 def largest_deviation(found: np.ndarray, expected: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """The networks that estimators are certified on."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,6 +32,11 @@ MakeProblem = Callable[..., Problem]
 
 def chain(activation: ActivationFn | None = None, loss: Any = losses.cross_entropy) -> Problem:
     """Six examples of three classes for a 4-5-3 network: small enough to measure every component's mean well."""
+    return _chain(activation, loss, jnp.result_type(float))
+
+
+@functools.cache  # one objective for all estimators, so that its gradient is compiled once
+def _chain(activation: ActivationFn | None, loss: Any, precision: Any) -> Problem:
     network = mlp([4, 5, 3], activation=tanh() if activation is None else activation)
     inputs, labels = _examples()
     params = network.init(jax.random.key(1), inputs.dtype)
@@ -39,6 +45,11 @@ def chain(activation: ActivationFn | None = None, loss: Any = losses.cross_entro
 
 def recurrent(activation: ActivationFn | None = None, loss: Any = losses.cross_entropy) -> Problem:
     """The same examples, shown a value a step to two recurrent units in a loop "time"; their last state is read out."""
+    return _recurrent(activation, loss, jnp.result_type(float))
+
+
+@functools.cache
+def _recurrent(activation: ActivationFn | None, loss: Any, precision: Any) -> Problem:
     network = in_time(rnn(2, activation=tanh() if activation is None else activation), 1, 3)
 
     def forward(params: Params, inputs: Array, propagate: Propagate = feedforward) -> Array:

@@ -34,6 +34,7 @@ IN_TIME = {
 """Rules of learning while time goes on, and their claims on a recurrent network."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_TIME)
 def test_is_certified_in_time(name, x64):
     make, claims = IN_TIME[name]
@@ -41,6 +42,7 @@ def test_is_certified_in_time(name, x64):
     assert certificate.passed, str(certificate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_is_certified(name, x64):
     entry = ESTIMATORS[name]

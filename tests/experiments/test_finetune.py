@@ -1,6 +1,10 @@
 """Fine-tuning, small: what it is judged by holds, it goes on where it was interrupted, and errors are clear."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,8 +22,12 @@ SMALL = ["--quick", "--methods", "all weights"]
 
 @pytest.fixture
 def tiny(monkeypatch):
+    shrink(monkeypatch)
+
+
+def shrink(monkeypatch):
     """A model that was never trained, on prompts of a few files."""
-    files = finetune_data._files()[:10]
+    files = finetune_data._files()[:30]
     monkeypatch.setattr(finetune_data, "_files", lambda: files)
     monkeypatch.setattr(finetune_data, "SMALL", TINY)
     monkeypatch.setattr(finetune_data, "_pretrained", lambda: TINY.init(jax.random.key(0)))
@@ -58,12 +66,64 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_bits(tiny, tmp_path, monk
     [
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--evaluations", "9"], "--evaluations must pay for"),
+        (["--factors", "0"], "--factors must be one or more finite numbers above 0"),
+        (["--devices", "99"], "XLA_FLAGS=--xla_force_host_platform_device_count=99"),
         (["--methods", "magic"], "--methods must be of all weights"),
     ],
 )
 def test_a_setting_that_will_not_do_is_an_error(arguments, message, tmp_path, capsys):
     assert finetune.main([*arguments, "--out", str(tmp_path)]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_more_devices_give_the_same_to_rounding(tmp_path):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    code = "import sys; from tests.experiments import test_finetune; test_finetune.divide(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}, check=True, timeout=300,
+    )  # fmt: skip
+    one, two = (np.load(tmp_path / str(devices) / "finetune.npz")["losses FZOO"] for devices in (1, 2))
+    assert np.abs(one[:, -1] - one[:, 0]).mean() > 0.03  # it moved; measured 0.066, and no difference
+    np.testing.assert_allclose(two, one, atol=0.003)
+
+
+def divide(out):
+    """Runs FZOO on one device and on two; in a process that has two."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shrink(monkeypatch)
+        assert finetune._sharding(finetune.Config(devices=2)).num_devices == 2
+        for devices in "12":
+            out_of = str(Path(out) / devices)
+            finetune.main(["--quick", "--methods", "FZOO", "--devices", devices, "--out", out_of])  # judged elsewhere
+
+
+def test_devices_that_do_not_divide_the_samples_are_an_error(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    with pytest.raises(ExperimentError, match="'all weights': 1 is none of 2; choose --directions 2"):
+        finetune._check(finetune.Config(devices=2))
+    with pytest.raises(ExperimentError, match="'FZOO': 7 is none of 4; choose --samples 8"):
+        finetune._check(finetune.Config(devices=4, directions=4, samples=7, evaluations=360))
+
+
+def test_every_rate_is_tried_and_the_best_is_kept(monkeypatch, tmp_path):
+    prompts = finetune_data._prompts([("def f():", "Return")] * 2, finetune_data._characters, 32)
+    task = finetune_data.Task("tiny", TINY, TINY.init(jax.random.key(0)), prompts, prompts, prompts)
+    ends = iter([finetune.nl.Diverged("", None, ()), [3.0, 5.0], [2.0, 5.0], [np.nan, 1.0]])
+    places = []
+
+    def curve(method, trained, run, config, task):
+        places.append(run.place)
+        if isinstance(end := next(ends), Exception):
+            raise end
+        return [{"losses": end}]
+
+    monkeypatch.setattr(finetune, "_curve", curve)
+    config = finetune.Config(out=tmp_path, factors=(8.0, 1.0, 2.0, 4.0))
+    rate, tried, _ = finetune._chosen("backprop", config, task)
+    assert rate == 2e-3
+    assert [tried[rate] for rate in (8e-3, 1e-3, 2e-3)] == [np.inf, 4.0, 3.5]
+    assert len({place.with_suffix(".jsonl") for place in places}) == 4
 
 
 def test_without_the_model_it_says_how_to_get_it(monkeypatch):

@@ -27,6 +27,7 @@ def test_questions():
     np.testing.assert_array_equal(hierarchy.turned(image).reshape(28, 28), np.rot90(np.arange(784.0).reshape(28, 28)))
 
 
+@pytest.mark.slow
 def test_it_learns_and_answers():
     """Without labels, better than random weights by far; what each layer learned has its rule's form."""
     train = data.mnist_5000().train
