@@ -332,12 +332,12 @@ EXHIBITS = (
         "<i>W</i> &nbsp;←&nbsp; <i>W</i> − <i>η</i> (<i>ℓ</i><sub>+</sub> − <i>ℓ</i><sub>−</sub>)/2<i>σ</i> "
         "&nbsp;<i>ξ</i>, &emsp; FZOO: Σ (<i>ℓ<sub>k</sub></i> − <i>ℓ</i><sub>0</sub>) <i>ξ<sub>k</sub></i> / "
         "(<i>K</i> std <i>ℓ</i>)",
-        "A language model learns how docstrings begin, by two forward passes a step, with all its weights or with "
-        "adapters beside them; a run is a list of numbers, and the fine-tuned model is rebuilt from it to the last bit "
+        "A language model learns how docstrings begin by forward passes alone, with all its weights or, in the full "
+        "form, with adapters; a run is a list of numbers, and the fine-tuned model is rebuilt from it to the last bit "
         "(Malladi et al. 2023; Dang et al. 2025).",
         {
-            "finetune": "Held-out loss against evaluations and against seconds for several estimators, and what a step "
-            "of each holds beside the parameters"
+            "finetune": "Held-out loss against evaluations and against seconds for several estimators; in the full "
+            "form also what a step of each holds beside the parameters"
         },
     ),
 )

@@ -266,7 +266,7 @@ def test_chunk_invariance(name, x64):
 CLEAN, TANGENT = nl.baselines.clean(), nl.baselines.tangent()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])  # float32 lies between them
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
 @pytest.mark.parametrize(
     ("name", "baseline"),
     [(name, CLEAN) for name in LAWS] + [(name, TANGENT) for name in STRUCTURED],

