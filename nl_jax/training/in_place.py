@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Learner, LearnerState, Params
-from nl_jax.checks import nonzero_number, typed_key
+from nl_jax.checks import nonzero_number, positive_integer, typed_key
+from nl_jax.estimators.sampled import SampledGradient
 
 Schedule = Callable[[Array], Array]
 """`schedule(step) -> learning rate`, as optax has them."""
@@ -17,18 +18,36 @@ Schedule = Callable[[Array], Array]
 class Update(NamedTuple):
     """What a step changed the parameters by: scale · 1/K Σ_k rate_k ξ_k, all that a training log keeps of it.
 
+    With momentum, also by those of the steps before it.
+
     Attributes:
       key: the data of the step's key, uint32; the directions ξ are drawn from it.
       scale: minus the learning rate, a float32 scalar.
       rates: the losses' rates of change along the directions, [K, 1], or [K, batch] where every example has its own.
+      momentum: c_0 … c_H, what the scale of this step and of those before it is multiplied by, float32; c_0 = 1.
     """
 
     key: Array
     scale: Array
     rates: Array
+    momentum: Array
 
 
-def seeded(estimator: GradientEstimator, learning_rate: float | Schedule) -> Learner:
+class Past(NamedTuple):
+    """The last H gradients as lists of numbers, the newest first: keys, uint32 [H, words], and rates [H, K, …]."""
+
+    keys: Array
+    rates: Array
+
+
+def seeded(
+    estimator: GradientEstimator,
+    learning_rate: float | Schedule,
+    *,
+    momentum: float = 0.0,
+    window: int = 8,
+    example: Batch | None = None,
+) -> Learner:
     """Joins a weight-space estimator and gradient descent so that no gradient is formed.
 
         W ← W − η/K Σ_k r_k ξ_k
@@ -37,10 +56,21 @@ def seeded(estimator: GradientEstimator, learning_rate: float | Schedule) -> Lea
     step holds what a forward pass does. `info.update` is the step's `Update`, a few numbers that `nl.TrainingLog` keeps
     and `nl.replay` repeats. For other optimizers use `nl.learner`, which forms the gradient.
 
+    With momentum μ the last H gradients ĝ are kept as their numbers, and their directions are drawn again as well:
+
+        W ← W − η (Σ_{i<H} μ^i ĝ_{t−i} + μ^H/(1 − μ) ĝ_{t−H})
+
+    For H steps this is heavy-ball momentum, W ← W − η m_t, m_t = μ m_{t−1} + ĝ_t (Polyak 1964). What a gradient would
+    still do after H steps, it does at once: all in all it moves the parameters by 1/(1 − μ) of itself, as there. A step
+    draws the directions of H + 1 gradients.
+
     Args:
       estimator: one whose gradient is a list of numbers: `nl.weight_perturbation`, `nl.evolution_strategy`, or
         `nl.forward_gradient` in weights.
       learning_rate: η, a number other than 0 or an optax schedule.
+      momentum: μ, at least 0 and below 1; 0 for none.
+      window: H, at least 1. Without momentum nothing is kept.
+      example: with momentum, a batch or its shapes, for the number of rates.
 
     Returns:
       A `Learner`. Donate the state when you jit its step (`donate_argnums`), and to `nl.fit` by `donate=True`, or the
@@ -64,11 +94,18 @@ def seeded(estimator: GradientEstimator, learning_rate: float | Schedule) -> Lea
             f"nl.evolution_strategy or nl.forward_gradient in weights; got {estimator!r}. For all others use nl.learner"
         )
     sample = estimator.sample
+    coefficients = coefficients_of(momentum, window)
+    if momentum and example is None:
+        raise ValueError("example must be a batch, or its shapes, with momentum: gradients are kept by their rates")
     rate = learning_rate if callable(learning_rate) else nonzero_number("learning_rate", learning_rate)
 
     def init(key: Key, params: Params) -> LearnerState:
         typed_key(key)
-        return LearnerState(params, estimator.init(key, params), (), jnp.int32(0))
+        own = estimator.init(key, params)
+        if not momentum:
+            return LearnerState(params, own, (), jnp.int32(0))
+        sampled, _, _ = jax.eval_shape(sample, key, own, params, example)
+        return LearnerState(params, own, nothing_yet(jax.random.key_data(key), sampled.rates, window), jnp.int32(0))
 
     def step(key: Key, state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         typed_key(key)
@@ -76,8 +113,46 @@ def seeded(estimator: GradientEstimator, learning_rate: float | Schedule) -> Lea
         scale = jnp.asarray(-(rate(state.step) if callable(rate) else rate), jnp.float32)
         # XLA would multiply the constants in the rates and the scale with each other; a replay has their values alone.
         rates, scale = jax.lax.optimization_barrier((sampled.rates, scale))
-        params = dataclasses.replace(sampled, rates=rates).added(state.params, scale)
-        update = Update(jax.random.key_data(key), scale, rates)
-        return LearnerState(params, estimator_state, (), state.step + 1), info._replace(update=update)
+        update = Update(jax.random.key_data(key), scale, rates, jnp.array(coefficients, jnp.float32))
+        params, past = advanced(sampled, state.params, state.optimizer, update)
+        return LearnerState(params, estimator_state, past, state.step + 1), info._replace(update=update)
 
     return Learner(init, step)
+
+
+def advanced(
+    like: SampledGradient, params: Params, past: Past | tuple[()], update: Update
+) -> tuple[Params, Past | tuple[()]]:
+    """The parameters after an update, and the past of the next; `like` has the same directions and kind of key."""
+
+    def of(key: Array, rates: Array) -> SampledGradient:
+        return dataclasses.replace(like, key=jax.random.wrap_key_data(key, impl=generator), rates=rates)
+
+    generator = jax.random.key_impl(like.key)
+    if not isinstance(past, Past):
+        return of(update.key, update.rates).added(params, update.scale), past
+    keys, rates = (
+        jnp.concatenate([jnp.expand_dims(new, 0), old])
+        for new, old in zip((update.key, update.rates), past, strict=True)
+    )
+
+    def add(params: Params, one: tuple[Array, Array, Array]) -> tuple[Params, None]:
+        key, rates, scale = one
+        return of(key, rates).added(params, scale), None
+
+    params, _ = jax.lax.scan(add, params, (keys, rates, update.scale * update.momentum))
+    return params, Past(keys[:-1], rates[:-1])
+
+
+def nothing_yet(key: Any, rates: Any, window: int) -> Past:
+    """The past of a first step: gradients of 0, by a key's data and rates of this form."""
+    keys, none = (jnp.zeros((window, *part.shape), part.dtype) for part in (key, rates))
+    return Past(keys, none)
+
+
+def coefficients_of(momentum: float, window: int) -> list[float]:
+    """c_0 … c_H of `Update`; 1 alone without momentum."""
+    if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be at least 0 and below 1, got {momentum!r}")
+    window = positive_integer("window", window)
+    return [*(momentum**i for i in range(window)), momentum**window / (1 - momentum)] if momentum else [1.0]

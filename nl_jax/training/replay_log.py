@@ -18,8 +18,9 @@ from nl_jax.estimators.directions import Law
 from nl_jax.estimators.directions.law import NamedLaw
 from nl_jax.estimators.sampled import Directions, SampledGradient
 from nl_jax.training.files import write
-from nl_jax.training.in_place import Update
+from nl_jax.training.in_place import Past, Update, advanced, coefficients_of, nothing_yet
 
+_KEPT = "key", "rates"
 _AT_ONCE = 256  # steps repeated in one compiled call
 
 
@@ -35,6 +36,7 @@ class TrainingLog:
       estimator: the learner's.
       params: its parameters, or their shapes.
       batch: a batch, or its shapes: the rates of laws that give every example its own directions are of its size.
+      momentum: the learner's, with its `window`.
       snapshot_every: steps after which all parameters are saved as well, so that a replay need not begin at the first
         step; None for never.
 
@@ -63,11 +65,17 @@ class TrainingLog:
         params: Params,
         batch: Batch,
         *,
+        momentum: float = 0.0,
+        window: int = 8,
         snapshot_every: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.snapshot_every = None if snapshot_every is None else positive_integer("snapshot_every", snapshot_every)
         self.header = _header(estimator, params, batch)
+        coefficients = np.asarray(coefficients_of(momentum, window), np.float32)
+        if momentum:
+            self.header["momentum"] = coefficients.tolist()
+        self._momentum = coefficients
         self._record = _record(self.header)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -76,7 +84,7 @@ class TrainingLog:
             there = self.header
             write(self.folder / "header.json", lambda file: file.write(json.dumps(self.header, indent=1).encode()))
         if there != self.header:
-            wrong = [name for name in self.header if there.get(name) != self.header[name]]
+            wrong = [name for name in there | self.header if there.get(name) != self.header.get(name)]
             raise ValueError(
                 f"log folder {self.folder} is another run's: its {', '.join(wrong)} differ. Take a new one"
             )
@@ -122,10 +130,24 @@ class TrainingLog:
             leaves: dict[str, Any] = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
             write(self.folder / f"snapshot-{step:09}.npz", lambda file: np.savez(file, **leaves))
 
+    def past(self) -> Past | tuple[()]:
+        """The gradients that momentum still has to do with: what `LearnerState.optimizer` is after the last record.
+
+        A run goes on from its log by `learner.init(key, nl.replay(params, log))._replace(step=jnp.int32(log.steps),
+        optimizer=log.past())`.
+        """
+        window = len(self._momentum) - 1
+        return _past(_read(self.folder, self._record), window) if window else ()
+
     def _records(self, updates: Update, step: int) -> np.ndarray:
         if not isinstance(updates, Update):
             raise ValueError("a training log needs the records of nl.seeded's steps, `info` itself, which nl.fit keeps")
-        key, scale, rates = (np.asarray(part) for part in updates)
+        key, scale, rates, momentum = (np.asarray(part) for part in updates)
+        if momentum.shape[1:] != self._momentum.shape or (momentum != self._momentum).any():
+            raise ValueError(
+                "momentum and window of a training log must be those of nl.seeded, whose coefficients are "
+                f"{momentum[0].tolist()}; got {self._momentum.tolist()}"
+            )
         records = np.zeros(len(scale), self._record)
         records["step"] = np.arange(step - len(scale), step)
         records["key"], records["scale"], records["rates"] = key, scale, rates
@@ -164,20 +186,33 @@ def replay(
         raise ValueError(f"log folder {folder} is of other parameters: {_difference(header['parameters'], params)}")
     first, params = _snapshot(folder, last, params)
     directions = Directions.of(law or _law(header["law"], folder), params, header["weights"])
+    momentum = np.array(header.get("momentum", [1.0]), np.float32)
+    past = _past(records[:first], len(momentum) - 1) if len(momentum) > 1 else ()
     for at in range(first, last, _AT_ONCE):
         some = records[at : min(at + _AT_ONCE, last)]
-        updates = Update(*(jnp.asarray(some[name]) for name in Update._fields))
-        params = _repeated(directions, header["generator"], params, updates)
+        updates = (jnp.asarray(some[name]) for name in ("key", "scale", "rates"))
+        params, past = _repeated(directions, header["generator"], params, past, (*updates, jnp.asarray(momentum)))
     return params
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _repeated(directions: Directions, generator: str, params: Params, updates: Update) -> Params:
-    def one(params: Params, update: Update) -> tuple[Params, None]:
-        key = jax.random.wrap_key_data(update.key, impl=generator)
-        return SampledGradient(key, update.rates, directions).added(params, update.scale), None
+def _past(records: np.ndarray, window: int) -> Past:
+    """The last gradients of some records, the newest first, and before the first step gradients of 0."""
+    key, rates = (np.zeros(records.dtype[name].shape, records.dtype[name].base) for name in _KEPT)
+    past = nothing_yet(key, rates, window)
+    newest = records[-window:][::-1]
+    return Past(*(none.at[: len(newest)].set(newest[name]) for none, name in zip(past, _KEPT, strict=True)))
 
-    return jax.lax.scan(one, params, updates)[0]
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _repeated(directions: Directions, generator: str, params: Params, past: Any, updates: Any) -> tuple[Params, Any]:
+    *of_steps, momentum = updates
+
+    def one(now: tuple[Params, Any], update: Any) -> tuple[tuple[Params, Any], None]:
+        key, scale, rates = update
+        like = SampledGradient(jax.random.wrap_key_data(key, impl=generator), rates, directions)
+        return advanced(like, *now, Update(key, scale, rates, momentum)), None
+
+    return jax.lax.scan(one, (params, past), tuple(of_steps))[0]
 
 
 def _header(estimator: GradientEstimator, params: Params, batch: Batch) -> dict[str, Any]:

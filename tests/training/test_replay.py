@@ -21,11 +21,11 @@ def estimator(law="rank_one", samples=3, **settings):
     return nl.weight_perturbation(OBJECTIVE, num_samples=samples, directions=LAWS[law], **settings)
 
 
-def run(folder, ours, steps=7, rate=0.05, **settings):
+def run(folder, ours, steps=7, rate=0.05, snapshot_every=None, **momentum):
     """The run twice: the second time its steps are there, and compared."""
-    learner = nl.seeded(ours, rate)
+    learner = nl.seeded(ours, rate, example=BATCH, **momentum)
     for _ in range(2):
-        log = nl.TrainingLog(folder, ours, PARAMS, BATCH, **settings)
+        log = nl.TrainingLog(folder, ours, PARAMS, BATCH, snapshot_every=snapshot_every, **momentum)
         state, _ = nl.fit(
             learner, jax.random.key(7), learner.init(KEY, PARAMS), DATA, num_steps=steps, batch_size=10,
             steps_per_dispatch=3, log=log, progress=False,
@@ -51,6 +51,72 @@ def test_a_replay_has_the_same_bits(law, samples, tmp_path):
     same(nl.replay(PARAMS, tmp_path, steps=0), PARAMS)
 
 
+@pytest.mark.parametrize("window", [2, 5])
+def test_a_replay_with_momentum_has_the_same_bits(window, tmp_path):
+    """From the first step, and from a snapshot: the gradients before it are in the log."""
+    own = {"momentum": 0.9, "window": window}
+    log, state = run(tmp_path, estimator(), snapshot_every=4, **own)
+    same(nl.replay(PARAMS, log), state.params)
+    first, _ = run(tmp_path / "first", estimator(), steps=3, **own)
+    learner = nl.seeded(estimator(), 0.05, example=BATCH, **own)
+    half = learner.init(KEY, nl.replay(PARAMS, first))._replace(step=jnp.int32(3), optimizer=first.past())
+    end, _ = nl.fit(learner, jax.random.key(7), half, DATA, num_steps=4, batch_size=10, progress=False)
+    same(end.params, state.params)
+    for path in tmp_path.glob("*.npz"):
+        path.unlink()
+    same(nl.replay(PARAMS, log), state.params)
+    without, _ = run(tmp_path / "without", estimator())
+    assert log.bytes_per_step == without.bytes_per_step
+    with pytest.raises(ValueError, match="momentum and window of a training log must be"):
+        _mistaken(tmp_path, own)
+    with pytest.raises(ValueError, match="another run's: its momentum differ"):
+        nl.TrainingLog(tmp_path, estimator(), PARAMS, BATCH, momentum=0.8, window=window)
+    with pytest.raises(ValueError, match="another run's: its momentum differ"):
+        nl.TrainingLog(tmp_path, estimator(), PARAMS, BATCH)
+
+
+def _mistaken(folder, momentum):
+    learner = nl.seeded(estimator(), 0.05, example=BATCH, **momentum)
+    _, info = learner.step(KEY, learner.init(KEY, PARAMS), BATCH)
+    log = nl.TrainingLog(folder / "mistaken", estimator(), PARAMS, BATCH)
+    log.append(jax.tree.map(lambda x: x[None], info.update), 1, PARAMS)
+
+
+LINEAR = nl.weight_perturbation(lambda w, batch: batch @ w, num_samples=2)  # its gradients do not depend on w
+
+
+def test_momentum_is_heavy_ball_within_its_window_and_as_much_in_all(x64):
+    """Against optax for H steps and by the equation after them, where optax differs."""
+    w, batch, steps, window, mu, rate = jnp.zeros(3), jnp.eye(3), 9, 4, 0.9, 0.05
+    ours = nl.seeded(LINEAR, rate, momentum=mu, window=window, example=batch)
+    theirs = nl.learner(LINEAR, optax.sgd(rate, momentum=mu))
+    states, gradients, step = [made.init(KEY, w) for made in (ours, theirs)], [], jax.jit(ours.step)
+    c = [*(mu**i for i in range(window)), mu**window / (1 - mu)]
+    np.testing.assert_allclose(sum(c), 1 / (1 - mu))
+    expected = np.zeros(3)
+    for t in range(steps):
+        key = jax.random.fold_in(KEY, t)
+        gradients.insert(0, np.asarray(LINEAR.estimate(key, (), w, batch)[0]))
+        states = [step(key, states[0], batch)[0], theirs.step(key, states[1], batch)[0]]
+        expected -= rate * sum(factor * g for factor, g in zip(c, gradients, strict=False))
+        np.testing.assert_allclose(states[0].params, expected, rtol=1e-5)
+        near = np.allclose(states[0].params, states[1].params, rtol=1e-5)
+        assert near == (t < window)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"momentum": 1.0}, "momentum must be at least 0 and below 1, got 1.0"),
+        ({"momentum": 0.9, "window": 0}, "window must be"),
+        ({"momentum": 0.9}, "example must be a batch"),
+    ],
+)
+def test_momentum_that_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        nl.seeded(LINEAR, 0.1, **settings)
+
+
 def test_in_place_is_gradient_descent():
     """The update of optax.sgd at the same key, to rounding; the rate follows a schedule."""
     ours = nl.seeded(estimator(), optax.linear_schedule(0.1, 0.0, 4))
@@ -64,13 +130,13 @@ def test_in_place_is_gradient_descent():
 
 @pytest.mark.parametrize("law", ["gaussian", "rademacher", "rank_one"])
 def test_in_place_has_the_memory_of_inference(law):
-    """At most 0.15 parameters of temporaries; the optax learner, which forms a gradient, has more than one."""
+    """At most 0.15 parameters of temporaries, with momentum as well."""
     ours = nl.weight_perturbation(
         nl.supervised(WIDE.apply, nl.losses.cross_entropy), num_samples=8, directions=LAWS[law]
     )
-    learner = nl.seeded(ours, 0.1)
-    state = jax.eval_shape(learner.init, KEY, jax.eval_shape(WIDE.init, KEY))
     batch = jax.ShapeDtypeStruct((32, 1024), jnp.float32), jax.ShapeDtypeStruct((32,), jnp.int32)
+    learner = nl.seeded(ours, 0.1, momentum=0.9, example=batch)
+    state = jax.eval_shape(learner.init, KEY, jax.eval_shape(WIDE.init, KEY))
     assert _temporaries(lambda state, key, batch: learner.step(key, state, batch), state, KEY, batch) < 0.15
 
 
