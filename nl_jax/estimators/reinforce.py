@@ -5,12 +5,14 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.checks import floating, layered, per_example, positive_integer, typed_key
 from nl_jax.estimators import reward_baselines
 from nl_jax.estimators.drawing import own_key
 from nl_jax.estimators.reward_baselines import RewardBaseline
+from nl_jax.estimators.sampling import require_sharding
 from nl_jax.estimators.stochastic_units import Unit
 from nl_jax.propagation import Site, local
 
@@ -23,6 +25,7 @@ def reinforce(
     units: Unit | Mapping[str, Unit],
     num_samples: int = 2,
     baseline: RewardBaseline = _LEAVE_ONE_OUT,
+    sharding: NamedSharding | None = None,
 ) -> GradientEstimator:
     """Estimates the gradient of the *expected* loss of a network whose units are drawn at random.
 
@@ -43,6 +46,9 @@ def reinforce(
       num_samples: K, drawn all at once, as K copies of the batch; for more than memory holds take
         `nl.average(estimator, n)`.
       baseline: b, of `nl.reward_baselines`.
+      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an automatic axis of a
+        mesh; the sums of what each device learns are summed. The result does not depend on the devices beyond
+        rounding. None for no division.
 
     Returns:
       An estimator with its baseline's state: 2 K evaluations (K passes and their local gradients). Its loss is the mean
@@ -70,6 +76,15 @@ def reinforce(
     if not isinstance(baseline, RewardBaseline):
         raise ValueError(f"baseline must be one of nl.reward_baselines, made by a call; got {baseline!r}")
     num_samples = positive_integer("num_samples", num_samples)
+    require_sharding(sharding, num_samples)
+    if (
+        sharding is not None
+        and sharding.mesh.axis_types[sharding.mesh.axis_names.index(sharding.spec[0])] != AxisType.Auto
+    ):
+        raise ValueError(
+            f"sharding must be over an automatic axis, got {sharding.spec[0]!r} of {sharding.mesh}: make the mesh with "
+            "axis_types=(jax.sharding.AxisType.Auto, …)"
+        )
     if num_samples < baseline.least_samples:
         raise ValueError(
             f"num_samples must be at least {baseline.least_samples} for this baseline, got {num_samples}: "
@@ -83,7 +98,7 @@ def reinforce(
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
         floating(params)
-        copies = jax.tree.map(lambda leaf: _repeated(leaf, num_samples), batch)
+        copies = jax.tree.map(lambda leaf: _repeated(leaf, num_samples, sharding), batch)
         examples = jax.eval_shape(lambda params, batch: per_example(objective(params, batch)), params, copies).shape
         drawing: dict[str, str] = {}
 
@@ -137,6 +152,11 @@ def reinforce(
     return GradientEstimator(init, estimate)
 
 
-def _repeated(leaf: Array, times: int) -> Array:
+def _repeated(leaf: Array, times: int, sharding: NamedSharding | None) -> Array:
     leaf = jnp.asarray(leaf)
-    return jnp.broadcast_to(leaf, (times, *leaf.shape)).reshape(times * leaf.shape[0], *leaf.shape[1:])
+    copies = jnp.broadcast_to(leaf, (times, *leaf.shape))
+    if sharding is not None:  # XLA divides all that follows from them, and the noise is that of one device
+        open_axes = [PartitionSpec.UNCONSTRAINED] * leaf.ndim
+        spec = PartitionSpec(*sharding.spec, *open_axes)
+        copies = jax.lax.with_sharding_constraint(copies, NamedSharding(sharding.mesh, spec))
+    return copies.reshape(times * leaf.shape[0], *leaf.shape[1:])

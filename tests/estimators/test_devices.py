@@ -15,37 +15,42 @@ PARAMETERS = 120 * 200 + 200 + 200 * 4 + 4
 
 
 @pytest.fixture(scope="module")
-def processes():
-    """Results by number of devices, each from a process of its own."""
+def found():
+    """All results, from a process of eight devices."""
     command = [sys.executable, "-W", "error", "-m", "tests.estimators.devices"]
-    started = {n: subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True) for n in (1, 4)}
-    return {n: json.loads(process.communicate(timeout=300)[0]) for n, process in started.items()}
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=400, check=True).stdout)
 
 
 @pytest.fixture(scope="module")
-def runs(processes):
-    """Of descent in place."""
-    return {n: {name: of for name, of in all.items() if "rates" in of} for n, all in processes.items()}
+def runs(found):
+    """Of descent in place, by number of devices."""
+    return {int(devices): of for devices, of in found["runs"].items()}
 
 
 @pytest.fixture(scope="module")
-def estimates(processes):
+def estimates(found):
     """Of gradients that are formed, on four devices."""
-    return {name: of for name, of in processes[4].items() if "gap" in of}
+    return {name: of for name, of in found["estimates"].items() if "gap" in of}
 
 
 def test_the_update_does_not_depend_on_the_devices(runs):
-    for name, one in runs[1].items():
-        np.testing.assert_allclose(runs[4][name]["rates"], one["rates"], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(runs[4][name]["params"], one["params"], rtol=1e-6, atol=1e-6)
+    assert sorted(runs) == [1, 2, 4, 8]
+    for devices in (2, 4, 8):
+        for name, of in runs[devices].items():
+            np.testing.assert_allclose(of["rates"], runs[1][name]["rates"], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(of["params"], runs[1][name]["params"], rtol=1e-6, atol=1e-6)
 
 
 def test_nothing_but_rates_travels(runs):
-    """An all-gather of the K rates and one of the K mean losses, of 8 bytes each, however many parameters there are."""
-    for name, found in runs[4].items():
-        samples = int(name.split()[-1])
-        assert found["bytes"] == {"all-gather": 2 * 8 * samples}, name
-        assert runs[1][name]["bytes"].keys() <= {"all-gather"}
+    """An all-gather of the K rates and one of the K mean losses, of 8 bytes each, whatever the parameters, K and the
+    devices are."""
+    for devices, of_devices in runs.items():
+        for name, of in of_devices.items():
+            samples = int(name.split()[-1])
+            if devices == 1:
+                assert of["bytes"].keys() <= {"all-gather"}
+            else:
+                assert of["bytes"] == {"all-gather": 2 * 8 * samples}, name
 
 
 def test_a_divided_estimate_is_the_undivided_one(estimates):
@@ -66,13 +71,14 @@ def test_what_is_exchanged_is_chosen(estimates):
     assert four["weights, rank one, by default, K = 8"] == scalars(8)
     assert four["evolution strategy"] == scalars(8)  # 2 K losses: both sides of each direction
     assert four["nodes"] == four["nodes, forward gradient"] == {"all-reduce": 8 * (8 * (200 + 4) + 1)}  # and the loss
+    assert four["reinforce"] == {"all-reduce": total + 8 * (8 + 1)}  # what each example is compared with, and the loss
     for within in ("set_mesh", "shard_map"):
         assert four[f"within {within}"] == four["weights, gaussian, sum, K = 8"]
 
 
-def test_noise_is_drawn_where_parameters_lie(processes):
+def test_noise_is_drawn_where_parameters_lie(found):
     """Nothing travels, no device holds a whole parameter beside its part, and the noise is that of a whole one."""
-    found = {name: of for name, of in processes[4].items() if "noise gap" in of}
+    found = {name: of for name, of in found["estimates"].items() if "noise gap" in of}
     assert len(found) == 6
     for name, of in found.items():
         assert of["noise gap"] < 1e-14 < 1 < of["moved"], name
@@ -82,9 +88,9 @@ def test_noise_is_drawn_where_parameters_lie(processes):
     assert whole["temporaries"] < 1 / 4  # of a parameter: a part of it, and some blocks
 
 
-def test_layers_that_lie_over_devices(processes):
+def test_layers_that_lie_over_devices(found):
     """Beside K rates and losses, a step exchanges what its two forward passes do, and not a parameter."""
-    found = {name.removeprefix("layers, "): of for name, of in processes[4].items() if "step gap" in of}
+    found = {name: of for name, of in found["estimates"].items() if "step gap" in of}
     assert len(found) == 3
     for name, of in found.items():
         assert of["step gap"] < 1e-6, name  # the small difference of losses of divided sums is taken
@@ -112,6 +118,11 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="needs sharding="):
         nl.weight_perturbation(lambda w, batch: (w * batch) ** 2, sum_updates=True)
     mesh = jax.make_mesh((1,), ("samples",))
+    with pytest.raises(ValueError, match="sharding must be over an automatic axis"):
+        nl.reinforce(
+            nl.supervised(nl.mlp([2, 2], activation=jax.numpy.tanh).apply, nl.losses.cross_entropy),
+            units=nl.units.bernoulli(), sharding=NamedSharding(mesh, PartitionSpec("samples")),
+        )  # fmt: skip
     objective = lambda w, batch: (w * batch) ** 2
     for wrong in (mesh, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("samples", None))):
         with pytest.raises(ValueError, match="sharding must divide the samples over one axis"):
