@@ -116,10 +116,11 @@ class Blocks(Structured):
         return over_blocks(self.layout, total, increment, (self, rates), self.sharding)
 
 
-def in_blocks(direction: Any) -> bool:
-    """Whether a direction, or a part of it, is drawn in blocks."""
+def in_blocks(direction: Any) -> int:
+    """How many components of a direction are drawn in blocks."""
     is_blocks = lambda part: isinstance(part, Blocks)
-    return any(map(is_blocks, jax.tree.leaves(direction, is_leaf=is_blocks)))
+    found = filter(is_blocks, jax.tree.leaves(direction, is_leaf=is_blocks))
+    return sum(math.prod(noise.shape) for noise in found)
 
 
 class _Tiled(StandIn):

@@ -51,6 +51,9 @@ def weights(objective: Objective, *, params_sharding: Any = None) -> Space:
         example = parts(jax.eval_shape(draw, jnp.int32(0)))
         of_each_example = any(isinstance(xi, Structured) and xi.of_each_example for xi in example)
 
+        components = sum(leaf.size for leaf in leaves)
+        mostly_blocks = 2 * in_blocks(example) > components
+
         def losses_at(moved: list[Any]) -> Array:
             return per_example(objective(jax.tree.unflatten(tree, moved), batch))
 
@@ -76,8 +79,11 @@ def weights(objective: Objective, *, params_sharding: Any = None) -> Space:
 
         def both_sides(direction: Direction, sigma: float) -> tuple[Array, Array]:
             one = lambda sigma: losses_at(moved(direction, sigma, shared=True))
-            if not in_blocks(direction):
-                return one(sigma), one(-sigma)
+            if not mostly_blocks:
+                above = one(sigma)
+                # The step back waits: what both hold at once would be the memory of two forward passes.
+                back, above = jax.lax.optimization_barrier((jnp.asarray(-sigma, wide_dtype(above.dtype)), above))
+                return above, one(back)
             above, below = jax.vmap(one)(jnp.array([sigma, -sigma]))  # each block is drawn once for both
             return above, below
 
@@ -94,7 +100,7 @@ def weights(objective: Objective, *, params_sharding: Any = None) -> Space:
 
         def footprint() -> Footprint:
             arrays = sum(occupied(xi) for xi in example if not isinstance(xi, Structured))
-            if in_blocks(example) or 2 * arrays > occupied(params):
+            if mostly_blocks or 2 * arrays > occupied(params):
                 return Footprint(occupied(params), weights_of_its_own=True)
             examples = jax.eval_shape(objective, params, batch).shape[0]
             values = uses().values * examples * leaves[0].dtype.itemsize
@@ -119,7 +125,7 @@ def weights(objective: Objective, *, params_sharding: Any = None) -> Space:
             both_sides=both_sides,
             tangent=tangent,
             dtypes=[leaf.dtype for leaf in leaves],
-            components=sum(leaf.size for leaf in leaves),
+            components=components,
             fixed_cost=0,
             clean_cost=1,
             tangent_cost=2,  # d(x W) = dx W + x dW
