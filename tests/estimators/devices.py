@@ -88,7 +88,7 @@ def laid_out(devices: int) -> dict[str, Any]:
     law = nl.directions.gaussian()
     for shape, axes in [
         ((256, 1024), (None, "model")), ((120, 200), (None, "model")), ((1024, 1028), (None, "model")),
-        ((256, 512), ("model", None)), ((devices, 256, 256), ("model", None, None)),
+        ((256, 512), ("model", None)), ((2**17,), ("model",)), ((devices, 256, 256), ("model", None, None)),
         ((2, devices, 64, 320), (None, "model", None, None)),
     ]:  # fmt: skip
         sharding = NamedSharding(mesh, PartitionSpec(*axes))

@@ -79,7 +79,7 @@ def test_what_is_exchanged_is_chosen(estimates):
 def test_noise_is_drawn_where_parameters_lie(found):
     """Nothing travels, no device holds a whole parameter beside its part, and the noise is that of a whole one."""
     found = {name: of for name, of in found["estimates"].items() if "noise gap" in of}
-    assert len(found) == 6
+    assert len(found) == 7
     for name, of in found.items():
         assert of["noise gap"] < 1e-14 < 1 < of["moved"], name
         assert of["bytes"] == {}, name

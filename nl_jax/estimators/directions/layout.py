@@ -207,8 +207,10 @@ def on_mesh(leaves: Sequence[Any]) -> NamedSharding | None:
 
 
 def _seen(leaf: Any) -> NamedSharding | None:
-    traced = isinstance(leaf, jax.core.Tracer)
-    sharding = jax.typeof(leaf).sharding if traced else getattr(leaf, "sharding", None)
+    try:
+        sharding = leaf.sharding
+    except (AttributeError, jax.errors.ConcretizationTypeError):  # it is traced, and its type knows of explicit axes
+        sharding = getattr(jax.typeof(leaf), "sharding", None)
     return sharding if isinstance(sharding, NamedSharding) and not sharding.mesh.empty else None
 
 
