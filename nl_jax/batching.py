@@ -28,24 +28,28 @@ def shuffled(key: Key, first_step: Array, num_steps: int, num_examples: int, bat
     step = jnp.asarray(first_step, jnp.int32) + jnp.arange(num_steps, dtype=jnp.int32)
     number, place = step // per_pass, step % per_pass
     positions = place[:, None] * batch_size + jnp.arange(batch_size, dtype=jnp.int32)[None]
-    return _permuted(key, number, positions, num_examples)
+    # Random words are drawn once a pass, not once a step: for short passes they would cost as much as the rounds.
+    passes = number[0] + jnp.arange(min(num_steps, (num_steps - 1) // per_pass + 2), dtype=jnp.int32)
+    return _permuted(_words(key, passes)[..., number - number[0]], positions, num_examples)
 
 
-def _permuted(key: Key, number: Array, positions: Array, size: int, num_rounds: int = _ROUNDS) -> Array:
+def _words(key: Key, number: Array, num_rounds: int = _ROUNDS) -> Array:
+    """Random words of permutations by their numbers, int32 [rows]; returns uint32 [rounds, 2, rows]."""
+    words = jax.vmap(lambda one: jax.random.bits(jax.random.fold_in(key, one), (num_rounds, 2), jnp.uint32))(number)
+    return jnp.moveaxis(words, 0, -1)
+
+
+def _permuted(words: Array, positions: Array, size: int) -> Array:
     """Where random permutations of `size` elements take positions: the swap-or-not shuffle.
 
     In each round an element x and its partner k − x (mod size) are exchanged or not, by a random bit of the pair
     (Hoang, Morris & Rogaway 2012, fig. 2). So one image costs a number of rounds, whatever the size.
 
     Args:
-      key: of all permutations.
-      number: of the permutation, for each row; int32, [rows].
+      words: of each row's permutation, from `_words`: uint32 [rounds, 2, rows].
       positions: int32 of at least 0 and less than `size`, [rows, columns].
       size: how many elements are permuted.
-      num_rounds: rounds of the shuffle.
     """
-    passes = jax.vmap(lambda one: jax.random.bits(jax.random.fold_in(key, one), (num_rounds, 2), jnp.uint32))(number)
-    rounds = jnp.moveaxis(passes, 0, -1)[..., None]  # [rounds, 2, rows, 1]
 
     def swap_or_not(x: Array, words: Array) -> tuple[Array, None]:
         difference = (words[0] % np.uint32(size)).astype(jnp.int32) - x
@@ -53,7 +57,7 @@ def _permuted(key: Key, number: Array, positions: Array, size: int, num_rounds: 
         pair = jnp.maximum(x, partner).astype(jnp.uint32)
         return jnp.where(_bit(pair ^ words[1]), partner, x), None
 
-    return jax.lax.scan(swap_or_not, positions, rounds)[0]
+    return jax.lax.scan(swap_or_not, positions, words[..., None])[0]
 
 
 def _bit(x: Array) -> Array:

@@ -42,7 +42,7 @@ def test_all_orders_are_as_likely_as_each_other(size):
     def deviation(**settings):
         passes, orders = 24_000, math.factorial(size)
         numbers, positions = jnp.arange(passes), jnp.broadcast_to(jnp.arange(size), (passes, size))
-        found = np.asarray(batching._permuted(KEY, numbers, positions, size, **settings))
+        found = np.asarray(batching._permuted(batching._words(KEY, numbers, **settings), positions, size))
         assert np.array_equal(np.sort(found), positions)
         counts = np.unique(found, axis=0, return_counts=True)[1]
         expected = passes / orders
@@ -58,7 +58,7 @@ def test_neighbours_are_no_likelier_to_stay_neighbours():
         """How many pairs of neighbours are neighbours after the permutation, over their number expected, 2 a pass."""
         passes, size = 1000, 200
         positions = jnp.broadcast_to(jnp.arange(size), (passes, size))
-        found = np.asarray(batching._permuted(KEY, jnp.arange(passes), positions, size, **settings))
+        found = np.asarray(batching._permuted(batching._words(KEY, jnp.arange(passes), **settings), positions, size))
         return (np.abs(np.diff(found, axis=1)) == 1).sum() / (passes * 2 * (size - 1) / size)
 
     assert abs(neighbours() - 1) < 4 / 2000**0.5
