@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import nl_jax as nl
 from benchmarks.problem import problem
+from benchmarks.processes import join, joined
 from benchmarks.report import aligned
 from experiments.failure import ExperimentError, exit_code
 from experiments.results import Folder
@@ -28,7 +29,7 @@ from experiments.results import Folder
 
 @dataclass(frozen=True)
 class Config:
-    """Estimate one gradient with its samples divided over forced CPU devices, a process for each number of devices.
+    """Estimate one gradient with its samples divided over forced CPU devices, of one process or of several.
 
     The figures are of one machine's cores, which the devices share: they tell what is exchanged and whether all agree,
     and which exchange is cheaper here; not how a cluster scales. Writes devices.json to --out; the exit code is 1 if
@@ -36,20 +37,24 @@ class Config:
     """
 
     devices: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of devices; the first is what others are compared with."""
+    """Numbers of devices of one process; the first is what others are compared with."""
+    processes: tuple[int, ...] = (2,)
+    """Numbers of processes of one device each, joined by gloo through the loopback address; none to leave them out."""
     sizes: tuple[int, ...] = (784, 512, 512, 10)
     """Units of the network's layers."""
     batch_size: int = 32
     """Examples."""
     samples: tuple[int, ...] = (8, 32)
-    """K, random directions per estimate: multiples of all numbers of devices."""
+    """K, random directions per estimate: multiples of all numbers of devices and of processes."""
     rounds: int = 5
     """Repeats, of which the median is given."""
-    tolerance: float = 1e-3
-    """The largest difference between gradients, over the largest component, that still counts as agreement; losses'
-    differences in float32 are good to about that."""
+    sigma: float = 1e-2
+    """σ of the noise. It changes no time; but the default σ of the estimators is so small that what float32 rounds off
+    the losses differently on other numbers of devices would show."""
+    tolerance: float = 1e-4
+    """The largest difference between gradients, over the largest component, that still counts as agreement."""
     seconds: float = 300
-    """The most that a process may take."""
+    """The most that a process may take, in seconds."""
     out: Path = Path("results/benchmarks/devices")
     """Folder for the results."""
 
@@ -60,48 +65,70 @@ def run(config: Config) -> list[dict[str, Any]]:
     Raises:
       ExperimentError: if numbers of devices disagree, a process fails, or samples cannot be divided.
     """
-    wrong = [(k, n) for k in config.samples for n in config.devices if n < 1 or k % n]
+    wrong = [(k, n) for k in config.samples for n in (*config.devices, *config.processes) if n < 1 or k % n]
     if wrong or not config.devices:
         raise ExperimentError(
-            f"every one of --samples must be a multiple of all --devices; not so (K, devices): {wrong}"
+            f"every one of --samples must be a multiple of all --devices and --processes; not so (K, number): {wrong}"
         )
     folder = Folder(config.out, config, outputs=("devices.json",))
-    rows = [row for devices in config.devices for row in _process(config, devices)]
+    rows = [row for devices in config.devices for row in _of_one_process(config, devices)]
+    rows += [row for processes in config.processes for row in _of_processes(config, processes)]
     for row in rows:
         first = next(r for r in rows if (r["estimate"], r["samples"]) == (row["estimate"], row["samples"]))
         row["difference"] = float(np.max(np.abs(np.subtract(row["some"], first["some"]))) / first["largest"])
-    heads = ("estimate", "K", "devices", "difference", "bytes exchanged", "ms")
-    table = [heads, *(_cells(row) for row in sorted(rows, key=lambda r: (r["estimate"], r["samples"], r["devices"])))]
+    heads = ("estimate", "K", "devices", "processes", "difference", "bytes exchanged", "ms")
+    place = lambda row: (row["estimate"], row["samples"], row["processes"], row["devices"])
+    table = [heads, *(_cells(row) for row in sorted(rows, key=place))]
     print("\n".join(aligned(table)))
     folder.data("devices", [{name: of for name, of in row.items() if name != "some"} for row in rows])
     print(f"data: {folder.path} (devices.json, config.json)")
     apart = [row for row in rows if not row["difference"] <= config.tolerance]
     if apart:
-        named = ", ".join(f"{row['estimate']}, K = {row['samples']}, {row['devices']} devices" for row in apart)
+        named = ", ".join(
+            f"{row['estimate']}, K = {row['samples']}, {row['devices']} devices of {row['processes']} processes"
+            for row in apart
+        )
         raise ExperimentError(f"gradients differ by more than {config.tolerance}: {named}")
     return rows
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
+    counts = [str(row[name]) for name in ("samples", "devices", "processes")]
     size = f"{sum(row['bytes'].values()):,}"
-    numbers = str(row["samples"]), str(row["devices"]), f"{row['difference']:.1e}", size, f"{1e3 * row['seconds']:.1f}"
-    return [row["estimate"], *numbers]
+    return [row["estimate"], *counts, f"{row['difference']:.1e}", size, f"{1e3 * row['seconds']:.1f}"]
 
 
-def _process(config: Config, devices: int) -> list[dict[str, Any]]:
+def _child(config: Config) -> list[str]:
+    settings = {name: getattr(config, name) for name in ("sizes", "batch_size", "samples", "sigma", "rounds")}
+    return ["-m", "benchmarks.devices", "--child", json.dumps(settings)]
+
+
+def _of_one_process(config: Config, devices: int) -> list[dict[str, Any]]:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    settings = {name: getattr(config, name) for name in ("sizes", "batch_size", "samples", "rounds")}
-    command = [sys.executable, "-m", "benchmarks.devices", "--child", json.dumps(settings)]
     try:
         ended = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=config.seconds, check=False
-        )
+            [sys.executable, *_child(config)], env=environment, capture_output=True, text=True, timeout=config.seconds,
+            check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise ExperimentError(f"{devices} devices took more than {config.seconds} s: raise --seconds") from None
-    if ended.returncode:
-        raise ExperimentError(f"the process of {devices} devices failed: {ended.stderr.strip()[-500:]}")
-    return json.loads(ended.stdout.splitlines()[-1])
+    return _told(ended.returncode, ended.stdout, ended.stderr, f"the process of {devices} devices")
+
+
+def _of_processes(config: Config, processes: int) -> list[dict[str, Any]]:
+    try:
+        ended = joined(lambda number: _child(config), processes, config.seconds)
+    except subprocess.TimeoutExpired:
+        raise ExperimentError(f"{processes} processes took more than {config.seconds} s: raise --seconds") from None
+    first, *_ = [_told(*of, f"one of {processes} processes") for of in ended]
+    return first
+
+
+def _told(code: int, printed: str, errors: str, name: str) -> list[dict[str, Any]]:
+    if code:
+        raise ExperimentError(f"{name} failed: {errors.strip()[-500:]}")
+    return json.loads(printed.splitlines()[-1])
 
 
 def exchanged(text: str) -> dict[str, int]:
@@ -114,16 +141,20 @@ def exchanged(text: str) -> dict[str, int]:
     return found
 
 
-def _estimates(sizes: Sequence[int], batch_size: int, samples: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """Of this process's devices."""
+def _estimates(
+    sizes: Sequence[int], batch_size: int, samples: Sequence[int], sigma: float, rounds: int
+) -> list[dict[str, Any]]:
+    """Of all devices there are, as this process measures them."""
     devices = len(jax.devices())
     mesh = jax.make_mesh((devices,), ("samples",), axis_types=(jax.sharding.AxisType.Auto,))
     everywhere, sharding = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ([], ["samples"]))
     task = problem(tuple(sizes), batch_size)
-    at = jax.device_put((jax.random.key(3), (), task.params, task.data), everywhere)
+    whole = lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda part: x[part])
+    key = jax.jit(lambda: jax.random.key(3), out_shardings=everywhere)()
+    at = key, (), *jax.tree.map(whole, jax.device_get((task.params, task.data)))
     rows = []
     for count in samples:
-        settings: dict[str, Any] = {"num_samples": count, "sharding": sharding}
+        settings: dict[str, Any] = {"num_samples": count, "sigma": sigma, "sharding": sharding}
         cases = {"nodes, Gaussian": nl.node_perturbation(task.objective, **settings)}
         for name, law in {"Gaussian": nl.directions.gaussian(), "rank one": nl.directions.rank_one()}.items():
             for way, summed in {"scalars": False, "sum": True}.items():
@@ -132,14 +163,16 @@ def _estimates(sizes: Sequence[int], batch_size: int, samples: Sequence[int], ro
                 )
         for name, estimator in cases.items():
             step = jax.jit(estimator.estimate).lower(*at).compile()
-            grads = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(step(*at)[0])])
+            mine = lambda leaf: np.ravel(leaf.addressable_data(0))
+            grads = np.concatenate([mine(leaf) for leaf in jax.tree.leaves(step(*at)[0])])
             seconds = []
             for _ in range(rounds):
                 began = time.perf_counter()
                 jax.block_until_ready(step(*at))
                 seconds.append(time.perf_counter() - began)
             rows.append({
-                "estimate": name, "samples": count, "devices": devices, "seconds": float(np.median(seconds)),
+                "estimate": name, "samples": count, "devices": devices, "processes": jax.process_count(),
+                "seconds": float(np.median(seconds)),
                 "bytes": exchanged(str(step.as_text())), "largest": float(np.max(np.abs(grads))),
                 "some": grads[:: max(1, grads.size // 1000)].tolist(),
             })  # fmt: skip
@@ -153,7 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:  # a process of forced devices
+    if sys.argv[1:2] == ["--child"]:  # a process of forced devices, or one of several that are to be joined
+        if sys.argv[3:]:
+            join(*sys.argv[3:])
         print(json.dumps(_estimates(**json.loads(sys.argv[2]))))
     else:
         sys.exit(main())

@@ -71,6 +71,7 @@ from nl_jax.training.in_place import seeded
 from nl_jax.training.outcome import Diverged, Exhausted, Interrupted, Report, Terminated
 from nl_jax.training.replay_log import TrainingLog, replay
 from nl_jax.training.restarts import Restarts, restarts
+from nl_jax.training.sweep import Sweep, sweep
 
 __version__ = "0.1.0"
 
@@ -91,6 +92,7 @@ __all__ = [
     "Report",
     "Restarts",
     "Stage",
+    "Sweep",
     "Terminated",
     "TrainingLog",
     "activations",
@@ -163,6 +165,7 @@ __all__ = [
     "starts",
     "supervised",
     "surrogates",
+    "sweep",
     "tanh_from_sigmoid",
     "theory",
     "three_factor",

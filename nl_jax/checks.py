@@ -38,7 +38,7 @@ def positive_number(name: str, value: Any) -> float:
 
 
 def positive_hyperparameter(name: str, value: Any) -> Any:
-    """`value`, checked as a `positive_number` unless it is an array, as `optax.inject_hyperparams` hands in."""
+    """`value`, checked as a `positive_number` unless it is an array, as `nl.sweep` and optax's wrappers hand in."""
     return value if isinstance(value, jax.Array) else positive_number(name, value)
 
 

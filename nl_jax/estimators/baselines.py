@@ -34,7 +34,7 @@ class Baseline(NamedTuple):
     """
 
     init: Callable[[], State]
-    rate: Callable[[View, float, State], Rate]
+    rate: Callable[[View, float | Array, State], Rate]
     update: Callable[[State, Array], State]
     length: Length | None
 
@@ -45,7 +45,7 @@ def none() -> Baseline:
     Unbiased as the others, for E is independent of the noise; but its variance grows as (E/σ)².
     """
 
-    def rate(view: View, sigma: float, state: State) -> Rate:
+    def rate(view: View, sigma: float | Array, state: State) -> Rate:
         del state
 
         def along(direction: Direction) -> tuple[Array, Array]:
@@ -60,7 +60,7 @@ def none() -> Baseline:
 def clean() -> Baseline:
     """(Ẽ(σ) − E)/σ: the difference of perturbed and unperturbed error (seed 000)."""
 
-    def rate(view: View, sigma: float, state: State) -> Rate:
+    def rate(view: View, sigma: float | Array, state: State) -> Rate:
         del state
         losses = view.clean()
 
@@ -75,7 +75,7 @@ def clean() -> Baseline:
 def antithetic() -> Baseline:
     """(Ẽ(σ) − Ẽ(−σ))/2σ: the central difference, whose error is of second order in σ (SPSA; Spall 1992)."""
 
-    def rate(view: View, sigma: float, state: State) -> Rate:
+    def rate(view: View, sigma: float | Array, state: State) -> Rate:
         del state
 
         def along(direction: Direction) -> tuple[Array, Array]:
@@ -100,7 +100,7 @@ def running_mean(decay: float = 0.9) -> Baseline:
     """
     decay = checked_decay(decay)
 
-    def rate(view: View, sigma: float, state: State) -> Rate:
+    def rate(view: View, sigma: float | Array, state: State) -> Rate:
         def along(direction: Direction) -> tuple[Array, Array]:
             losses = view.displaced(direction, sigma)
             return (losses - state.mean.astype(losses.dtype)) / sigma, losses
@@ -113,7 +113,7 @@ def running_mean(decay: float = 0.9) -> Baseline:
 def tangent() -> Baseline:
     """dẼ/dσ at σ = 0: the exact directional derivative, by forward-mode autodiff; there is no σ to choose."""
 
-    def rate(view: View, sigma: float, state: State) -> Rate:
+    def rate(view: View, sigma: float | Array, state: State) -> Rate:
         del sigma, state
         losses, derivative = view.tangent()
         return Rate(lambda direction: (derivative(direction), losses), view.clean_cost, view.tangent_cost)
@@ -121,5 +121,5 @@ def tangent() -> Baseline:
     return _stateless(rate, None)
 
 
-def _stateless(rate: Callable[[View, float, State], Rate], length: Length | None) -> Baseline:
+def _stateless(rate: Callable[[View, float | Array, State], Rate], length: Length | None) -> Baseline:
     return Baseline(lambda: (), rate, lambda state, loss: state, length)

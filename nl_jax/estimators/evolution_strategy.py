@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
-from nl_jax.checks import positive_integer, positive_number, takes, typed_key
+from nl_jax.checks import positive_hyperparameter, positive_integer, takes, typed_key
 from nl_jax.estimators.directions import Law, Structured, gaussian
 from nl_jax.estimators.directions.structured import parts
 from nl_jax.estimators.sampled import SampledGradient
@@ -22,7 +22,7 @@ _GAUSSIAN = gaussian()
 def evolution_strategy(
     objective: Objective,
     *,
-    sigma: float | None = None,
+    sigma: float | Array | None = None,
     num_samples: int = 32,
     antithetic: bool = True,
     shaping: Shaping = centred_ranks,
@@ -62,7 +62,7 @@ def evolution_strategy(
       ValueError: if a setting is not as described; when run, if a parameter is not floating-point or σ is lost in
         its dtype.
     """
-    sigma = None if sigma is None else positive_number("sigma", sigma)
+    sigma = None if sigma is None else positive_hyperparameter("sigma", sigma)
     num_samples = positive_integer("num_samples", num_samples)
     if num_samples < 2:
         raise ValueError("num_samples must be at least 2: a single fitness has no rank among others")

@@ -2,7 +2,7 @@
 
 from jax.sharding import NamedSharding
 
-from nl_jax.base import GradientEstimator, Objective
+from nl_jax.base import Array, GradientEstimator, Objective
 from nl_jax.checks import layered
 from nl_jax.estimators import baselines
 from nl_jax.estimators.directions import Law, gaussian
@@ -15,7 +15,7 @@ _CLEAN, _GAUSSIAN = baselines.clean(), gaussian()
 def node_perturbation(
     objective: Objective,
     *,
-    sigma: float | None = None,
+    sigma: float | Array | None = None,
     num_samples: int = 1,
     baseline: baselines.Baseline = _CLEAN,
     credit: Credit | None = None,

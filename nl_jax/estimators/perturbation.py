@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Params, State, without_credit
-from nl_jax.checks import positive_integer, positive_number, takes, typed_key
+from nl_jax.checks import positive_hyperparameter, positive_integer, takes, typed_key
 from nl_jax.estimators.baselines import Baseline
 from nl_jax.estimators.directions import Law
 from nl_jax.estimators.sampled import SampledGradient
@@ -21,7 +21,7 @@ def perturbation(
     baseline: Baseline,
     directions: Law,
     *,
-    sigma: float | None,
+    sigma: float | Array | None,
     num_samples: int,
     chunk: int | None,
     sharding: NamedSharding | None = None,
@@ -45,7 +45,7 @@ def perturbation(
     if not isinstance(baseline, Baseline):
         raise ValueError(f"baseline must be one of nl.baselines, made by a call such as clean(); got {baseline!r}")
     takes("directions", directions, 3, "a law (key, index, template) -> direction, such as nl.directions.gaussian()")
-    sigma = None if sigma is None else positive_number("sigma", sigma)
+    sigma = None if sigma is None else positive_hyperparameter("sigma", sigma)
     if sigma is not None and baseline.length is None:
         raise ValueError(f"sigma must be left out with tangent(), which makes no step; got {sigma}")
     num_samples = positive_integer("num_samples", num_samples)

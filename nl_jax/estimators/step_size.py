@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from nl_jax.base import Array
+
 Length = Callable[[float], float]
 """`length(eps) -> ‖σ ξ‖`, how far to go in a dtype that resolves eps next to 1."""
 
@@ -25,12 +27,16 @@ def unit(eps: float) -> float:
     return 1.0
 
 
-def step_size(sigma: float | None, length: Length | None, dtypes: Sequence[jnp.dtype], components: int) -> float:
+def step_size(
+    sigma: float | Array | None, length: Length | None, dtypes: Sequence[jnp.dtype], components: int
+) -> float | Array:
     """σ as given, or ‖σ ξ‖/√P for directions ξ of P components.
 
     Raises:
-      ValueError: if σ is so small that the difference would be rounding noise.
+      ValueError: if σ is a number so small that the difference would be rounding noise; an array is not looked into.
     """
+    if isinstance(sigma, jax.Array):
+        return sigma
     if length is None or not components:
         return 1.0  # not made, or of nothing
     coarsest = max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps))

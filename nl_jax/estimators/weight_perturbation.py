@@ -4,7 +4,7 @@ from typing import Any
 
 from jax.sharding import NamedSharding
 
-from nl_jax.base import GradientEstimator, Objective
+from nl_jax.base import Array, GradientEstimator, Objective
 from nl_jax.estimators import baselines
 from nl_jax.estimators.directions import Law, gaussian
 from nl_jax.estimators.perturbation import perturbation
@@ -16,7 +16,7 @@ _CLEAN, _GAUSSIAN = baselines.clean(), gaussian()
 def weight_perturbation(
     objective: Objective,
     *,
-    sigma: float | None = None,
+    sigma: float | Array | None = None,
     num_samples: int = 1,
     baseline: baselines.Baseline = _CLEAN,
     directions: Law = _GAUSSIAN,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.stages import Wrapped
 
 from nl_jax.base import Array, Batch, Info, Key, Learner, LearnerState, State
 from nl_jax.batching import Order
@@ -89,15 +90,15 @@ class Engine(NamedTuple):
     """
 
     donates: bool
-    step: Callable[..., Any]
-    steps: Callable[..., Any]
+    step: Wrapped
+    steps: Wrapped
     step_axis: int
 
 
 def _engine(step: Callable[..., Any], steps: Callable[..., Any], step_axis: int, donates: bool) -> Engine:
-    step = jax.jit(step, static_argnums=(0, 1), donate_argnums=(3,) if donates else ())
-    steps = jax.jit(steps, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(6,) if donates else ())
-    return Engine(donates, step, steps, step_axis)
+    one = jax.jit(step, static_argnums=(0, 1), donate_argnums=(3,) if donates else ())
+    many = jax.jit(steps, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(6,) if donates else ())
+    return Engine(donates, one, many, step_axis)
 
 
 ONE, ONE_DONATING = (_engine(_step, _steps, 0, donates) for donates in (False, True))

@@ -72,6 +72,21 @@ class Arrays:
         at = key, state, self._data, np.int32(step)
         return engine.steps(learner, self._order, record, self._batch_size, num_steps, *at)
 
+    def memory(
+        self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState, num_steps: int
+    ) -> int:
+        """Bytes that a dispatch needs beside the data, 0 if the backend does not tell; it need not be compiled again.
+
+        Key and state may be shapes.
+        """
+        at = key, state, self._data, np.int32(0)
+        compiled = engine.steps.lower(learner, self._order, record, self._batch_size, num_steps, *at).compile()
+        found = compiled.memory_analysis()
+        if found is None:
+            return 0
+        given = found.argument_size_in_bytes - sum(leaf.nbytes for leaf in jax.tree.leaves(self._data))
+        return given + found.output_size_in_bytes + found.temp_size_in_bytes
+
     def recorded(self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState) -> Any:
         """The tree of a record, with dtypes in the place of arrays."""
         steps = functools.partial(engine.steps, learner, self._order, record, self._batch_size, 1)

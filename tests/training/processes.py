@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 import nl_jax as nl
+from benchmarks.processes import join
 
 STEPS = 12
 
@@ -65,13 +66,10 @@ def run(folder, number=0, dies_at=None):
     return begin, state.params
 
 
-def main(port, number, processes, folder, dies_at):
-    """Joins the processes by the loopback address, which has to come before the first key or network."""
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        f"127.0.0.1:{port}", int(processes), int(number), initialization_timeout=60, heartbeat_timeout_seconds=10
-    )
-    begin, params = run(folder, int(number), int(dies_at) or None)
+def main(folder, dies_at, *of):
+    """Joins the processes, which has to come before the first key or network, and trains."""
+    join(*of)
+    begin, params = run(folder, jax.process_index(), int(dies_at) or None)
     print(json.dumps({"began_at": begin, "params": digest(params)}))
 
 

@@ -72,7 +72,7 @@ class View(NamedTuple):
     draw: Callable[[Array], Direction]
     clean: Callable[[], Array]
     displaced: Callable[[Direction, Any], Array]
-    both_sides: Callable[[Direction, float], tuple[Array, Array]]
+    both_sides: Callable[[Direction, float | Array], tuple[Array, Array]]
     tangent: Callable[[], tuple[Array, Along]]
     dtypes: list[jnp.dtype]
     components: int

@@ -77,7 +77,7 @@ def weights(objective: Objective, *, params_sharding: Any = None) -> Space:
         def displaced(direction: Direction, sigma: Any) -> Array:
             return losses_at(moved(direction, sigma))
 
-        def both_sides(direction: Direction, sigma: float) -> tuple[Array, Array]:
+        def both_sides(direction: Direction, sigma: float | Array) -> tuple[Array, Array]:
             one = lambda sigma: losses_at(moved(direction, sigma, shared=True))
             if not mostly_blocks:
                 above = one(sigma)

@@ -1,0 +1,320 @@
+"""Many settings of a learner, each from several beginnings, trained alike and compared on data they did not learn."""
+
+import functools
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.base import Array, Batch, Info, Key, Learner, LearnerState, Params
+from nl_jax.batching import Order, shuffled
+from nl_jax.checks import positive_integer, takes
+from nl_jax.training.dispatch import MANY_DONATING, Record
+from nl_jax.training.loop import Loop
+from nl_jax.training.outcome import Diverged
+from nl_jax.training.run import Log, Run
+from nl_jax.training.sources import Arrays
+
+_SHARE = 0.25
+"""Of the device's memory, what runs trained at once may take."""
+
+
+class Sweep(NamedTuple):
+    """What a sweep found. `str(found)` is a table, best first.
+
+    Attributes:
+      settings: values by name, each [trials].
+      scores: of every run, [trials, seeds]; not finite where training diverged.
+      best_index: the trial with the lowest mean score; one that lost any run is never the best.
+      best: its settings.
+      states: its final states, stacked: [seeds, …].
+      test: what `test` says of them, [seeds]; None without `test`.
+      history: what was recorded, [trials, seeds, num_steps, …].
+    """
+
+    settings: dict[str, np.ndarray]
+    scores: np.ndarray
+    best_index: int
+    best: dict[str, float]
+    states: LearnerState
+    test: np.ndarray | None
+    history: Any
+
+    @property
+    def edges(self) -> list[str]:
+        """Settings whose best value is the smallest or the largest that was tried: a better one may lie beyond."""
+        ends = {name: (values.min(), values.max()) for name, values in self.settings.items()}
+        return [name for name, (low, high) in ends.items() if low < high and self.best[name] in (low, high)]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each trial, best first.
+
+        It has the settings; `score`, the mean over seeds, and `error`, its standard error; `behind`, the mean
+        difference to the best trial at the same seed, and `behind_error`, its standard error; and `diverged`, the
+        number of runs that were lost. Standard errors are NaN of one seed.
+        """
+        behind = self.scores - self.scores[self.best_index]
+        lost = ~np.isfinite(self.scores)
+        rows = [
+            {name: float(values[trial]) for name, values in self.settings.items()}
+            | dict(zip(("score", "error"), mean_and_error(self.scores[trial]), strict=True))
+            | dict(zip(("behind", "behind_error"), mean_and_error(behind[trial]), strict=True))
+            | {"diverged": int(lost[trial].sum())}
+            for trial in range(len(self.scores))
+        ]
+        order = sorted(range(len(rows)), key=lambda trial: (lost[trial].any(), rows[trial]["score"]))
+        return [rows[trial] for trial in order]
+
+    def __str__(self) -> str:
+        seeds = self.scores.shape[1]
+        heads = [*self.settings, "score", "behind the best", "diverged"]
+        lines = [heads]
+        for row in self.rows():
+            told = [f"{row['score']:.4g} ± {row['error']:.1g}", f"{row['behind']:.4g} ± {row['behind_error']:.1g}"]
+            told = ["", ""] if row["diverged"] else told
+            lines.append([*(f"{row[name]:.3g}" for name in self.settings), *told, f"{row['diverged']} of {seeds}"])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        ]
+        text.append(f"means over {seeds} seeds ± standard errors")
+        if self.test is not None:
+            mean, error = mean_and_error(self.test)
+            text.append(f"test score of the best: {mean:.4g} ± {error:.1g}")
+        if self.edges:
+            text.append(f"best at the end of the range tried: {', '.join(self.edges)}")
+        return "\n".join(text)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean of independent values [n] and its standard error, NaN if n is 1."""
+    error = (
+        float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 and np.isfinite(values).all() else np.nan
+    )
+    return float(np.mean(values)), error
+
+
+def sweep(
+    learner_of: Callable[..., Learner],
+    settings: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]],
+    key: Key,
+    init: Callable[[Key], Params],
+    data: Batch,
+    *,
+    score: Callable[[Params], Array],
+    num_steps: int,
+    seeds: int = 3,
+    test: Callable[[Params], Array] | None = None,
+    at_once: int | None = None,
+    batch_size: int | None = None,
+    order: Order = shuffled,
+    steps_per_dispatch: int = 200,
+    record: Record | None = None,
+    log: Log | Sequence[Log] = (),
+    progress: bool | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    every: int | None = None,
+) -> Sweep:
+    """Trains with many settings of a learner, each from several beginnings, and finds the best.
+
+    All runs are steps of one compiled program under `vmap`. A seed stands for the same initial parameters, batches and
+    keys with every setting. Runs that diverge are results, and disturb no other.
+
+    Args:
+      learner_of: `learner_of(**setting) -> Learner`, such as `lambda rate: nl.learner(estimator, optax.sgd(rate))`. It
+        is traced: settings arrive as float32 scalars, so that they may be learning rates, σ, penalties or whatever
+        else is computed with, but not counts or names.
+      settings: values by name, of which all combinations are tried; or a sequence of combinations, each a mapping from
+        name to value.
+      key: typed key of all runs; seed i uses `jax.random.fold_in(key, i)`.
+      init: `init(key) -> params`, such as `network.init`.
+      data: a tree of arrays to learn from, as for `fit`.
+      score: `score(params) -> scalar`, lower is better; of held-out data, such as
+        `lambda params: objective(params, validation).mean()`.
+      num_steps: steps of each run.
+      seeds: beginnings of each setting.
+      test: another `score`, of data that neither learning nor choice has seen; it is asked for the best setting alone.
+      at_once: settings trained at once; by default as many as fit in a quarter of the device's memory.
+      batch_size, order, steps_per_dispatch, record, progress, every: as for `fit`.
+      log: as for `fit`; a report is of the runs trained at once, its leading axis [settings · seeds].
+      checkpoint: as for `fit`; every group of settings that is trained at once has a folder of its own in it.
+
+    Returns:
+      A `Sweep`.
+
+    Raises:
+      ValueError: for settings out of range, none, or not alike; for a score that is not one number; for data that is
+        an iterator, which cannot begin again; or for a `checkpoint` folder of another sweep.
+      Diverged: if every setting lost a run.
+      OSError, Interrupted, Terminated: as for `fit`, with `.state` and `.history` of the group that was being trained.
+
+    >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
+    >>> x = jax.random.normal(jax.random.key(0), [80, 3])
+    >>> data = x, x @ jnp.ones([3, 1])
+    >>> objective = nl.supervised(lambda w, x: x @ w, nl.losses.half_squared_error)
+    >>> found = nl.sweep(
+    ...     lambda rate: nl.learner(nl.backprop(objective), optax.sgd(rate)), {"rate": [0.001, 0.1, 10.0]},
+    ...     jax.random.key(1), lambda key: jax.random.normal(key, [3, 1]), jax.tree.map(lambda x: x[:60], data),
+    ...     score=lambda w: objective(w, jax.tree.map(lambda x: x[60:], data)).mean(),
+    ...     num_steps=50, batch_size=10, progress=False)
+    >>> round(found.best["rate"], 3), found.scores.shape, [row["diverged"] for row in found.rows()]
+    (0.1, (3, 3), [0, 0, 3])
+    """
+    takes("score", score, 1, "a function of the parameters, such as lambda params: objective(params, data).mean()")
+    trials, seeds = _trials(settings), positive_integer("seeds", seeds)
+    count = len(next(iter(trials.values())))
+
+    def run_of(group: str) -> Run:
+        folder = None if checkpoint is None else Path(checkpoint) / group
+        run = Run(
+            learner, key, data, num_steps, batch_size, order, steps_per_dispatch, record, log, progress, folder, every
+        )
+        if not isinstance(run.source, Arrays):
+            raise ValueError(
+                f"data must be arrays, got {run.source}: every group of settings begins anew, as an iterator does not"
+            )
+        run.identity |= {"settings": json.dumps({n: values.tolist() for n, values in trials.items()}), "group": group}
+        return run
+
+    learner = Learner(_Init(learner_of), _Step(learner_of))  # equal for equal functions: compiled once for all sweeps
+    begin = functools.partial(_begin, learner, init, seeds, key)
+    together = (
+        _fitting(run_of("all"), begin, trials, count) if at_once is None else positive_integer("at_once", at_once)
+    )
+    together = -(-count // -(-count // min(together, count)))  # groups alike in size, for one compiled program
+
+    scores, histories, best = [], [], (np.inf, None)
+    for first in range(0, count, together):
+        chosen = np.minimum(np.arange(first, first + together), count - 1)  # the last group is filled up
+        run = run_of(f"settings-{first}-{min(first + together, count) - 1}")
+        keys, states = begin({name: values[chosen].astype(np.float32) for name, values in trials.items()})
+        states, history = Loop(run, MANY_DONATING, keys, states, 0, _never, lambda states: None).finish()
+        own = min(together, count - first)
+        apart = lambda x, own=own: x.reshape(together, seeds, *x.shape[1:])[:own]
+        found = apart(_one_number_each("score", _measured(score, states.params)))
+        scores.append(found)
+        histories.append(jax.tree.map(apart, history))
+        means = _means(found)
+        if (lowest := float(means.min())) < best[0]:
+            at = int(means.argmin())
+            best = lowest, jax.tree.map(lambda x, at=at: x[at * seeds : (at + 1) * seeds], states)
+    score_of = np.concatenate(scores)
+    kept = jax.tree.map(lambda *x: np.concatenate(x), *histories)
+    if best[1] is None:
+        raise Diverged(f"every one of {count} settings lost a run: lower the learning rates", states, kept)
+    index = int(_means(score_of).argmin())
+    final = best[1]._replace(estimator=best[1].estimator.own)
+    tested = None if test is None else _one_number_each("test", _measured(test, final.params))
+    chosen = {name: float(values[index]) for name, values in trials.items()}
+    return Sweep(trials, score_of, index, chosen, final, tested, kept)
+
+
+class Varied(NamedTuple):
+    """The estimator's state in a run of a sweep: a run's settings lie in its state, where `vmap` tells them apart."""
+
+    settings: dict[str, Array]
+    own: Any
+
+
+@dataclass(frozen=True)
+class _Init:
+    """Begins a run with settings, which go into its state."""
+
+    learner_of: Callable[..., Learner]
+
+    def __call__(self, key: Key, begun: tuple[dict[str, Array], Params]) -> LearnerState:
+        settings, params = begun
+        learner = self.learner_of(**settings)
+        if not isinstance(learner, Learner):
+            raise ValueError(f"learner_of must return what nl.learner(…) makes, got {type(learner).__name__}")
+        state = learner.init(key, params)
+        return state._replace(estimator=Varied(settings, state.estimator))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Takes a step with the settings that are in the state."""
+
+    learner_of: Callable[..., Learner]
+
+    def __call__(self, key: Key, state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
+        settings, own = state.estimator
+        state, info = self.learner_of(**settings).step(key, state._replace(estimator=own), batch)
+        return state._replace(estimator=Varied(settings, state.estimator)), info
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin(
+    learner: Learner, init: Callable[[Key], Params], seeds: int, key: Key, trials: dict[str, Array]
+) -> tuple[Key, LearnerState]:
+    """Keys and states of all seeds of some trials, [trials · seeds, …]."""
+
+    def one(settings: dict[str, Array], seed: Array) -> tuple[Key, LearnerState]:
+        params_key, state_key, run_key = jax.random.split(jax.random.fold_in(key, seed), 3)
+        return run_key, learner.init(state_key, (settings, init(params_key)))
+
+    of_trial = lambda settings: jax.vmap(lambda seed: one(settings, seed))(jnp.arange(seeds))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(of_trial)(trials))
+
+
+def _trials(settings: Any) -> dict[str, np.ndarray]:
+    """Values by name, [trials]."""
+    if isinstance(settings, Mapping):
+        names, values = list(settings), [np.atleast_1d(np.asarray(of, float)).tolist() for of in settings.values()]
+        rows = [dict(zip(names, of, strict=True)) for of in itertools.product(*values)] if names else []
+    else:
+        rows = list(settings)
+    if not rows or any(not isinstance(row, Mapping) or not row or set(row) != set(rows[0]) for row in rows):
+        raise ValueError(
+            "settings must be values by name, such as {'rate': [0.01, 0.1]}, or a sequence of mappings that all have "
+            f"the same names; got {settings!r}"
+        )
+    trials = {name: np.array([row[name] for row in rows], float) for name in rows[0]}
+    wrong = [name for name, values in trials.items() if values.ndim != 1 or not np.isfinite(values).all()]
+    if wrong:
+        raise ValueError(f"settings must be finite numbers, those of {wrong[0]!r} are not: {trials[wrong[0]]}")
+    return trials
+
+
+def _fitting(run: Run, begin: Callable[..., Any], trials: dict[str, np.ndarray], count: int) -> int:
+    """How many settings fit into memory at once."""
+    device = jax.local_devices()[0]
+    told = device.memory_stats() or {}
+    total = told.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    together = count
+    while together > 1:
+        shapes = {name: jax.ShapeDtypeStruct((together,), np.float32) for name in trials}
+        keys, states = jax.eval_shape(begin, shapes)
+        steps = min(run.steps_per_dispatch, run.num_steps)
+        if run.source.memory(MANY_DONATING, run.learner, run.record, keys, states, steps) <= _SHARE * total:
+            break
+        together = -(-together // 2)
+    return together
+
+
+def _means(scores: np.ndarray) -> np.ndarray:
+    """Mean over seeds, infinite where a run was lost."""
+    return np.where(np.isfinite(scores).all(axis=1), scores.mean(axis=1), np.inf)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _measured(score: Callable[[Params], Array], params: Params) -> Array:
+    """Of one run after the other: many at once would hold the activations of all on all the data."""
+    return jax.lax.map(score, params)
+
+
+def _one_number_each(name: str, scores: Array) -> np.ndarray:
+    if scores.ndim != 1:
+        raise ValueError(f"{name} must return one number, got shape {scores.shape[1:]}: average over the examples")
+    return np.asarray(scores)
+
+
+def _never(*of: Any) -> None:
+    """Whatever the outcomes of a dispatch, the sweep goes on."""
