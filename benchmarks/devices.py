@@ -40,13 +40,13 @@ class Config:
     """Numbers of devices of one process; the first is what others are compared with."""
     processes: tuple[int, ...] = (2,)
     """Numbers of processes of one device each, joined by gloo through the loopback address; none to leave them out."""
-    sizes: tuple[int, ...] = (784, 512, 512, 10)
+    sizes: tuple[int, ...] = (512, 512, 10)
     """Units of the network's layers."""
     batch_size: int = 32
     """Examples."""
-    samples: tuple[int, ...] = (8, 32)
+    samples: tuple[int, ...] = (8,)
     """K, random directions per estimate: multiples of all numbers of devices and of processes."""
-    rounds: int = 5
+    rounds: int = 3
     """Repeats, of which the median is given."""
     sigma: float = 1e-2
     """σ of the noise. It changes no time; but the default σ of the estimators is so small that what float32 rounds off

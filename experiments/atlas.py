@@ -1,0 +1,189 @@
+"""The atlas: which rule for which network, all tuned alike.
+
+python -m experiments.atlas --help
+"""
+
+import dataclasses
+import datetime
+import functools
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from tqdm.auto import tqdm
+
+import nl_jax as nl
+from experiments import atlas_page, atlas_tasks
+from experiments.atlas_cell import Effort, measured
+from experiments.atlas_methods import METHODS, Method, of_user
+from experiments.atlas_tasks import TASKS, Task
+from experiments.failure import ExperimentError, exit_code
+from experiments.finished import Finished
+from experiments.results import Folder, judge, mean_and_error, verdict
+
+QUICK_TASKS = ("student_teacher", "digits")
+QUICK_METHODS = ("backprop", "node_perturbation", "weight_perturbation", "feedback_alignment")
+ALLOWED = 0.02
+"""How much more than its anchor backprop's error may be."""
+
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train every network with every method, and draw a map of what it comes to and what it costs.
+
+    Each method gets the same number of trials: Adam at the same learning rates from the same beginnings, the rate
+    chosen on validation examples. Prints a table for each task and writes atlas.html, atlas.png, atlas.json and a file
+    for each cell to --out. The whole atlas takes hours; it goes on with --resume, cell by cell.
+    """
+
+    tasks: Names = tuple(TASKS)
+    """Which tasks; these are all."""
+    methods: Names = tuple(METHODS)
+    """Which methods; these are all."""
+    estimator: str | None = None
+    """A method of your own beside them: module:factory, where factory(objective) makes the estimator."""
+    data_dir: Path | None = None
+    """A folder of MNIST-style IDX files, as one more task."""
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    """Learning rates of Adam."""
+    seeds: int = 3
+    """Beginnings at each rate."""
+    updates: int = 1000
+    """Of each run."""
+    samples: int = 16
+    """Directions of an estimate, for methods that draw any."""
+    out: Path = Path("results/atlas")
+    """Folder for the results."""
+    resume: bool = False
+    """Keep the cells that an earlier run with the same settings finished in --out."""
+    quick: bool = False
+    """Two small tasks and four methods, in two minutes."""
+
+
+def run(config: Config) -> dict[str, dict[str, Any]]:
+    """Measures cell by cell, renewing the page after each; returns the cells by "task/method".
+
+    Raises:
+      ExperimentError: for a setting that will not do, or if backprop misses what it is known to reach.
+    """
+    if config.quick:
+        config = dataclasses.replace(
+            config, tasks=tuple(x for x in QUICK_TASKS if x in config.tasks),
+            methods=tuple(x for x in QUICK_METHODS if x in config.methods),
+            rates=config.rates[2::2], seeds=min(config.seeds, 2), updates=min(config.updates, 200),
+            samples=min(config.samples, 8),
+        )  # fmt: skip
+    tasks, methods = _chosen(config)
+    folder = Folder(config.out, config, outputs=("atlas.html", "atlas.png", "atlas.json"))
+    finished = Finished(config.out, config, resume=config.resume, but=("tasks", "methods", "estimator", "data_dir"))
+    effort = Effort(config.rates, config.seeds, config.updates, config.samples)
+    (config.out / "cells").mkdir(exist_ok=True)
+    versions = f"jax {jax.__version__}, nl_jax {nl.__version__}, {jax.devices()[0].device_kind}"
+    about = {
+        "rates": len(config.rates), "seeds": config.seeds, "updates": f"{config.updates:,}",
+        "made": f"Made {datetime.date.today().isoformat()} with {versions}.",
+    }  # fmt: skip
+    cells: dict[str, dict[str, Any]] = {}
+    with tqdm(total=len(tasks) * len(methods), unit="cell") as bar:
+        for task, name in itertools.product(tasks, methods):
+            cell = f"{task}/{name}"
+            bar.set_postfix_str(cell)
+            cells[cell] = finished(cell, functools.partial(_cell, tasks[task], methods[name], effort))
+            folder.data(f"cells/{task}-{name}", {"made by": command(config, task, name), **cells[cell]})
+            atlas_page.write(config.out, cells, tasks, methods, about, functools.partial(command, config))
+            bar.update()
+    for task in tasks:
+        print(f"\n{tasks[task].title}; error: {tasks[task].unit}\n{table(cells, task, methods)}")
+    folder.picture("atlas", atlas_page.plot(cells, tasks, methods))
+    deviations = _from_anchors(cells, tasks)
+    judged = verdict(deviations)._asdict() if deviations and not config.quick else {}
+    folder.data("atlas", {**judged, "cells": cells})
+    print(f"\npage, map and data: {config.out} (atlas.html, atlas.png, atlas.json, a file for each cell)")
+    if judged:
+        judge(deviations)
+    return cells
+
+
+def _chosen(config: Config) -> tuple[dict[str, Task], dict[str, Method]]:
+    for name, chosen, there in (("tasks", config.tasks, TASKS), ("methods", config.methods, METHODS)):
+        if unknown := [x for x in chosen if x not in there]:
+            raise ExperimentError(f"--{name}: there is no {', '.join(unknown)}; there are {', '.join(there)}")
+    if min(config.seeds, config.updates, config.samples) < 1 or config.seeds < 2 or not config.rates:
+        raise ExperimentError("--seeds must be at least 2, --updates, --samples and the number of --rates at least 1")
+    tasks = {name: TASKS[name]() for name in config.tasks}
+    if config.data_dir is not None:
+        tasks["images"] = atlas_tasks.with_images(config.data_dir)
+    methods = {name: METHODS[name] for name in config.methods}
+    if config.estimator is not None:
+        methods[config.estimator] = of_user(config.estimator)
+    return tasks, methods
+
+
+def _cell(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
+    if method.in_time and not task.recurrent:
+        return {"status": "not for it", "why": "it is made for networks with a loop over time"}
+    return measured(task, method, effort)
+
+
+def command(config: Config, task: str, method: str) -> str:
+    """What makes one cell alone."""
+    changed = [
+        f"--{field.name} {' '.join(map(str, np.atleast_1d(getattr(config, field.name))))}"
+        for field in dataclasses.fields(Config)
+        if field.name in ("rates", "seeds", "updates", "samples") and getattr(config, field.name) != field.default
+    ]
+    chosen = f"--methods {method}" if method in METHODS else f"--methods backprop --estimator {method}"
+    where = f"--tasks {task}" if task in TASKS else f"--data-dir {config.data_dir}"
+    return " ".join(["python -m experiments.atlas", where, chosen, *changed])
+
+
+def _from_anchors(cells: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, float]:
+    """How far backprop's mean test error is above what is known, in units of what it may miss by."""
+    found = {}
+    for name, task in tasks.items():
+        cell = cells.get(f"{name}/backprop", {"status": "not measured"})
+        if task.anchor is not None and cell["status"] == "measured":
+            found[f"{name}, backprop"] = max(0.0, float(np.mean(cell["test errors"])) - task.anchor) / ALLOWED
+    return found
+
+
+def table(cells: Mapping[str, Any], task: str, methods: Mapping[str, Method]) -> str:
+    """One task's methods, best first; ± is a standard error over seeds."""
+    heads = f"{'test error':>18}{'behind backprop':>20}{'evaluations':>13}{'to the goal':>13}{'MB':>7}"
+    lines = [f"{'method':30}{heads}  it may see"]
+    rest = []
+    own = {name: cells[f"{task}/{name}"] for name in methods}
+    exact = own.get("backprop", {})
+    for name, cell in sorted(own.items(), key=lambda of: np.mean(of[1].get("test errors", np.inf))):
+        if cell["status"] != "measured":
+            rest.append(f"{name:30}{cell['status']}: {cell['why'].splitlines()[0][:90]}")
+            continue
+        errors = np.asarray(cell["test errors"])
+        behind = ""
+        if exact.get("status") == "measured":
+            behind = "{:.3f} ± {:.3f}".format(*mean_and_error(errors - np.asarray(exact["test errors"])))
+        error = "{:.3f} ± {:.3f}".format(*mean_and_error(errors))
+        reached = cell["evaluations to the goal"]
+        lines.append(
+            f"{name:30}{error:>18}{behind:>20}{cell['evaluations']:>13,}"
+            f"{f'{reached:,}' if reached else 'never':>13}{(cell['bytes'] or 0) / 1e6:>7.2f}  {cell['verdict']}"
+        )
+    return "\n".join(lines + rest)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    config = tyro.cli(Config, args=arguments, prog="python -m experiments.atlas")
+    return exit_code(lambda: run(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

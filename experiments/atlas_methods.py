@@ -1,0 +1,99 @@
+"""The atlas's methods: every estimator at the settings its documentation advises, all to be tuned alike."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optax
+
+import nl_jax as nl
+from experiments.failure import ExperimentError
+from nl_jax.base import Batch, GradientEstimator, Objective
+
+Make = Callable[[Objective, Batch, int], GradientEstimator]
+"""`make(objective, example, samples) -> estimator`; the example is a batch, the samples are the directions drawn."""
+
+
+class Method(NamedTuple):
+    """An estimator for the map.
+
+    Attributes:
+      make: makes it.
+      family: of methods of the same kind.
+      in_time: whether it is made for networks with a loop over time, and has nothing to say of others.
+    """
+
+    make: Make
+    family: str
+    in_time: bool = False
+
+
+def _plain(make: Callable[..., GradientEstimator], family: str, in_time: bool = False, **settings: Any) -> Method:
+    return Method(lambda objective, example, samples: make(objective, **settings), family, in_time)
+
+
+def _of_example(make: Callable[..., GradientEstimator], family: str, **settings: Any) -> Method:
+    return Method(lambda objective, example, samples: make(objective, example, **settings), family)
+
+
+def _sampled(make: Callable[..., GradientEstimator], family: str, in_time: bool = False, **settings: Any) -> Method:
+    make = functools.partial(make, **settings)
+    return Method(lambda objective, example, samples: make(objective, num_samples=samples), family, in_time)
+
+
+GRADIENT, NOISE, FEEDBACK = "gradient", "noise", "feedback"
+CONSTRAINED, EQUILIBRIUM, ONLINE = "constrained", "equilibrium", "online"
+
+METHODS: dict[str, Method] = {
+    "backprop": _plain(nl.backprop, GRADIENT),
+    "backprop_recursion": _plain(nl.backprop_recursion, GRADIENT),
+    "lagrangian_backprop": _plain(nl.lagrangian_backprop, GRADIENT),
+    "weight_perturbation": _sampled(nl.weight_perturbation, NOISE),
+    "weight_perturbation_rank_one": _sampled(nl.weight_perturbation, NOISE, directions=nl.directions.rank_one()),
+    "node_perturbation": _sampled(nl.node_perturbation, NOISE),
+    "node_perturbation_orthogonal": _sampled(nl.node_perturbation, NOISE, directions=nl.directions.orthogonal()),
+    "forward_gradient_weights": _sampled(nl.forward_gradient, NOISE, space=nl.spaces.weights),
+    "forward_gradient_nodes": _sampled(nl.forward_gradient, NOISE, space=nl.spaces.nodes),
+    "evolution_strategy": _sampled(nl.evolution_strategy, NOISE),
+    "fzoo": Method(
+        lambda objective, example, samples: nl.normalised(nl.weight_perturbation(objective, num_samples=samples)), NOISE
+    ),
+    "feedback_alignment": _plain(nl.feedback_alignment, FEEDBACK),
+    "sign_symmetric": _plain(nl.feedback_alignment, FEEDBACK, feedback=nl.feedback.sign_symmetric()),
+    "kolen_pollack": _plain(nl.feedback_alignment, FEEDBACK, feedback=nl.feedback.kolen_pollack(optax.sgd(0.1))),
+    "weight_mirror": _plain(nl.feedback_alignment, FEEDBACK, feedback=nl.feedback.weight_mirror(optax.sgd(0.1))),
+    "direct_feedback_alignment": _of_example(nl.direct_feedback_alignment, FEEDBACK),
+    "target_propagation": _of_example(nl.difference_target_propagation, FEEDBACK, optimizer=optax.sgd(0.1)),
+    "predictive_coding": _plain(nl.predictive_coding, CONSTRAINED, num_steps=50),
+    "fixed_prediction": _plain(nl.fixed_prediction, CONSTRAINED),
+    "zero_divergence": _plain(nl.zero_divergence, CONSTRAINED),
+    "auxiliary_coordinates": _plain(nl.auxiliary_coordinates, CONSTRAINED),
+    "primal_dual": _plain(nl.primal_dual, CONSTRAINED, num_steps=50),
+    "admm": _plain(nl.admm, CONSTRAINED, num_steps=10),
+    "equilibrium_propagation": _plain(nl.equilibrium_propagation, EQUILIBRIUM, feedback_strength=0.1),
+    "contrastive_hebbian": _plain(nl.contrastive_hebbian, EQUILIBRIUM),
+    "truncated_backprop": _plain(nl.truncated_backprop, ONLINE, True, window=5),
+    "rtrl": _plain(nl.rtrl, ONLINE, True),
+    "snap": _plain(nl.snap, ONLINE, True, order=1),
+    "uoro": _sampled(nl.uoro, ONLINE, True),
+    "e_prop": _plain(nl.e_prop, ONLINE, True),
+    "rflo": _plain(nl.rflo, ONLINE, True),
+    "three_factor": _sampled(nl.three_factor, ONLINE, True, sigma=0.1),
+}
+
+
+def of_user(place: str) -> Method:
+    """A method of the user's own: `module:factory`, where `factory(objective) -> estimator`.
+
+    Raises:
+      ExperimentError: if it cannot be found.
+    """
+    module, colon, name = place.partition(":")
+    if not colon:
+        raise ExperimentError(f"--estimator must be module:factory, got {place!r}")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ExperimentError(f"--estimator {place}: {error}") from error
+    return _plain(factory, "yours")

@@ -1,0 +1,182 @@
+"""The atlas's tasks: what is learned, by which network, and what counts as an error."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import nl_jax as nl
+from experiments import data, temporal_networks, temporal_tasks
+from experiments.sweep import with_validation
+from nl_jax.base import Array, Forward, Key, Objective, Params
+
+Batch = tuple[Array, Array]
+
+
+class Task(NamedTuple):
+    """A network, and examples to learn from, to choose settings by and to report: each (inputs, targets).
+
+    Attributes:
+      title: in a figure.
+      init, apply: the network's parameters and its forward function.
+      objective: a loss for each example.
+      error: `error(params, batch) -> scalar`, what settings are chosen by and what is reported; lower is better.
+      unit: of the error.
+      train, validation, test: of examples.
+      goal: an error whose price is told.
+      anchor: what backprop is known to reach; None if nothing is known.
+      batch_size: examples per update.
+      recurrent: whether the network has a loop over time.
+    """
+
+    title: str
+    init: Callable[[Key], Params]
+    apply: Forward
+    objective: Objective
+    error: Callable[[Params, Batch], Array]
+    unit: str
+    train: Batch
+    validation: Batch
+    test: Batch
+    goal: float
+    anchor: float | None = None
+    batch_size: int = 100
+    recurrent: bool = False
+
+    @property
+    def example(self) -> Batch:
+        """The first batch."""
+        return jax.tree.map(lambda x: jnp.asarray(x[: self.batch_size]), self.train)
+
+
+def wrong_answers(apply: Forward) -> Callable[[Params, Batch], Array]:
+    """Fraction of wrong answers; not a number if outputs are none."""
+
+    def error(params: Params, batch: Batch) -> Array:
+        outputs = apply(params, batch[0])
+        return jnp.where(jnp.isfinite(outputs).all(), jnp.mean(jnp.argmax(outputs, axis=-1) != batch[1]), jnp.nan)
+
+    return error
+
+
+def _classes(network: Any, title: str, parts: dict[str, Any], **more: Any) -> Task:
+    objective = nl.supervised(network.apply, nl.losses.cross_entropy)
+    return Task(
+        title, network.init, network.apply, objective, wrong_answers(network.apply), "wrong answers", **parts, **more
+    )
+
+
+def _images(dataset: data.Dataset, hidden: tuple[int, ...], **more: Any) -> Task:
+    """The last quarter of the images there are to learn from is set apart to choose settings by."""
+    sizes = [dataset.train.images.shape[1], *hidden, dataset.num_classes]
+    network = nl.mlp(sizes, activation=nl.activations.tanh())
+    sets = with_validation(dataset)._asdict()
+    return _classes(network, f"{dataset.name}, {'-'.join(map(str, sizes))}", sets, **more)
+
+
+def digits() -> Task:
+    """scikit-learn's digits by a network of one hidden layer; easy: logistic regression reaches 97 %."""
+    return _images(data.digits(), (32,), goal=0.1)
+
+
+def mnist() -> Task:
+    """5,000 MNIST images; logistic regression reaches 89.6 % of them, a dense network 93.9 %."""
+    return _images(data.mnist_5000(), (100,), goal=0.15, anchor=0.061)
+
+
+def _mnist_1d(network: Any, kind: str, shape: tuple[int, ...], **more: Any) -> Task:
+    task = temporal_tasks.mnist_1d(0)
+    of = lambda sequences: (sequences.inputs.reshape(-1, *shape), sequences.targets)
+    parts = {name: of(getattr(task, name)) for name in ("train", "validation", "test")}
+    return _classes(network, f"MNIST-1D, {kind}", parts, **more)
+
+
+def mnist_1d_linear() -> Task:
+    """MNIST-1D by logistic regression (Greydanus 2020)."""
+    network = nl.mlp([40, 10], activation=nl.activations.tanh())
+    return _mnist_1d(network, "linear", (40,), goal=0.75, anchor=0.68)
+
+
+def mnist_1d_dense() -> Task:
+    """MNIST-1D by two hidden layers of 100 rectified units (Greydanus 2020)."""
+    network = nl.mlp([40, 100, 100, 10], activation=nl.activations.relu())
+    return _mnist_1d(network, "40-100-100-10", (40,), goal=0.5, anchor=0.32)
+
+
+def mnist_1d_convolutional() -> Task:
+    """MNIST-1D by three convolutions of stride 2 and 25 channels (Greydanus 2020)."""
+    relu = nl.activations.relu()
+    convolve = functools.partial(nl.connections.conv, channels=25, stride=(1, 2), padding=((0, 0), (1, 1)))
+    network = nl.network(
+        nl.Layer("signal", (1, 40, 1)),
+        nl.Layer("low", None, convolve((1, 5)), relu),
+        nl.Layer("mid", None, convolve((1, 3)), relu),
+        nl.Layer("high", None, convolve((1, 3)), relu),
+        nl.Layer("features", None, nl.connections.flatten()),
+        nl.Layer("output", 10, nl.connections.dense()),
+    )
+    return _mnist_1d(network, "convolutional", (1, 40, 1), goal=0.3, anchor=0.06)
+
+
+def student_teacher() -> Task:
+    """A tanh network learns another of the same form by half the squared error."""
+    network = nl.mlp([10, 20, 3], activation=nl.activations.tanh())
+    key, teacher = jax.random.key(0), network.init(jax.random.key(1))
+    inputs = np.asarray(jax.random.normal(key, (3000, 10)))
+    outputs = np.asarray(network.apply(teacher, inputs))
+    outputs = (outputs - outputs.mean()) / outputs.std()
+    of = lambda rows: (inputs[rows], outputs[rows])
+    error = lambda params, batch: jnp.mean((network.apply(params, batch[0]) - batch[1]) ** 2)
+    parts = {"train": of(slice(1000)), "validation": of(slice(1000, 2000)), "test": of(slice(2000, None))}
+    objective = nl.supervised(network.apply, nl.losses.half_squared_error)
+    return Task(
+        "student and teacher, 10-20-3", network.init, network.apply, objective, error, "variance not explained",
+        **parts, goal=0.1,
+    )  # fmt: skip
+
+
+def _in_time(task: temporal_tasks.Task, kind: str, units: int, title: str, unit: str, **more: Any) -> Task:
+    net = temporal_networks.NETWORKS[kind](task, units)
+    part = lambda sequences: (sequences.inputs, sequences.targets)
+    parts: dict[str, Any] = {name: part(getattr(task, name)) for name in ("train", "validation", "test")}
+    objective, error = temporal_networks.objective(net, task), temporal_networks.error(net, task)
+    return Task(title, net.init, net.apply, objective, error, unit, **parts, recurrent=True, **more)
+
+
+def mnist_1d_gru() -> Task:
+    """MNIST-1D step by step, by a gated network there and back (Greydanus 2020)."""
+    task = temporal_tasks.mnist_1d(0)
+    return _in_time(task, "GRU", 6, "MNIST-1D, GRU", "wrong answers", goal=0.3, anchor=0.09)
+
+
+def delayed() -> Task:
+    """Delayed exclusive-or by leaky units: the answer is due long after the inputs."""
+    task = temporal_tasks.delayed_xor(0)
+    return _in_time(task, "leaky", 32, "delayed exclusive-or, leaky units", "wrong answers", goal=0.1)
+
+
+def spiking() -> Task:
+    """Delayed exclusive-or by integrate-and-fire units, whose derivative is a surrogate."""
+    task = temporal_tasks.delayed_xor(0)
+    return _in_time(task, "spiking", 50, "delayed exclusive-or, spiking units", "wrong answers", goal=0.1)
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "mnist_1d_linear": mnist_1d_linear,
+    "mnist_1d_dense": mnist_1d_dense,
+    "mnist_1d_convolutional": mnist_1d_convolutional,
+    "mnist_1d_gru": mnist_1d_gru,
+    "student_teacher": student_teacher,
+    "delayed": delayed,
+    "spiking": spiking,
+}
+
+
+def with_images(folder: Any) -> Task:
+    """MNIST-style IDX files of a user, by a dense network."""
+    return _images(data.idx_folder(folder), (100,), goal=0.15)
