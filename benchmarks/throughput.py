@@ -105,7 +105,7 @@ def _measured(config: Config, dtype: jnp.dtype, samples: int) -> dict[str, tuple
     return found
 
 
-def _estimators(objective: Any, samples: int, sigma: float) -> dict[str, nl.GradientEstimator]:
+def _estimators(objective: Any, samples: int, sigma: Any) -> dict[str, nl.GradientEstimator]:
     signs, one, antithetic = nl.directions.rademacher(), nl.directions.rank_one(), nl.baselines.antithetic()
 
     def weights(**settings: Any) -> nl.GradientEstimator:

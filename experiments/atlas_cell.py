@@ -40,8 +40,8 @@ def measured(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
     try:
         estimator = method.make(task.objective, task.example, effort.samples)
         step = _step(estimator, task)
-    except ValueError as error:
-        return {"status": "refused", "why": str(error)}
+    except ValueError as refusal:
+        return {"status": "refused", "why": str(refusal)}
     looks: list[dict[str, np.ndarray]] = []
     look = _looked_at(task, estimator)
 
@@ -58,8 +58,8 @@ def measured(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
             at_once=len(effort.rates), batch_size=task.batch_size, progress=False, log=log,
             steps_per_dispatch=-(-effort.updates // LOOKS),
         )  # fmt: skip
-    except nl.Diverged as error:
-        return {"status": "diverged", "why": str(error), **step}
+    except nl.Diverged as lost:
+        return {"status": "diverged", "why": str(lost), **step}
     assert found.test is not None
     of_best = lambda values: values.reshape(len(effort.rates), effort.seeds)[found.best_index]
     error = np.stack([of_best(one["error"]) for one in looks])

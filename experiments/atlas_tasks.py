@@ -130,7 +130,7 @@ def student_teacher() -> Task:
     outputs = (outputs - outputs.mean()) / outputs.std()
     of = lambda rows: (inputs[rows], outputs[rows])
     error = lambda params, batch: jnp.mean((network.apply(params, batch[0]) - batch[1]) ** 2)
-    parts = {"train": of(slice(1000)), "validation": of(slice(1000, 2000)), "test": of(slice(2000, None))}
+    parts: dict[str, Any] = {"train": of(slice(1000)), "validation": of(slice(1000, 2000)), "test": of(slice(2000, None))}
     objective = nl.supervised(network.apply, nl.losses.half_squared_error)
     return Task(
         "student and teacher, 10-20-3", network.init, network.apply, objective, error, "variance not explained",

@@ -225,12 +225,12 @@ class Varied(NamedTuple):
 
 @dataclass(frozen=True)
 class _Init:
-    """Begins a run with settings, which go into its state."""
+    """Begins a run; what it is given as parameters are its settings and its parameters."""
 
     learner_of: Callable[..., Learner]
 
-    def __call__(self, key: Key, begun: tuple[dict[str, Array], Params]) -> LearnerState:
-        settings, params = begun
+    def __call__(self, key: Key, params: tuple[dict[str, Array], Params]) -> LearnerState:
+        settings, params = params  # of the learner that they make
         learner = self.learner_of(**settings)
         if not isinstance(learner, Learner):
             raise ValueError(f"learner_of must return what nl.learner(…) makes, got {type(learner).__name__}")
@@ -293,6 +293,7 @@ def _fitting(run: Run, begin: Callable[..., Any], trials: dict[str, np.ndarray],
         shapes = {name: jax.ShapeDtypeStruct((together,), np.float32) for name in trials}
         keys, states = jax.eval_shape(begin, shapes)
         steps = min(run.steps_per_dispatch, run.num_steps)
+        assert isinstance(run.source, Arrays)
         if run.source.memory(MANY_DONATING, run.learner, run.record, keys, states, steps) <= _SHARE * total:
             break
         together = -(-together // 2)
