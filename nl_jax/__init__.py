@@ -66,6 +66,7 @@ from nl_jax.networks.normalisation import batch_norm
 from nl_jax.objectives import bandit, supervised
 from nl_jax.parts import Part, train_only
 from nl_jax.propagation import scan
+from nl_jax.rules.decorrelation import decorrelation
 from nl_jax.rules.local_learning import local_learning
 from nl_jax.training import logs
 from nl_jax.training.fit import fit
@@ -115,6 +116,7 @@ __all__ = [
     "cells",
     "connections",
     "contrastive_hebbian",
+    "decorrelation",
     "diagnostics",
     "difference_target_propagation",
     "direct_feedback_alignment",

@@ -38,7 +38,8 @@ def activity_node_perturbation(
 
     This is activity-based node perturbation, ANP (Dalm et al. 2023). N is the number of all units (those
     of layers with parameters) and ‖Δν‖² the squared length of the change of all of them, for each example. The
-    noise need not be known: Δν holds a layer's own noise and what noise below it did to the layer.
+    noise need not be known: Δν holds a layer's own noise and what noise below it did to the layer. (Where √N stands in
+    the place of N, as in code of the paper's authors, a learning rate makes up for it.)
 
     It is calibrated to `jax.grad` where no noise reaches the layer from below: a network of one layer is estimated
     without bias as σ → 0. In deeper ones it is biased. With g the true credit of all layers and T = ∂ν/∂γ the response
