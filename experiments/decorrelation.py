@@ -215,10 +215,17 @@ def findings(results: Results) -> list[dict[str, Any]]:
         if lesson.method == "backprop" or None in backprop:
             continue
         base, decorrelated = (of.updates for of in backprop if of is not None)
-        nearer = f"{lesson.task}: decorrelation brings {lesson.method} nearer to"
-        said.append(_compared(f"{nearer} backprop without it", plain.updates / base, with_it.updates / base))
-        said.append(_compared(f"{nearer} backprop with it", plain.updates / base, with_it.updates / decorrelated))
+        for what, other in (("without it", base), ("with it", decorrelated)):
+            relative = [_relative(plain.updates, base), _relative(with_it.updates, other)]
+            statement = f"{lesson.task}: decorrelation brings {lesson.method} nearer to backprop {what}"
+            said.append(_compared(statement, *relative))
     return said
+
+
+def _relative(updates: np.ndarray, to: np.ndarray) -> np.ndarray:
+    """The ratio by seed; infinite where backprop itself does not get there."""
+    there = np.isfinite(to)
+    return np.where(there, updates / np.where(there, to, 1), np.inf)
 
 
 def _compared(statement: str, without: np.ndarray, with_it: np.ndarray) -> dict[str, Any]:

@@ -47,8 +47,12 @@ def digits() -> Task:
 def mnist() -> Task:
     """5,000 images of MNIST, averaged over 2×2 pixels to 14×14."""
     sets = with_validation(data.mnist_5000())
-    halved = lambda x: x.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(-1, 196)
     return Task(Sets(*((halved(x), labels) for x, labels in sets)), 10, 0.7, True)
+
+
+def halved(images: np.ndarray) -> np.ndarray:
+    """Images of 28×28 pixels, [images, 784], averaged over 2×2 to [images, 196]."""
+    return images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(-1, 196)
 
 
 def student_teacher() -> Task:
