@@ -151,7 +151,7 @@ def measure(network: nl.Network, task: Task) -> Callable[[Any, Sets], dict[str, 
 
     def measured(params: Any, sets: Sets) -> dict[str, jax.Array]:
         loss = lambda inputs, targets: jnp.mean(_loss(task)(network.apply(params, inputs), targets))
-        inputs, targets = sets.test
+        inputs, targets = map(jnp.asarray, sets.test)
         axons = network.axons(params, inputs)
         outputs = axons["output"]
         if task.classes:
