@@ -9,9 +9,7 @@ from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, P
 from nl_jax.checks import layered, nonnegative_number, path_name, per_example, typed_key
 from nl_jax.products import unfold
 from nl_jax.propagation import Site, local
-
-DECORRELATION = "decorrelation"
-"""The name of R among the parameters, as `nl.connections.decorrelated` gives it."""
+from nl_jax.rules.stacked import DECORRELATION
 
 
 def decorrelation(objective: Objective, *, kappa: float = 0.0) -> GradientEstimator:

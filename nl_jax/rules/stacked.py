@@ -23,6 +23,7 @@ DECORRELATION = "decorrelation"
 
 
 APART = (LATERAL, DECORRELATION)
+"""Parts of two axes that are no weights."""
 
 
 class Stacked:

@@ -21,9 +21,9 @@ def layerwise(law: Law = _SPHERE) -> Law:
     weight space a leaf is one parameter.
 
     For layers of N_l components and credit g_l, K samples of `sphere()` have the relative variance
-    Σ_l (L N_l − 1)‖g_l‖²/(K‖g‖²) if K is 1, and Σ_l (N_l − 1) L‖g_l‖²/(K‖g‖²) if K is a multiple of L. So against
-    (N − 1)/K of noise in all layers at once, N = Σ N_l, it gains where the credit is in narrow layers, and no more
-    than the difference between N and L where layers are equally wide.
+    Σ_l L (N_l − 1)‖g_l‖²/(K‖g‖²) if K is a multiple of L, and Σ_l (L N_l − 1)‖g_l‖²/‖g‖² if K is 1. Noise in all layers
+    at once has (N − 1)/K, with N = Σ N_l. Layers of equal width have (N − L)/K, nearly the same. The variance is
+    smaller where narrow layers have most of the credit, and larger where wide ones have it.
 
     Args:
       law: of ξ^l; the j-th visit to a layer takes its j-th direction. By default `sphere()`.

@@ -8,7 +8,7 @@ from nl_jax.base import Array, Key, Params
 from nl_jax.networks.connections.connection import Connection, Joint, Shape
 
 DECORRELATION = "decorrelation"
-"""What R is called among the parameters; `nl_jax.rules.decorrelation` and `nl_jax.rules.stacked` know it too."""
+"""What R is called among the parameters; `nl_jax.rules.stacked` knows it too."""
 
 
 def decorrelated(connection: Connection) -> Connection:
