@@ -68,21 +68,36 @@ def test_every_method_has_as_many_trials():
 
 
 def test_chosen_on_validation_reported_on_test():
+    """The second settles soonest, the first is lowest in the end; the third is lost, however soon it was low."""
     task = TASKS["student_teacher"]()._replace(target=0.5)
-    validation = np.array([[[2, 0.6, 0.4]] * 2, [[2, 0.4, 0.3]] * 2, [[2, 0.3, np.nan]] * 2])
-    test = np.array([[[2, 0.1, 0.1]] * 2, [[2, 0.7, 0.2], [2, 0.2, 0.2]], [[2, 0.2, 0.2]] * 2])
-    found = Trained(validation, test, test, test, evaluations=3)
+    validation = np.array([[[2, 1, 0.1]] * 2, [[2, 0.25, 0.3]] * 2, [[2, 0.1, np.nan]] * 2])
+    test = np.array([[[2, 0.1, 0.1]] * 2, [[2, 1, 0.25], [2, 0.125, 0.2]], [[2, 0.2, 0.2]] * 2])
     tried = [Trial(rate, 0.0) for rate in (0.1, 0.2, 0.3)]
-    chosen = decorrelation.choose(found._replace(validation=validation[:2], test=test[:2]), tried[:2], task, [0, 5, 10])
-    assert chosen.trial == tried[1]
-    np.testing.assert_array_equal(chosen.updates, [10, 5])
-    np.testing.assert_array_equal(chosen.evaluations, [30, 15])
+    chosen = decorrelation.choose(Trained(validation, test, test, test, evaluations=3), tried, task, [0, 6, 12])
+    assert (chosen.trial, chosen.last) == (tried[1], tried[0])
+    np.testing.assert_allclose(chosen.updates, [9, 3])
+    np.testing.assert_allclose(chosen.evaluations, [27, 9])
+    np.testing.assert_array_equal(chosen.error, [0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ([4, 1, 0.25], 15),  # halfway, of logarithms
+        ([4, 0.1, 0.9, 0.1], 20 + 10 * np.log(1.8) / np.log(9)),  # it must stay there
+        ([4, 0.1, 0.9], np.inf),
+        ([4, np.nan, 0.1], 20),
+        ([4, 0.1, np.nan], np.inf),
+        ([0.4, 0.3, 0.2], 0),
+    ],
+)
+def test_when_a_loss_has_settled(loss, expected):
+    np.testing.assert_allclose(decorrelation.settled(0.5, np.array(loss), [0, 10, 20, 30][: len(loss)]), expected)
 
 
 def chosen(*updates):
-    return Chosen(
-        Trial(0.1, 0.0), np.array(updates, float), np.array(updates), np.ones((len(updates), 2)), *[np.ones(2)] * 2
-    )
+    of = np.array(updates, float)
+    return Chosen(Trial(0.1, 0.0), of, of, np.ones((len(of), 2)), np.ones(2), Trial(0.1, 0.0), np.ones(2))
 
 
 def test_what_is_said():
