@@ -290,9 +290,11 @@ def table(results: Results, tasks: Mapping[str, Task]) -> str:
 
 def plot(results: Results, tasks: Mapping[str, Task], at: Sequence[int]) -> Any:
     """For each task learning curves, and updates and evaluations to the target."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     from experiments.plotting import band, figure, style
 
-    canvas, panels = figure(3, len(tasks), size=(4.6 * len(tasks) + 0.8, 10.5))
+    canvas, panels = figure(3, len(tasks), size=(max(6.5, 4.4 * len(tasks) + 0.6), 10))
     panels = np.reshape(panels, (3, len(tasks)))
     names = list(dict.fromkeys(lesson.method for lesson in results))
     for column, (name, task) in enumerate(tasks.items()):
@@ -314,18 +316,22 @@ def plot(results: Results, tasks: Mapping[str, Task], at: Sequence[int]) -> Any:
                     axes.annotate("not\nreached", (place, 0.9), xycoords=("data", "axes fraction"), ha="center",
                                   fontsize=7, color=look["color"])  # fmt: skip
         curves.axhline(task.target, color="grey", linewidth=1)
-        curves.set(xlabel="updates", yscale="log", title=name.replace("_", " "))
-        top = max(of.loss[:, 0].mean() for lesson, of in results.items() if lesson.task == name)
-        curves.set_ylim(top=1.2 * top)
+        curves.set(xlabel="updates", title=name.replace("_", " "))
+        means = np.stack([of.loss.mean(axis=0) for lesson, of in results.items() if lesson.task == name])
+        curves.set_ylim(0.8 * min(np.nanmin(means), task.target), 1.2 * means[:, 0].max())
         curves.set_ylabel("test loss (cross-entropy, nats)" if task.classes else "test loss (half the squared error)")
+        for axes in (curves, updates, evaluations):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         for axes, what in ((updates, "updates"), (evaluations, "evaluations")):
-            axes.set(yscale="log", ylabel=f"{what} to a test loss of {task.target}", xlim=(-0.6, len(names) - 0.4))
+            axes.set(ylabel=f"{what} to a test loss of {task.target}", xlim=(-0.6, len(names) - 0.4))
             axes.set_xticks(range(len(names)), names)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    canvas.suptitle(
-        "Filled, solid: with decorrelated inputs; open, dotted: without. Bars and bands: one standard error"
-    )
+    canvas.legend(handles, labels, loc="outside lower center", ncols=4 if len(tasks) > 1 else 2, frameon=False)
+    told = "Filled, solid: with decorrelated inputs; open, dotted: without", "Bars and bands: one standard error"
+    canvas.suptitle((". " if len(tasks) > 1 else ".\n").join(told))
     return canvas
 
 
