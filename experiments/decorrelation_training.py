@@ -111,12 +111,7 @@ def train(
     moments: Sequence[int],
 ) -> Trained:
     """Stochastic gradient descent with the rates of every trial, from the same beginnings for every method."""
-    inputs = task.sets.train[0].shape[1]
-    network = nl.mlp([inputs, WIDTH, WIDTH, task.outputs], activation=nl.activations.tanh(), decorrelated=decorrelated)
-    objective = nl.supervised(network.apply, _loss(task))
-    weights = functools.partial(method, num_samples=num_samples)
-    parts = {"*/decorrelation": functools.partial(nl.decorrelation, kappa=kappa), "*": weights}
-    estimator = nl.partition(objective, parts) if decorrelated else weights(objective)
+    network, estimator = build(method, task, decorrelated=decorrelated, kappa=kappa, num_samples=num_samples)
     rates = {"weights": jnp.asarray([trial.weights for trial in trials], jnp.float32)}
     rates["decorrelation"] = jnp.asarray([trial.decorrelation for trial in trials], jnp.float32)
 
@@ -130,11 +125,27 @@ def train(
         learner, network.init, measure(network, task), task.sets,
         rates=range(len(trials)), seeds=seeds, batch_size=batch_size, moments=moments,
     )  # fmt: skip
+    return Trained(**found, evaluations=evaluations(network, estimator, task))
+
+
+def build(
+    method: Method, task: Task, *, decorrelated: bool, kappa: float, num_samples: int
+) -> tuple[nl.Network, nl.GradientEstimator]:
+    """The network of a task, and the estimator that teaches it; the method teaches all but R."""
+    sizes = [task.sets.train[0].shape[1], WIDTH, WIDTH, task.outputs]
+    network = nl.mlp(sizes, activation=nl.activations.tanh(), decorrelated=decorrelated)
+    objective = nl.supervised(network.apply, _loss(task))
+    weights = functools.partial(method, num_samples=num_samples)
+    parts = {"*/decorrelation": functools.partial(nl.decorrelation, kappa=kappa), "*": weights}
+    return network, nl.partition(objective, parts) if decorrelated else weights(objective)
+
+
+def evaluations(network: nl.Network, estimator: nl.GradientEstimator, task: Task) -> int:
+    """Of the objective, for one update."""
     params = network.init(jax.random.key(0))
     state = estimator.init(jax.random.key(0), params)
     few = jax.tree.map(lambda x: x[:2], task.sets.train)
-    spent = jax.jit(lambda: estimator.estimate(jax.random.key(0), state, params, few)[2].evaluations)()
-    return Trained(**found, evaluations=int(spent))
+    return int(jax.jit(lambda: estimator.estimate(jax.random.key(0), state, params, few)[2].evaluations)())
 
 
 def _kinds(params: Any) -> Any:
