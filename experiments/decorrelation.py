@@ -21,6 +21,7 @@ from experiments.finished import Finished
 from experiments.results import Folder, mean_and_error, with_error
 from experiments.sweep import lowest
 
+BACK = 1.5  # times the target, above which a run has come back from it
 CLEAR = 2.0  # standard errors that a difference must have to be called one
 
 
@@ -30,10 +31,11 @@ class Config:
 
     NP is node perturbation, INP perturbs one layer at a time, ANP measures the change of activity. Every method has as
     many trials: without decorrelation so many rates of the weights, with it half as many over the same range, each with
-    two rates of R. The trial that brings all beginnings soonest below the target loss on validation data, to stay
-    there, is reported on test data; so is the error of the trial with the lowest validation loss in the end. What the
-    figures say of the claim is reported, and no outcome is an error. Prints a table and writes config.json,
-    decorrelation.json and decorrelation.png to --out. --resume goes on with what an interrupted run finished there.
+    two rates of R. The trial that brings all beginnings soonest to the target loss on validation data, not to rise
+    above 1.5 times it later, is reported on test data; so is the error of the trial with the lowest validation loss in
+    the end. What the figures say of the claim is reported, and no outcome is an error. Prints a table and writes
+    config.json, decorrelation.json and decorrelation.png to --out. --resume goes on with what an interrupted run
+    finished there.
     """
 
     out: Path = Path("results/decorrelation")
@@ -83,8 +85,8 @@ class Chosen(NamedTuple):
     """What the chosen trials came to, by seed.
 
     Attributes:
-      trial: the rates of the one that is soonest below the target loss.
-      updates: of this trial, until the test loss is below the target to stay there; infinite if it never is.
+      trial: the rates of the one that is soonest at the target loss.
+      updates: of this trial, until the test loss has settled at the target; infinite if it never does.
       evaluations: of the objective, to the same.
       loss: of this trial, on the test set, [seeds, moments].
       correlation: of this trial, between the layers' inputs in the end, root mean square.
@@ -209,22 +211,24 @@ def _soonest(updates: np.ndarray, validation: np.ndarray) -> int:
 
 
 def settled(target: float, loss: np.ndarray, at: Sequence[int]) -> np.ndarray:
-    """When losses [..., moments] fall to `target` to stay at most there, infinite if they do not.
+    """When losses [..., moments] fall to `target` and do not come back, infinite if they never do.
 
-    Between two moments the logarithm of the loss is taken for linear.
+    To come back is to rise above 1.5 times the target. Between moments the logarithm of the loss is taken for linear.
     """
     moments = np.asarray(at, float)
 
     def one(values: np.ndarray) -> float:
-        above = np.flatnonzero(~(values <= target))  # what is not a number is above
-        if not len(above):
-            return float(moments[0])
-        last = int(above[-1])
-        if last == len(values) - 1:
+        high = np.flatnonzero(~(values <= BACK * target))  # what is not a number is high
+        begin = int(high[-1]) + 1 if len(high) else 0
+        low = np.flatnonzero(values[begin:] <= target)
+        if not len(low):
             return np.inf
-        before, after = values[last : last + 2]
+        first = begin + int(low[0])
+        if first == 0:
+            return float(moments[0])
+        before, after = values[first - 1], values[first]
         part = np.log(before / target) / np.log(before / after) if np.isfinite(before) else 1.0
-        return float(moments[last] + part * (moments[last + 1] - moments[last]))
+        return float(moments[first - 1] + part * (moments[first] - moments[first - 1]))
 
     return np.apply_along_axis(one, -1, loss)
 

@@ -83,7 +83,8 @@ def test_chosen_on_validation_reported_on_test():
     ("loss", "expected"),
     [
         ([4, 1, 0.25], 15),  # halfway, of logarithms
-        ([4, 0.1, 0.9, 0.1], 20 + 10 * np.log(1.8) / np.log(9)),  # it must stay there
+        ([4, 0.1, 0.9, 0.1], 20 + 10 * np.log(1.8) / np.log(9)),  # it came back
+        ([4, 0.25, 0.7, 0.1], 10 * np.log(8) / np.log(16)),  # by less than half of the target
         ([4, 0.1, 0.9], np.inf),
         ([4, np.nan, 0.1], 20),
         ([4, 0.1, np.nan], np.inf),
