@@ -285,6 +285,19 @@ EXHIBITS = (
         },
     ),
     Exhibit(
+        "experiments.decorrelation",
+        "Decorrelated inputs, beside four estimators",
+        "<i>R</i> &nbsp;←&nbsp; <i>R</i> − <i>η R</i> [(1 − <i>κ</i>) <i>C</i> + <i>κ V</i>], &emsp; <i>δ</i> = "
+        "<i>N</i> (<i>Ẽ</i> − <i>E</i>) Δ<i>ν</i> / ‖Δ<i>ν</i>‖²",
+        "Every layer’s inputs are decorrelated by a local rule, and the weights learn by backprop, by node "
+        "perturbation, layer by layer, or by what noise did to activity. How many updates and evaluations each takes "
+        "to a loss, with decorrelation and without, tuned by as many trials (Dalm et al. 2023; Ahmad et al. 2022).",
+        {
+            "decorrelation": "Test losses of four methods against updates on three tasks, with decorrelated inputs and "
+            "without; and updates and evaluations to a target loss"
+        },
+    ),
+    Exhibit(
         "experiments.temporal_credit",
         "Credit through time",
         "<i>J<sub>t</sub></i> = <i>A J</i><sub><i>t</i> − 1</sub> + <i>D</i>: &ensp; exact · where a parameter soon "

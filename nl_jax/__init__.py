@@ -16,6 +16,7 @@ from nl_jax.alternating import Stage, alternating
 from nl_jax.base import Failure, GradientEstimator, Info, LayerCredit, Learner, LearnerState
 from nl_jax.estimators import baselines, directions, feedback, reward_baselines, shaping, spaces
 from nl_jax.estimators import stochastic_units as units
+from nl_jax.estimators.activity_node_perturbation import activity_node_perturbation
 from nl_jax.estimators.augmented import augmented
 from nl_jax.estimators.backprop import backprop
 from nl_jax.estimators.backprop_recursion import backprop_recursion
@@ -39,6 +40,7 @@ from nl_jax.estimators.equilibrium.equilibrium_propagation import equilibrium_pr
 from nl_jax.estimators.evolution_strategy import evolution_strategy
 from nl_jax.estimators.feedback_alignment import feedback_alignment
 from nl_jax.estimators.forward_gradient import forward_gradient
+from nl_jax.estimators.iterative_node_perturbation import iterative_node_perturbation
 from nl_jax.estimators.node_perturbation import node_perturbation
 from nl_jax.estimators.normalised import normalised
 from nl_jax.estimators.online.e_prop import e_prop
@@ -64,6 +66,7 @@ from nl_jax.networks.normalisation import batch_norm
 from nl_jax.objectives import bandit, supervised
 from nl_jax.parts import Part, train_only
 from nl_jax.propagation import scan
+from nl_jax.rules.decorrelation import decorrelation
 from nl_jax.rules.local_learning import local_learning
 from nl_jax.training import logs
 from nl_jax.training.fit import fit
@@ -96,6 +99,7 @@ __all__ = [
     "Terminated",
     "TrainingLog",
     "activations",
+    "activity_node_perturbation",
     "admm",
     "alternating",
     "at_equilibrium",
@@ -114,6 +118,7 @@ __all__ = [
     "cells",
     "connections",
     "contrastive_hebbian",
+    "decorrelation",
     "diagnostics",
     "difference_target_propagation",
     "direct_feedback_alignment",
@@ -127,6 +132,7 @@ __all__ = [
     "fit",
     "fixed_prediction",
     "forward_gradient",
+    "iterative_node_perturbation",
     "lagrangian",
     "lagrangian_backprop",
     "layer_solves",

@@ -153,6 +153,10 @@ ESTIMATORS: dict[str, Entry] = {
     "node_batch_credit": Entry(
         _part(nl.node_perturbation, num_samples=K, credit=nl.spaces.per_batch_credit()), layers=True, evaluations=K + 2
     ),
+    "node_iterative": Entry(_part(nl.iterative_node_perturbation, num_samples=K), layers=True, evaluations=2 * K + 2),
+    "node_activity": Entry(
+        _part(nl.activity_node_perturbation, num_samples=K), layers=True, calibrated=False, evaluations=K + 2
+    ),
     "forward_weights": Entry(_part(nl.forward_gradient, num_samples=K), derivative=True, evaluations=2 * K + 1),
     "forward_low_rank": Entry(
         _part(nl.forward_gradient, num_samples=K, directions=nl.directions.low_rank(2)),

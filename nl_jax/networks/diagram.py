@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Unit = tuple[float, float]
 COLUMN, ROW = 2.2, 0.55  # distances of layers and of units
 RADIUS = 0.16
-DENSE = "dense", "lateral_dense"
+DENSE = "dense", "lateral_dense", "decorrelated dense"
 
 
 def draw(

@@ -6,6 +6,7 @@ from jax.nn import initializers
 
 from nl_jax.base import ActivationFn
 from nl_jax.networks.connections import Initializer, dense
+from nl_jax.networks.connections import decorrelated as decorrelating
 from nl_jax.networks.layers import Layer, Network, network
 
 
@@ -16,6 +17,7 @@ def mlp(
     output_activation: ActivationFn | None = None,
     weight_init: Initializer = initializers.lecun_normal(),
     bias: bool = True,
+    decorrelated: bool = False,
 ) -> Network:
     """A multilayer perceptron: x^l = f(W^l x^{l-1} + b^l), l = 1 … L (seed 000).
 
@@ -25,6 +27,7 @@ def mlp(
       output_activation: f of the last layer; by default the identity (logits).
       weight_init: scheme for the weights, from `jax.nn.initializers`.
       bias: whether layers have biases.
+      decorrelated: whether every layer decorrelates its inputs first, see `nl.connections.decorrelated`.
 
     Returns:
       A `Network` with layers "input", "hidden1", "hidden2", …, "output".
@@ -41,6 +44,7 @@ def mlp(
     """
     if len(sizes) < 2:
         raise ValueError(f"sizes must list at least the input's and the output's units, got {sizes!r}")
-    connection = dense(weight_init=weight_init, bias=bias)
+    joined = dense(weight_init=weight_init, bias=bias)
+    connection = decorrelating(joined) if decorrelated else joined
     hidden = [Layer(f"hidden{l}", n, connection, activation) for l, n in enumerate(sizes[1:-1], start=1)]
     return network(Layer("input", sizes[0]), *hidden, Layer("output", sizes[-1], connection, output_activation))

@@ -18,6 +18,13 @@ LATERAL = "lateral"
 """Connections among a layer's own units, which are settled before it answers: a part of its own, and no input's weight.
 """
 
+DECORRELATION = "decorrelation"
+"""What decorrelates a layer's inputs before its weights see them: `nl.decorrelation` teaches it."""
+
+
+APART = (LATERAL, DECORRELATION)
+"""Parts of two axes that are no weights."""
+
 
 class Stacked:
     """The parts of one layer's parameters.
@@ -38,7 +45,9 @@ class Stacked:
         self.shapes = [np.shape(leaf) for leaf in leaves]
         self.parts = [path_name(path[-1:]) if path else "weight" for path in self.paths]
         self.weights = [
-            i for i, (part, s) in enumerate(zip(self.parts, self.shapes, strict=True)) if len(s) > 1 and part != LATERAL
+            i
+            for i, (part, s) in enumerate(zip(self.parts, self.shapes, strict=True))
+            if len(s) > 1 and part not in APART
         ]
         there = ", ".join(map(path_name, self.paths)) or "none"
         if not self.weights:

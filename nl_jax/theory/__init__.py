@@ -1,6 +1,7 @@
 """Closed forms that learning can be judged by: pure functions of arrays, one subject a file."""
 
 from nl_jax.theory import (
+    activity_perturbation,
     conditioning,
     conservation,
     deep_linear,
@@ -18,6 +19,7 @@ from nl_jax.theory import (
 )
 
 __all__ = [
+    "activity_perturbation",
     "conditioning",
     "conservation",
     "deep_linear",

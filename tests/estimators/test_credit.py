@@ -21,6 +21,7 @@ SHOWN = (
     *("backprop", "lagrangian_backprop", "zero_divergence", "auxiliary_coordinates", "extragradient"),
     *("augmented_lagrangian", "admm", "equilibrium_propagation", "contrastive_hebbian", "feedback_sign_symmetric"),
     *("feedback_sign_concordant", "feedback_kolen_pollack", "feedback_weight_mirror", "node_orthogonal", "node_clean"),
+    *("node_iterative", "node_activity"),
 )
 
 

@@ -48,6 +48,8 @@ VERDICTS = {
     "normalised": ("three-factor", "three-factor"),
     # (Ẽ − E) ξ x: the same, and the layer's own input.
     **dict.fromkeys((name for name in registry.ESTIMATORS if name.startswith("node_")), ("three-factor",) * 2),
+    # (Ẽ − E) Δν x/‖Δν‖²: one more number for all, the squared length of the change of every layer's activity.
+    "node_activity": ("reads other axons", "reads other axons"),
     "average": ("three-factor", "three-factor"),
     # (ℓ − b) ∂log p/∂ν x: how far the unit's own draw was from what it expected.
     "reinforce": ("three-factor", "three-factor"),

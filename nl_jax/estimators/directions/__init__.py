@@ -9,6 +9,7 @@ A law is a function `law(key, index, template) -> direction`: the index-th direc
 from nl_jax.estimators.directions.coordinate import coordinate
 from nl_jax.estimators.directions.flipout import flipout
 from nl_jax.estimators.directions.independent import gaussian, rademacher, sparse
+from nl_jax.estimators.directions.layerwise import layerwise
 from nl_jax.estimators.directions.low_rank import low_rank, rank_one
 from nl_jax.estimators.directions.orthogonal import orthogonal
 from nl_jax.estimators.directions.sphere import sphere
@@ -21,6 +22,7 @@ __all__ = [
     "coordinate",
     "flipout",
     "gaussian",
+    "layerwise",
     "low_rank",
     "orthogonal",
     "rademacher",

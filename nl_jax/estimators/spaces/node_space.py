@@ -214,6 +214,15 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
     return view
 
 
+def layers_at_once(objective: Objective, params: Params, batch: Batch) -> int:
+    """How many layers one direction of `nodes` joins: all outside loops, or those of one step of a loop; the more.
+
+    Nothing is run.
+    """
+    templates = _by_loop(learning_layers(objective, params, batch))
+    return max(map(len, templates.values()), default=1)
+
+
 def _measured(measure: Measure, direction: Direction) -> tuple[Direction, Array, Array]:
     return direction, *measure(direction)
 

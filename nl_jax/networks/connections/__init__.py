@@ -5,6 +5,7 @@ joins, when `nl.network` builds it. Images are [height, width, channels], as in 
 """
 
 from nl_jax.networks.connections.connection import Connection, Initializer, Joint, Shape
+from nl_jax.networks.connections.decorrelated import decorrelated
 from nl_jax.networks.connections.dense import Dense, dense, lateral_dense
 from nl_jax.networks.connections.images import conv, max_pool
 from nl_jax.networks.connections.shapes import flatten, reshape
@@ -18,6 +19,7 @@ __all__ = [
     "Joint",
     "Shape",
     "conv",
+    "decorrelated",
     "dense",
     "flatten",
     "lateral_dense",

@@ -1,0 +1,58 @@
+"""A connection whose inputs are decorrelated first."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from nl_jax.base import Array, Key, Params
+from nl_jax.networks.connections.connection import Connection, Joint, Shape
+
+DECORRELATION = "decorrelation"
+"""What R is called among the parameters; `nl_jax.rules.stacked` knows it too."""
+
+
+def decorrelated(connection: Connection) -> Connection:
+    """The connection with x R in the place of its inputs x: ν = (x R) W + b of a dense one.
+
+    R, `params["decorrelation"]` of shape [inputs, inputs], begins as the identity and learns to decorrelate the inputs
+    by a local rule, `nl.decorrelation` (Ahmad et al. 2022, where it multiplies columns, R x). It is a parameter like
+    any other: an estimator that is not told otherwise, by `nl.partition`, gives it the loss's gradient.
+
+    Args:
+      connection: any that reads a vector, such as `nl.connections.dense()`.
+
+    Raises:
+      ValueError: if `connection` is not one of `nl.connections` or is decorrelated already; when the network is built,
+        if its source is no vector.
+
+    >>> import jax, nl_jax as nl
+    >>> net = nl.network(nl.Layer("input", 4), nl.Layer("output", 2, decorrelated(nl.connections.dense())))
+    >>> jax.tree.map(jax.numpy.shape, net.init(jax.random.key(0)))["output"]
+    {'bias': (2,), 'decorrelation': (4, 4), 'weight': (4, 2)}
+    """
+    if not isinstance(connection, Connection):
+        raise ValueError(
+            "connection must be one of nl.connections, made by a call such as nl.connections.dense(); "
+            f"got {connection!r}"
+        )
+    if connection.kind.startswith("decorrelated"):
+        raise ValueError(f"connection {connection!r} is decorrelated already: once is enough")
+
+    def join(source_shape: Shape, shape: Shape | None) -> Joint:
+        if len(source_shape) != 1:
+            raise ValueError(
+                f"decorrelated reads a vector, its source has shape {source_shape}: put a flatten layer between"
+            )
+        (inputs,) = source_shape
+        inner = connection.join(source_shape, shape)
+
+        def init(key: Key, dtype: Any) -> Params:
+            return {**inner.init(key, dtype), DECORRELATION: jnp.eye(inputs, dtype=dtype)}
+
+        def apply(params: Params, x: Array) -> Array:
+            own = {name: value for name, value in params.items() if name != DECORRELATION}
+            return inner.apply(own, x @ params[DECORRELATION])
+
+        return Joint(inner.shape, init, apply)
+
+    return Connection(join, connection.source, f"decorrelated {connection.kind}")
