@@ -25,6 +25,7 @@ from nl_jax.estimators.constrained.adjoint import lagrangian_backprop
 from nl_jax.estimators.constrained.admm import admm
 from nl_jax.estimators.constrained.augmented_lagrangian import augmented_lagrangian
 from nl_jax.estimators.constrained.auxiliary_coordinates import auxiliary_coordinates
+from nl_jax.estimators.constrained.error_predictive_coding import error_predictive_coding
 from nl_jax.estimators.constrained.extragradient import extragradient
 from nl_jax.estimators.constrained.fixed_prediction import fixed_prediction
 from nl_jax.estimators.constrained.lagrangian import KKT, lagrangian
@@ -118,6 +119,7 @@ __all__ = [
     "directions",
     "e_prop",
     "equilibrium_propagation",
+    "error_predictive_coding",
     "evolution_strategy",
     "extragradient",
     "feedback",

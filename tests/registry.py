@@ -78,6 +78,7 @@ ESTIMATORS: dict[str, Entry] = {
     "zero_divergence": _fixed(nl.zero_divergence, evaluations=2 + 2 * 2, exact=True),
     # Four steps or fewer: what they tend to has tests of its own.
     "predictive_coding": _fixed(_part(nl.predictive_coding, **INFERENCE), evaluations=3 + 2 * 3),
+    "error_predictive_coding": _fixed(_part(nl.error_predictive_coding, **INFERENCE), evaluations=3 + 2 * 3),
     "auxiliary_coordinates": _fixed(
         _part(nl.auxiliary_coordinates, penalties=(1, 10), **INFERENCE), evaluations=3 + 2 * 2 * 3
     ),

@@ -24,7 +24,10 @@ VERDICTS = {
     **dict.fromkeys(("backprop", "backprop_recursion", "lagrangian_backprop"), (EVERYTHING, "sees the target")),
     # x ← x − η ∂F/∂x: errors come down as δ does, through the same weights; the last layer's is its own p − p̄ at once.
     **dict.fromkeys(
-        ("fixed_prediction", "zero_divergence", "predictive_coding", "auxiliary_coordinates"),
+        (
+            *("fixed_prediction", "zero_divergence", "predictive_coding", "error_predictive_coding"),
+            "auxiliary_coordinates",
+        ),
         (EVERYTHING, "sees the target"),
     ),
     # δ = B (p − p̄) f': the same without the weights, unless B was made of them.
