@@ -55,13 +55,14 @@ from nl_jax.estimators.weight_perturbation import weight_perturbation
 from nl_jax.failures import raise_if_failed
 from nl_jax.learner import learner
 from nl_jax.locality.audit import audit
-from nl_jax.networks import cells, connections, normalisation
+from nl_jax.networks import cells, connections, normalisation, scalings
 from nl_jax.networks.cells import surrogates
 from nl_jax.networks.cells.recurrent import recurrent
 from nl_jax.networks.conversion import tanh_from_sigmoid
 from nl_jax.networks.layers import Layer, Network, network
 from nl_jax.networks.mlp import mlp
 from nl_jax.networks.normalisation import batch_norm
+from nl_jax.networks.residual import Residual, residual
 from nl_jax.objectives import bandit, supervised
 from nl_jax.parts import Part, train_only
 from nl_jax.propagation import scan
@@ -90,6 +91,7 @@ __all__ = [
     "Network",
     "Part",
     "Report",
+    "Residual",
     "Restarts",
     "Stage",
     "Terminated",
@@ -152,11 +154,13 @@ __all__ = [
     "recurrent",
     "reinforce",
     "replay",
+    "residual",
     "restarts",
     "reward_baselines",
     "rflo",
     "rtrl",
     "rules",
+    "scalings",
     "scan",
     "seeded",
     "shaping",
