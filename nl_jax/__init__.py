@@ -33,6 +33,7 @@ from nl_jax.estimators.constrained.predictive_coding import predictive_coding
 from nl_jax.estimators.constrained.primal_dual import primal_dual
 from nl_jax.estimators.constrained.zero_divergence import zero_divergence
 from nl_jax.estimators.direct_feedback_alignment import direct_feedback_alignment
+from nl_jax.estimators.dual_propagation import dual_propagation
 from nl_jax.estimators.equilibrium import nudges
 from nl_jax.estimators.equilibrium.at_equilibrium import at_equilibrium
 from nl_jax.estimators.equilibrium.contrastive_hebbian import contrastive_hebbian
@@ -119,6 +120,7 @@ __all__ = [
     "difference_target_propagation",
     "direct_feedback_alignment",
     "directions",
+    "dual_propagation",
     "e_prop",
     "equilibrium_propagation",
     "error_predictive_coding",

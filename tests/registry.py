@@ -99,6 +99,7 @@ ESTIMATORS: dict[str, Entry] = {
     "contrastive_hebbian": _fixed(
         _part(nl.contrastive_hebbian, rate=0.5, num_steps=4), evaluations=1 + 2 * 4 + 2 * 4 + 2
     ),
+    "dual_propagation": _fixed(_part(nl.dual_propagation, num_steps=3), evaluations=3 + 2 * 2),
     "feedback_random": _feedback(nl.feedback.random()),
     "feedback_sign_symmetric": _feedback(nl.feedback.sign_symmetric()),
     "feedback_sign_concordant": _feedback(nl.feedback.sign_concordant()),

@@ -30,6 +30,8 @@ VERDICTS = {
         ),
         (EVERYTHING, "sees the target"),
     ),
+    # δ = −(s⁺ − s⁻)/β of states that are moved by Wᵀ times the differences above; at the top by ∂C/∂s̄ alone.
+    "dual_propagation": (EVERYTHING, "sees the target"),
     # δ = B (p − p̄) f': the same without the weights, unless B was made of them.
     # Target propagation sends targets in the place of δ, by way of decoders that are learned from axons.
     **dict.fromkeys(

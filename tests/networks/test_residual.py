@@ -120,7 +120,7 @@ def test_one_layer_is_compiled_whatever_their_number():
 )
 @pytest.mark.usefixtures("lenient")
 def test_sixty_four_layers_learn(make, everywhere):
-    """Three classes of random points, by Adam: the loss falls to a quarter or less, and all layers take part or do not."""
+    """Three classes of random points, by Adam: the loss falls to a quarter; all layers take part, or do not."""
     network = _network(64)
     objective = nl.supervised(network.apply, nl.losses.half_squared_error)
     targets = jnp.eye(3)[jnp.arange(12) % 3]
