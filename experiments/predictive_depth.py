@@ -219,6 +219,8 @@ def _show_learning(panels: Any, learned: Mapping[str, Sequence[Curve]]) -> None:
             band(axes, curve.rates, curve.loss, look, f"{curve.layers} layers")
         axes.set(xlabel="learning rate", ylabel="training loss", title=f"{name}: loss after training", xscale="log",
                  yscale="log", ylim=(None, 4.0))  # fmt: skip
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.legend(frameon=False, fontsize=9)
     for i, (name, of) in enumerate(learned.items()):
         depths = [curve.layers for curve in of]

@@ -99,7 +99,7 @@ def test_rests_at_the_paper_s_equations(x64):
     for _ in range(200):
         s1, d1 = states(x @ W1, u1)
         s2, d2 = states(s1 @ W2, u2)
-        s3, d3 = states(s2 @ W3, -beta * (s2 @ W3 - y), lambda nu: nu)
+        _, d3 = states(s2 @ W3, -beta * (s2 @ W3 - y), lambda nu: nu)
         u1, u2 = d2 @ W2.T, d3 @ W3.T
     expected = [-low.T @ d / (beta * len(x)) for low, d in ((x, d1), (s1, d2), (s2, d3))]
     grads, _, info = _estimate(problem, beta=beta, num_steps=200, tolerance=1e-13)
