@@ -197,6 +197,7 @@ def _show_inference(panels: Any, inferred: Sequence[Descent]) -> None:
     error.set(ylabel="‖g − g*‖ / ‖g*‖ of the worst layer", title="error of g = ∂F/∂W", ylim=(1e-8, 30))
     for axes in (residual, error):
         axes.set(xlabel="evaluations", xscale="log", yscale="log")
+    residual.set_xlim(left=0.5)  # room for the legend
     residual.legend(frameon=False, fontsize=9, loc="lower left")
     for i, (axons, errors) in enumerate(_pairs(inferred)):
         for criterion, name in (("residual", "‖∂F/∂x‖"), ("error", "error of g")):
@@ -220,9 +221,11 @@ def _show_learning(panels: Any, learned: Mapping[str, Sequence[Curve]]) -> None:
             look = {**style((0, 2, 1, 3)[i % 4]), "markevery": 2}
             band(axes, curve.rates, curve.loss, look, f"{curve.layers} layers")
         axes.set(xlabel="learning rate", ylabel="training loss", title=f"{name}: loss after training", xscale="log",
-                 yscale="log", ylim=(None, 4.0))  # fmt: skip
+                 yscale="log", ylim=(None, 2.5))  # fmt: skip
+        low, high = axes.get_ylim()
+        axes.set_yticks([tick for tick in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2) if low < tick < high])
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
         axes.legend(frameon=False, fontsize=9)
     for i, (name, of) in enumerate(learned.items()):
         depths = [curve.layers for curve in of]

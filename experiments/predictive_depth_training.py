@@ -94,11 +94,12 @@ def curves(
         def measure(params: Params, task: Task, objective: Any = objective) -> jax.Array:
             return jnp.mean(objective(params, task.train))
 
+        init = jax.jit(network.init)
         tried = []
         for eta in inference_rates:
             estimator = nl.error_predictive_coding(objective, optimizer=optax.sgd(eta), num_steps=steps, tolerance=0.0)
             loss = sweep(
-                functools.partial(_by_adam, estimator), network.init, measure, task,
+                functools.partial(_by_adam, estimator), init, measure, task,
                 rates=rates, seeds=seeds, batch_size=batch_size, moments=[updates],
             )[..., 0]  # fmt: skip
             tried.append(Curve(scaling, layers, np.asarray(rates), eta, np.asarray(loss)))

@@ -43,8 +43,10 @@ ScalingFn = Callable[[int, int, int], Scaling]
 def depth_mup(inputs: int, units: int, layers: int) -> Scaling:
     """a_1 = 1/√N₀, a_l = 1/√(N L), a_L = 1/N, all W ~ N(0, 1): μPC's depth-μP (Innocenti et al. 2025, table 1).
 
-    Axons keep their size at any width and depth, and the learning rate of Adam that suits a shallow network is meant
-    to suit a deep one.
+    At first axons have the same size at any width and depth. The paper trains with Adam and carries its learning rate
+    from shallow to deep networks. But a step of Adam moves each entry of W by about η, so that L layers which agree
+    move the last axons by η √(N L): by this count the best rate falls as 1/√L, and `experiments.predictive_depth`
+    finds that it does fall.
 
     Args:
       inputs: N₀.
