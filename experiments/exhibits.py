@@ -70,6 +70,20 @@ EXHIBITS = (
         },
     ),
     Exhibit(
+        "experiments.predictive_depth",
+        "Predictive coding in deep networks",
+        "<i>F</i> &nbsp;=&nbsp; <i>C</i> + μ/2 Σ ‖<i>e<sub>l</sub></i>‖², &emsp; <i>x<sub>l</sub></i> = "
+        "<i>f</i>(<i>W<sub>l</sub> x</i><sub><i>l</i> − 1</sub>) + <i>e<sub>l</sub></i>",
+        "The same equilibrium is inferred in axons, where a signal crosses a layer a step, and in errors, which hear "
+        "of the loss at once; each at its best rate (Goemaere et al. 2025). Networks of several depths then learn by "
+        "it, with the multipliers of μPC and with standard ones (Innocenti et al. 2025).",
+        {
+            "predictive_depth": "‖∂F/∂x‖ and the error of the weights’ gradient against evaluations, in axons and in "
+            "errors, and their ratio; below, losses against the learning rate under two scalings, and the best rate "
+            "against the number of layers"
+        },
+    ),
+    Exhibit(
         "experiments.student_teacher",
         "What it costs to be told a single number",
         "E ‖Δ′‖² &nbsp;=&nbsp; (1 − 2η + η²<i>C</i>) ‖Δ‖² + η²<i>S</i><br>"

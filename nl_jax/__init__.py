@@ -26,6 +26,7 @@ from nl_jax.estimators.constrained.adjoint import lagrangian_backprop
 from nl_jax.estimators.constrained.admm import admm
 from nl_jax.estimators.constrained.augmented_lagrangian import augmented_lagrangian
 from nl_jax.estimators.constrained.auxiliary_coordinates import auxiliary_coordinates
+from nl_jax.estimators.constrained.error_predictive_coding import error_predictive_coding
 from nl_jax.estimators.constrained.extragradient import extragradient
 from nl_jax.estimators.constrained.fixed_prediction import fixed_prediction
 from nl_jax.estimators.constrained.lagrangian import KKT, lagrangian
@@ -33,6 +34,7 @@ from nl_jax.estimators.constrained.predictive_coding import predictive_coding
 from nl_jax.estimators.constrained.primal_dual import primal_dual
 from nl_jax.estimators.constrained.zero_divergence import zero_divergence
 from nl_jax.estimators.direct_feedback_alignment import direct_feedback_alignment
+from nl_jax.estimators.dual_propagation import dual_propagation
 from nl_jax.estimators.equilibrium import nudges
 from nl_jax.estimators.equilibrium.at_equilibrium import at_equilibrium
 from nl_jax.estimators.equilibrium.contrastive_hebbian import contrastive_hebbian
@@ -56,13 +58,14 @@ from nl_jax.estimators.weight_perturbation import weight_perturbation
 from nl_jax.failures import raise_if_failed
 from nl_jax.learner import learner
 from nl_jax.locality.audit import audit
-from nl_jax.networks import cells, connections, normalisation
+from nl_jax.networks import cells, connections, normalisation, scalings
 from nl_jax.networks.cells import surrogates
 from nl_jax.networks.cells.recurrent import recurrent
 from nl_jax.networks.conversion import tanh_from_sigmoid
 from nl_jax.networks.layers import Layer, Network, network
 from nl_jax.networks.mlp import mlp
 from nl_jax.networks.normalisation import batch_norm
+from nl_jax.networks.residual import Residual, residual
 from nl_jax.objectives import bandit, supervised
 from nl_jax.parts import Part, train_only
 from nl_jax.propagation import scan
@@ -93,6 +96,7 @@ __all__ = [
     "Network",
     "Part",
     "Report",
+    "Residual",
     "Restarts",
     "Stage",
     "Sweep",
@@ -123,8 +127,10 @@ __all__ = [
     "difference_target_propagation",
     "direct_feedback_alignment",
     "directions",
+    "dual_propagation",
     "e_prop",
     "equilibrium_propagation",
+    "error_predictive_coding",
     "evolution_strategy",
     "extragradient",
     "feedback",
@@ -158,11 +164,13 @@ __all__ = [
     "recurrent",
     "reinforce",
     "replay",
+    "residual",
     "restarts",
     "reward_baselines",
     "rflo",
     "rtrl",
     "rules",
+    "scalings",
     "scan",
     "seeded",
     "shaping",

@@ -78,6 +78,7 @@ ESTIMATORS: dict[str, Entry] = {
     "zero_divergence": _fixed(nl.zero_divergence, evaluations=2 + 2 * 2, exact=True),
     # Four steps or fewer: what they tend to has tests of its own.
     "predictive_coding": _fixed(_part(nl.predictive_coding, **INFERENCE), evaluations=3 + 2 * 3),
+    "error_predictive_coding": _fixed(_part(nl.error_predictive_coding, **INFERENCE), evaluations=3 + 2 * 3),
     "auxiliary_coordinates": _fixed(
         _part(nl.auxiliary_coordinates, penalties=(1, 10), **INFERENCE), evaluations=3 + 2 * 2 * 3
     ),
@@ -98,6 +99,7 @@ ESTIMATORS: dict[str, Entry] = {
     "contrastive_hebbian": _fixed(
         _part(nl.contrastive_hebbian, rate=0.5, num_steps=4), evaluations=1 + 2 * 4 + 2 * 4 + 2
     ),
+    "dual_propagation": _fixed(_part(nl.dual_propagation, num_steps=3), evaluations=3 + 2 * 2),
     "feedback_random": _feedback(nl.feedback.random()),
     "feedback_sign_symmetric": _feedback(nl.feedback.sign_symmetric()),
     "feedback_sign_concordant": _feedback(nl.feedback.sign_concordant()),

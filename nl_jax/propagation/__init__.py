@@ -1,17 +1,17 @@
 """Programs of layers and the ways to run them.
 
 `feedforward` and `scan` are what a program is written with, `interpret` is the one way to run it otherwise; `record`,
-`hold`, `inject` and `local` are the interpretations that learning rules share. All are ordinary functions of arrays:
-jit, grad and vmap apply. A program must call `propagate` in its own body or in a step of `scan`, not inside a
-transformation of its own (`jax.vmap`, `jax.lax.scan`), where its layers cannot be reached: that is a ValueError. Layers
-see the whole batch.
+`hold`, `inject`, `displace` and `local` are the interpretations that learning rules share. All are ordinary functions
+of arrays: jit, grad and vmap apply. A program must call `propagate` in its own body or in a step of `scan`, not inside
+a transformation of its own (`jax.vmap`, `jax.lax.scan`), where its layers cannot be reached: that is a ValueError.
+Layers see the whole batch.
 """
 
 from nl_jax.propagation.around import Around
 from nl_jax.propagation.interpretation import Given, Layer, Loop, Site, interpret, loops_around, places, plain_loop
 from nl_jax.propagation.local import Local, learning_layers, local, local_gradient
 from nl_jax.propagation.program import feedforward, scan
-from nl_jax.propagation.views import Held, Partly, hold, inject, record, zero_axons
+from nl_jax.propagation.views import Held, Partly, displace, hold, inject, record, zero_axons
 
 __all__ = [
     "Around",
@@ -22,6 +22,7 @@ __all__ = [
     "Loop",
     "Partly",
     "Site",
+    "displace",
     "feedforward",
     "hold",
     "inject",

@@ -1,4 +1,4 @@
-"""Runs that keep the layers' axons, hold them, or displace their pre-activations."""
+"""Runs that keep the layers' axons, hold them, or displace them or their pre-activations."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -104,6 +104,29 @@ def inject(program: Program) -> Callable[[Params, Any, Given], Any]:
 
     run = interpret(program, layer)
     return lambda params, inputs, offsets: run(params, inputs, offsets)[0]
+
+
+def displace(program: Program) -> Callable[[Params, Any, Mapping[str, Array]], tuple[Any, dict[str, Array]]]:
+    """Adds an error e^l to the axons of any layers, which is sent on: x^l = f(W^l x^{l-1} + b^l) + e^l.
+
+    `inject` adds to pre-activations, this to their values; seen from `hold`, e^l is the residual of the axons x^l.
+
+    Returns:
+      `displaced(params, inputs, errors) -> (outputs, {layer: axons})`, where `errors` maps the names of some or all
+      layers to arrays of their axons' shapes; axons in the order of propagation.
+
+    Raises:
+      ValueError: when run, for a duplicate layer name, errors of an unknown layer or of another shape.
+    """
+
+    def layer(site: Site, error: Array | None) -> tuple[Array, Array]:
+        axons = site.axons()
+        if error is not None:
+            _same_shape(site.name, "error", error, "the layer's axons", axons)
+            axons = axons + error
+        return axons, axons
+
+    return interpret(program, layer)
 
 
 def _same_shape(name: str, what: str, value: Array, whose: str, expected: Array) -> None:

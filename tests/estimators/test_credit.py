@@ -15,6 +15,7 @@ KEY = jax.random.key(3)
 # Those whose credit is shown; of equilibrium networks a weight learns at both its ends.
 TAUGHT = (
     *("backprop_recursion", "fixed_prediction", "predictive_coding", "primal_dual", "feedback_random"),
+    *("error_predictive_coding", "dual_propagation"),
     *("direct_feedback", "target_propagation", "node_none", "node_antithetic", "node_batch_credit", "forward_nodes"),
 )
 SHOWN = (

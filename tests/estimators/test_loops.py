@@ -208,6 +208,7 @@ def _outputs_in_the_loop(read_out, looped=True):
     ("make", "exact"),
     [
         (functools.partial(nl.predictive_coding, num_steps=3, tolerance=0.0), False),
+        (functools.partial(nl.error_predictive_coding, num_steps=3, tolerance=0.0), False),
         (functools.partial(nl.auxiliary_coordinates, penalties=(1, 10), num_steps=3, tolerance=0.0), False),
         (nl.fixed_prediction, True),
     ],

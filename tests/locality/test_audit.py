@@ -24,9 +24,14 @@ VERDICTS = {
     **dict.fromkeys(("backprop", "backprop_recursion", "lagrangian_backprop"), (EVERYTHING, "sees the target")),
     # x ← x − η ∂F/∂x: errors come down as δ does, through the same weights; the last layer's is its own p − p̄ at once.
     **dict.fromkeys(
-        ("fixed_prediction", "zero_divergence", "predictive_coding", "auxiliary_coordinates"),
+        (
+            *("fixed_prediction", "zero_divergence", "predictive_coding", "error_predictive_coding"),
+            "auxiliary_coordinates",
+        ),
         (EVERYTHING, "sees the target"),
     ),
+    # δ = −(s⁺ − s⁻)/β of states that are moved by Wᵀ times the differences above; at the top by ∂C/∂s̄ alone.
+    "dual_propagation": (EVERYTHING, "sees the target"),
     # δ = B (p − p̄) f': the same without the weights, unless B was made of them.
     # Target propagation sends targets in the place of δ, by way of decoders that are learned from axons.
     **dict.fromkeys(

@@ -131,6 +131,21 @@ def test_injected_offsets_enter_the_preactivation():
     np.testing.assert_allclose(outputs, p.forward(shifted, x), rtol=1e-6)
 
 
+def test_displaced_axons_are_sent_on():
+    """x = f(W x) + e by hand; and e is the residual of the axons that it makes."""
+    p = problems.chain()
+    x, error = p.batch[0], jnp.full((6, 5), 0.3)
+    outputs, axons = propagation.displace(p.forward)(p.params, x, {"hidden1": error})
+    own, above = p.params["hidden1"], p.params["output"]
+    hidden = jnp.tanh(x @ own["weight"] + own["bias"][None, :]) + 0.3
+    np.testing.assert_allclose(axons["hidden1"], hidden, rtol=1e-6)
+    np.testing.assert_allclose(outputs, hidden @ above["weight"] + above["bias"][None, :], rtol=1e-5)
+    held = propagation.hold(p.forward)(p.params, x, axons)[1]["hidden1"]
+    np.testing.assert_allclose(held.axons - held.predicted, error, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"layer 'hidden1': the error has shape \(1, 5\), the layer's axons \(6, 5\)"):
+        propagation.displace(p.forward)(p.params, x, {"hidden1": jnp.zeros((1, 5))})
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_exact_credit_gives_the_exact_gradient(name, x64):
     """Whatever the program: skip connections, tied weights, convolutions, parameters outside layers."""

@@ -9,7 +9,7 @@ from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.checks import layered, per_example
 from nl_jax.estimators.constrained.lagrangian import Axons
 from nl_jax.estimators.constrained.solution import Point, solution
-from nl_jax.propagation import Site, interpret, zero_axons
+from nl_jax.propagation import displace, zero_axons
 
 
 def lagrangian_backprop(objective: Objective) -> GradientEstimator:
@@ -48,12 +48,8 @@ def lagrangian_backprop(objective: Objective) -> GradientEstimator:
         alone gets from −C.
         """
 
-        def layer(site: Site, displacement: Array) -> tuple[Array, Array]:
-            x = site.axons() + displacement
-            return x, x
-
         def total(displacements: Axons) -> tuple[Array, Any]:
-            losses, axons = interpret(objective, layer)(params, batch, displacements)
+            losses, axons = displace(objective)(params, batch, displacements)
             names[:] = axons
             return -jnp.sum(per_example(losses)), (losses, axons)
 

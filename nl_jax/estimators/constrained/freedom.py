@@ -33,6 +33,10 @@ class Freedom(NamedTuple):
             for name, x in axons.items()
         }
 
+    def displacing(self, errors: Axons) -> dict[str, Array]:
+        """What `displace` is given, for hidden layers' errors: a step that is an output has none."""
+        return {name: e.at[-1].set(0) if name in self.but_last else e for name, e in errors.items()}
+
     def credit(self, objective: Objective, params: Params, axons: Axons, batch: Batch) -> dict[str, Array]:
         """λ = −∂C/∂x of outputs, with which ∂L/∂x = 0 there; of layers in `but_last` 0 at all other steps."""
         towards = downhill(objective, params, axons, batch, [*self.but_last, *self.outputs])

@@ -84,8 +84,23 @@ def learning_point(
     hidden, taken, failures = inferred
     _, layers = hold(objective)(params, batch, freedom.held(hidden))
     axons = {name: layer.axons for name, layer in layers.items()}
-    forces = {name: jnp.asarray(penalty, axons[name].dtype) * (axons[name] - layers[name].predicted) for name in hidden}
-    credit = freedom.credit(objective, params, axons, batch)
-    multipliers = {name: forces[name] if name in forces else credit[name] for name in axons}
-    multipliers |= {name: forces[name] + credit[name] for name in freedom.but_last}
+    errors = {name: axons[name] - layers[name].predicted for name in hidden}
+    multipliers = forces(objective, params, axons, errors, batch, freedom, penalty=penalty)
     return Point(losses, axons, multipliers, 2 * taken + 1, failures)
+
+
+def forces(
+    objective: Objective,
+    params: Params,
+    axons: Axons,
+    errors: Axons,
+    batch: Batch,
+    freedom: Freedom,
+    *,
+    penalty: float | Array,
+) -> dict[str, Array]:
+    """λ by layer, where hidden layers have the errors r_l: λ_l = μ r_l, and of outputs λ_L = −∂C/∂x_L."""
+    pulls = {name: jnp.asarray(penalty, error.dtype) * error for name, error in errors.items()}
+    credit = freedom.credit(objective, params, axons, batch)
+    multipliers = {name: pulls[name] if name in pulls else credit[name] for name in axons}
+    return multipliers | {name: pulls[name] + credit[name] for name in freedom.but_last}

@@ -181,7 +181,7 @@ def test_divergence_names_the_optimizer_also_in_training():
         nl.fit(learner, KEY, state, problem.batch, num_steps=2, progress=False)
 
 
-@pytest.mark.parametrize("make", [nl.predictive_coding, nl.auxiliary_coordinates])
+@pytest.mark.parametrize("make", [nl.predictive_coding, nl.error_predictive_coding, nl.auxiliary_coordinates])
 def test_bad_settings_are_refused(make):
     objective = lambda params, batch, propagate: batch
     with pytest.raises(ValueError, match=r"optimizer must be an optax optimizer such as optax\.sgd\(0\.1\), got 0\.1"):

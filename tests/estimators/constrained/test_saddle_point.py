@@ -189,6 +189,7 @@ MAKES = {
     "fixed_prediction": functools.partial(nl.fixed_prediction, rate=np.float64(0.5)),
     "zero_divergence": nl.zero_divergence,
     "predictive_coding": nl.predictive_coding,
+    "error_predictive_coding": nl.error_predictive_coding,
     "auxiliary_coordinates": nl.auxiliary_coordinates,
     "primal_dual": functools.partial(nl.primal_dual, step_size=np.float64(0.2)),
     "extragradient": functools.partial(nl.extragradient, step_size=np.float64(0.2)),
