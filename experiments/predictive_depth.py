@@ -60,7 +60,7 @@ class Config:
     seeds: int = 3
     """Independent networks."""
     quick: bool = False
-    """A small version, inference in 5 layers and learning in 4, of two seeds, in about a quarter of a minute."""
+    """A small version, inference in 5 layers and learning in 4, of two seeds, in about half a minute."""
 
 
 def run(config: Config) -> tuple[list[Descent], list[Curve]]:
