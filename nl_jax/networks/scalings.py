@@ -45,8 +45,8 @@ def depth_mup(inputs: int, units: int, layers: int) -> Scaling:
 
     At first axons have the same size at any width and depth. The paper trains with Adam and carries its learning rate
     from shallow to deep networks. But a step of Adam moves each entry of W by about η, so that L layers which agree
-    move the last axons by η √(N L): by this count the best rate falls as 1/√L, and `experiments.predictive_depth`
-    finds that it does fall.
+    move the last axons by η √(N L): by this count the best rate falls as 1/√L, as `experiments.predictive_depth` finds
+    it to.
 
     Args:
       inputs: N₀.
