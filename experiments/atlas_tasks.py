@@ -130,7 +130,11 @@ def student_teacher() -> Task:
     outputs = (outputs - outputs.mean()) / outputs.std()
     of = lambda rows: (inputs[rows], outputs[rows])
     error = lambda params, batch: jnp.mean((network.apply(params, batch[0]) - batch[1]) ** 2)
-    parts: dict[str, Any] = {"train": of(slice(1000)), "validation": of(slice(1000, 2000)), "test": of(slice(2000, None))}
+    parts: dict[str, Any] = {
+        "train": of(slice(1000)),
+        "validation": of(slice(1000, 2000)),
+        "test": of(slice(2000, None)),
+    }
     objective = nl.supervised(network.apply, nl.losses.half_squared_error)
     return Task(
         "student and teacher, 10-20-3", network.init, network.apply, objective, error, "variance not explained",
@@ -164,6 +168,14 @@ def spiking() -> Task:
     return _in_time(task, "spiking", 50, "delayed exclusive-or, spiking units", "wrong answers", goal=0.1)
 
 
+def deep() -> Task:
+    """scikit-learn's digits by a residual network of 64 layers, under depth-μP (Innocenti et al. 2025)."""
+    dataset = data.digits()
+    network = nl.residual(64, 32, 10, layers=64, activation=nl.activations.tanh())
+    title = f"{dataset.name}, 64 layers of 32 units with skip connections"
+    return _classes(network, title, with_validation(dataset)._asdict(), goal=0.1)
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "digits": digits,
     "mnist": mnist,
@@ -172,6 +184,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "mnist_1d_convolutional": mnist_1d_convolutional,
     "mnist_1d_gru": mnist_1d_gru,
     "student_teacher": student_teacher,
+    "deep": deep,
     "delayed": delayed,
     "spiking": spiking,
 }

@@ -367,4 +367,14 @@ EXHIBITS = (
             "form also what a step of each holds beside the parameters"
         },
     ),
+    Exhibit(
+        "experiments.atlas",
+        "Which rule for which network",
+        "<i>η</i>* = argmin<sub><i>η</i></sub> ⟨<i>E</i><sub>validation</sub>(<i>η</i>)⟩, &emsp; reported: "
+        "<i>E</i><sub>test</sub>(<i>η</i>*) ± its standard error",
+        "Every estimator on every network, all given the same trials of Adam’s rate: what each comes to, what it costs, "
+        "and what its updates may see. atlas.html has the table, to be sorted and filtered; each of its cells links to "
+        "its data and to the command that makes it.",
+        {"atlas": "Test errors of all methods against evaluations spent, by task, marked by what an update may see"},
+    ),
 )
