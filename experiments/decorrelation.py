@@ -58,8 +58,8 @@ class Config:
     """The highest; those between are spaced evenly on a logarithmic scale."""
     decorrelation_rates: tuple[float, float] = (0.003, 0.01)
     """Learning rates of R."""
-    kappa: float = 0.5
-    """κ of `nl.decorrelation`: 0 decorrelates, above it variances are brought to 1 as well."""
+    kappa: float = 0.0
+    """κ of `nl.decorrelation`: 0 decorrelates, as in the papers; above it variances are brought to 1 as well."""
     num_samples: int = 1
     """K, noisy passes of an update; of INP for each layer."""
     seeds: int = 3
