@@ -58,8 +58,8 @@ class Config:
     """The highest; those between are spaced evenly on a logarithmic scale."""
     decorrelation_rates: tuple[float, float] = (0.003, 0.01)
     """Learning rates of R."""
-    kappa: float = 0.5
-    """κ of `nl.decorrelation`: 0 decorrelates, above it variances are brought to 1 as well."""
+    kappa: float = 0.0
+    """κ of `nl.decorrelation`: 0 decorrelates, as in the papers; above it variances are brought to 1 as well."""
     num_samples: int = 1
     """K, noisy passes of an update; of INP for each layer."""
     seeds: int = 3
@@ -264,7 +264,7 @@ def _relative(updates: np.ndarray, to: np.ndarray) -> np.ndarray:
 
 def _compared(statement: str, without: np.ndarray, with_it: np.ndarray) -> dict[str, Any]:
     """Whether something got smaller, by seed; what is infinite in one of two, in one seed or more, counts as larger."""
-    digits = 0 if without.max() > 20 else 2
+    digits = 0 if with_it.min() > 20 else 2
     figure = f"{with_error(without, digits)} without, {with_error(with_it, digits)} with"
     lost = [not np.isfinite(values).all() for values in (without, with_it)]
     if any(lost):
