@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
@@ -40,7 +41,9 @@ def joined(command: Callable[[int], Sequence[str]], processes: int, seconds: flo
             )  # fmt: skip
             stack.callback(process.kill)
             started.append(process)
-        ended = [process.communicate(timeout=seconds) for process in started]
+        # All at once: one whose output nobody reads would stop, and the others wait for it at their end.
+        with ThreadPoolExecutor(processes) as readers:
+            ended = list(readers.map(lambda process: process.communicate(timeout=seconds), started))
     return [(process.returncode, *texts) for process, texts in zip(started, ended, strict=True)]
 
 

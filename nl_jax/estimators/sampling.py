@@ -172,8 +172,7 @@ def sums_updates(sharding: NamedSharding | None, footprint: int, components: int
     """Whether devices should rather sum what each adds up of a gradient than exchange scalars and add up all of it.
 
     Adding K directions on every device takes time in proportion to K; a sum of partial gradients is exchanged once,
-    whatever K. So devices of one process sum, where memory is the link; between processes, where a gradient would go
-    over a network, scalars travel. They also do where directions are much smaller than the parameters, as rank-one
+    whatever K. So devices sum. But scalars travel where directions are much smaller than the parameters, as rank-one
     noise is: these are added by one matrix product, at little cost for one direction more.
 
     Args:
@@ -183,5 +182,4 @@ def sums_updates(sharding: NamedSharding | None, footprint: int, components: int
     """
     if sharding is None or sharding.mesh.shape[sharding.spec[0]] == 1:
         return False
-    processes = {device.process_index for device in sharding.mesh.devices.flat}
-    return len(processes) == 1 and 2 * footprint > components
+    return 2 * footprint > components
