@@ -372,9 +372,20 @@ EXHIBITS = (
         "Which rule for which network",
         "<i>η</i>* = argmin<sub><i>η</i></sub> ⟨<i>E</i><sub>validation</sub>(<i>η</i>)⟩, &emsp; reported: "
         "<i>E</i><sub>test</sub>(<i>η</i>*) ± its standard error",
-        "Every estimator on every network, all given the same trials of Adam’s rate: what each comes to, what it costs, "
+        "Every estimator on every network, all given the same trials of Adam’s rate: what each comes to, what it costs "
         "and what its updates may see. atlas.html has the table, to be sorted and filtered; each of its cells links to "
         "its data and to the command that makes it.",
         {"atlas": "Test errors of all methods against evaluations spent, by task, marked by what an update may see"},
+    ),
+    Exhibit(
+        "experiments.hardware",
+        "Hardware in the loop",
+        "<i>δ<sup>l</sup></i> = <i>N</i> ⟨(<i>Ẽ</i> − <i>E</i>) Δ<i>ν<sup>l</sup></i> / ‖Δ<i>ν</i>‖²⟩, &emsp; "
+        "Δ<i>ν</i> = <i>ν̃</i> − <i>ν</i> as the circuit shows it",
+        "A simulated analogue circuit with mismatch, drift, coarse weights and noise of its own learns 5,000 MNIST "
+        "images. Node perturbation by measured activity uses the circuit’s noise and knows nothing of it (Dalm et al. "
+        "2023); beside it stand backprop in software, its weights written to the circuit, and backprop through a model "
+        "of the circuit (Wright et al. 2022).",
+        {"hardware": "Test accuracies of a circuit trained in the loop, by a model, and of a faultless network"},
     ),
 )

@@ -66,7 +66,7 @@ from nl_jax.networks.layers import Layer, Network, network
 from nl_jax.networks.mlp import mlp
 from nl_jax.networks.normalisation import batch_norm
 from nl_jax.networks.residual import Residual, residual
-from nl_jax.objectives import bandit, supervised
+from nl_jax.objectives import bandit, device, supervised
 from nl_jax.parts import Part, train_only
 from nl_jax.propagation import scan
 from nl_jax.rules.decorrelation import decorrelation
@@ -123,6 +123,7 @@ __all__ = [
     "connections",
     "contrastive_hebbian",
     "decorrelation",
+    "device",
     "diagnostics",
     "difference_target_propagation",
     "direct_feedback_alignment",

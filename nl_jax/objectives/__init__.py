@@ -2,11 +2,12 @@
 
 `supervised` compares with targets, `bandit` with nothing: a reward is returned, and that is all. `reconstruction`,
 `denoising` and `forward_forward` need no labels. What is drawn anew for every step (a corruption, a wrong label) is a
-function `(key, batch) -> batch` for `nl.augmented`.
+function `(key, batch) -> batch` for `nl.augmented`. `device` asks a function on the host, such as hardware.
 """
 
 from nl_jax.objectives.bandit import bandit, graded, greedy
 from nl_jax.objectives.corruption import gaussian_noise, masking_noise
+from nl_jax.objectives.device import device
 from nl_jax.objectives.forward_forward import contrast, forward_forward, goodness, overlay, predict
 from nl_jax.objectives.self_supervised import denoising, reconstruction
 from nl_jax.objectives.supervised import supervised
@@ -15,6 +16,7 @@ __all__ = [
     "bandit",
     "contrast",
     "denoising",
+    "device",
     "forward_forward",
     "gaussian_noise",
     "goodness",
