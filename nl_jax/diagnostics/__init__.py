@@ -1,12 +1,19 @@
-"""How good an estimator is and what it costs, measured, with standard errors."""
+"""How good an estimator is, what it costs and which rule was at work, measured, with standard errors."""
 
 from nl_jax.diagnostics.accuracy import Measurement, cosine, measure
 from nl_jax.diagnostics.alignment import Traced, alignment, angle, by_layer, by_leaf, trace_alignment
 from nl_jax.diagnostics.efficiency import Efficiency, Row, efficiency
+from nl_jax.diagnostics.plasticity import (
+    Plasticity,
+    plasticity_from_activity,
+    plasticity_from_readings,
+    plasticity_from_weights,
+)
 
 __all__ = [
     "Efficiency",
     "Measurement",
+    "Plasticity",
     "Row",
     "Traced",
     "alignment",
@@ -16,5 +23,8 @@ __all__ = [
     "cosine",
     "efficiency",
     "measure",
+    "plasticity_from_activity",
+    "plasticity_from_readings",
+    "plasticity_from_weights",
     "trace_alignment",
 ]
