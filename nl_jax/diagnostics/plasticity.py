@@ -233,7 +233,7 @@ def _unrolled(
 
     whole = target.shape[0]
     v, _ = jax.lax.scan(longer, start, jnp.array([-(-whole // part) for part in (8, 4, 2, 1)]))
-    everything = functools.partial(residuals, horizon=whole)
+    everything = functools.partial(residuals, horizon=jnp.asarray(whole))
     found = judged(v, everything(v), jax.jacfwd(everything)(v), count)
     if l1:
         found = found._replace(

@@ -128,6 +128,7 @@ def test_an_l1_penalty_leaves_a_minimum_of_the_penalised_loss():
     x, W, y = trained(jax.random.key(6))
     seen = (y + SIGMA * jax.random.normal(jax.random.key(7), y.shape)).at[5:9, 0, 1].set(jnp.nan)
     l1, missing = 3e-3, jnp.isnan(seen)
+    observations = 2.0 * int(jnp.sum(~missing))
     found = jax.jit(lambda: plasticity_from_activity(seen, x, initial=W[0], terms=TERMS, l1=l1))()
 
     def loss(theta):
@@ -135,7 +136,7 @@ def test_an_l1_penalty_leaves_a_minimum_of_the_penalised_loss():
         for t in range(STEPS):
             residuals.append(x[t] @ w - jnp.where(missing, 0, seen)[t])
             w = w + rule.change((), {"weight": w}, x[t], x[t] @ w, None)[0]["weight"]
-        return jnp.sum(jnp.where(missing, 0, jnp.stack(residuals)) ** 2) / (2.0 * int(jnp.sum(~missing)))
+        return jnp.sum(jnp.where(missing, 0, jnp.stack(residuals)) ** 2) / observations
 
     slope = jax.jit(jax.grad(loss))(found.theta)
     zero = np.array([found.theta[p] == 0 for p in TERMS])
