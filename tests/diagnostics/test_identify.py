@@ -102,7 +102,7 @@ def test_a_prior_multiplies_the_evidence():
     np.testing.assert_allclose(list(biased.values()), expected / expected.sum(), rtol=1e-4)
 
 
-def test_feedback_and_perturbation_are_told_from_the_gradient():
+def test_feedback_and_the_gradient_are_told_from_each_other():
     net = nl.mlp([4, 5, 2], activation=nl.activations.tanh())
     objective = nl.supervised(net.apply, nl.losses.cross_entropy)
     start = net.init(jax.random.key(4))
