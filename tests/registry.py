@@ -220,6 +220,9 @@ LINE_SEARCHES: dict[str, Callable[[], optax.GradientTransformation]] = {
 }
 """Optimizers that evaluate again, as often as they need."""
 
+PARAMETRIC = {(1, 1, 0): 1.0, (0, 2, 1): -1.0, (2, 1, 2): 0.3, (0, 0, 0): -0.1, (1, 0, 1): 0.2}
+"""Coefficients for `rules.parametric`: Oja's and more of all powers."""
+
 RULES: dict[str, Callable[[], rules.Rule]] = {
     "hebb": rules.hebb,
     "oja": rules.oja,
@@ -233,6 +236,7 @@ RULES: dict[str, Callable[[], rules.Rule]] = {
     "competitive_hebbian": _part(rules.competitive_hebbian, neighbours=2),
     "soft_hebb": rules.soft_hebb,
     "soft_hebb_anti_hebbian": _part(rules.soft_hebb, anti_hebbian=True, temperature=0.5),
+    "parametric": _part(rules.parametric, theta=PARAMETRIC),
     "perceptron": rules.perceptron,
     "delta": rules.delta,
     "delta_tanh": _part(rules.delta, derivative=nl.activations.tanh().derivative),

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "alternating": {"base", "checks", "learner", "parts"},
     "locality": {"base", "checks", "dependence", "propagation"},
     "training": {"base", "checks", "batching", "estimators"},
-    "diagnostics": {"base", "checks", "failures", "numerics"},
+    "diagnostics": {"base", "checks", "failures", "numerics", "rules"},
     "conformance": {*("base", "checks", "propagation", "activations", "losses", "networks", "objectives", "locality")},
     "theory": set(),
 }

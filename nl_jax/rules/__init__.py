@@ -11,6 +11,7 @@ from nl_jax.rules.delta import delta
 from nl_jax.rules.hebb import hebb
 from nl_jax.rules.instar import instar
 from nl_jax.rules.oja import oja
+from nl_jax.rules.parametric import parametric
 from nl_jax.rules.perceptron import perceptron
 from nl_jax.rules.rule import Rule
 from nl_jax.rules.sanger import sanger
@@ -28,6 +29,7 @@ __all__ = [
     "hebb",
     "instar",
     "oja",
+    "parametric",
     "perceptron",
     "sanger",
     "soft_hebb",

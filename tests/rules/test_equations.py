@@ -6,7 +6,7 @@ import pytest
 
 import nl_jax as nl
 from nl_jax import rules
-from tests.registry import RULES
+from tests.registry import PARAMETRIC, RULES
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -63,6 +63,9 @@ EQUATIONS = {
     "competitive_hebbian": lambda x, y, t: linked(y),
     "soft_hebb": lambda x, y, t: soft(x, 1.0, 1),
     "soft_hebb_anti_hebbian": lambda x, y, t: soft(x, 0.5, -1),
+    "parametric": lambda x, y, t: [
+        sum(value * x**a * y[j] ** b * W[:, j] ** c for (a, b, c), value in PARAMETRIC.items()) for j in UNITS
+    ],
     "perceptron": lambda x, y, t: [(np.sign(y[j]) != t[j]) * t[j] * x for j in UNITS],
     "delta": lambda x, y, t: [(t[j] - y[j]) * x for j in UNITS],
     "delta_tanh": lambda x, y, t: [(t[j] - y[j]) * (1 - y[j] ** 2) * x for j in UNITS],
@@ -150,3 +153,32 @@ def test_bad_settings_of_single_rules_are_named():
         rules.bcm(rate=1.5)
     with pytest.raises(ValueError, match=r"derivative must take one argument"):
         rules.delta(derivative=nl.activations.tanh)
+
+
+def test_coefficients_as_an_array_are_those_of_the_mapping():
+    params = {"weight": jnp.asarray(W)}
+    dense = np.zeros((3, 3, 3))
+    for powers, value in PARAMETRIC.items():
+        dense[powers] = value
+    by_name, by_array = (rules.parametric(theta).change((), params, X, Y, None)[0] for theta in (PARAMETRIC, dense))
+    np.testing.assert_array_equal(by_name["weight"], by_array["weight"])
+
+
+def test_ojas_coefficients_are_ojas_rule():
+    params = {"weight": jnp.asarray(W)}
+    theta = {(1, 1, 0): 1.0, (0, 2, 1): -1.0}
+    ours, oja = (rule.change((), params, X, Y, None)[0] for rule in (rules.parametric(theta), rules.oja()))
+    np.testing.assert_allclose(ours["weight"], oja["weight"], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("theta", "message"),
+    [
+        (np.ones((3, 3)), r"theta must be of shape \(3, 3, 3\).*got \(3, 3\)"),
+        ({(1, 1, 3): 1.0}, r"theta has a coefficient of \(1, 1, 3\).*each 0, 1 or 2"),
+        ({(1, 1): 1.0}, r"theta has a coefficient of \(1, 1\)"),
+    ],
+)
+def test_coefficients_of_no_term_are_refused(theta, message):
+    with pytest.raises(ValueError, match=message):
+        rules.parametric(theta)
