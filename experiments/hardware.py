@@ -6,6 +6,7 @@ python -m experiments.hardware --help
 import dataclasses
 import functools
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,15 +160,15 @@ def plot(found: Mapping[str, Mapping[str, Any]]) -> Any:
     """Test accuracy by way; dots are circuits."""
     from experiments.plotting import figure, style
 
-    canvas, axes = figure(1, 1, size=(8.6, 3.6))
+    canvas, axes = figure(1, 1, size=(9.0, 4.0))
     for i, of in enumerate(found.values()):
         mean, error = mean_and_error(100 * of["test"])
         colour = style(i)["color"]
         axes.errorbar(mean, i, xerr=error, fmt="o", color=colour, markersize=8, capsize=4)
         axes.plot(100 * of["test"], np.full(len(of["test"]), i + 0.2), ".", color=colour, alpha=0.6)
-    axes.set_yticks(range(len(found)), [WAYS[way] for way in found])
+    axes.set_yticks(range(len(found)), [textwrap.fill(WAYS[way], 34) for way in found])
     axes.invert_yaxis()
-    axes.set(xlabel="test accuracy, % (± one standard error over circuits; dots are circuits)")
+    axes.set(xlabel="test accuracy, % (± standard error; dots are circuits)")
     return canvas
 
 

@@ -84,7 +84,7 @@ def _checked(found: Any, shapes: Any) -> Any:
     returned: Any = jax.tree.structure(found)
     if returned != jax.tree.structure(shapes):
         raise ValueError(
-            f"the device returned {returned}, and its model {jax.tree.structure(shapes)}: return the same tree of arrays"
+            f"the device returned {returned}, its model {jax.tree.structure(shapes)}: return the same tree of arrays"
         )
 
     def leaf(path: Any, promised: Any, given: Any) -> np.ndarray:
