@@ -53,11 +53,11 @@ class Config:
     """Of the circuit."""
     hidden: int = 100
     """Hidden units (tanh)."""
-    updates: int = 3000
+    updates: int = 20_000
     """Of each run."""
     batch_size: int = 100
     """Images per update."""
-    samples: int = 10
+    samples: int = 3
     """Noisy passes of an update, where noise explores."""
     rates: tuple[float, ...] = (1e-3, 3e-3)
     """Adam's learning rates, which fall to zero as a cosine."""
