@@ -1,8 +1,8 @@
 """A cell of the atlas: one method on one task, tuned as all others are."""
 
 import functools
+import math
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import optax
 import nl_jax as nl
 from experiments.atlas_methods import Method
 from experiments.atlas_tasks import Task
+from experiments.sweep import first_at_most
 
 LOOKS = 20
 """Moments at which a run is looked at."""
@@ -64,7 +65,8 @@ def measured(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
     of_best = lambda values: values.reshape(len(effort.rates), effort.seeds)[found.best_index]
     error = np.stack([of_best(one["error"]) for one in looks])
     updates = np.array([one["update"] for one in looks])
-    reached = _first_at(task.goal, error.mean(axis=1), updates)
+    first = float(first_at_most(task.goal, error.mean(axis=1), updates))
+    reached = int(first) if math.isfinite(first) else None
     return {
         "status": "measured",
         "rate": found.best["rate"],
@@ -118,12 +120,6 @@ def _looked_at(task: Task, estimator: nl.GradientEstimator) -> Any:
         return jax.lax.map(functools.partial(one, key=key), states)
 
     return lambda states, step: look(states, jnp.int32(step))
-
-
-def _first_at(goal: float, error: np.ndarray, updates: Sequence[int] | np.ndarray) -> int | None:
-    """The first update at which the mean error has reached the goal; None if it never does."""
-    reached = np.flatnonzero(error <= goal)
-    return int(updates[reached[0]]) if reached.size else None
 
 
 def _verdict(task: Task, method: Method, effort: Effort) -> str:

@@ -60,6 +60,7 @@ METHODS: dict[str, Method] = {
     "activity_node_perturbation": _sampled(nl.activity_node_perturbation, NOISE),
     "forward_gradient_weights": _sampled(nl.forward_gradient, NOISE, space=nl.spaces.weights),
     "forward_gradient_nodes": _sampled(nl.forward_gradient, NOISE, space=nl.spaces.nodes),
+    "reinforce": _sampled(nl.reinforce, NOISE, units=nl.units.gaussian(sigma=0.1)),
     "evolution_strategy": _sampled(nl.evolution_strategy, NOISE),
     "fzoo": Method(
         lambda objective, example, samples: nl.normalised(nl.weight_perturbation(objective, num_samples=samples)), NOISE
@@ -76,6 +77,8 @@ METHODS: dict[str, Method] = {
     "zero_divergence": _plain(nl.zero_divergence, CONSTRAINED),
     "auxiliary_coordinates": _plain(nl.auxiliary_coordinates, CONSTRAINED),
     "primal_dual": _plain(nl.primal_dual, CONSTRAINED, num_steps=50),
+    "extragradient": _plain(nl.extragradient, CONSTRAINED, num_steps=50),
+    "augmented_lagrangian": _plain(nl.augmented_lagrangian, CONSTRAINED, num_outer=5, num_inner=10),
     "admm": _plain(nl.admm, CONSTRAINED, num_steps=10),
     "equilibrium_propagation": _plain(nl.equilibrium_propagation, EQUILIBRIUM, feedback_strength=0.1),
     "contrastive_hebbian": _plain(nl.contrastive_hebbian, EQUILIBRIUM),

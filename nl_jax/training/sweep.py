@@ -185,6 +185,10 @@ def sweep(
 
     learner = Learner(_Init(learner_of), _Step(learner_of))  # equal for equal functions: compiled once for all sweeps
     begin = functools.partial(_begin, learner, init, seeds, key)
+    _, begun = jax.eval_shape(begin, {name: jax.ShapeDtypeStruct((1,), np.float32) for name in trials})
+    for name, judge in (("score", score), ("test", test)):
+        if judge is not None:
+            _require_one_number_each(name, judge, begun.params)
     together = (
         _fitting(run_of("all"), begin, trials, count) if at_once is None else positive_integer("at_once", at_once)
     )
@@ -198,7 +202,7 @@ def sweep(
         states, history = Loop(run, MANY_DONATING, keys, states, 0, _never, lambda states: None).finish()
         own = min(together, count - first)
         apart = lambda x, own=own: x.reshape(together, seeds, *x.shape[1:])[:own]
-        found = apart(_one_number_each("score", _measured(score, states.params)))
+        found = apart(np.asarray(_measured(score, states.params)))
         scores.append(found)
         histories.append(jax.tree.map(apart, history))
         means = _means(found)
@@ -211,7 +215,7 @@ def sweep(
         raise Diverged(f"every one of {count} settings lost a run: lower the learning rates", states, kept)
     index = int(_means(score_of).argmin())
     final = best[1]._replace(estimator=best[1].estimator.own)
-    tested = None if test is None else _one_number_each("test", _measured(test, final.params))
+    tested = None if test is None else np.asarray(_measured(test, final.params))
     chosen = {name: float(values[index]) for name, values in trials.items()}
     return Sweep(trials, score_of, index, chosen, final, tested, kept)
 
@@ -311,10 +315,11 @@ def _measured(score: Callable[[Params], Array], params: Params) -> Array:
     return jax.lax.map(score, params)
 
 
-def _one_number_each(name: str, scores: Array) -> np.ndarray:
-    if scores.ndim != 1:
-        raise ValueError(f"{name} must return one number, got shape {scores.shape[1:]}: average over the examples")
-    return np.asarray(scores)
+def _require_one_number_each(name: str, score: Callable[[Params], Array], params: Params) -> None:
+    """ValueError unless a run's score is one number; asked before training, not after it."""
+    shape = jax.eval_shape(lambda params: jax.lax.map(score, params), params).shape
+    if len(shape) != 1:
+        raise ValueError(f"{name} must return one number, got shape {shape[1:]}: average over the examples")
 
 
 def _never(*of: Any) -> None:

@@ -1,5 +1,7 @@
+import ast
 import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from experiments import atlas, atlas_cell, atlas_page
+from experiments import atlas, atlas_cell, atlas_methods, atlas_page
 from experiments.atlas_cell import Effort
 from experiments.atlas_methods import METHODS, Method
 from experiments.atlas_tasks import TASKS, Task, wrong_answers
@@ -102,6 +104,21 @@ def test_what_an_update_may_see():
         factory = functools.partial(METHODS[name].make, example=at[2], samples=2)
         assert atlas_page.sees(nl.audit(factory, *at).verdict) == kind
     assert atlas_page.sees("local") == "local"
+
+
+def test_every_estimator_is_a_method():
+    """But those that only compose others, and the rules that need a program of their own."""
+    left_out = {"average", "mix", "partition", "batch_sum", "augmented", "at_equilibrium", "local_learning"}
+    made = set()
+    for module in ("estimators", "rules"):
+        for path in (Path(nl.__file__).parent / module).rglob("*.py"):
+            for node in ast.parse(path.read_text()).body:
+                returns = node.returns if isinstance(node, ast.FunctionDef) else None
+                if returns is not None and ast.unparse(returns) == "GradientEstimator" and node.name in nl.__all__:
+                    made.add(node.name)
+    assert len(made) > 30
+    source = Path(atlas_methods.__file__).read_text()
+    assert {name for name in made - left_out if f"nl.{name}" not in source} == {"decorrelation"}  # teaches R alone
 
 
 def test_a_method_of_ones_own():

@@ -130,13 +130,16 @@ def test_a_list_of_settings():
 
 
 def test_what_cannot_be_swept_is_an_error():
+    untold = lambda report: pytest.fail("training began")
     for settings in ({}, [], [{"rate": 1}, {"sigma": 1}], [3], [{}]):
         with pytest.raises(ValueError, match="settings must be values by name"):
             swept(settings)
     with pytest.raises(ValueError, match="those of 'rate' are not"):
         swept({"rate": [np.inf]})
     with pytest.raises(ValueError, match="score must return one number"):
-        swept({"rate": [0.02, 0.2], "sigma": [1e-3]}, at_once=2, score=lambda w: w)
+        swept({"rate": [0.02, 0.2], "sigma": [1e-3]}, at_once=2, score=lambda w: w, log=untold)
+    with pytest.raises(ValueError, match="test must return one number"):
+        swept({"rate": [0.02, 0.2], "sigma": [1e-3]}, at_once=2, test=lambda w: w, log=untold)
     with pytest.raises(ValueError, match="data must be arrays"):
         nl.sweep(learner_of, GRID, KEY, init, iter([DATA]), **{**COMMON, "batch_size": None})
     with pytest.raises(ValueError, match="learner_of must return"):
