@@ -44,7 +44,7 @@ def small_task():
 def small(monkeypatch):
     monkeypatch.setitem(TASKS, "small", small_task)
     monkeypatch.setitem(METHODS, "refusing", Method(lambda objective, example, samples: refusing(objective), "x"))
-    return ["--tasks", "small", "--methods", "backprop", "refusing", "rtrl", "--rates", "0.01", "0.1", "--seeds", "2",
+    return ["--tasks", "small", "--methods", "backprop", "refusing", "rtrl", "--rates", "1e-06", "0.1", "--seeds", "2",
             "--updates", "40"]  # fmt: skip
 
 
@@ -54,7 +54,8 @@ def test_every_cell_is_measured_or_says_why_not(small, tmp_path, capsys, monkeyp
     exact, refused, in_time = (found["cells"][f"small/{name}"] for name in ("backprop", "refusing", "rtrl"))
     assert exact["evaluations"] == 3 * 40
     assert np.shape(exact["validation errors"]) == (2, 2)
-    best = [0.01, 0.1].index(exact["rate"])
+    assert exact["rate"] == 0.1
+    best = 1
     assert best == np.mean(exact["validation errors"], axis=1).argmin()
     np.testing.assert_allclose(exact["validation error along training"][-1], exact["validation errors"][best])
     np.testing.assert_allclose(exact["cosine along training"], 1, rtol=1e-5)
@@ -69,7 +70,7 @@ def test_every_cell_is_measured_or_says_why_not(small, tmp_path, capsys, monkeyp
     assert "0.000 ± 0.000" in printed  # backprop behind itself
     page = (tmp_path / "atlas.html").read_text()
     assert page.count("<tr data-task") == 3
-    assert "python -m experiments.atlas --tasks small --methods backprop --rates 0.01 0.1 --seeds 2" in page
+    assert "python -m experiments.atlas --tasks small --methods backprop --rates 1e-06 0.1 --seeds 2" in page
     cell = json.loads((tmp_path / "cells/small-backprop.json").read_text())
     assert cell["test errors"] == exact["test errors"]
 
