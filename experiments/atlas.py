@@ -4,7 +4,6 @@ python -m experiments.atlas --help
 """
 
 import dataclasses
-import datetime
 import functools
 import itertools
 import sys
@@ -19,10 +18,11 @@ import tyro
 from tqdm.auto import tqdm
 
 import nl_jax as nl
-from experiments import atlas_page, atlas_tasks
-from experiments.atlas_cell import Effort, measured
+from experiments import atlas_page
+from experiments.atlas_cell import Effort
 from experiments.atlas_methods import METHODS, Method, of_user
 from experiments.atlas_tasks import TASKS, Task
+from experiments.atlas_workers import IMAGES, Order, all_done, task_of
 from experiments.failure import ExperimentError, exit_code
 from experiments.finished import Finished
 from experiments.results import Folder, judge, mean_and_error, verdict
@@ -53,7 +53,7 @@ class Config:
     data_dir: Path | None = None
     """A folder of MNIST-style IDX files, as one more task."""
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-    """Learning rates of Adam."""
+    """Learning rates of Adam, which fall to zero as a cosine."""
     seeds: int = 3
     """Beginnings at each rate."""
     updates: int = 1000
@@ -62,6 +62,8 @@ class Config:
     """Directions of an estimate, for methods that draw any."""
     out: Path = Path("results/atlas")
     """Folder for the results."""
+    processes: int = 1
+    """How many cells are measured at once, each by a process with its share of the processor's cores."""
     resume: bool = False
     """Keep the cells that an earlier run with the same settings finished in --out."""
     quick: bool = False
@@ -83,23 +85,32 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
         )  # fmt: skip
     tasks, methods = _chosen(config)
     folder = Folder(config.out, config, outputs=("atlas.html", "atlas.png", "atlas.json"))
-    finished = Finished(config.out, config, resume=config.resume, but=("tasks", "methods", "estimator", "data_dir"))
+    finished = Finished(
+        config.out, config, resume=config.resume, but=("tasks", "methods", "estimator", "data_dir", "processes")
+    )
     effort = Effort(config.rates, config.seeds, config.updates, config.samples)
     (config.out / "cells").mkdir(exist_ok=True)
-    versions = f"jax {jax.__version__}, nl_jax {nl.__version__}, {jax.devices()[0].device_kind}"
-    about = {
-        "rates": len(config.rates), "seeds": config.seeds, "updates": f"{config.updates:,}",
-        "made": f"Made {datetime.date.today().isoformat()} with {versions}.",
-    }  # fmt: skip
-    cells: dict[str, dict[str, Any]] = {}
-    with tqdm(total=len(tasks) * len(methods), unit="cell") as bar:
-        for task, name in itertools.product(tasks, methods):
-            cell = f"{task}/{name}"
-            bar.set_postfix_str(cell)
-            cells[cell] = finished(cell, functools.partial(_cell, tasks[task], methods[name], effort))
-            folder.data(f"cells/{task}-{name}", {"made by": command(config, task, name), **cells[cell]})
-            atlas_page.write(config.out, cells, tasks, methods, about, functools.partial(command, config))
+    versions = f"jax {jax.__version__} and nl_jax {nl.__version__}"
+    about = {"rates": len(config.rates), "seeds": config.seeds, "updates": f"{config.updates:,}", "versions": versions}
+    orders = [Order(task, method, config.data_dir, effort) for task, method in itertools.product(tasks, methods)]
+    cells = {order.cell: finished[order.cell] for order in orders if order.cell in finished}
+    lost: dict[str, Exception] = {}
+    with tqdm(total=len(orders), initial=len(cells), unit="cell") as bar:
+        for order, cell in all_done([order for order in orders if order.cell not in cells], config.processes):
+            bar.set_postfix_str(order.cell)
             bar.update()
+            if isinstance(cell, Exception):
+                lost[order.cell] = cell
+                continue
+            finished[order.cell] = cell
+            cells[order.cell] = finished[order.cell]
+            atlas_page.write(config.out, cells, tasks, methods, about, functools.partial(command, config))
+    cells = {order.cell: cells[order.cell] for order in orders if order.cell in cells}
+    for order in orders:
+        if order.cell in cells:
+            made_by = command(config, order.task, order.method)
+            folder.data(f"cells/{order.task}-{order.method}", {"made by": made_by, **cells[order.cell]})
+    atlas_page.write(config.out, cells, tasks, methods, about, functools.partial(command, config))
     for task in tasks:
         print(f"\n{tasks[task].title}; error: {tasks[task].unit}\n{table(cells, task, methods)}")
     folder.picture("atlas", atlas_page.plot(cells, tasks, methods))
@@ -107,6 +118,11 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
     judged = verdict(deviations)._asdict() if deviations and not config.quick else {}
     folder.data("atlas", {**judged, "cells": cells})
     print(f"\npage, map and data: {config.out} (atlas.html, atlas.png, atlas.json, a file for each cell)")
+    if lost:
+        name, error = next(iter(lost.items()))
+        raise ExperimentError(
+            f"{len(lost)} cells could not be measured, {', '.join(lost)}; {name}: {error!r}; try them again by --resume"
+        )
     if judged:
         judge(deviations)
     return cells
@@ -116,21 +132,16 @@ def _chosen(config: Config) -> tuple[dict[str, Task], dict[str, Method]]:
     for name, chosen, there in (("tasks", config.tasks, TASKS), ("methods", config.methods, METHODS)):
         if unknown := [x for x in chosen if x not in there]:
             raise ExperimentError(f"--{name}: there is no {', '.join(unknown)}; there are {', '.join(there)}")
-    if min(config.seeds, config.updates, config.samples) < 1 or config.seeds < 2 or not config.rates:
-        raise ExperimentError("--seeds must be at least 2, --updates, --samples and the number of --rates at least 1")
-    tasks = {name: TASKS[name]() for name in config.tasks}
-    if config.data_dir is not None:
-        tasks["images"] = atlas_tasks.with_images(config.data_dir)
+    if min(config.updates, config.samples, config.processes, len(config.rates)) < 1 or config.seeds < 2:
+        raise ExperimentError(
+            "--seeds must be at least 2, --updates, --samples, --processes and the number of --rates at least 1"
+        )
+    names = config.tasks if config.data_dir is None else (*config.tasks, IMAGES)
+    tasks = {name: task_of(name, config.data_dir) for name in names}
     methods = {name: METHODS[name] for name in config.methods}
     if config.estimator is not None:
         methods[config.estimator] = of_user(config.estimator)
     return tasks, methods
-
-
-def _cell(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
-    if method.in_time and not task.recurrent:
-        return {"status": "not for it", "why": "it is made for networks with a loop over time"}
-    return measured(task, method, effort)
 
 
 def command(config: Config, task: str, method: str) -> str:
@@ -160,7 +171,7 @@ def table(cells: Mapping[str, Any], task: str, methods: Mapping[str, Method]) ->
     heads = f"{'test error':>18}{'behind backprop':>20}{'evaluations':>13}{'to the goal':>13}{'MB':>7}"
     lines = [f"{'method':30}{heads}  it may see"]
     rest = []
-    own = {name: cells[f"{task}/{name}"] for name in methods}
+    own = {name: cells[f"{task}/{name}"] for name in methods if f"{task}/{name}" in cells}
     exact = own.get("backprop", {})
     for name, cell in sorted(own.items(), key=lambda of: np.mean(of[1].get("test errors", np.inf))):
         if cell["status"] != "measured":

@@ -1,7 +1,7 @@
 """A cell of the atlas: one method on one task, tuned as all others are."""
 
+import datetime
 import functools
-import math
 import time
 from typing import Any, NamedTuple
 
@@ -13,13 +13,13 @@ import optax
 import nl_jax as nl
 from experiments.atlas_methods import Method
 from experiments.atlas_tasks import Task
-from experiments.sweep import first_at_most
+from nl_jax.base import Batch, Objective
 
 LOOKS = 20
 """Moments at which a run is looked at."""
 
 _TIMED = 30
-"""Steps of which the median is taken."""
+"""Steps of which the median is taken, each beside one of backprop."""
 
 
 class Effort(NamedTuple):
@@ -34,17 +34,21 @@ class Effort(NamedTuple):
 def measured(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
     """What the atlas has to say of a method on a task, as plain data.
 
-    `status` is "measured"; "refused" by the method itself, whose words are in `why`; or "diverged" at every rate.
-    Adam at each learning rate from each beginning; the rate with the least error on validation examples is the one
-    that all else is of, the test error too.
+    `status` is "measured"; "not for it"; "refused" by the method itself, whose words are in `why`; or "diverged" at
+    every rate. Adam at each learning rate, which falls to zero as a cosine, from each beginning; the rate with the
+    least error on validation examples is the one that all else is of, the test error too.
     """
+    made = {"date": datetime.date.today().isoformat(), "device": str(jax.devices()[0].device_kind)}
+    if method.in_time and not task.recurrent:
+        return {"status": "not for it", "why": "it is made for networks with a loop over time", **made}
     try:
-        estimator = method.make(task.objective, task.example, effort.samples)
-        step = _step(estimator, task)
+        lesson = method.lesson(task)
+        estimator = method.make(lesson, effort.samples)
+        step = _step(estimator, lesson, task)
     except ValueError as refusal:
-        return {"status": "refused", "why": str(refusal)}
+        return {"status": "refused", "why": str(refusal), **made}
     looks: list[dict[str, np.ndarray]] = []
-    look = _looked_at(task, estimator)
+    look = _looked_at(estimator, lesson, task)
 
     def log(report: nl.Report) -> None:
         error, cosine = jax.device_get(look(report.state, report.step))
@@ -53,20 +57,19 @@ def measured(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
     began = time.perf_counter()
     try:
         found = nl.sweep(
-            lambda rate: nl.learner(estimator, optax.adam(rate)), {"rate": effort.rates}, jax.random.key(0), task.init,
-            task.train, score=lambda params: task.error(params, task.validation),
-            test=lambda params: task.error(params, task.test), num_steps=effort.updates, seeds=effort.seeds,
+            lambda rate: nl.learner(estimator, optax.adam(optax.cosine_decay_schedule(rate, effort.updates))), {"rate": effort.rates}, jax.random.key(0),
+            lesson.init, lesson.train, score=lambda params: lesson.error(params, task.validation),
+            test=lambda params: lesson.error(params, task.test), num_steps=effort.updates, seeds=effort.seeds,
             at_once=len(effort.rates), batch_size=task.batch_size, progress=False, log=log,
             steps_per_dispatch=-(-effort.updates // LOOKS),
         )  # fmt: skip
     except nl.Diverged as lost:
-        return {"status": "diverged", "why": str(lost), **step}
+        return {"status": "diverged", "why": str(lost), **step, **made}
     assert found.test is not None
     of_best = lambda values: values.reshape(len(effort.rates), effort.seeds)[found.best_index]
     error = np.stack([of_best(one["error"]) for one in looks])
     updates = np.array([one["update"] for one in looks])
-    first = float(first_at_most(task.goal, error.mean(axis=1), updates))
-    reached = int(first) if math.isfinite(first) else None
+    reached = stays_at_most(task.goal, error.mean(axis=1), updates)
     return {
         "status": "measured",
         "rate": found.best["rate"],
@@ -81,38 +84,73 @@ def measured(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
         "evaluations to the goal": reached and reached * step["evaluations per update"],
         "seconds to the goal": reached and reached * step["seconds per update"],
         "seconds of the whole sweep": time.perf_counter() - began,
-        "verdict": _verdict(task, method, effort),
+        "verdict": _verdict(method, lesson, effort),
         **step,
+        **made,
     }
 
 
-def _step(estimator: nl.GradientEstimator, task: Task) -> dict[str, Any]:
-    """Cost of one update of one run."""
-    learner, key = nl.learner(estimator, optax.adam(1e-3)), jax.random.key(0)
-    state = learner.init(key, task.init(jax.random.key(1)))
-    compiled = jax.jit(learner.step).lower(key, state, task.example).compile()
-    _, info = compiled(key, state, task.example)
-    seconds = []
-    for _ in range(_TIMED):
-        began = time.perf_counter()
-        jax.block_until_ready(compiled(key, state, task.example))
-        seconds.append(time.perf_counter() - began)
+def stays_at_most(goal: float, values: np.ndarray, moments: np.ndarray) -> int | None:
+    """The first of the moments from which on values are at most `goal`; None if the last is not."""
+    missed = np.flatnonzero(~(values <= goal))
+    first = 0 if len(missed) == 0 else int(missed[-1]) + 1
+    return int(moments[first]) if first < len(moments) else None
+
+
+def _step(estimator: nl.GradientEstimator, lesson: Task, task: Task) -> dict[str, Any]:
+    """Cost of one update of one run, and its time over that of an update by backprop, taken in turns."""
+    compiled, arguments, info = _compiled(estimator, lesson.init, lesson.example)
+    reference, beside, _ = _backprop(task)
+    seconds = np.empty((_TIMED, 2))
+    for row in seconds:
+        for i, (run, of) in enumerate(((compiled, arguments), (reference, beside))):
+            began = time.perf_counter()
+            jax.block_until_ready(run(*of))
+            row[i] = time.perf_counter() - began
     memory = compiled.memory_analysis()
     return {
         "evaluations per update": int(info.evaluations),
-        "seconds per update": float(np.median(seconds)),
+        "seconds per update": float(np.median(seconds[:, 0])),
+        "times backprop's seconds": float(np.median(seconds[:, 0] / seconds[:, 1])),
         "bytes": None if memory is None else memory.temp_size_in_bytes + memory.argument_size_in_bytes,
     }
 
 
-def _looked_at(task: Task, estimator: nl.GradientEstimator) -> Any:
-    """`look(states, step)`: of every run its validation error, and the cosine of an estimate to the gradient."""
+def _compiled(estimator: nl.GradientEstimator, init: Any, example: Batch) -> tuple[Any, tuple[Any, ...], Any]:
+    """A compiled update, what it is called with, and what it tells when it is."""
+    learner, key = nl.learner(estimator, optax.adam(1e-3)), jax.random.key(0)
+    arguments = key, learner.init(key, init(jax.random.key(1))), example
+    compiled = jax.jit(learner.step).lower(*arguments).compile()
+    return compiled, arguments, compiled(*arguments)[1]
+
+
+_BACKPROP: dict[Objective, tuple[Any, tuple[Any, ...], Any]] = {}
+"""By objective, of the last task alone: compiled once for all methods."""
+
+
+def _backprop(task: Task) -> tuple[Any, tuple[Any, ...], Any]:
+    if task.objective not in _BACKPROP:
+        _BACKPROP.clear()
+        _BACKPROP[task.objective] = _compiled(nl.backprop(task.objective), task.init, task.example)
+    return _BACKPROP[task.objective]
+
+
+def _looked_at(estimator: nl.GradientEstimator, lesson: Task, task: Task) -> Any:
+    """`look(states, step)`: of every run its validation error, and the cosine of an estimate to the gradient.
+
+    The gradient is of the task's objective; the cosine is NaN where a method has parameters of its own instead.
+    """
     exact = nl.backprop(task.objective)
+    shapes = lambda init: jax.tree.map(jnp.shape, jax.eval_shape(init, jax.random.key(0)))
+    comparable = shapes(task.init) == shapes(lesson.init)
 
     def one(state: nl.LearnerState, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        estimate, _, _ = estimator.estimate(key, state.estimator.own, state.params, task.example)
+        error = lesson.error(state.params, task.validation)
+        if not comparable:
+            return error, jnp.float32(jnp.nan)
+        estimate, _, _ = estimator.estimate(key, state.estimator.own, state.params, lesson.example)
         gradient, _, _ = exact.estimate(key, (), state.params, task.example)
-        return task.error(state.params, task.validation), nl.diagnostics.accuracy.cosine(estimate, gradient)
+        return error, nl.diagnostics.accuracy.cosine(estimate, gradient)
 
     @jax.jit
     def look(states: nl.LearnerState, step: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -122,8 +160,8 @@ def _looked_at(task: Task, estimator: nl.GradientEstimator) -> Any:
     return lambda states, step: look(states, jnp.int32(step))
 
 
-def _verdict(task: Task, method: Method, effort: Effort) -> str:
+def _verdict(method: Method, lesson: Task, effort: Effort) -> str:
     """What the updates may see, as the audit finds."""
-    factory = lambda program: method.make(program, task.example, effort.samples)
-    params = jax.eval_shape(task.init, jax.random.key(0))
-    return nl.audit(factory, task.objective, params, task.example).verdict
+    factory = lambda program: method.make(lesson._replace(objective=program), effort.samples)
+    params = jax.eval_shape(lesson.init, jax.random.key(0))
+    return nl.audit(factory, lesson.objective, params, lesson.example, inputs=lesson.audited).verdict

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import optax
 
 import nl_jax as nl
+from experiments import atlas_lessons
+from experiments.atlas_tasks import Task
 from experiments.failure import ExperimentError
-from nl_jax.base import Batch, GradientEstimator, Objective
+from nl_jax.base import GradientEstimator
 
-Make = Callable[[Objective, Batch, int], GradientEstimator]
-"""`make(objective, example, samples) -> estimator`; the example is a batch, the samples are the directions drawn."""
+Make = Callable[[Task, int], GradientEstimator]
+"""`make(task, samples) -> estimator` of the task's objective; the samples are the directions drawn."""
 
 
 class Method(NamedTuple):
@@ -22,28 +24,48 @@ class Method(NamedTuple):
       make: makes it.
       family: of methods of the same kind.
       in_time: whether it is made for networks with a loop over time, and has nothing to say of others.
+      lesson: what becomes of a task for a method that does not learn from its objective; ValueError if nothing can.
     """
 
     make: Make
     family: str
     in_time: bool = False
+    lesson: Callable[[Task], Task] = lambda task: task
 
 
 def _plain(make: Callable[..., GradientEstimator], family: str, in_time: bool = False, **settings: Any) -> Method:
-    return Method(lambda objective, example, samples: make(objective, **settings), family, in_time)
+    return Method(lambda task, samples: make(task.objective, **settings), family, in_time)
 
 
 def _of_example(make: Callable[..., GradientEstimator], family: str, **settings: Any) -> Method:
-    return Method(lambda objective, example, samples: make(objective, example, **settings), family)
+    return Method(lambda task, samples: make(task.objective, task.example, **settings), family)
 
 
 def _sampled(make: Callable[..., GradientEstimator], family: str, in_time: bool = False, **settings: Any) -> Method:
     make = functools.partial(make, **settings)
-    return Method(lambda objective, example, samples: make(objective, num_samples=samples), family, in_time)
+    return Method(lambda task, samples: make(task.objective, num_samples=samples), family, in_time)
+
+
+def _rule(hidden: Callable[[], nl.rules.Rule] | None) -> Method:
+    """A rule for hidden layers, under outputs that learn by the delta rule."""
+
+    def make(task: Task, samples: int) -> GradientEstimator:
+        del samples
+        rules = atlas_lessons.rules_of(task, None if hidden is None else hidden())
+        return nl.local_learning(task.objective, rules)
+
+    return Method(make, RULE, lesson=atlas_lessons.by_rules)
+
+
+def _forward_forward(task: Task, samples: int) -> GradientEstimator:
+    del samples
+    assert task.widths is not None
+    return nl.augmented(nl.backprop(task.objective), nl.objectives.contrast(task.widths[-1]))
 
 
 GRADIENT, NOISE, FEEDBACK = "gradient", "noise", "feedback"
 CONSTRAINED, EQUILIBRIUM, ONLINE = "constrained", "equilibrium", "online"
+RULE = "local rule"
 
 METHODS: dict[str, Method] = {
     "backprop": _plain(nl.backprop, GRADIENT),
@@ -54,7 +76,7 @@ METHODS: dict[str, Method] = {
     "node_perturbation": _sampled(nl.node_perturbation, NOISE),
     "node_perturbation_orthogonal": _sampled(nl.node_perturbation, NOISE, directions=nl.directions.orthogonal()),
     "iterative_node_perturbation": Method(
-        lambda objective, example, samples: nl.iterative_node_perturbation(objective, num_samples=max(1, samples // 4)),
+        lambda task, samples: nl.iterative_node_perturbation(task.objective, num_samples=max(1, samples // 4)),
         NOISE,
     ),
     "activity_node_perturbation": _sampled(nl.activity_node_perturbation, NOISE),
@@ -63,7 +85,7 @@ METHODS: dict[str, Method] = {
     "reinforce": _sampled(nl.reinforce, NOISE, units=nl.units.gaussian(sigma=0.1)),
     "evolution_strategy": _sampled(nl.evolution_strategy, NOISE),
     "fzoo": Method(
-        lambda objective, example, samples: nl.normalised(nl.weight_perturbation(objective, num_samples=samples)), NOISE
+        lambda task, samples: nl.normalised(nl.weight_perturbation(task.objective, num_samples=samples)), NOISE
     ),
     "feedback_alignment": _plain(nl.feedback_alignment, FEEDBACK),
     "sign_symmetric": _plain(nl.feedback_alignment, FEEDBACK, feedback=nl.feedback.sign_symmetric()),
@@ -90,6 +112,17 @@ METHODS: dict[str, Method] = {
     "e_prop": _plain(nl.e_prop, ONLINE, True),
     "rflo": _plain(nl.rflo, ONLINE, True),
     "three_factor": _sampled(nl.three_factor, ONLINE, True, sigma=0.1),
+    "forward_forward": Method(_forward_forward, RULE, lesson=atlas_lessons.forward_forward),
+    "delta": _rule(None),
+    "hebb": _rule(nl.rules.hebb),
+    "oja": _rule(nl.rules.oja),
+    "sanger": _rule(nl.rules.sanger),
+    "subspace": _rule(nl.rules.subspace),
+    "bcm": _rule(nl.rules.bcm),
+    "instar": _rule(nl.rules.instar),
+    "competitive": _rule(nl.rules.competitive),
+    "spherical": _rule(nl.rules.spherical),
+    "soft_hebb": _rule(nl.rules.soft_hebb),
 }
 
 

@@ -43,7 +43,7 @@ def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Mapping[st
     canvas, panels = figure(rows, columns, size=(5.2 * columns + 2.6, 4.0 * rows + 0.8))
     numbers = {name: str(i) for i, name in enumerate(methods, 1)}
     for axes, name in zip(np.ravel(panels), tasks, strict=False):
-        of_task = {m: c for m in methods if (c := cells[f"{name}/{m}"])["status"] == "measured"}
+        of_task = {m: c for m in methods if (c := cells.get(f"{name}/{m}", {})).get("status") == "measured"}
         costs = [cell["evaluations"] for cell in of_task.values()]
         for i, (method, cell) in enumerate(of_task.items()):
             mean, error = mean_and_error(np.asarray(cell["test errors"]))
@@ -90,11 +90,12 @@ main {{ max-width: none; }}
 <body>
 <header>
 <h1>Which rule for which network</h1>
-<p>Every method was given the same trials: Adam at {rates} learning rates from {seeds} beginnings, {updates} updates
-each. The rate was chosen on validation examples; errors are of test examples, ± standard errors over beginnings.</p>
+<p>Every method was given the same trials: Adam at {rates} learning rates, which fall to zero as a cosine, from {seeds}
+beginnings, {updates} updates each. The rate was chosen on validation examples; errors are of test examples, ± standard errors over beginnings.</p>
 <p class="faint">An evaluation is one pass of a batch through the network; a reverse sweep counts as two. “To the goal”
-is the price of a validation error of {goals}. The cosine is of one estimate to the exact gradient, at the beginning and
-at the end. {made}</p>
+is the price of staying below a validation error of {goals}. The cosine is of one estimate to the exact gradient, at the
+beginning and at the end. “Time” is that of one update over that of one by backprop, taken in turns. Measured with
+{versions}.</p>
 </header>
 <main>
 <figure tabindex="0"><a href="atlas.png"><img src="atlas.png" alt="test error against evaluations, by task"></a>
@@ -136,7 +137,7 @@ show();
 
 HEADS = (
     "task", "method", "family", "an update may see", "test error", "behind backprop", "evaluations", "to the goal",
-    "seconds to the goal", "MB", "cosine", "rate", "data", "made by",
+    "seconds to the goal", "time", "MB", "cosine", "rate", "date", "on", "data", "made by",
 )  # fmt: skip
 
 
@@ -154,7 +155,7 @@ def write(
       out: the folder.
       cells: by "task/method".
       tasks, methods: by name.
-      about: `rates`, `seeds`, `updates`, and `made`, a sentence on when and with what.
+      about: `rates`, `seeds`, `updates` and `versions`.
       command: `command(task, method)`, what makes a cell.
     """
     rows = [
@@ -177,19 +178,25 @@ def write(
 def _row(cells: Mapping[str, Any], task: str, title: str, method: str, family: str, made_by: str) -> str:
     cell = cells[f"{task}/{method}"]
     ends = [_text(title), _text(method.replace("_", " ")), _text(family)]
-    links = [f'<td><a href="cells/{task}-{method}.json">json</a></td>', f"<td><code>{html.escape(made_by)}</code></td>"]
+    links = [_text(cell["date"]), _text(cell["device"])]
+    links += [
+        f'<td><a href="cells/{task}-{method}.json">json</a></td>',
+        f"<td><code>{html.escape(made_by)}</code></td>",
+    ]
     if cell["status"] != "measured":
         why = f"{cell['status']}: {cell['why'].splitlines()[0]}"
         middle = [f'<td title="{html.escape(cell["why"])}">{html.escape(why[:80])}</td>']
-        middle += [_number(math.inf, "")] * (len(HEADS) - 6)
+        middle += [_number(math.inf, "")] * (len(HEADS) - len(ends) - len(middle) - len(links))
     else:
         words, colour, _ = SEES[sees(cell["verdict"])]
         dot = f'<span class="dot" style="background:{colour}"></span>'
         errors = np.asarray(cell["test errors"])
         exact = cells.get(f"{task}/backprop", {})
         behind = errors - np.asarray(exact["test errors"]) if exact.get("status") == "measured" else None
+        slower = cell["times backprop's seconds"]
         megabytes = None if cell["bytes"] is None else cell["bytes"] / 1e6
         angle = np.mean(np.asarray(cell["cosine along training"], float), axis=1)[[0, -1]]
+        own = "" if np.isnan(angle).any() else f"{angle[0]:.2f} → {angle[-1]:.2f}"
         middle = [
             f'<td title="{html.escape(cell["verdict"])}">{dot}{html.escape(words)}</td>',
             _with_error(errors),
@@ -197,8 +204,9 @@ def _row(cells: Mapping[str, Any], task: str, title: str, method: str, family: s
             _number(cell["evaluations"], f"{cell['evaluations']:,}"),
             _or_never(cell["evaluations to the goal"], "{:,}"),
             _or_never(cell["seconds to the goal"], "{:.2g}"),
+            _number(slower, f"{slower:.2g}"),
             _number(megabytes, "" if megabytes is None else f"{megabytes:.2f}"),
-            _number(angle[-1], f"{angle[0]:.2f} → {angle[-1]:.2f}"),
+            _number(angle[-1], own),
             _number(cell["rate"], f"{cell['rate']:g}{' (end)' if cell['rate at the end of the range'] else ''}"),
         ]
     return f'<tr data-task="{task}">{"".join([*ends, *middle, *links])}</tr>'

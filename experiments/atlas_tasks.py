@@ -11,7 +11,7 @@ import numpy as np
 import nl_jax as nl
 from experiments import data, temporal_networks, temporal_tasks
 from experiments.sweep import with_validation
-from nl_jax.base import Array, Forward, Key, Objective, Params
+from nl_jax.base import Array, Forward, Key, Params
 
 Batch = tuple[Array, Array]
 
@@ -22,7 +22,7 @@ class Task(NamedTuple):
     Attributes:
       title: in a figure.
       init, apply: the network's parameters and its forward function.
-      objective: a loss for each example.
+      objective: a loss for each example; for rules without one, the program they learn by.
       error: `error(params, batch) -> scalar`, what settings are chosen by and what is reported; lower is better.
       unit: of the error.
       train, validation, test: of examples.
@@ -30,12 +30,14 @@ class Task(NamedTuple):
       anchor: what backprop is known to reach; None if nothing is known.
       batch_size: examples per update.
       recurrent: whether the network has a loop over time.
+      widths: of a dense network's layers, from the inputs to the classes; None of any other.
+      audited: `audited(batch)`, what the program is called with; None for the batch.
     """
 
     title: str
     init: Callable[[Key], Params]
     apply: Forward
-    objective: Objective
+    objective: Any
     error: Callable[[Params, Batch], Array]
     unit: str
     train: Batch
@@ -45,6 +47,8 @@ class Task(NamedTuple):
     anchor: float | None = None
     batch_size: int = 100
     recurrent: bool = False
+    widths: tuple[int, ...] | None = None
+    audited: Callable[[Any], Any] | None = None
 
     @property
     def example(self) -> Batch:
@@ -74,7 +78,7 @@ def _images(dataset: data.Dataset, hidden: tuple[int, ...], **more: Any) -> Task
     sizes = [dataset.train.images.shape[1], *hidden, dataset.num_classes]
     network = nl.mlp(sizes, activation=nl.activations.tanh())
     sets = with_validation(dataset)._asdict()
-    return _classes(network, f"{dataset.name}, {'-'.join(map(str, sizes))}", sets, **more)
+    return _classes(network, f"{dataset.name}, {'-'.join(map(str, sizes))}", sets, widths=tuple(sizes), **more)
 
 
 def digits() -> Task:
@@ -102,8 +106,9 @@ def mnist_1d_linear() -> Task:
 
 def mnist_1d_dense() -> Task:
     """MNIST-1D by two hidden layers of 100 rectified units (Greydanus 2020)."""
-    network = nl.mlp([40, 100, 100, 10], activation=nl.activations.relu())
-    return _mnist_1d(network, "40-100-100-10", (40,), goal=0.5, anchor=0.32)
+    widths = 40, 100, 100, 10
+    network = nl.mlp(widths, activation=nl.activations.relu())
+    return _mnist_1d(network, "40-100-100-10", (40,), goal=0.5, anchor=0.32, widths=widths)
 
 
 def mnist_1d_convolutional() -> Task:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from experiments import atlas, atlas_cell, atlas_methods, atlas_page
+from experiments import atlas, atlas_cell, atlas_lessons, atlas_methods, atlas_page, atlas_workers
 from experiments.atlas_cell import Effort
 from experiments.atlas_methods import METHODS, Method
 from experiments.atlas_tasks import TASKS, Task, wrong_answers
+from experiments.atlas_workers import Order, all_done
+from experiments.failure import ExperimentError
 from nl_jax.propagation import feedforward
 
 pytestmark = pytest.mark.usefixtures("lenient")  # optax promotes
@@ -43,7 +45,7 @@ def small_task():
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setitem(TASKS, "small", small_task)
-    monkeypatch.setitem(METHODS, "refusing", Method(lambda objective, example, samples: refusing(objective), "x"))
+    monkeypatch.setitem(METHODS, "refusing", Method(lambda task, samples: refusing(task.objective), "x"))
     return ["--tasks", "small", "--methods", "backprop", "refusing", "rtrl", "--rates", "1e-06", "0.1", "--seeds", "2",
             "--updates", "40"]  # fmt: skip
 
@@ -61,7 +63,9 @@ def test_every_cell_is_measured_or_says_why_not(small, tmp_path, capsys, monkeyp
     np.testing.assert_allclose(exact["cosine along training"], 1, rtol=1e-5)
     assert exact["updates"] == list(range(0, 41, 2))
     mean = np.mean(exact["validation error along training"], axis=1)
-    assert exact["updates to the goal"] == exact["updates"][np.flatnonzero(mean <= 0.2)[0]]
+    assert exact["updates to the goal"] == exact["updates"][np.flatnonzero(mean > 0.2)[-1] + 1]
+    assert exact["seconds to the goal"] == exact["updates to the goal"] * exact["seconds per update"] > 0
+    assert exact["times backprop's seconds"] > 0
     assert exact["verdict"] == "reads other axons, weight transport, sees the target"
     assert (refused["status"], refused["why"]) == ("refused", "not today")
     assert in_time["status"] == "not for it"
@@ -75,7 +79,7 @@ def test_every_cell_is_measured_or_says_why_not(small, tmp_path, capsys, monkeyp
     assert cell["test errors"] == exact["test errors"]
 
     # An interrupted atlas goes on: nothing that is finished is measured again.
-    monkeypatch.setattr(atlas, "measured", lambda *of: pytest.fail("measured again"))
+    monkeypatch.setattr(atlas_workers, "measured", lambda *of: pytest.fail("measured again"))
     atlas.main([*small, "--out", str(tmp_path), "--resume"])
     assert json.loads((tmp_path / "atlas.json").read_text()) == found
 
@@ -85,6 +89,57 @@ def test_a_cell_in_which_every_rate_is_lost_says_so():
     found = atlas_cell.measured(small_task(), lost, Effort((3e38,), 2, 5, 1))
     assert found["status"] == "diverged"
     assert "every one of 1 settings" in found["why"]
+
+
+def test_the_goal_counts_from_when_it_is_kept():
+    moments = np.array([0, 10, 20, 30])
+    kept = lambda *values: atlas_cell.stays_at_most(0.5, np.array(values), moments)
+    assert kept(0.9, 0.4, 0.9, 0.5) == 30
+    assert kept(0.9, 0.4, 0.4, 0.1) == 10
+    assert kept(0.4, 0.4, 0.4, 0.1) == 0
+    assert kept(0.9, 0.4, 0.4, 0.6) is None
+    assert kept(0.9, 0.4, np.nan, 0.4) == 30
+
+
+@pytest.mark.parametrize("name", ["delta", "forward_forward"])
+def test_methods_that_have_no_loss_are_measured_too(name):
+    task = small_task()
+    task = task._replace(widths=(4, 8, 2), validation=task.train)
+    found = atlas_cell.measured(task, METHODS[name], Effort((0.03,), 4, 100, 1))
+    assert found["status"] == "measured"
+    assert found["validation errors"].mean() < 0.3
+    assert found["verdict"] == "sees the target"  # no other layer's axons, no other weights
+    assert np.isfinite(found["cosine along training"]).all() == (name == "delta")
+
+
+def test_a_lesson_that_a_network_cannot_be_given_is_refused():
+    task = small_task()
+    assert atlas_lessons.hidden_layers(task) == ["hidden1"]
+    with pytest.raises(ValueError, match="dense network with hidden layers"):
+        atlas_lessons.forward_forward(task)
+    alone = task._replace(init=nl.mlp([4, 2], activation=nl.activations.tanh()).init)
+    with pytest.raises(ValueError, match="outputs alone"):
+        atlas_lessons.rules_of(alone, nl.rules.oja())
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_cells_by_several_processes(processes):
+    orders = [Order("student_teacher", method, None, Effort((0.1,), 2, 1, 1)) for method in ("rtrl", "none:such")]
+    found = {order.cell: cell for order, cell in all_done(orders, processes)}
+    assert found["student_teacher/rtrl"]["status"] == "not for it"
+    assert isinstance(found["student_teacher/none:such"], ExperimentError)
+
+
+def test_a_cell_that_fails_leaves_the_others_alone(small, tmp_path, capsys, monkeypatch):
+    def failing(task, method, effort):
+        if method is METHODS["backprop"]:
+            raise RuntimeError("out of luck")
+        return {"status": "refused", "why": "no", "date": "2026", "device": "cpu"}
+
+    monkeypatch.setattr(atlas_workers, "measured", failing)
+    assert atlas.main([*small, "--out", str(tmp_path)]) == 1
+    assert "out of luck" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "atlas.json").read_text())["cells"]) == ["small/refusing", "small/rtrl"]
 
 
 def test_an_anchor_that_is_missed_fails():
@@ -101,8 +156,9 @@ def test_what_an_update_may_see():
     objective = nl.supervised(network.apply, nl.losses.cross_entropy)
     at = objective, network.init(jax.random.key(0)), (jnp.ones([5, 4]), jnp.zeros(5, int))
     kinds = {"node_perturbation": "three-factor", "feedback_alignment": "others", "backprop": "weight transport"}
+    made = lambda program, *, name: METHODS[name].make(small_task()._replace(objective=program), 2)
     for name, kind in kinds.items():
-        factory = functools.partial(METHODS[name].make, example=at[2], samples=2)
+        factory = functools.partial(made, name=name)
         assert atlas_page.sees(nl.audit(factory, *at).verdict) == kind
     assert atlas_page.sees("local") == "local"
 
@@ -122,12 +178,18 @@ def test_every_estimator_is_a_method():
     assert {name for name in made - left_out if f"nl.{name}" not in source} == {"decorrelation"}  # teaches R alone
 
 
+def test_every_rule_of_an_ordinary_layer_is_a_method():
+    of_other_layers = {"apex", "competitive_hebbian"}  # lateral connections
+    of_targets_or_coefficients = {"perceptron", "parametric", "Rule"}
+    assert set(nl.rules.__all__) - of_other_layers - of_targets_or_coefficients <= set(METHODS)
+
+
 def test_a_method_of_ones_own():
     config = atlas.Config(tasks=("digits",), methods=("backprop",), estimator="tests.experiments.test_atlas:mine")
     _, methods = atlas._chosen(config)
     own = methods["tests.experiments.test_atlas:mine"]
     assert own.family == "yours"
-    assert isinstance(own.make(small_task().objective, None, 1), nl.GradientEstimator)
+    assert isinstance(own.make(small_task(), 1), nl.GradientEstimator)
     assert atlas.command(config, "digits", config.estimator).endswith(f"--estimator {config.estimator}")
 
 
