@@ -54,11 +54,14 @@ def measured(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
         error, cosine = jax.device_get(look(report.state, report.step))
         looks.append({"update": np.array(report.step), "error": error, "cosine": cosine})
 
+    def learner_of(rate: Any) -> nl.Learner:
+        return nl.learner(estimator, optax.adam(optax.cosine_decay_schedule(rate, effort.updates)))
+
     began = time.perf_counter()
     try:
         found = nl.sweep(
-            lambda rate: nl.learner(estimator, optax.adam(optax.cosine_decay_schedule(rate, effort.updates))), {"rate": effort.rates}, jax.random.key(0),
-            lesson.init, lesson.train, score=lambda params: lesson.error(params, task.validation),
+            learner_of, {"rate": effort.rates}, jax.random.key(0), lesson.init, lesson.train,
+            score=lambda params: lesson.error(params, task.validation),
             test=lambda params: lesson.error(params, task.test), num_steps=effort.updates, seeds=effort.seeds,
             at_once=len(effort.rates), batch_size=task.batch_size, progress=False, log=log,
             steps_per_dispatch=-(-effort.updates // LOOKS),
