@@ -136,7 +136,7 @@ class _Analysis:
         name, held = equation.primitive.name, list(programs(equation.params))
         count = len(equation.outvars)
         if name in _ENTERED:
-            return _ENTERED[name](self, equation.params, inputs)
+            return _ENTERED[name](self, equation, inputs)
         if name in CALLS and len(held) == 1 and arity(held[0]) == (len(inputs), count):
             outputs = self.run(held[0], inputs)
             # A derivative written by hand may reach what the value does not.
@@ -150,8 +150,8 @@ class _Analysis:
             return [frozenset(Flow(flow.source, flow.through or name) for flow in _union(inputs))] * count
         return [_union(inputs)] * count
 
-    def name(self, params: dict[str, Any], inputs: list[Flows]) -> list[Flows]:
-        named = params["name"]
+    def name(self, equation: JaxprEqn, inputs: list[Flows]) -> list[Flows]:
+        named = equation.params["name"]
         if named == _MARK + _SEVERED:  # of `reached` alone; to all others it is the identity
             return [NOTHING] if self.derivatives else inputs
         if named.startswith(_MARK):
@@ -160,7 +160,8 @@ class _Analysis:
             return [frozenset({Flow(_Unit(named.removeprefix(_TANGENT)))})]
         return inputs
 
-    def dot_general(self, params: dict[str, Any], inputs: list[Flows]) -> list[Flows]:
+    def dot_general(self, equation: JaxprEqn, inputs: list[Flows]) -> list[Flows]:
+        params = equation.params
         tangent, unit = inputs
         (_, contracted), _ = params["dimension_numbers"]
         units = [flow.source.name for flow in unit if isinstance(flow.source, _Unit)]
@@ -168,17 +169,20 @@ class _Analysis:
             return [self.cut(units[0], tangent) if tuple(contracted) == (0,) else tangent]
         return [_union(inputs)]
 
-    def scan(self, params: dict[str, Any], inputs: list[Flows]) -> list[Flows]:
-        consts, carried = params["num_consts"], params["num_carry"]
+    def scan(self, equation: JaxprEqn, inputs: list[Flows]) -> list[Flows]:
+        return self.loop(equation.params["jaxpr"], *scan_parts(equation), inputs)
+
+    def loop(self, body: Any, consts: int, carried: int, inputs: list[Flows]) -> list[Flows]:
         constants, carry, slices = inputs[:consts], inputs[consts : consts + carried], inputs[consts + carried :]
         while True:
-            outputs = self.run(params["jaxpr"], [*constants, *carry, *slices])
+            outputs = self.run(body, [*constants, *carry, *slices])
             arrived = [before | after for before, after in zip(carry, outputs[:carried], strict=True)]
             if arrived == carry:
                 return [*carry, *outputs[carried:]]
             carry = arrived
 
-    def while_loop(self, params: dict[str, Any], inputs: list[Flows]) -> list[Flows]:
+    def while_loop(self, equation: JaxprEqn, inputs: list[Flows]) -> list[Flows]:
+        params = equation.params
         of_test, of_body = params["cond_nconsts"], params["body_nconsts"]
         test, body = inputs[:of_test], inputs[of_test : of_test + of_body]
         carry = inputs[of_test + of_body :]
@@ -190,7 +194,8 @@ class _Analysis:
                 return carry
             carry = arrived
 
-    def cond(self, params: dict[str, Any], inputs: list[Flows]) -> list[Flows]:
+    def cond(self, equation: JaxprEqn, inputs: list[Flows]) -> list[Flows]:
+        params = equation.params
         chosen, *operands = inputs
         branches = [self.run(branch, operands) for branch in params["branches"]]
         return [_union([chosen, *outputs]) for outputs in zip(*branches, strict=True)]
@@ -252,6 +257,18 @@ def programs(value: Any) -> Iterator[Any]:
     elif isinstance(value, tuple | list):
         for part in value:
             yield from programs(part)
+
+
+def scan_parts(equation: JaxprEqn) -> tuple[int, int]:
+    """How many inputs of a `lax.scan` are constants, and how many are carried.
+
+    Found from shapes, since the equation's own words for it differ between versions of JAX: what is sliced or stacked
+    has an axis more outside the loop than in it.
+    """
+    body = equation.params["jaxpr"].jaxpr
+    alike = lambda outer, inner: sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outer, inner, strict=True))
+    carried = alike(equation.outvars, body.outvars)
+    return alike(equation.invars, body.invars) - carried, carried
 
 
 def arity(program: Any) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import pytest
 from jax.experimental import io_callback
 
 from nl_jax import dependence
-from nl_jax.dependence import EVERYTHING, Flow, _Analysis, mark, mark_tangent, sources_of_outputs
+from nl_jax.dependence import EVERYTHING, Flow, mark, mark_tangent, sources_of_outputs
 
 NAMES = ("x", "secret", "third", "fourth")
 X, SECRET = jnp.array([0.3, -0.2]), jnp.array([0.7, 0.4])
@@ -308,26 +308,19 @@ def test_no_is_never_wrong_and_yes_is_seldom():
     assert real.sum() > 0.6 * said.sum()
 
 
-def without_predicate(self, params, inputs):
-    branches = [self.run(branch, inputs[1:]) for branch in params["branches"]]
+def without_predicate(self, equation, inputs):
+    branches = [self.run(branch, inputs[1:]) for branch in equation.params["branches"]]
     return [frozenset.union(*outputs) for outputs in zip(*branches, strict=True)]
 
 
-def without_test(self, params, inputs):
-    consts = params["cond_nconsts"]
-    return _Analysis.scan(
-        self,
-        {
-            "num_consts": params["body_nconsts"],
-            "num_carry": len(params["body_jaxpr"].out_avals),
-            "jaxpr": params["body_jaxpr"],
-        },
-        inputs[consts:],
-    )
+def without_test(self, equation, inputs):
+    params = equation.params
+    body = params["body_jaxpr"]
+    return self.loop(body, params["body_nconsts"], len(body.out_avals), inputs[params["cond_nconsts"] :])
 
 
-def one_round(self, params, inputs):
-    return self.run(params["jaxpr"], inputs)
+def one_round(self, equation, inputs):
+    return self.run(equation.params["jaxpr"], inputs)
 
 
 @pytest.mark.parametrize(("name", "rule"), [("cond", without_predicate), ("while", without_test), ("scan", one_round)])

@@ -22,7 +22,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.extend.core import Literal as Constant
 
 from nl_jax.base import Batch, GradientEstimator, Params, Program
-from nl_jax.dependence import CALLS, arity, mark_of, programs, tangent_mark_of
+from nl_jax.dependence import CALLS, arity, mark_of, programs, scan_parts, tangent_mark_of
 from nl_jax.locality.marking import LOSS
 from nl_jax.propagation import interpret, plain_loop
 
@@ -173,7 +173,7 @@ class _Analysis:
 
     def scan(self, equation: JaxprEqn, inputs: list[Level], inside: bool) -> list[Level]:
         params = equation.params
-        consts, carried = params["num_consts"], params["num_carry"]
+        consts, carried = scan_parts(equation)
         over_time = params["length"] == self.steps
         constants, carry, slices = inputs[:consts], inputs[consts : consts + carried], inputs[consts + carried :]
         if over_time and not inside:
@@ -263,10 +263,10 @@ class _Analysis:
         return [variable in live for variable in jaxpr.invars], large
 
     def _read(self, equation: JaxprEqn, wanted: list[bool]) -> tuple[list[bool], bool]:
-        params, held = equation.params, [_open(p) for p in programs(equation.params)]
+        held = [_open(p) for p in programs(equation.params)]
         everything = [True] * len(equation.invars)
         if equation.primitive.name == "scan":
-            consts, carried = params["num_consts"], params["num_carry"]
+            consts, carried = scan_parts(equation)
             while True:
                 reads, large = self._kept(held[0], wanted)
                 again = [a or b for a, b in zip(wanted[:carried], reads[consts : consts + carried], strict=True)]
