@@ -56,8 +56,8 @@ class Config:
     """Learning rates of Adam, which fall to zero as a cosine."""
     seeds: int = 3
     """Beginnings at each rate."""
-    updates: int = 2000
-    """Of each run."""
+    updates: int | None = None
+    """Of each run; what the task says if not given: 2,000, or less where an update is dear."""
     samples: int = 16
     """Directions of an estimate, for methods that draw any."""
     out: Path = Path("results/atlas")
@@ -80,7 +80,7 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
         config = dataclasses.replace(
             config, tasks=tuple(x for x in QUICK_TASKS if x in config.tasks),
             methods=tuple(x for x in QUICK_METHODS if x in config.methods),
-            rates=config.rates[1::2], seeds=min(config.seeds, 2), updates=min(config.updates, 200),
+            rates=config.rates[1::2], seeds=min(config.seeds, 2), updates=config.updates or 200,
             samples=min(config.samples, 8),
         )  # fmt: skip
     tasks, methods = _chosen(config)
@@ -88,11 +88,17 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
     finished = Finished(
         config.out, config, resume=config.resume, but=("tasks", "methods", "estimator", "data_dir", "processes")
     )
-    effort = Effort(config.rates, config.seeds, config.updates, config.samples)
     (config.out / "cells").mkdir(exist_ok=True)
     versions = f"jax {jax.__version__} and nl_jax {nl.__version__}"
-    about = {"rates": len(config.rates), "seeds": config.seeds, "updates": f"{config.updates:,}", "versions": versions}
-    orders = [Order(task, method, config.data_dir, effort) for task, method in itertools.product(tasks, methods)]
+    efforts = {
+        name: Effort(config.rates, config.seeds, config.updates or task.updates, config.samples)
+        for name, task in tasks.items()
+    }
+    about = {
+        "rates": len(config.rates), "seeds": config.seeds, "versions": versions,
+        "updates": ", ".join(sorted({f"{effort.updates:,}" for effort in efforts.values()}, reverse=True)),
+    }  # fmt: skip
+    orders = [Order(task, method, config.data_dir, efforts[task]) for task, method in itertools.product(tasks, methods)]
     cells = {order.cell: finished[order.cell] for order in orders if order.cell in finished}
     lost: dict[str, Exception] = {}
     with tqdm(total=len(orders), initial=len(cells), unit="cell") as bar:
@@ -132,7 +138,7 @@ def _chosen(config: Config) -> tuple[dict[str, Task], dict[str, Method]]:
     for name, chosen, there in (("tasks", config.tasks, TASKS), ("methods", config.methods, METHODS)):
         if unknown := [x for x in chosen if x not in there]:
             raise ExperimentError(f"--{name}: there is no {', '.join(unknown)}; there are {', '.join(there)}")
-    if min(config.updates, config.samples, config.processes, len(config.rates)) < 1 or config.seeds < 2:
+    if min(config.updates or 1, config.samples, config.processes, len(config.rates)) < 1 or config.seeds < 2:
         raise ExperimentError(
             "--seeds must be at least 2, --updates, --samples, --processes and the number of --rates at least 1"
         )

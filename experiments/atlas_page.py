@@ -137,7 +137,7 @@ show();
 """
 
 HEADS = (
-    "task", "method", "family", "an update may see", "test error", "behind backprop", "evaluations", "to the goal",
+    "task", "method", "family", "an update may see", "test error", "behind backprop", "updates", "evaluations", "to the goal",
     "seconds to the goal", "time", "MB", "cosine", "rate", "date", "on", "data", "made by",
 )  # fmt: skip
 
@@ -202,6 +202,7 @@ def _row(cells: Mapping[str, Any], task: str, title: str, method: str, family: s
             f'<td title="{html.escape(cell["verdict"])}">{dot}{html.escape(words)}</td>',
             _with_error(errors),
             _with_error(behind),
+            _number(cell["updates"][-1], f"{cell['updates'][-1]:,}"),
             _number(cell["evaluations"], f"{cell['evaluations']:,}"),
             _or_never(cell["evaluations to the goal"], "{:,}"),
             _or_never(cell["seconds to the goal"], "{:.2g}"),

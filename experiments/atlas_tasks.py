@@ -29,6 +29,7 @@ class Task(NamedTuple):
       goal: an error whose price is told.
       anchor: what backprop is known to reach; None if nothing is known.
       batch_size: examples per update.
+      updates: of a run; less where an update is dear.
       recurrent: whether the network has a loop over time.
       widths: of a dense network's layers, from the inputs to the classes; None of any other.
       audited: `audited(batch)`, what the program is called with; None for the batch.
@@ -46,6 +47,7 @@ class Task(NamedTuple):
     goal: float
     anchor: float | None = None
     batch_size: int = 100
+    updates: int = 2000
     recurrent: bool = False
     widths: tuple[int, ...] | None = None
     audited: Callable[[Any], Any] | None = None
@@ -158,19 +160,19 @@ def _in_time(task: temporal_tasks.Task, kind: str, units: int, title: str, unit:
 def mnist_1d_gru() -> Task:
     """MNIST-1D step by step, by a gated network there and back (Greydanus 2020)."""
     task = temporal_tasks.mnist_1d(0)
-    return _in_time(task, "GRU", 6, "MNIST-1D, GRU", "wrong answers", goal=0.3, anchor=0.09)
+    return _in_time(task, "GRU", 6, "MNIST-1D, GRU", "wrong answers", goal=0.3, anchor=0.09, updates=1000)
 
 
 def delayed() -> Task:
     """Delayed exclusive-or by leaky units: the answer is due long after the inputs."""
     task = temporal_tasks.delayed_xor(0)
-    return _in_time(task, "leaky", 32, "delayed exclusive-or, leaky units", "wrong answers", goal=0.1)
+    return _in_time(task, "leaky", 32, "delayed exclusive-or, leaky units", "wrong answers", goal=0.1, updates=500)
 
 
 def spiking() -> Task:
     """Delayed exclusive-or by integrate-and-fire units, whose derivative is a surrogate."""
     task = temporal_tasks.delayed_xor(0)
-    return _in_time(task, "spiking", 50, "delayed exclusive-or, spiking units", "wrong answers", goal=0.1)
+    return _in_time(task, "spiking", 50, "delayed exclusive-or, spiking units", "wrong answers", goal=0.1, updates=500)
 
 
 def deep() -> Task:
@@ -178,7 +180,7 @@ def deep() -> Task:
     dataset = data.digits()
     network = nl.residual(64, 32, 10, layers=64, activation=nl.activations.tanh())
     title = f"{dataset.name}, 64 layers of 32 units with skip connections"
-    return _classes(network, title, with_validation(dataset)._asdict(), goal=0.1)
+    return _classes(network, title, with_validation(dataset)._asdict(), goal=0.1, updates=500)
 
 
 TASKS: dict[str, Callable[[], Task]] = {
