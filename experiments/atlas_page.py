@@ -91,8 +91,8 @@ main {{ max-width: none; }}
 <header>
 <h1>Which rule for which network</h1>
 <p>Every method was given the same trials: Adam at {rates} learning rates, which fall to zero as a cosine, from {seeds}
-beginnings, {updates} updates each. The rate was chosen on validation examples; errors are of test examples, ± standard
-errors over beginnings.</p>
+beginnings, as many updates on a task ({updates}). The rate was chosen on validation examples; errors are of test
+examples, ± standard errors over beginnings.</p>
 <p class="faint">An evaluation is one pass of a batch through the network; a reverse sweep counts as two. “To the goal”
 is the price of staying below a validation error of {goals}. The cosine is of one estimate to the exact gradient, at the
 beginning and at the end. “Time” is that of one update over that of one by backprop, taken in turns. Measured with
@@ -137,8 +137,8 @@ show();
 """
 
 HEADS = (
-    "task", "method", "family", "an update may see", "test error", "behind backprop", "updates", "evaluations", "to the goal",
-    "seconds to the goal", "time", "MB", "cosine", "rate", "date", "on", "data", "made by",
+    "task", "method", "family", "an update may see", "test error", "behind backprop", "updates", "evaluations",
+    "to the goal", "seconds to the goal", "time", "MB", "cosine", "rate", "date", "on", "data", "made by",
 )  # fmt: skip
 
 
