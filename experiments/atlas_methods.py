@@ -1,7 +1,6 @@
 """The atlas's methods: every estimator at the settings its documentation advises, all to be tuned alike."""
 
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import optax
 import nl_jax as nl
 from experiments import atlas_lessons
 from experiments.atlas_tasks import Task
-from experiments.failure import ExperimentError
+from experiments.users_own import factory_at
 from nl_jax.base import GradientEstimator
 
 Make = Callable[[Task, int], GradientEstimator]
@@ -132,11 +131,4 @@ def of_user(place: str) -> Method:
     Raises:
       ExperimentError: if it cannot be found.
     """
-    module, colon, name = place.partition(":")
-    if not colon:
-        raise ExperimentError(f"--estimator must be module:factory, got {place!r}")
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ExperimentError(f"--estimator {place}: {error}") from error
-    return _plain(factory, "yours")
+    return _plain(factory_at("--estimator", place), "yours")

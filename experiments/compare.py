@@ -22,6 +22,7 @@ from experiments import data
 from experiments.failure import ExperimentError, exit_code
 from experiments.finished import Finished
 from experiments.results import Folder, mean_and_error
+from experiments.users_own import factory_at, is_place
 
 Estimator = Callable[[Any, int], nl.GradientEstimator]
 
@@ -62,7 +63,8 @@ class Config:
     out: Path = Path("results/compare")
     """Folder for the results; files of an earlier run there are replaced."""
     estimators: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(ESTIMATORS)
-    """Which estimators to compare, in this order; these are all."""
+    """Which estimators to compare, in this order: those shown are built in, and module:factory is one of your own,
+    where factory(objective) makes it."""
     hidden: tuple[int, ...] = (32,)
     """Units of each hidden layer (tanh)."""
     updates: int = 2000
@@ -118,7 +120,11 @@ def run(config: Config) -> dict[str, Curve]:
     dataset = data.idx_folder(config.data_dir) if config.data_dir else DATASETS[config.dataset]()
     if config.batch_size > len(dataset.train.labels):
         raise ExperimentError(f"--batch-size must be at most the {len(dataset.train.labels)} training examples")
-    folder = Folder(config.out, config, outputs=["compare.png", *(f"{name}.npz" for name in ESTIMATORS)])
+    folder = Folder(
+        config.out,
+        config,
+        outputs=["compare.png", *(f"{name.replace(':', '.')}.npz" for name in {*ESTIMATORS, *config.estimators})],
+    )
     print(
         f"{dataset.name}: {len(dataset.train.labels)} images to train, {len(dataset.test.labels)} to test, "
         f"{config.seeds} seeds, {config.updates} updates of batch {config.batch_size}"
@@ -143,9 +149,12 @@ def run(config: Config) -> dict[str, Curve]:
 
 
 def _check(config: Config) -> None:
-    unknown = [name for name in config.estimators if name not in ESTIMATORS]
+    unknown = [name for name in config.estimators if name not in ESTIMATORS and not is_place(name)]
     if unknown or not config.estimators:
-        raise ExperimentError(f"unknown estimator {', '.join(unknown) or '(none)'}; there are {', '.join(ESTIMATORS)}")
+        raise ExperimentError(
+            f"unknown estimator {', '.join(unknown) or '(none)'}; there are {', '.join(ESTIMATORS)}, "
+            "and module:factory for one of your own"
+        )
     twice = {name for name in config.estimators if config.estimators.count(name) > 1}
     if twice:
         raise ExperimentError(f"--estimators names {', '.join(sorted(twice))} twice")
@@ -165,7 +174,7 @@ def _again(name: str, part: dict[str, Any], folder: Folder) -> Curve:
     curve = Curve()
     for field, values in part["curve"].items():
         setattr(curve, field, list(map(np.array, values)))
-    folder.arrays(name, part["recorded"])
+    folder.arrays(name.replace(":", "."), part["recorded"])
     for row in curve.rows():
         folder.metric(estimator=name, **row)
     return curve
@@ -176,7 +185,10 @@ def _train(name: str, config: Config, dataset: data.Dataset, folder: Folder, cur
     pixels = dataset.train.images.shape[1]
     network = nl.mlp([pixels, *config.hidden, dataset.num_classes], activation=nl.activations.tanh())
     objective = nl.supervised(network.apply, nl.losses.cross_entropy)
-    estimator = ESTIMATORS[name](objective, config.num_samples)
+    if is_place(name):
+        estimator = factory_at("--estimators", name)(objective)
+    else:
+        estimator = ESTIMATORS[name](objective, config.num_samples)
     train, test = (jax.tree.map(jnp.asarray, (split.images, split.labels)) for split in (dataset.train, dataset.test))
     probe = jax.tree.map(lambda x: x[: config.batch_size], train)
     key = jax.random.key(0)
@@ -234,7 +246,7 @@ def _train(name: str, config: Config, dataset: data.Dataset, folder: Folder, cur
     finally:
         if history is not None:
             recorded = {"loss": history.loss, "evaluations": history.evaluations}
-            folder.arrays(name, recorded)
+            folder.arrays(name.replace(":", "."), recorded)
     return {"curve": dataclasses.asdict(curve), "recorded": recorded}
 
 
@@ -276,8 +288,9 @@ def plot(curves: dict[str, Curve], title: str) -> Any:
     from experiments.plotting import band, figure, style
 
     canvas, (by_update, by_cost, by_angle) = figure(1, 3, size=(13, 4.6))
+    order = list(dict.fromkeys([*ESTIMATORS, *curves]))
     for name, curve in curves.items():
-        look, label = style(list(ESTIMATORS).index(name)), name.replace("_", " ")
+        look, label = style(order.index(name)), name.replace("_", " ")
         loss, update, cost = np.asarray(curve.train_loss), np.asarray(curve.update), np.asarray(curve.evaluations)
         band(by_update, update, loss, look, label)
         band(by_cost, cost[1:], loss[1:], look, label)  # nothing is spent before the first update

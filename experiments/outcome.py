@@ -61,7 +61,7 @@ class Outcome:
 
     @property
     def status(self) -> str:
-        """In a word or two; good are "agrees" and "nothing to judge"."""
+        """In a word or two; good are "agrees" and "illustration", which has no theory to be judged by."""
         exit_code = self.record["exit_code"] if self.record else 0
         if exit_code == INTERRUPTED:
             return "interrupted"
@@ -73,12 +73,12 @@ class Outcome:
             return "not run"
         if has_nan(self.log):
             return "printed a NaN"
-        return "agrees" if self.verdict else "nothing to judge"
+        return "agrees" if self.verdict else "illustration"
 
     @property
     def good(self) -> bool:
         """Whether it ran to its end and nothing speaks against it."""
-        return self.status in ("agrees", "nothing to judge")
+        return self.status in ("agrees", "illustration")
 
     def is_of(self, command: list[str]) -> bool:
         """Whether it is the good outcome of this very command, so that another run would say the same."""

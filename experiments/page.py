@@ -53,7 +53,7 @@ SECTION = """<section id="{name}">
 
 STATUS = {
     "agrees": ("as theory says", "good"),
-    "nothing to judge": ("nothing to judge", "open"),
+    "illustration": ("illustration", "open"),
     "not run": ("not run", "open"),
     "interrupted": ("interrupted", "bad"),
     "disagrees": ("not as theory says", "bad"),

@@ -83,6 +83,16 @@ def concrete(name: str, tree: Any) -> None:
             ) from None
 
 
+def arrays(name: str, tree: Any) -> None:
+    """ValueError that names the first leaf of `tree` which is not an array or a number, such as a model's function."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(leaf, "shape") and not isinstance(leaf, bool | int | float | complex):
+            raise ValueError(
+                f"{name} has a leaf {path_name(path)!r} that is no array, {leaf!r}: divide the model into arrays and "
+                "the rest, by eqx.partition(model, eqx.is_inexact_array) or nnx.split(model), and train the arrays"
+            )
+
+
 def path_name(path: tuple) -> str:
     """A leaf's path in a tree as users write it, such as "hidden1/weight"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Learner, LearnerState, Params, State
-from nl_jax.checks import path_name, typed_key
+from nl_jax.checks import arrays, path_name, typed_key
 
 
 def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformation | optax.MultiSteps) -> Learner:
@@ -24,12 +24,12 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
     Returns:
       A `Learner` of pure functions, `init(key, params) -> state` and `step(key, state, batch) -> (state, info)`.
       Jit the step; give each step a key of its own. `info.evaluations` counts each trial of an optax line search
-      as one more estimate, as the optimizer's state has it: of a step that `optax.apply_if_finite` takes back, those
-      of the step before.
+      as one more estimate, as the optimizer's state has it; for a step that `optax.apply_if_finite` rejects, the
+      previous step's trials are counted.
 
     Raises:
-      ValueError: if either is not what it should be; when run, if a key is not a typed one, or the state is not one of
-        this optimizer.
+      ValueError: if either is not what it should be; when run, if a key is not a typed one, if parameters have leaves
+        that are no arrays, or if the state is not one of this optimizer.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> network = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -52,6 +52,7 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
 
     def init(key: Key, params: Params) -> LearnerState:
         typed_key(key)
+        arrays("params", params)
         # optax's line searches begin with weakly typed numbers and go on with others: a second compilation for nothing.
         optimizer_state = jax.tree.map(_strongly_typed, optimizer.init(params))
         return LearnerState(params, estimator.init(key, params), optimizer_state, jnp.int32(0))

@@ -84,3 +84,12 @@ def test_a_state_of_another_optimizer(made_for, used_with, differs):
     message = f"state.optimizer is of another optimizer, it {differs}: make the state with learner.init"
     with pytest.raises(ValueError, match=re.escape(message)):
         jax.jit(nl.learner(nl.backprop(problem.objective), used_with).step)(KEY, state, problem.batch)
+
+
+def test_a_model_that_holds_functions_is_told_to_be_divided():
+    import equinox as eqx
+
+    model = eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(0))
+    own = nl.learner(nl.backprop(lambda model, x: jax.vmap(model)(x)[:, 0] ** 2), optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"activation' that is no array.*eqx.partition"):
+        own.init(jax.random.key(1), model)

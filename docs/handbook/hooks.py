@@ -45,6 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         made[_uri(source)] = text.replace("```python\n>>>", "```pycon\n>>>")
     for uri, text in made.items():
         _replace(files, File.generated(config, uri, content=text))
+    files.append(File.generated(config, "references.bib", content=papers.bibtex()))
     for uri, path in beside.items():
         if uri not in files.src_uris:
             files.append(File.generated(config, uri, abs_src_path=str(path)))

@@ -85,8 +85,9 @@ def page(names: Mapping[str, str]) -> str:
 _INTRODUCTION = """\
 # Papers and what uses them
 
-Every citation in the code, both ways: [from paper to function](#papers), and [from function to
-paper](#from-function-to-paper). The equations called "seed" are numbered as in the documents the project grew from.
+[All as BibTeX](references.bib). Every citation in the code, both ways: [from paper to function](#papers), and [from
+function to paper](#from-function-to-paper). The equations called "seed" are numbered as in the documents the project
+grew from.
 
 ## Seeds"""
 
@@ -116,6 +117,21 @@ def missing(citations: Iterable[Citation]) -> str:
         f'["{source}"]  # cited in {where}\nauthors = "…"\ntitle = "…"\nvenue = "…"'
         for source, where in sorted(unknown.items())
     )
+
+
+def bibtex() -> str:
+    """All papers as BibTeX entries, keyed as the page's fragments are."""
+    entries = []
+    for name, reference in references().items():
+        fields = {
+            "author": re.sub(r",? et al\.$", " and others", re.sub(", ", " and ", reference.authors)),
+            "title": f"{{{reference.title}}}",
+            "howpublished": reference.venue,
+            "year": name.rpartition(" ")[2] if not name.startswith("seed ") else "",
+        }
+        lines = [f"  {key} = {{{value}}}" for key, value in fields.items() if value]
+        entries.append(f"@misc{{{anchor(name)},\n" + ",\n".join(lines) + "\n}")
+    return "\n\n".join(entries) + "\n"
 
 
 def _users(citations: Iterable[Citation], source: str) -> list[str]:

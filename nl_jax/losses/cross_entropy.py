@@ -8,16 +8,16 @@ from nl_jax.losses.summed import summed
 
 
 def cross_entropy(outputs: Array, targets: Array) -> Array:
-    """−Σ_k p̄_k log softmax(outputs)_k, in nats.
+    """−Σ_k p̄_k log softmax(outputs)_k, in nats, averaged over positions where there are several.
 
     Args:
-      outputs: logits, shape [batch, classes].
-      targets: class labels, integers of shape [batch] in 0 … classes − 1 (a label outside gives NaN),
-        or class probabilities, floats of shape [batch, classes].
+      outputs: logits, shape [batch, …, classes], such as [batch, classes] or [batch, sequence, vocabulary].
+      targets: class labels, integers of shape [batch, …] in 0 … classes − 1 (a label outside gives NaN),
+        or class probabilities, floats of shape [batch, …, classes].
 
     Returns:
-      Losses, shape [batch]; the derivative by the logits is softmax(outputs) − p̄ (for probabilities
-      that sum to 1).
+      Losses, shape [batch], each the mean over an example's positions. The derivative by the logits is
+      (softmax(outputs) − p̄) / positions (for probabilities that sum to 1).
 
     Raises:
       ValueError: if the shapes fit neither form.
@@ -27,18 +27,22 @@ def cross_entropy(outputs: Array, targets: Array) -> Array:
     Array([1.3862944, 1.3862944], dtype=float32)
     """
     outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
-    if outputs.ndim == 2 and targets.shape == outputs.shape and jnp.issubdtype(targets.dtype, jnp.floating):
-        return optax.losses.softmax_cross_entropy(outputs, targets)
-    if outputs.ndim == 2 and targets.shape == outputs.shape[:1] and jnp.issubdtype(targets.dtype, jnp.integer):
+    if outputs.ndim >= 2 and targets.shape == outputs.shape and jnp.issubdtype(targets.dtype, jnp.floating):
+        return _mean_of_positions(optax.losses.softmax_cross_entropy(outputs, targets))
+    if outputs.ndim >= 2 and targets.shape == outputs.shape[:-1] and jnp.issubdtype(targets.dtype, jnp.integer):
         targets = targets.astype(jnp.int32)  # 256 classes are more than a byte can be compared to
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(outputs, targets)
-        known = (targets >= 0) & (targets < outputs.shape[1])
-        return jnp.where(known, losses, jnp.nan)  # a gather would clip the label without a word
+        known = (targets >= 0) & (targets < outputs.shape[-1])
+        return _mean_of_positions(jnp.where(known, losses, jnp.nan))  # a gather would clip the label without a word
     raise ValueError(
-        f"cross_entropy takes logits of shape [batch, classes] with integer labels of shape [batch] or "
-        f"floating probabilities of shape [batch, classes]; got outputs {outputs.dtype}{list(outputs.shape)} "
+        f"cross_entropy takes logits of shape [batch, …, classes] with integer labels of shape [batch, …] or "
+        f"floating probabilities of shape [batch, …, classes]; got outputs {outputs.dtype}{list(outputs.shape)} "
         f"and targets {targets.dtype}{list(targets.shape)}"
     )
+
+
+def _mean_of_positions(losses: Array) -> Array:
+    return jnp.mean(losses, axis=tuple(range(1, losses.ndim)))
 
 
 def binary_cross_entropy(outputs: Array, targets: Array) -> Array:

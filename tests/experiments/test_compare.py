@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import nl_jax as nl
 from experiments import compare
 from experiments.failure import ExperimentError
 from tests.experiments.test_data import idx, write_set
@@ -35,6 +36,20 @@ def test_help_is_worth_reading():
     assert shown.returncode == 0
     for words in ("--data-dir", "--quick", "--estimators", "MNIST-style IDX files", "side by side"):
         assert words in shown.stdout
+
+
+def mine(objective):
+    """A user's own."""
+    return nl.backprop(objective)
+
+
+def test_an_estimator_of_ones_own(tmp_path):
+    own = f"{__name__}:mine"
+    assert compare.main(small(tmp_path, "--estimators", own)) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["estimator"] for line in lines} == {own}
+    assert np.less(lines[-1]["train_loss"], lines[0]["train_loss"]).all()
+    assert (tmp_path / f"{__name__}.mine.npz").exists()
 
 
 @pytest.mark.slow
@@ -146,6 +161,7 @@ def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
     (damaged / "t10k-images-idx3-ubyte").write_bytes(idx(np.zeros((20, 4, 4), np.uint8))[:-5])
     cases = {
         "unknown estimator magic; there are backprop": ["--estimators", "backprop", "magic"],
+        "--estimators json:none: module": ["--estimators", "json:none"],
         "--estimators names backprop twice": ["--estimators", "backprop", "backprop"],
         "unknown dataset cats; there are digits, mnist": ["--dataset", "cats"],
         "--updates must be at least 1, got 0": ["--updates", "0"],

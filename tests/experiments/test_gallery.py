@@ -113,8 +113,8 @@ def test_the_page_shows_every_experiment(out, show, capsys):
     assert f"python -m agreeing --out {out / 'agreeing'} --quick" in shown
     assert "jax 0.10, Python 3.11, on cpu, today" in shown
     assert "agreeing <printed> this, TQDM_DISABLE=1" in shown
-    assert "nothing to judge" in page.text["plain"]
-    assert "2 experiments: 1 as theory says, 1 nothing to judge." in (out / "index.html").read_text()
+    assert "illustration" in page.text["plain"]
+    assert "2 experiments: 1 as theory says, 1 illustration." in (out / "index.html").read_text()
     assert json.loads((out / "agreeing" / "gallery.json").read_text())["seconds"] < 10
     assert str(out / "index.html") in capsys.readouterr().out
 
@@ -124,7 +124,7 @@ def test_a_table_with_a_nan_is_not_good(out, show):
     assert run(out, "--quick") == 1
     page = Page(out)
     assert "printed a NaN" in page.text["numberless"]
-    assert "nothing to judge" in page.text["nanotechnology"]
+    assert "illustration" in page.text["nanotechnology"]
 
 
 def test_no_experiment_prints_a_nan_in_its_own_test():

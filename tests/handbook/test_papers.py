@@ -86,3 +86,14 @@ def test_the_page_holds_every_citation_both_ways():
         assert f"[`{reference.names()[path]}`][{path}]" in to_functions
         assert f"[`{reference.names()[path]}`][{path}]" in to_papers
     assert len({papers.anchor(name) for name in papers.references()}) == len(papers.references())
+
+
+def test_every_entry_is_in_the_bibtex_file():
+    entries = papers.bibtex().split("\n\n")
+    assert len(entries) == len(papers.references())
+    (oja,) = [entry for entry in entries if entry.startswith("@misc{oja-1982,")]
+    assert "author = {E. Oja}" in oja
+    assert "year = {1982}" in oja
+    (several,) = [entry for entry in entries if "lillicrap-et-al-2016" in entry]
+    assert several.count(" and ") == 3  # four authors
+    assert all(entry.count("{") == entry.count("}") for entry in entries)

@@ -24,6 +24,16 @@ def test_cross_entropy_of_large_logits_is_finite():
     np.testing.assert_allclose(losses.cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([0])), [0.0])
 
 
+def test_cross_entropy_of_sequences_is_the_mean_of_positions(x64):
+    outputs = jax.random.normal(jax.random.key(0), (4, 5, 3))
+    labels = jax.random.randint(jax.random.key(1), (4, 5), 0, 3)
+    by_position = losses.cross_entropy(outputs.reshape(20, 3), labels.reshape(20)).reshape(4, 5)
+    np.testing.assert_allclose(losses.cross_entropy(outputs, labels), by_position.mean(axis=1), rtol=1e-12)
+    probabilities = jax.nn.one_hot(labels, 3)
+    np.testing.assert_allclose(losses.cross_entropy(outputs, probabilities), by_position.mean(axis=1), rtol=1e-12)
+    assert np.isnan(losses.cross_entropy(outputs, labels.at[1, 2].set(3))).tolist() == [False, True, False, False]
+
+
 def test_a_label_out_of_range_is_not_clipped():
     assert np.isnan(losses.cross_entropy(jnp.zeros((3, 2)), jnp.array([0, 2, -1]))).tolist() == [False, True, True]
 
@@ -59,5 +69,7 @@ def test_binary_cross_entropy_of_large_logits_is_finite():
     ],
 )
 def test_cross_entropy_says_what_fits(outputs, targets):
-    with pytest.raises(ValueError, match=r"cross_entropy takes logits of shape \[batch, classes\] with integer labels"):
+    with pytest.raises(
+        ValueError, match=r"cross_entropy takes logits of shape \[batch, …, classes\] with integer labels"
+    ):
         losses.cross_entropy(outputs, targets)

@@ -1,0 +1,35 @@
+"""A user's own estimator, named on the command line."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from experiments.failure import ExperimentError
+from nl_jax.base import GradientEstimator
+
+
+def is_place(name: str) -> bool:
+    """Whether a name is written as module:factory."""
+    return ":" in name
+
+
+def factory_at(option: str, place: str) -> Callable[[Any], GradientEstimator]:
+    """`factory(objective) -> estimator`, found at module:factory.
+
+    Args:
+      option: of the command line, for what is said if it cannot be found.
+      place: the module, importable from the working folder, and the name in it.
+
+    Raises:
+      ExperimentError: if it cannot be found.
+    """
+    module, colon, name = place.partition(":")
+    if not colon:
+        raise ExperimentError(f"{option} must be module:factory, got {place!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # modules where the command is given
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ExperimentError(f"{option} {place}: {error}") from error
