@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "learner": {"base", "checks"},
     "alternating": {"base", "checks", "learner", "parts"},
     "locality": {"base", "checks", "dependence", "propagation"},
-    "training": {"base", "checks", "batching", "estimators"},
+    "training": {"base", "checks", "batching", "estimators", "numerics"},
     "diagnostics": {"base", "checks", "failures", "numerics", "rules"},
     "conformance": {*("base", "checks", "propagation", "activations", "losses", "networks", "objectives", "locality")},
     "theory": set(),
