@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "products": {"base", "checks", "dependence"},
     "parts": {"base", "checks", "propagation"},
     "networks": {"base", "checks", "numerics", "products", "propagation", "activations"},
-    "objectives": {"base", "checks", "propagation"},
+    "objectives": {"base", "checks", "propagation", "activations"},
     "estimators": {"base", "checks", "dependence", "failures", "numerics", "parts", "products", "propagation"},
     "rules": {"base", "checks", "products", "propagation"},
     "optimizers": {"base", "checks", "numerics"},
