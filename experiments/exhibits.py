@@ -326,6 +326,19 @@ EXHIBITS = (
         },
     ),
     Exhibit(
+        "experiments.local_losses",
+        "Losses near the units they judge",
+        "E ‖<i>δ̂</i> − <i>δ</i>‖² &nbsp;=&nbsp; Σ<sub><i>b</i></sub> (<i>N<sub>b</sub></i> − 1) "
+        "‖<i>δ<sub>b</sub></i>‖² / <i>K</i>, &emsp; <i>N<sub>b</sub></i> units that feed a loss",
+        "Forward gradients of noise in the units, with one loss at the top and with losses for each block, group of "
+        "channels and position of an image. The fewer units feed a loss, the less noise is in its gradient, by law; "
+        "backprop shows what the losses themselves are worth (Ren et al. 2022).",
+        {
+            "local_losses": "Noise of the units’ credit beside its law, cosine to the gradient, and test accuracies of "
+            "forward gradients and backprop, by where the losses are"
+        },
+    ),
+    Exhibit(
         "experiments.without_targets",
         "From no label to the full error",
         "Δ<i>w<sub>ji</sub></i> = <i>f</i> (<i>x<sub>i</sub></i>, <i>y<sub>j</sub></i>, <i>third</i>): &ensp; nothing "

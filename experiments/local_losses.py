@@ -66,8 +66,10 @@ class Config:
     """Folder for the results; files of an earlier run there are replaced."""
     ways: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(WAYS)
     """Which ways to place losses; these are all."""
-    updates: int = 1000
+    updates: int = 600
     """Parameter updates of a training run."""
+    convolutions: int = 3
+    """Layers with weights, 2 or 3."""
     batch_size: int = 50
     """Examples per update."""
     num_samples: int = 1
@@ -79,7 +81,7 @@ class Config:
     estimates: int = 200
     """Of the gradient at the first parameters, at least 20."""
     quick: bool = False
-    """A small version, two ways and 60 updates, in under half a minute."""
+    """A small version, two ways to place losses and two convolutions, in under half a minute."""
 
 
 class Noise(NamedTuple):
@@ -118,8 +120,8 @@ def run(config: Config) -> dict[str, Result]:
     """
     if config.quick:
         config = dataclasses.replace(
-            config, ways=config.ways[:: max(1, len(config.ways) - 1)], updates=min(config.updates, 60),
-            seeds=min(config.seeds, 2), rates=config.rates[-1:], estimates=min(config.estimates, 50),
+            config, ways=config.ways[:: max(1, len(config.ways) - 1)], updates=min(config.updates, 60), convolutions=2,
+            seeds=min(config.seeds, 2), rates=config.rates[-1:], estimates=min(config.estimates, 40),
         )  # fmt: skip
     _check(config)
     dataset = DATASETS[config.dataset]()
@@ -156,25 +158,22 @@ def _check(config: Config) -> None:
     for name, least in (("updates", 1), ("batch_size", 1), ("num_samples", 1), ("seeds", 2), ("estimates", 20)):
         if getattr(config, name) < least:
             raise ExperimentError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+    if config.convolutions not in (2, 3):
+        raise ExperimentError(f"--convolutions must be 2 or 3, got {config.convolutions}")
     if not config.rates or min(config.rates) <= 0:
         raise ExperimentError(f"--rates must be one or more numbers above 0, got {config.rates}")
 
 
-def trunk(side: int) -> nl.Network:
-    """Three convolutions of 3 × 3 pixels, of images of `side` × `side`."""
+def trunk(side: int, convolutions: int) -> nl.Network:
+    """Two or three convolutions of 3 × 3 pixels, of images of `side` × `side`."""
     conv = functools.partial(nl.connections.conv, 3, padding="SAME", weight_init=jax.nn.initializers.he_normal())
     relu = nl.activations.relu()
     return nl.network(
         nl.Layer("image", (side, side, 1)),
         nl.Layer("low", None, conv(channels=16, stride=1 if side < 16 else 2), relu),
-        nl.Layer("mid", None, conv(channels=32, stride=2), relu),
+        *[nl.Layer("mid", None, conv(channels=32, stride=2), relu)] * (convolutions - 2),
         nl.Layer(TOP, None, conv(channels=32, stride=2), relu),
     )
-
-
-def placed(way: str, side: int, classes: int) -> LocalLosses:
-    """The network with its losses."""
-    return nl.local_losses(trunk(side), nl.losses.cross_entropy, classes, **WAYS[way])
 
 
 def units_per_loss(local: LocalLosses, network: nl.Network, outputs: int) -> dict[str, int]:
@@ -191,14 +190,15 @@ def units_per_loss(local: LocalLosses, network: nl.Network, outputs: int) -> dic
 def _learn(way: str, config: Config, dataset: data.Dataset) -> Result:
     side = math.isqrt(dataset.train.images.shape[1])
     sets = Sets(*((images.reshape(-1, side, side, 1), labels) for images, labels in with_validation(dataset)))
-    local = placed(way, side, dataset.num_classes)
+    network = trunk(side, config.convolutions)
+    local = nl.local_losses(network, nl.losses.cross_entropy, dataset.num_classes, **WAYS[way])
     forward = functools.partial(
         nl.forward_gradient, space=nl.spaces.nodes, num_samples=config.num_samples, directions=SIGNS
     )
     factories = dict(zip(RULES, (forward, nl.backprop), strict=True))
     # One program for each rule, that measures and trains: to compile them takes longer than to run them.
     rules = {rule: _compiled(nl.by_block(local, factory)) for rule, factory in factories.items()}
-    units = units_per_loss(local, trunk(side), dataset.num_classes)
+    units = units_per_loss(local, network, dataset.num_classes)
     batch = jax.tree.map(lambda x: jnp.asarray(x[: config.batch_size]), sets.train)
     noise = measure(local, factories, rules, units, batch, config)
     accuracy, rate = {}, {}
@@ -317,7 +317,7 @@ def table(found: dict[str, Result]) -> str:
     lines += [
         "variance of credit: E‖δ̂ − δ‖²/‖δ‖² of one estimate at the first parameters, over all units; law: the units",
         "that feed a loss, less 1, over K; cosine: of an estimate of the weights’ gradient and the gradient of the",
-        "same losses. Of local losses that is not the gradient of one loss: backprop’s accuracies show what it is worth.",
+        "same losses, which is not that of one loss: backprop’s accuracies show what it is worth.",
         f"largest deviation of {len(found)} compared: {largest:.1f} {unit}; chance allows {allowed:.1f}",
     ]
     return "\n".join(lines)
@@ -348,10 +348,9 @@ def plot(found: dict[str, Result], title: str, config: Config) -> Any:
         axes.set_xlim(-0.5, len(found) - 0.5)
         axes.set_xlabel("where the losses are")
         axes.grid(visible=False, axis="x")
-    for axes in (variance, accuracy):
-        canvas_legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=2, frameon=False)
-        canvas_legend.set_in_layout(True)
-    canvas.suptitle(f"{title}: three convolutions, {config.seeds} seeds; mean and standard error")
+    for axes, where in ((variance, "upper right"), (accuracy, "best")):
+        axes.legend(loc=where, frameon=False)
+    canvas.suptitle(f"{title}: {config.convolutions} convolutions, {config.seeds} seeds; mean and standard error")
     return canvas
 
 
