@@ -1,4 +1,4 @@
-"""What a random candidate scatters by itself: sizes, quadrature, and probabilities that are right as often as they say."""
+"""What a random candidate scatters by itself: sizes, quadrature, and probabilities right as often as they say."""
 
 import functools
 
@@ -27,8 +27,8 @@ STEPS, SIGMA, FARTHEST, DRAWS = 4, 0.1, 2.5, 300
 
 def test_sizes_of_one_sample_are_those_of_its_projection(x64):
     """(gᵀξ) ξ has c = λ/⟨λ⟩ = (gᵀξ)²/‖g‖²; of independent normal weights λ hardly varies."""
-    g = jnp.linspace(0.5, 2, 60)
-    xi = jax.random.normal(KEY, (40_000, 60))
+    g = jnp.linspace(0.5, 2, 400)
+    xi = jax.random.normal(KEY, (5000, 400))
     found = scatter((xi @ g)[:, None] * xi)
     sizes = (xi @ g)[:64] ** 2 / jnp.sum(g**2)
     np.testing.assert_allclose(found.along, sizes, rtol=0.2, atol=0.05)
@@ -102,7 +102,7 @@ def simulated(key):
 
 
 @functools.cache
-def cases(num_samples, count=600):
+def cases(num_samples, count=400):
     def case(key):
         trajectory, which = simulated(key)
         found = identify(trajectory, CANDIDATES, jax.random.fold_in(key, 1), noise=SIGMA, num_samples=num_samples)
@@ -134,12 +134,11 @@ def test_by_single_estimates_random_rules_are_missed():
     assert np.mean(posterior.argmax(axis=1) == which) < 0.6
 
 
-@pytest.mark.parametrize("noise", [SIGMA, None])
-def test_rules_that_are_not_random_keep_their_closed_form(noise):
+def test_rules_that_are_not_random_keep_their_closed_form():
     """More estimates of them change nothing."""
     trajectory, _ = simulated(jax.random.key(3))
     fixed = {"backprop": CANDIDATES["backprop"], "hebb": _hebb()}
-    one, several = (identify(trajectory, fixed, KEY, noise=noise, num_samples=count) for count in (1, 3))
+    one, several = (identify(trajectory, fixed, KEY, num_samples=count) for count in (1, 3))
     for field in ("log_evidence", "rate"):
         for name in fixed:
             np.testing.assert_allclose(getattr(one, field)[name], getattr(several, field)[name], rtol=1e-4, atol=1e-5)
@@ -147,6 +146,4 @@ def test_rules_that_are_not_random_keep_their_closed_form(noise):
 
 def _hebb():
     rule = nl.local_learning(NET.apply, nl.rules.hebb())
-    return nl.GradientEstimator(
-        rule.init, lambda key, state, params, batch: rule.estimate(key, state, params, batch[0])
-    )
+    return rule._replace(estimate=lambda key, state, params, batch: rule.estimate(key, state, params, batch[0]))
