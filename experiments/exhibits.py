@@ -367,6 +367,19 @@ EXHIBITS = (
         },
     ),
     Exhibit(
+        "experiments.identify",
+        "Which rule was it?",
+        "<i>P</i>(rule | <i>d</i>) &nbsp;∝&nbsp; ∫ Π<sub><i>t</i></sub> <i>p</i>(<i>d<sub>t</sub></i> | "
+        "−<i>η ĝ<sub>t</sub></i>, <i>σ</i>) d<i>A</i>, &emsp; <i>A</i>² = <i>η</i>² Σ E‖<i>ĝ<sub>t</sub></i>‖²",
+        "Networks trained by a rule that is drawn; the changes of their weights are read with noise, and part of the "
+        "hidden units are not seen. Bayes’ rule names the rule, random ones included, and its probabilities come true "
+        "as often as they say (after Nayebi et al. 2020; Portes et al. 2022).",
+        {
+            "identify": "Mean posterior of each rule by the rule that trained, stated probabilities against how many "
+            "came true, and the posterior of the true rule against the strength of learning"
+        },
+    ),
+    Exhibit(
         "experiments.finetune",
         "A language model, fine-tuned without gradients",
         "<i>W</i> &nbsp;←&nbsp; <i>W</i> − <i>η</i> (<i>ℓ</i><sub>+</sub> − <i>ℓ</i><sub>−</sub>)/2<i>σ</i> "
