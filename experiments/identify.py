@@ -107,7 +107,7 @@ class Bin(NamedTuple):
     stated: float
     right: float
     error: float
-    count: int
+    times: int
 
     @property
     def deviation(self) -> float:
@@ -183,7 +183,9 @@ def case(key: Key, config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
     leaves, tree = jax.tree.flatten(trajectory.change)
     keys = jax.random.split(noise_key, len(leaves))
     read = [x + sigma * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    hidden = jax.tree.map(lambda x, seen: jnp.where(seen, x, jnp.nan), tree.unflatten(read), trajectory.observed)
+    hidden = jax.tree.map(
+        lambda x, seen: jnp.where(seen, x, jnp.nan), jax.tree.unflatten(tree, read), trajectory.observed
+    )
     found = identify(
         trajectory._replace(change=hidden), known, ask_key, noise=sigma if config.noise_known else None,
         num_samples=config.num_samples,
@@ -251,7 +253,7 @@ def judge(found: Cases) -> Verdict:
     least that of one case.
     """
     bins = calibration(found)
-    off = [(one.right - one.stated) / max(one.error, 1 / one.count) for one in bins]
+    off = [(one.right - one.stated) / max(one.error, 1 / one.times) for one in bins]
     return Verdict(float(np.max(np.abs(off))), allowed=float(scipy.stats.norm.isf(CHANCE / 2 / len(off))))
 
 
@@ -265,7 +267,7 @@ def table(found: Cases, config: Config) -> str:
     lines.append(f"the most probable rule is the true one in {100 * best:.1f} % of {len(found.which)} networks")
     lines.append(f"{'stated probability':>20}{'came true':>12}{'± error':>10}{'stated so often':>17}")
     for one in calibration(found):
-        lines.append(f"{one.stated:>20.4f}{one.right:>12.4f}{one.error:>10.4f}{one.count:>17}")
+        lines.append(f"{one.stated:>20.4f}{one.right:>12.4f}{one.error:>10.4f}{one.times:>17}")
     largest, allowed, unit = judge(found)
     lines.append(f"largest deviation: {largest:.1f} {unit}; chance allows {allowed:.1f}")
     return "\n".join(lines)

@@ -195,7 +195,7 @@ def _learn(way: str, config: Config, dataset: data.Dataset) -> Result:
     forward = functools.partial(
         nl.forward_gradient, space=nl.spaces.nodes, num_samples=config.num_samples, directions=SIGNS
     )
-    factories = dict(zip(RULES, (forward, nl.backprop), strict=True))
+    factories: dict[str, Factory] = dict(zip(RULES, (forward, nl.backprop), strict=True))
     # One program for each rule, that measures and trains: to compile them takes longer than to run them.
     rules = {rule: _compiled(nl.by_block(local, factory)) for rule, factory in factories.items()}
     units = units_per_loss(local, network, dataset.num_classes)

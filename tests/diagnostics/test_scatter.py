@@ -26,12 +26,12 @@ STEPS, SIGMA, FARTHEST, DRAWS = 4, 0.1, 2.5, 300
 
 def test_sizes_of_one_sample_are_those_of_its_projection(x64):
     """(gᵀξ) ξ has c = λ/⟨λ⟩ = (gᵀξ)²/‖g‖²; of independent normal weights λ hardly varies."""
-    g = jnp.linspace(0.5, 2, 400)
-    xi = jax.random.normal(KEY, (5000, 400))
+    g = jnp.linspace(0.5, 2, 150)
+    xi = jax.random.normal(KEY, (20_000, 150))
     found = scatter((xi @ g)[:, None] * xi)
     sizes = (xi @ g)[:64] ** 2 / jnp.sum(g**2)
-    np.testing.assert_allclose(found.along, sizes, rtol=0.2, atol=0.05)
-    np.testing.assert_allclose(found.spread, sizes, rtol=0.35, atol=0.06)
+    np.testing.assert_allclose(found.along, sizes, rtol=0.3, atol=0.1)
+    np.testing.assert_allclose(found.spread, sizes, rtol=0.5, atol=0.1)
     assert np.std(scatter(g[None] + xi).spread) < 0.05 < np.std(found.spread)
 
 

@@ -40,7 +40,7 @@ def test_what_came_true_is_held_against_what_was_stated():
     assert not identify.judge(made_up(0.7)).agrees
     assert not identify.judge(made_up(0.9)).agrees
     low, high = identify.calibration(made_up(0.7))
-    assert (high.stated, high.right, high.count) == pytest.approx((0.8, 0.7, 3000))
+    assert (high.stated, high.right, high.times) == pytest.approx((0.8, 0.7, 3000))
     assert high.error == pytest.approx((0.8 * 0.2 / 3000) ** 0.5)
     assert high.deviation == pytest.approx(-0.1 / high.error)
     assert (low.stated, low.right) == pytest.approx((0.2, 0.3))
@@ -53,7 +53,7 @@ def test_the_table_and_the_picture_show_what_was_found():
     assert text.splitlines()[1].split() == ["backprop", "0.800", "0.200", "2400"]
     matrix, curve, strength = identify.plot(found, config).axes
     np.testing.assert_allclose(matrix.images[0].get_array(), [[0.8, 0.2], [0.8, 0.2]])
-    np.testing.assert_allclose(curve.containers[0].lines[0].get_ydata(), [0.2, 0.8], atol=1e-9)
+    np.testing.assert_allclose(np.float64(curve.containers[0].lines[0].get_ydata()), [0.2, 0.8])
     np.testing.assert_allclose(strength.lines[1].get_ydata(), 0.2)
     for axes in (matrix, curve, strength):
         assert axes.get_xlabel()
