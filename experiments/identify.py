@@ -24,6 +24,7 @@ from experiments.failure import ExperimentError, exit_code
 from experiments.results import Folder, Verdict
 from nl_jax.base import Batch, Key, Params
 from nl_jax.diagnostics import Trajectory, identify
+from nl_jax.numerics import mean_and_error
 
 CHANCE = 1e-3  # that right probabilities are said to be wrong
 NETWORK = nl.mlp([4, 5, 2], activation=nl.activations.tanh())
@@ -282,7 +283,7 @@ def plot(found: Cases, config: Config) -> Any:
     matrix.imshow(mean, cmap="Blues", vmin=0, vmax=1)
     for (row, column), p in np.ndenumerate(mean):
         matrix.text(column, row, f"{p:.2f}", ha="center", va="center", color="white" if p > 0.6 else "black")
-    matrix.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+    matrix.set_xticks(range(len(names)), names, rotation=30, ha="right")
     matrix.set_yticks(range(len(names)), names)
     matrix.grid(visible=False)
     matrix.set(title="mean posterior", xlabel="candidate", ylabel="rule that trained the network")
@@ -300,8 +301,9 @@ def plot(found: Cases, config: Config) -> Any:
         mine = [own[(found.which == index) & (found.strength >= a) & (found.strength < b)] for a, b in
                 itertools.pairwise(edges)]  # fmt: skip
         centres = [(a + b) / 2 for (a, b), values in zip(itertools.pairwise(edges), mine, strict=True) if len(values)]
-        strength.plot(
-            centres, [values.mean() for values in mine if len(values)], **{**style(index), "markevery": None},
+        means, errors = np.transpose([mean_and_error(values) for values in mine if len(values)])
+        strength.errorbar(
+            centres, means, np.where(np.isfinite(errors), errors, 0), **{**style(index), "markevery": None}, capsize=2,
             label=name,
         )  # fmt: skip
     strength.set(

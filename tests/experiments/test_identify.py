@@ -54,7 +54,7 @@ def test_the_table_and_the_picture_show_what_was_found():
     matrix, curve, strength = identify.plot(found, config).axes
     np.testing.assert_allclose(matrix.images[0].get_array(), [[0.8, 0.2], [0.8, 0.2]])
     np.testing.assert_allclose(np.float64(curve.containers[0].lines[0].get_ydata()), [0.2, 0.8])
-    np.testing.assert_allclose(strength.lines[1].get_ydata(), 0.2)
+    np.testing.assert_allclose(np.float64(strength.containers[1].lines[0].get_ydata()), 0.2)
     for axes in (matrix, curve, strength):
         assert axes.get_xlabel()
         assert axes.get_ylabel()
