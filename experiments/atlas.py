@@ -25,7 +25,8 @@ from experiments.atlas_tasks import TASKS, Task
 from experiments.atlas_workers import IMAGES, Order, all_done, task_of
 from experiments.failure import ExperimentError, exit_code
 from experiments.finished import Finished
-from experiments.results import Folder, judge, mean_and_error, verdict
+from experiments.results import Folder, judge, verdict
+from nl_jax.numerics import mean_and_error
 
 QUICK_TASKS = ("student_teacher", "digits")
 QUICK_METHODS = ("backprop", "node_perturbation", "weight_perturbation", "feedback_alignment")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.atlas_methods import Method
-from experiments.results import mean_and_error
+from nl_jax.numerics import mean_and_error
 
 SEES = {
     "local": ("one synapse's neurons alone", "#009E73", "o"),

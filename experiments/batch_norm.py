@@ -19,7 +19,8 @@ import tyro
 import nl_jax as nl
 from experiments import data
 from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, mean_and_error
+from experiments.results import Folder
+from nl_jax.numerics import mean_and_error
 
 
 class Scheme(NamedTuple):

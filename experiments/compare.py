@@ -21,8 +21,9 @@ import nl_jax as nl
 from experiments import data
 from experiments.failure import ExperimentError, exit_code
 from experiments.finished import Finished
-from experiments.results import Folder, mean_and_error
+from experiments.results import Folder
 from experiments.users_own import factory_at, is_place
+from nl_jax.numerics import mean_and_error
 
 Estimator = Callable[[Any, int], nl.GradientEstimator]
 

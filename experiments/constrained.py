@@ -22,8 +22,9 @@ import nl_jax as nl
 from experiments import data
 from experiments.constrained_family import EXACT, GROUPS, MEMBERS, SOLVERS, Teaching, predictive_coding
 from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, judge, mean_and_error, verdict
+from experiments.results import Folder, judge, verdict
 from nl_jax.base import Array, Params
+from nl_jax.numerics import mean_and_error
 from nl_jax.theory import predictive_coding as theory
 
 QUICK = ("backprop", "fixed_prediction", "primal_dual", "predictive_coding", "kolen_pollack")

@@ -18,8 +18,9 @@ from experiments import decorrelation_training
 from experiments.decorrelation_training import METHODS, TASKS, Task, Trained, Trial
 from experiments.failure import ExperimentError, exit_code
 from experiments.finished import Finished
-from experiments.results import Folder, mean_and_error, with_error
+from experiments.results import Folder, with_error
 from experiments.sweep import lowest
+from nl_jax.numerics import mean_and_error
 
 BACK = 1.5  # times the target, above which a run has come back from it
 CLEAR = 2.0  # standard errors that a difference must have to be called one

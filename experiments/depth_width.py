@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 import nl_jax as nl
 from experiments import data, temporal_tasks
 from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, mean_and_error, with_error
+from experiments.results import Folder, with_error
 from experiments.sweep import Scores, Sets, lowest, scores, sweep, with_validation
+from nl_jax.numerics import mean_and_error
 
 OUTPUTS = 10
 MOMENTS = 40  # at which networks are scored, more and more apart

@@ -326,6 +326,19 @@ EXHIBITS = (
         },
     ),
     Exhibit(
+        "experiments.local_losses",
+        "Losses near the units they judge",
+        "E ‖<i>δ̂</i> − <i>δ</i>‖² &nbsp;=&nbsp; Σ<sub><i>b</i></sub> (<i>N<sub>b</sub></i> − 1) "
+        "‖<i>δ<sub>b</sub></i>‖² / <i>K</i>, &emsp; <i>N<sub>b</sub></i> units that feed a loss",
+        "Forward gradients of noise in the units, with one loss at the top and with losses for each block, group of "
+        "channels and position of an image. The fewer units feed a loss, the less noise is in its gradient, by law; "
+        "backprop shows what the losses themselves are worth (Ren et al. 2022).",
+        {
+            "local_losses": "Noise of the units’ credit beside its law, cosine to the gradient, and test accuracies of "
+            "forward gradients and backprop, by where the losses are"
+        },
+    ),
+    Exhibit(
         "experiments.without_targets",
         "From no label to the full error",
         "Δ<i>w<sub>ji</sub></i> = <i>f</i> (<i>x<sub>i</sub></i>, <i>y<sub>j</sub></i>, <i>third</i>): &ensp; nothing "
@@ -351,6 +364,19 @@ EXHIBITS = (
             "hierarchy": "Images named rightly, named from their upper half, hidden variance explained and turned "
             "images told, for five hierarchies",
             "completion": "Upper halves of images, their completions, and the whole images",
+        },
+    ),
+    Exhibit(
+        "experiments.identify",
+        "Which rule was it?",
+        "<i>P</i>(rule | <i>d</i>) &nbsp;∝&nbsp; ∫ Π<sub><i>t</i></sub> <i>p</i>(<i>d<sub>t</sub></i> | "
+        "−<i>η ĝ<sub>t</sub></i>, <i>σ</i>) d<i>A</i>, &emsp; <i>A</i>² = <i>η</i>² Σ E‖<i>ĝ<sub>t</sub></i>‖²",
+        "Networks trained by a rule that is drawn; the changes of their weights are read with noise, and part of the "
+        "hidden units are not seen. Bayes’ rule names the rule, random ones included, and its probabilities come true "
+        "as often as they say (after Nayebi et al. 2020; Portes et al. 2022).",
+        {
+            "identify": "Mean posterior of each rule by the rule that trained, stated probabilities against how many "
+            "came true, and the posterior of the true rule against the strength of learning"
         },
     ),
     Exhibit(

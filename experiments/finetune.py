@@ -27,8 +27,9 @@ from experiments import finetune_data as data
 from experiments.failure import ExperimentError, exit_code
 from experiments.finished import Finished
 from experiments.language_model import adapted, adapters, negative_log_likelihood
-from experiments.results import Folder, judge, mean_and_error, verdict
+from experiments.results import Folder, judge, verdict
 from nl_jax.base import Array, Key, Objective, Params
+from nl_jax.numerics import mean_and_error
 
 RUNS = "runs"
 ROOM = 1_000_000  # bytes a fine-tuned model may take, shipped as its log

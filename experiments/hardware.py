@@ -23,8 +23,9 @@ from experiments.data import mnist_5000
 from experiments.failure import ExperimentError, exit_code
 from experiments.finished import Finished
 from experiments.hardware_circuit import Circuit, Faults, circuit
-from experiments.results import Folder, judge, mean_and_error, verdict
+from experiments.results import Folder, judge, verdict
 from experiments.sweep import Sets, with_validation
+from nl_jax.numerics import mean_and_error
 
 ALLOWED = 0.01
 """How much less accurate than backprop on a faultless network measured activity may be."""

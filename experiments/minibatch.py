@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 import nl_jax as nl
 from experiments import data
 from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, Verdict, mean_and_error, with_error
+from experiments.results import Folder, Verdict, with_error
 from experiments.sweep import Scores, Sets, fastest, first_at_most, scores, sweep, with_validation
+from nl_jax.numerics import mean_and_error
 from nl_jax.theory import student_teacher
 
 OUTPUTS = 10  # of the linear student: the more, the less do its errors scatter

@@ -16,8 +16,9 @@ import tyro
 from experiments.failure import ExperimentError, exit_code
 from experiments.predictive_depth_inference import Descent, descents
 from experiments.predictive_depth_training import Curve, curves
-from experiments.results import Folder, mean_and_error, with_error
+from experiments.results import Folder, with_error
 from experiments.sweep import lowest
+from nl_jax.numerics import mean_and_error
 
 RESIDUAL, ERROR = 1e-3, 1e-2  # how far inference has to come, of ‖∂F/∂x‖ and of ∂F/∂W
 TARGETS = np.geomspace(1e-1, 1e-4, 13)  # of either, in the picture

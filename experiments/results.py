@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from experiments.failure import ExperimentError
+from nl_jax.numerics import mean_and_error
 
 
 class Verdict(NamedTuple):
@@ -35,14 +36,8 @@ class Verdict(NamedTuple):
         return self.largest_deviation <= self.allowed
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean over seeds and its standard error, infinite for one seed or if a value is not finite."""
-    known = len(values) > 1 and np.isfinite(values).all()
-    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if known else math.inf
-
-
 def with_error(values: np.ndarray, digits: int) -> str:
-    """The same as text; "not reached" if a value is not finite."""
+    """The mean over seeds and its standard error as text; "not reached" if a value is not finite."""
     mean, error = mean_and_error(values)
     return f"{mean:,.{digits}f} ± {error:,.{digits}f}" if math.isfinite(mean) else "not reached"
 

@@ -22,7 +22,8 @@ from experiments import data
 from experiments.failure import ExperimentError, exit_code
 from experiments.finished import Finished
 from experiments.ladder import LABELS, METHODS, RUNGS, Images, Settings, Teaching, seen
-from experiments.results import Folder, mean_and_error
+from experiments.results import Folder
+from nl_jax.numerics import mean_and_error
 
 DATASETS = {"digits": data.digits, "mnist": data.mnist}
 

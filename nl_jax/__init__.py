@@ -20,6 +20,7 @@ from nl_jax.estimators.activity_node_perturbation import activity_node_perturbat
 from nl_jax.estimators.augmented import augmented
 from nl_jax.estimators.backprop import backprop
 from nl_jax.estimators.backprop_recursion import backprop_recursion
+from nl_jax.estimators.by_block import by_block
 from nl_jax.estimators.compose import average, batch_sum, mix, partition
 from nl_jax.estimators.constrained import layer_solves, starts
 from nl_jax.estimators.constrained.adjoint import lagrangian_backprop
@@ -66,7 +67,7 @@ from nl_jax.networks.layers import Layer, Network, network
 from nl_jax.networks.mlp import mlp
 from nl_jax.networks.normalisation import batch_norm
 from nl_jax.networks.residual import Residual, residual
-from nl_jax.objectives import bandit, device, supervised
+from nl_jax.objectives import bandit, device, local_losses, supervised
 from nl_jax.parts import Part, train_only
 from nl_jax.propagation import scan
 from nl_jax.rules.decorrelation import decorrelation
@@ -119,6 +120,7 @@ __all__ = [
     "batch_norm",
     "batch_sum",
     "batching",
+    "by_block",
     "cells",
     "connections",
     "contrastive_hebbian",
@@ -145,6 +147,7 @@ __all__ = [
     "layer_solves",
     "learner",
     "local_learning",
+    "local_losses",
     "logs",
     "losses",
     "mix",

@@ -24,6 +24,9 @@ Key: TypeAlias = jax.Array
 Params: TypeAlias = Any
 """Any tree of floating-point arrays; of `nl.network`, nested dicts by layer."""
 
+DECORRELATION = "decorrelation"
+"""What the matrix is called, among a layer's parameters, that decorrelates its inputs before its weights see them."""
+
 Batch: TypeAlias = Any
 """Any tree of arrays, examples along the first axis."""
 

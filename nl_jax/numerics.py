@@ -1,7 +1,10 @@
-"""How sums are kept."""
+"""How sums are kept, and how well a mean is known."""
+
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nl_jax.base import State
 
@@ -14,3 +17,9 @@ def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
 def widened(tree: State) -> State:
     """The tree with every leaf in the dtype to sum it in."""
     return jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), tree)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean of independent values [n] and its standard error, infinite if n is 1 or a value is not finite."""
+    known = len(values) > 1 and np.isfinite(values).all()
+    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if known else math.inf

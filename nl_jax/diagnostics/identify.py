@@ -11,6 +11,7 @@ from jax.scipy.special import betainc, log_ndtr, logsumexp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Key, Params
 from nl_jax.checks import positive_hyperparameter, positive_integer, typed_key
+from nl_jax.diagnostics.scatter import Scatter, scatter, scattered_evidence
 
 
 class Trajectory(NamedTuple):
@@ -36,7 +37,7 @@ class Identified(NamedTuple):
     Attributes:
       posterior: {name: probability}; they sum to 1.
       log_evidence: {name: log p(changes | candidate)}, up to a number that is the same for all.
-      rate: {name: η, the learning rate that fits best, at least 0}.
+      rate: {name: η, the learning rate that fits best, at least 0}; of candidates that are random to a few percent.
     """
 
     posterior: dict[str, Array]
@@ -64,9 +65,11 @@ def identify(
         log p(d) = −R²/2σ² + log Φ(a/σ)                       σ given
         log p(d) = −(n − 1) log R + log T_{n−1}(a √(n−1)/R)   σ unknown, T Student's distribution function
 
-    Candidates that are random go by their mean, of `num_samples` estimates; what one estimate scatters about it counts
-    as part of the noise, which then is not known and should be left open. That makes random candidates of little
-    signal harder to tell apart than they are. A pure function: jit it to run fast.
+    A candidate that is random scatters about its mean by itself, which `num_samples` of its estimates show at each
+    step: ĝ = c m + √(λ v) ε, with m and v the mean and variance of each weight's estimate and (c, λ) the sizes that
+    single estimates have along the mean and beside it. The integrals are then sums over η and σ (`scattered_evidence`),
+    of A² = η² E‖ĝ‖². With `num_samples` of 1 a random candidate goes by a single estimate, as if it were not random:
+    it is then hardly ever found. A pure function: jit it to run fast.
 
     Args:
       trajectory: a `Trajectory`, of plain gradient steps; by momentum a step is no longer its own estimate.
@@ -75,7 +78,8 @@ def identify(
       key: typed key.
       noise: σ, above 0, of one observed change; None if it is not known.
       prior: {name: probability}, up to scale; the same for all by default.
-      num_samples: estimates averaged at each step; 1 is enough of candidates that are not random.
+      num_samples: estimates of each candidate at each step; 1 is enough of candidates that are not random, and of
+        those that are, several times as many as there are weights.
 
     Returns:
       An `Identified`. The posterior is NaN where nothing was observed.
@@ -105,22 +109,31 @@ def identify(
     seen = trajectory.observed
     if seen is None:
         seen = jax.tree.map(lambda change: jnp.ones(jnp.shape(change), bool), trajectory.change)
-    mask = ravel_pytree(seen)[0]
-    d = jnp.where(mask, ravel_pytree(trajectory.change)[0], 0)
+    mask = _by_step(seen)
+    d = jnp.where(mask, _by_step(trajectory.change), 0)
     n = jnp.sum(mask, dtype=d.dtype)
 
-    log_evidence, rate = {}, {}
-    for index, name in enumerate(names):
-        estimated = _estimates(candidates[name], jax.random.fold_in(key, index), trajectory, count)
-        g = jnp.where(mask, -ravel_pytree(estimated)[0], 0)
-        length = jnp.linalg.norm(g)
-        projection = jnp.vdot(d, g) / jnp.where(length > 0, length, 1)
-        log_evidence[name] = evidence(jnp.vdot(d, d), projection, n, sigma)
-        rate[name] = jnp.maximum(projection, 0) / jnp.where(length > 0, length, 1)
-    logs = jnp.stack([log_evidence[name] + math.log(weights[name]) for name in names])
-    posterior = jnp.exp(logs - logsumexp(logs))
-    posterior = jnp.where(n > 0, posterior, jnp.nan)
-    return Identified(dict(zip(names, posterior, strict=True)), log_evidence, rate)
+    def weigh(estimated: Scatter) -> tuple[Array, Array]:
+        """log p(d) and η."""
+        g = estimated._replace(mean=-estimated.mean).seen(mask)
+        length = jnp.linalg.norm(g.mean)
+        safe = jnp.where(length > 0, length, 1)
+        projection = jnp.vdot(d, g.mean) / safe
+        fixed = evidence(jnp.vdot(d, d), projection, n, sigma), jnp.maximum(projection, 0) / safe
+        if count == 1:
+            return fixed
+        # What rounding makes of estimates that are all the same is no scatter.
+        random = jnp.sum(g.variance) > 1e3 * jnp.finfo(d.dtype).eps ** 2 * length**2
+        return jax.tree.map(lambda x, y: jnp.where(random, x, y), scattered_evidence(d, n, g, sigma), fixed)
+
+    estimated = [
+        _estimates(candidates[name], jax.random.fold_in(key, index), trajectory, count)
+        for index, name in enumerate(names)
+    ]
+    log_evidence, rate = jax.lax.map(weigh, jax.tree.map(lambda *x: jnp.stack(x), *estimated))
+    logs = log_evidence + jnp.log(jnp.asarray([weights[name] for name in names], d.dtype))
+    posterior = jnp.where(n > 0, jnp.exp(logs - logsumexp(logs)), jnp.nan)
+    return Identified(*(dict(zip(names, values, strict=True)) for values in (posterior, log_evidence, rate)))
 
 
 def evidence(power: Array, a: Array, n: Array, sigma: Array | None) -> Array:
@@ -135,19 +148,24 @@ def evidence(power: Array, a: Array, n: Array, sigma: Array | None) -> Array:
     return -nu / 2 * jnp.log(rest) + jnp.where(a > 0, jnp.log1p(-tail), below)
 
 
-def _estimates(candidate: GradientEstimator, key: Key, trajectory: Trajectory, count: int) -> Params:
-    """The candidate's estimates at all steps, a mean over `count` of them each."""
+def _estimates(candidate: GradientEstimator, key: Key, trajectory: Trajectory, count: int) -> Scatter:
+    """The candidate's estimates at all steps, `count` of them each."""
     init_key, sample_key = jax.random.split(key)
 
-    def at_step(given: tuple[Array, Params, Batch]) -> Params:
+    def at_step(given: tuple[Array, Params, Batch]) -> Scatter:
         index, params, batch = given
         state = candidate.init(init_key, params)
         own = jax.random.split(jax.random.fold_in(sample_key, index), count)
-        grads = jax.vmap(lambda k: candidate.estimate(k, state, params, batch)[0])(own)
-        return jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
+        return scatter(jax.vmap(lambda k: ravel_pytree(candidate.estimate(k, state, params, batch)[0])[0])(own))
 
     steps = jnp.shape(jax.tree.leaves(trajectory.params)[0])[0]
     return jax.lax.map(at_step, (jnp.arange(steps), trajectory.params, trajectory.batch))
+
+
+def _by_step(tree: Params) -> Array:
+    """All leaves side by side, [steps, n], in the order of `ravel_pytree`."""
+    leaves = jax.tree.leaves(tree)
+    return jnp.concatenate([jnp.reshape(leaf, (jnp.shape(leaf)[0], -1)) for leaf in leaves], axis=1)
 
 
 def _prior(names: list[str], prior: Mapping[str, float] | None) -> dict[str, float]:

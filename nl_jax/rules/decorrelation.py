@@ -5,11 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.base import DECORRELATION, Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.checks import layered, nonnegative_number, path_name, per_example, typed_key
 from nl_jax.products import unfold
 from nl_jax.propagation import Site, local
-from nl_jax.rules.stacked import DECORRELATION
 
 
 def decorrelation(objective: Objective, *, kappa: float = 0.0) -> GradientEstimator:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.base import Array, Params
+from nl_jax.base import DECORRELATION, Array, Params
 from nl_jax.checks import path_name
 from nl_jax.products import unfold
 from nl_jax.propagation import Site
@@ -17,10 +17,6 @@ from nl_jax.rules.rule import Change
 LATERAL = "lateral"
 """Connections among a layer's own units, which are settled before it answers: a part of its own, and no input's weight.
 """
-
-DECORRELATION = "decorrelation"
-"""What decorrelates a layer's inputs before its weights see them: `nl.decorrelation` teaches it."""
-
 
 APART = (LATERAL, DECORRELATION)
 """Parts of two axes that are no weights."""

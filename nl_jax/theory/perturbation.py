@@ -6,12 +6,12 @@ noise:
 
     independent components      P − 1 + κ, κ = E ξ_i⁴: 3 Gaussian, 1 Rademacher, 1/p sparse of density p
     of fixed length √P          P: signs, the sphere, a single coordinate, rank-one signs a bᵀ
-    low rank, rank-one Gaussian, signs of each example, noise on nodes: below
+    low rank, rank-one Gaussian, signs of each example, noise on nodes, local losses: below
 
 All are tested against the laws of `nl.directions`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -181,3 +181,31 @@ def nodes(layers: Mapping[str, tuple[jax.Array, jax.Array]], *, kurtosis: float)
     found: Any = sum(jnp.sum(node_variance(x, delta, power, 1, kurtosis=kurtosis)) for x, delta in layers.values())
     gradient = sum(jnp.sum((x.T @ delta / len(x)) ** 2) for x, delta in layers.values())
     return 1 + found / gradient
+
+
+def together(second_moments: Sequence[Any], squares: Sequence[Any]) -> Any:
+    """s = 1 + Σ_j (s_j − 1) ‖g_j‖²/Σ_j ‖g_j‖² of a gradient whose parts g_j are estimated independently.
+
+    So it is with local losses (Ren et al. 2022): each part has noise of its own, which its own loss judges. The credit
+    of the N_j units that feed loss j has s_j − 1 = N_j − 2 + κ, `independent`; where all feed equally many, the
+    relative variance is N_j − 2 + κ for local losses and Σ_j N_j − 2 + κ for a single one: it is proportional to the
+    number of units that feed a loss. Of weights, s_j is `nodes` of the layers whose units feed loss j.
+
+    Args:
+      second_moments: s_j of each part.
+      squares: ‖g_j‖² of each.
+
+    Raises:
+      ValueError: if there are not as many squares as second moments, or none.
+
+    >>> together([independent(10, kurtosis=3)] * 4, [1.0, 2.0, 1.0, 3.0]), independent(40, kurtosis=3)
+    (12.0, 42)
+    """
+    if not len(second_moments) == len(squares) > 0:
+        raise ValueError(
+            "second_moments and squares must have one number for each part, one part at least; got "
+            f"{len(second_moments)} and {len(squares)}"
+        )
+    excess: Any = sum((s - 1) * square for s, square in zip(second_moments, squares, strict=True))
+    whole: Any = sum(squares)
+    return 1 + excess / whole

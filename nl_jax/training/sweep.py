@@ -16,6 +16,7 @@ import numpy as np
 from nl_jax.base import Array, Batch, Info, Key, Learner, LearnerState, Params
 from nl_jax.batching import Order, shuffled
 from nl_jax.checks import positive_integer, takes
+from nl_jax.numerics import mean_and_error
 from nl_jax.training.dispatch import MANY_DONATING, Record
 from nl_jax.training.loop import Loop
 from nl_jax.training.outcome import Diverged
@@ -58,7 +59,7 @@ class Sweep(NamedTuple):
 
         It has the settings; `score`, the mean over seeds, and `error`, its standard error; `behind`, the mean
         difference to the best trial at the same seed, and `behind_error`, its standard error; and `diverged`, the
-        number of runs that were lost. Standard errors are NaN of one seed.
+        number of runs that were lost. Standard errors of one seed are infinite.
         """
         behind = self.scores - self.scores[self.best_index]
         lost = ~np.isfinite(self.scores)
@@ -91,14 +92,6 @@ class Sweep(NamedTuple):
         if self.edges:
             text.append(f"best at the end of the range tried: {', '.join(self.edges)}")
         return "\n".join(text)
-
-
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Mean of independent values [n] and its standard error, NaN if n is 1."""
-    error = (
-        float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 and np.isfinite(values).all() else np.nan
-    )
-    return float(np.mean(values)), error
 
 
 def sweep(

@@ -9,8 +9,9 @@ import pytest
 import nl_jax as nl
 from experiments import sweep
 from experiments.data import Dataset, Split
-from experiments.results import mean_and_error, with_error
+from experiments.results import with_error
 from experiments.sweep import Sets
+from nl_jax.numerics import mean_and_error
 
 NETWORK = nl.mlp([3, 2], activation=nl.activations.tanh())
 ESTIMATOR = nl.backprop(nl.supervised(NETWORK.apply, nl.losses.cross_entropy))

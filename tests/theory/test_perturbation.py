@@ -133,7 +133,19 @@ def test_nodes_where_norms_are_kept_are_independent_components(x64):
         assert float(theory.nodes(kept, kurtosis=kurtosis)) == pytest.approx(theory.independent(12, kurtosis=kurtosis))
 
 
+def test_parts_that_are_estimated_apart_by_enumeration(x64):
+    """All signs on 2 and on 3 components, each judged by its own part of the gradient; the twin judges all by all."""
+    parts = [np.array([0.5, -1.0]), np.array([2.0, 0.3, 0.1])]
+    apart = sum(np.mean(np.sum(samples(all_signs(g.size), g) ** 2, axis=1)) for g in parts)
+    s = theory.together([theory.independent(g.size, kurtosis=1) for g in parts], [np.sum(g**2) for g in parts])
+    squares = sum(np.sum(g**2) for g in parts)
+    assert s == pytest.approx(apart / squares, rel=1e-12)
+    assert s < second_moment(all_signs(5), np.concatenate(parts)) - 0.5
+
+
 BAD = [
+    (lambda: theory.together([2.0], [1.0, 3.0]), "one number for each part, one part at least; got 1 and 2"),
+    (lambda: theory.together([], []), "one part at least; got 0 and 0"),
     (lambda: theory.relative_variance(0.5, 1), "second_moment must be a finite number of at least 1, got 0.5"),
     (lambda: theory.relative_variance(6, 0), "K must be .* at least 1, got 0"),
     (lambda: theory.relative_variance(6, 9, order=8), "order must be .* at least 9, got 8"),

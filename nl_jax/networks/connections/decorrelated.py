@@ -4,11 +4,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Key, Params
+from nl_jax.base import DECORRELATION, Array, Key, Params
 from nl_jax.networks.connections.connection import Connection, Joint, Shape
-
-DECORRELATION = "decorrelation"
-"""What R is called among the parameters; `nl_jax.rules.stacked` knows it too."""
 
 
 def decorrelated(connection: Connection) -> Connection:
