@@ -130,6 +130,17 @@ ESTIMATORS: dict[str, Entry] = {
         ),
         evaluations=2 * K,
     ),
+    "subspace_inputs": Entry(_part(nl.subspace_perturbation, num_samples=K), layers=True, evaluations=K + 2),
+    "subspace_random_antithetic": Entry(
+        _part(
+            nl.subspace_perturbation,
+            num_samples=K,
+            basis=nl.bases.random(2),
+            directions=rademacher,
+            baseline=nl.baselines.antithetic(),
+        ),
+        evaluations=2 * K,
+    ),
     "node_orthogonal": Entry(
         _part(nl.node_perturbation, num_samples=K, directions=nl.directions.orthogonal()),
         layers=True,
