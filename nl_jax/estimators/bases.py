@@ -86,9 +86,10 @@ def inputs(rank: int | None = None) -> Basis:
 def random(rank: int) -> Basis:
     """A random subspace for each weight, uniform, drawn anew for every estimate (ZO-Muon; Lang et al. 2026).
 
-    Noise √(m/r) Q G of a weight [m, units], Q [m, r] of orthonormal columns, has unit covariance, so that an estimate is
-    unbiased. One sample is no better than isotropic noise: its second moment is P + 2 + 2(m/r − 1) Σ‖G‖²/‖g‖² for
-    Gaussian coordinates. What it is good for is an estimate of low rank, which K samples of one subspace share.
+    Noise √(m/r) Q G of a weight [m, units], with Q [m, r] of orthonormal columns, has unit covariance: an
+    estimate is unbiased. One sample is no better than isotropic noise: its second moment is
+    P + 2 + 2 Σ (m/r − 1) ‖∂E/∂W‖²/‖g‖² for Gaussian coordinates. What it is good for is an estimate of low rank, which
+    K samples of one subspace share.
 
     It is for weights of two axes or more that the objective only multiplies by or looks up; all others have isotropic
     noise. The inputs of a convolution are its patches, and a stack of weights that a loop slices has a basis for each.

@@ -45,7 +45,7 @@ class _Sketched(StandIn):
     def map(self, function: Part, *, swap: bool) -> Self | "_Other":  # type: ignore[override]
         if swap:  # its inputs are W's units
             return _Other(function(self.weight), self.place, self.note)
-        return type(self)(*map(function, (self.weight, self.probe, self.omega)), self.place, self.note)
+        return type(self)(function(self.weight), function(self.probe), function(self.omega), self.place, self.note)
 
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         held = severed(x)
@@ -59,7 +59,7 @@ class _Sketched(StandIn):
 
     def opened(self) -> tuple[Any, Callable[[Any], StandIn]]:
         parts = self.weight, self.probe, self.omega
-        return parts, lambda parts: type(self)(*parts, self.place, self.note)
+        return parts, lambda parts: type(self)(parts[0], parts[1], parts[2], self.place, self.note)
 
 
 class _Other(StandIn):

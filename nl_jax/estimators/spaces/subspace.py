@@ -70,11 +70,11 @@ def subspace(objective: Objective, basis: Basis) -> Space:
 
         # Samples share the products with W: what each brings along is its coordinates and its axons.
         at_once = default_chunk(noise.num_samples, Footprint(occupied(first) + values(), weights_of_its_own=False))
-        clean = inner.clean if found.losses is None else lambda: found.losses
+        losses = found.losses
         return inner._replace(
-            clean=clean,
+            clean=inner.clean if losses is None else lambda: losses,
             fixed_cost=basis.evaluations,
-            clean_cost=1 if found.losses is None else 0,
+            clean_cost=1 if losses is None else 0,
             chunk=at_once,
             layers=Layers(judged, gradient, credit),
         )
