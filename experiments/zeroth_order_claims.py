@@ -21,8 +21,8 @@ class Times(NamedTuple):
     Attributes:
       found: the ratio of the means.
       error: its standard error over seeds; infinite of one seed.
-      bound: "" if all runs reached the loss; "at most" if some of the method's did not, "at least" if some of MeZO's did
-        not, "unknown" if both.
+      bound: "" if all runs reached the loss; "at most" if some of the method's did not, "at least" if some of
+        MeZO's did not, "unknown" if both.
     """
 
     found: float

@@ -87,9 +87,9 @@ def random(rank: int) -> Basis:
     """A random subspace for each weight, uniform, drawn anew for every estimate (ZO-Muon; Lang et al. 2026).
 
     Noise √(m/r) Q G of a weight [m, units], with Q [m, r] of orthonormal columns, has unit covariance: an
-    estimate is unbiased. One sample is no better than isotropic noise: its second moment is
-    P + 2 + 2 Σ (m/r − 1) ‖∂E/∂W‖²/‖g‖² for Gaussian coordinates. What it is good for is an estimate of low rank, which
-    K samples of one subspace share.
+    estimate is unbiased. It is no better than isotropic noise: the relative variance of K samples is
+    φ + (P + 1 + φ)/K, with φ = Σ (m/r − 1) ‖∂E/∂W‖²/‖g‖², for Gaussian coordinates. They share one subspace, and what
+    it misses they all miss: φ stays. What it is good for is an estimate of low rank.
 
     It is for weights of two axes or more that the objective only multiplies by or looks up; all others have isotropic
     noise. The inputs of a convolution are its patches, and a stack of weights that a loop slices has a basis for each.

@@ -80,36 +80,39 @@ def projected(second_moment: float, K: int, *, captured: float) -> float:
     Raises:
       ValueError: for a number out of range.
 
-    >>> projected(independent(100, kurtosis=3), 1, captured=1.0), projected(independent(10, kurtosis=3), 1, captured=0.8)
-    (101.0, 9.0)
+    >>> s = independent(10, kurtosis=3)
+    >>> projected(s, 1, captured=1.0), projected(s, 1, captured=0.8)
+    (11.0, 9.0)
     """
     c = _part("captured", captured)
     return 1 - c + c * relative_variance(second_moment, K)
 
 
-def random_subspace(P: int, shares: Mapping[tuple[int, int], float]) -> float:
-    """s = P + 2 + 2 Σ f (m/r − 1) of Gaussian noise √(m/r) Q G, Q [m, r] uniform with orthonormal columns.
+def random_subspace(P: int, K: int, shares: Mapping[tuple[int, int], float]) -> float:
+    """E‖ĝ − g‖²/‖g‖² = φ + (P + 1 + φ)/K of Gaussian noise √(m/r) Q G, φ = Σ f (m/r − 1), one random Q for K samples.
 
-    From that of isotropic Gaussian noise, at r = m, upwards: a random subspace holds r/m of a gradient on average, and
-    the factor that makes up for it costs as much.
+    Q [m, r] is uniform with orthonormal columns. A subspace holds r/m of a weight's gradient on average and the factor
+    makes up for it, so that the estimate is unbiased; but what a subspace misses, all its samples miss, and φ stays
+    however many they are. At r = m it is the law of isotropic Gaussian noise.
 
     Args:
       P: components of all parameters, at least 1.
+      K: samples of one subspace, at least 1.
       shares: by (m, r) of a weight [m, units] and its subspace, f: the part of ‖g‖² that belongs to such weights.
 
     Raises:
       ValueError: for a number out of range.
 
-    >>> random_subspace(100, {(10, 10): 0.5}), random_subspace(100, {(10, 2): 1.0})
-    (102.0, 110.0)
+    >>> random_subspace(100, 1, {(10, 10): 1.0}), random_subspace(100, 1, {(10, 2): 0.5})
+    (101.0, 105.0)
     """
-    in_range(P=(P, 1))
+    in_range(P=(P, 1), K=(K, 1))
     _part("shares", sum(shares.values()))
-    s = P + 2.0
+    floor = 0.0
     for (m, r), f in shares.items():
         in_range(r=(r, 1), m=(m, r))
-        s += 2 * _part("shares", f) * (m / r - 1)
-    return s
+        floor += _part("shares", f) * (m / r - 1)
+    return floor + (P + 1 + floor) / K
 
 
 def independent(P: int, *, kurtosis: float) -> float:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, LayerCredit, Objective, Params, Propagate, without_credit
-from nl_jax.checks import floating, takes_propagate
+from nl_jax.checks import floating, per_example, takes_propagate
 from nl_jax.estimators.bases import Basis, Found
 from nl_jax.estimators.sampled import SampledGradient
 from nl_jax.estimators.sampling import Footprint, Share, default_chunk, occupied
@@ -37,6 +37,7 @@ def subspace(objective: Objective, basis: Basis) -> Space:
     def view(params: Params, batch: Batch, noise: Noise) -> View:
         floating(params)
         leaves, tree = jax.tree.flatten(params)
+        examples = jax.eval_shape(lambda: per_example(objective(params, batch))).shape[0]
         # A fold that no sample's index takes.
         found = basis.find(jax.random.fold_in(noise.key, jnp.uint32(2**32 - 1)), objective, params, batch)
         first = jax.tree.unflatten(tree, [_coordinates(i, leaf, found) for i, leaf in enumerate(leaves)])
@@ -65,7 +66,6 @@ def subspace(objective: Objective, basis: Basis) -> Space:
             return without_credit(noise.key, (), coordinates, batch)
 
         def values() -> int:
-            examples = jax.eval_shape(objective, params, batch).shape[0]
             return use(objective, params, batch).values * examples * leaves[0].dtype.itemsize
 
         # Samples share the products with W: what each brings along is its coordinates and its axons.
