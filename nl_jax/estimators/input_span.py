@@ -50,7 +50,7 @@ class _Sketched(StandIn):
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         held = severed(x)
         seen = bilinear(held, self.omega)
-        response = jnp.sum(bilinear(held, self.probe) * severed(seen))
+        response = jnp.sum(bilinear(held, self.probe) * severed(seen)).astype(float)  # whatever layers differ in
         self.note(_Use(self.place, self.ndim, spans=True), math.prod(seen.shape[:-1]), response)
         return bilinear(x, self.weight)
 
