@@ -1,12 +1,13 @@
-"""Queries until a loss is reached, and how many times fewer than MeZO's they are."""
+"""The search for a rate, queries until a loss is reached, and how many times fewer than MeZO's."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.results import mean_and_error
+from experiments.zeroth_order_training import Curve
 
 CLAIMED = {
     "FZOO": (18.0, "Dang et al. 2025, RoBERTa-large; 3 on average of all models"),
@@ -34,6 +35,34 @@ class Times(NamedTuple):
             return "not known, some runs of both never reach the loss"
         error = f" ± {self.error:.2g}" if math.isfinite(self.error) else ", one seed"
         return f"{self.bound} {self.found:.3g} ×{error}".strip()
+
+
+def search(trial: Callable[[float, int], Curve], first: float, most: int) -> dict[float, float]:
+    """Rates from the first on, up and down by √10, until the best is none at the edge: mean validation loss by rate.
+
+    Runs that are cut short are compared by the moments that all have; one that diverged has an infinite loss.
+
+    Args:
+      trial: `trial(rate, number)`, a run; its number from 0.
+      first: where the search begins.
+      most: rates tried at most.
+    """
+    curves: dict[float, Curve] = {}
+    tried: dict[float, float] = {}
+    rate = first
+    while len(curves) < most:
+        curves[rate] = trial(rate, len(curves))
+        finite = {of: own.validation for of, own in curves.items() if np.isfinite(own.validation).all()}
+        shortest = min((len(own) for own in finite.values()), default=0)
+        tried = {of: float(np.mean(finite[of][:shortest])) if of in finite else math.inf for of in curves}
+        best, least, highest = min(tried, key=lambda of: tried[of]), min(tried), max(tried)
+        if best == highest and math.isfinite(tried[best]):
+            rate = highest * 10**0.5
+        elif best == least or not math.isfinite(tried[best]):
+            rate = least / 10**0.5
+        else:
+            break
+    return tried
 
 
 def reached(evaluations: np.ndarray, losses: np.ndarray, target: float) -> float:

@@ -90,7 +90,7 @@ class Curve(NamedTuple):
 
 
 class Runner:
-    """Runs of one method; whatever the rate and the seed, it is compiled once.
+    """Runs of one method; whatever the rate and the seed, it is compiled once, when it is made.
 
     Args:
       method: its name.
@@ -122,8 +122,10 @@ class Runner:
         def first(params: Params, key: Key, rate: Array, frozen: Params) -> LearnerState:
             return learner(method, problem.objective(frozen), rate, settings).init(key, params)
 
-        self._some_steps = jax.jit(some_steps, donate_argnums=0)
         self._first = jax.jit(first)
+        at = jax.random.key(0), jnp.float32(1), problem.frozen
+        state = jax.eval_shape(self._first, problem.learned, *at)
+        self._some_steps = jax.jit(some_steps, donate_argnums=0).lower(state, *at, task.train).compile()
 
     def __call__(self, key: Key, rate: float, moments: int, measure: "Measure", until: float = np.inf) -> Curve:
         """Runs it: at least one moment, and none that begins after `until`, by `time.perf_counter`."""
