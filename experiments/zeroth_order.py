@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,8 +19,9 @@ import tyro
 from experiments import finetune_data as data
 from experiments.failure import ExperimentError, exit_code
 from experiments.hasty import hasty
-from experiments.results import Folder, judge, mean_and_error, verdict, with_error
-from experiments.zeroth_order_claims import Times, reached, search, sentences, target_of, times_fewer
+from experiments.results import Folder, judge, verdict
+from experiments.zeroth_order_claims import search, target_of
+from experiments.zeroth_order_report import Results, compared, plot, report
 from experiments.zeroth_order_training import Curve, Measure, Problem, Runner, Settings, cosines, problem
 
 WEIGHTS = ("query", "key", "value", "mix", "gate", "up", "down")
@@ -80,24 +81,14 @@ class Config:
     methods: tuple[str, ...] = ("MeZO", "FZOO", "ZO-Muon", "AGZO")
     """Which to run, of these four; MeZO is what the others are compared with."""
     small: bool = False
-    """The character model."""
+    """The character model, with 1,000 evaluations, 50 moments and 6 seeds."""
     quick: bool = False
     """The character model, few evaluations, two seeds, one rate, without ZO-Muon, which takes long to compile."""
 
 
 METHODS = Config.methods
-SMALL = {"small": True, "rates": (1e-3, 3e-3, 3e-2, 1e-2)}
+SMALL = {"small": True, "evaluations": 1000, "moments": 50, "seeds": 6, "rates": (1e-3, 1e-2, 3e-2, 1e-2)}
 QUICK = {"evaluations": 300, "moments": 5, "seeds": 2, "trials": 1, "draws": 0}
-
-
-class Results(NamedTuple):
-    """By method: the rate chosen, mean validation losses by the rates tried, and a curve for every seed. Cosines to the
-    gradient, [draws], of isotropic noise and of noise in the inputs' span; empty if not measured."""
-
-    rates: dict[str, float]
-    tried: dict[str, dict[float, float]]
-    curves: dict[str, list[Curve]]
-    cosines: dict[str, np.ndarray]
 
 
 def run(config: Config) -> Results:
@@ -138,8 +129,8 @@ def _results(config: Config) -> Results:
             curves=[curve._asdict() for curve in results.curves[method]],
         )  # fmt: skip
         _write(folder, config, task, results)
-    folder.picture("zeroth_order", plot(results, config, task))
-    print("\n".join(report(results, config, task)))
+    folder.picture("zeroth_order", plot(results, _target(results, config), task.name))
+    print("\n".join(report(results, _target(results, config), task.name)))
     print(f"picture and data: {folder.path} (zeroth_order.png, zeroth_order.npz, zeroth_order.json, config.json)")
     judge(deviations(results))
     return results
@@ -206,21 +197,11 @@ def _check(config: Config) -> None:
         raise ExperimentError(f"--minutes must be above 0, got {config.minutes}")
 
 
-def compared(results: Results, config: Config) -> tuple[float, dict[str, np.ndarray], dict[str, Times]]:
-    """The loss to reach, evaluations until then of every method [seeds], and how many times fewer than MeZO's."""
-    mezo = results.curves.get("MeZO", [])
-    target = config.target if config.target is not None else target_of([own.held_out for own in mezo], config.fraction)
-    queries = {
-        method: np.array([reached(own.evaluations, own.held_out, target) for own in curves])
-        for method, curves in results.curves.items()
-    }
-    budgets = {method: float(np.mean([own.evaluations[-1] for own in of])) for method, of in results.curves.items()}
-    times = {
-        method: times_fewer(queries["MeZO"], own, (budgets["MeZO"], budgets[method]))
-        for method, own in queries.items()
-        if method != "MeZO" and "MeZO" in queries
-    }
-    return target, queries, times
+def _target(results: Results, config: Config) -> float:
+    """The loss to reach."""
+    if config.target is not None:
+        return config.target
+    return target_of([own.held_out for own in results.curves["MeZO"]], config.fraction)
 
 
 def deviations(results: Results) -> dict[str, float]:
@@ -231,39 +212,10 @@ def deviations(results: Results) -> dict[str, float]:
     }
 
 
-def report(results: Results, config: Config, task: data.Task) -> list[str]:
-    """The measurements as text; ± is one standard error over seeds."""
-    target, queries, times = compared(results, config)
-    lines = [f"{task.name}, to a held-out loss of {target:.3f} nats from {results_first(results):.3f}:"]
-    for method, curves in results.curves.items():
-        last = np.array([own.held_out[-1] for own in curves])
-        tried = results.tried[method]
-        edge = len(tried) > 1 and results.rates[method] in (min(tried), max(tried))
-        lines.append(
-            f"  {method:8} rate {results.rates[method]:.2g}{', at the edge of those tried' * edge}: evaluations "
-            f"{with_error(queries[method], 0)}; loss after {curves[0].evaluations[-1]:,.0f} {with_error(last, 3)}; "
-            f"{np.median([own.seconds for own in curves]):.3g} s a step"
-        )
-    lines += sentences(times)
-    if results.cosines:
-        isotropic, inputs = (mean_and_error(results.cosines[of]) for of in ("isotropic", "inputs"))
-        ratio = inputs[0] / isotropic[0]
-        error = ratio * np.hypot(isotropic[1] / isotropic[0], inputs[1] / inputs[0])
-        lines.append(
-            f"cosine to the gradient by 6 evaluations: isotropic {isotropic[0]:.2g} ± {isotropic[1]:.1g}, AGZO "
-            f"{inputs[0]:.2g} ± {inputs[1]:.1g}, {ratio:.3g} ± {error:.2g} times as much"
-        )
-    return lines
-
-
-def results_first(results: Results) -> float:
-    """The held-out loss that all runs begin at."""
-    return float(next(iter(results.curves.values()))[0].held_out[0])
-
-
 def _write(folder: Folder, config: Config, task: data.Task, results: Results) -> None:
     """All there is so far: a run that is stopped leaves the methods before."""
-    target, queries, times = compared(results, config)
+    target = _target(results, config)
+    queries, times = compared(results, target)
     off = deviations(results)
     folder.data(
         "zeroth_order",
@@ -281,45 +233,6 @@ def _write(folder: Folder, config: Config, task: data.Task, results: Results) ->
         for part in ("evaluations", "validation", "held_out")
     }
     folder.arrays("zeroth_order", arrays)
-
-
-def plot(results: Results, config: Config, task: data.Task) -> Any:
-    """Held-out loss against evaluations with the loss to reach, and the evaluations until it is."""
-    from experiments.plotting import figure, style
-
-    target, queries, _ = compared(results, config)
-    canvas, (losses, bars) = figure(1, 2, size=(11, 4.5))
-    for i, (method, curves) in enumerate(results.curves.items()):
-        look, length = style(i), min(len(own.held_out) for own in curves)
-        values = np.array([own.held_out[:length] for own in curves])
-        mean, error = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1)) / len(values) ** 0.5
-        losses.plot(curves[0].evaluations[:length], mean, label=method, **{**look, "markevery": max(1, length // 8)})
-        losses.fill_between(
-            curves[0].evaluations[:length], mean - error, mean + error, color=look["color"], alpha=0.2, linewidth=0
-        )
-        end = float(np.mean([own.evaluations[-1] for own in curves]))
-        reached_by = np.where(np.isfinite(queries[method]), queries[method], end)
-        bars.barh(i, reached_by.mean(), color=look["color"], alpha=0.35)
-        bars.plot(reached_by, np.full(len(reached_by), i), "o", color=look["color"], markersize=5)
-        if not np.isfinite(queries[method]).all():
-            bars.text(reached_by.mean(), i, "  or more", va="center", fontsize=9)
-    losses.axhline(target, color="0.5", linewidth=1, linestyle=":")
-    losses.set(xlabel="evaluations of the objective", ylabel="held-out loss (nats)", title=task.name)
-    losses.annotate(
-        "to be reached",
-        (1, target),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
-        color="0.4",
-        fontsize=9,
-    )
-    losses.legend(frameon=False)
-    bars.set_yticks(range(len(results.curves)), list(results.curves))
-    bars.invert_yaxis()
-    bars.margins(x=0.15)  # room for words beside the longest
-    bars.set(xlabel=f"evaluations to a loss of {target:.2f}", title="mean over seeds, and each seed")
-    return canvas
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
