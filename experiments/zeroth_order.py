@@ -47,7 +47,7 @@ class Config:
     """Prompts a step."""
     held_out: int = 128
     """Prompts to measure by, and as many to choose rates by."""
-    moments: int = 30
+    moments: int = 60
     """How often the losses are measured on the way; the steps between two are one dispatch."""
     seeds: int = 3
     """Runs at the chosen rate: other noise, other batches."""
@@ -69,7 +69,7 @@ class Config:
     trials: int = 5
     """Rates tried at most: from the first on up and down by √10 until the best is none at the edge. The best has the
     lowest validation loss, averaged over all moments that all of these runs have. At 1 the first rate is taken."""
-    fraction: float = 0.8
+    fraction: float = 0.9
     """The loss to reach: this part of MeZO's mean fall on held-out prompts, of all its seeds."""
     target: float | None = None
     """The loss to reach, instead of a part of MeZO's fall."""
@@ -81,13 +81,13 @@ class Config:
     methods: tuple[str, ...] = ("MeZO", "FZOO", "ZO-Muon", "AGZO")
     """Which to run, of these four; MeZO is what the others are compared with."""
     small: bool = False
-    """The character model, with 1,000 evaluations, 50 moments and 6 seeds."""
+    """The character model, with 600 evaluations and 8 seeds."""
     quick: bool = False
     """The character model, few evaluations, two seeds, one rate, without ZO-Muon, which takes long to compile."""
 
 
 METHODS = Config.methods
-SMALL = {"small": True, "evaluations": 1000, "moments": 50, "seeds": 6, "rates": (1e-3, 1e-2, 3e-2, 1e-2)}
+SMALL = {"small": True, "evaluations": 600, "seeds": 8, "rates": (3e-3, 3e-2, 3e-2, 1e-2)}
 QUICK = {"evaluations": 300, "moments": 5, "seeds": 2, "trials": 1, "draws": 0}
 
 
