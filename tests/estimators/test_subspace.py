@@ -224,6 +224,35 @@ def test_orthogonalising_the_estimate_is_orthogonalising_its_coordinates(x64):
     assert np.abs(found - Q @ C / jnp.linalg.norm(C)).max() > 0.05
 
 
+def test_a_forward_gradient_is_the_limit_of_small_steps():
+    """The same directions; of losses that are linear in the weights every step is small."""
+    at = KEY, (), LINEAR, X
+    space = functools.partial(nl.spaces.subspace, basis=nl.bases.inputs())
+    forward = jax.jit(nl.forward_gradient(linear, space=space, num_samples=2).estimate)(*at)[0]
+    measured = jax.jit(nl.subspace_perturbation(linear, sigma=0.1, num_samples=2).estimate)(*at)[0]
+    for a, b in zip(jax.tree.leaves(forward), jax.tree.leaves(measured), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_layers_of_different_dtypes(x64):
+    """Bases and estimates in each weight's own; they point where the gradient does."""
+    problem = problems.chain()
+    dtypes = {"hidden1": jnp.float32, "output": jnp.float64}
+    params = {name: jax.tree.map(lambda w, to=dtypes[name]: w.astype(to), own) for name, own in problem.params.items()}
+
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        affine = lambda p, x: x.astype(p["weight"].dtype) @ p["weight"] + p["bias"][None]
+        hidden = propagate("hidden", affine, jnp.tanh, params["hidden1"], batch[0])
+        return nl.losses.cross_entropy(propagate("output", affine, lambda nu: nu, params["output"], hidden), batch[1])
+
+    estimator = nl.subspace_perturbation(objective, num_samples=512, baseline=nl.baselines.antithetic())
+    grads = jax.jit(estimator.estimate)(KEY, (), params, problem.batch)[0]
+    assert jax.tree.map(lambda g: g.dtype, grads) == jax.tree.map(lambda w: w.dtype, params)
+    g = jax.grad(lambda p: jnp.mean(objective(p, problem.batch)))(params)
+    wide = lambda tree: jax.tree.map(lambda leaf: leaf.astype(float), tree)
+    assert nl.diagnostics.cosine(wide(grads), wide(g)) > 0.9  # 1/√(1 + P'/K) is 0.95
+
+
 def test_bases_have_orthonormal_columns():
     columns = jax.random.normal(KEY, (4, 5, 2, 3))
     found = nl.bases.orthonormal(columns, 1).reshape(4, 10, 3)
