@@ -26,13 +26,16 @@ def tiny(monkeypatch):
     monkeypatch.setattr(finetune_data, "_files", lambda: files)
     monkeypatch.setattr(finetune_data, "SMALL", TINY)
     monkeypatch.setattr(finetune_data, "_pretrained", lambda: TINY.init(jax.random.key(0)))
-    monkeypatch.setattr(zeroth_order, "SMALL", {"small": True, "rates": (3e-3, 3e-2, 3e-2, 3e-2)})
-    monkeypatch.setattr(zeroth_order, "QUICK", {"evaluations": 90, "moments": 3, "seeds": 2, "trials": 2, "draws": 2})
+    monkeypatch.setattr(zeroth_order, "SMALL", {"rates": (3e-3, 3e-2, 3e-2, 3e-2)})
+    few = {"evaluations": 90, "moments": 3, "seeds": 5, "trials": 2, "draws": 2}
+    monkeypatch.setattr(zeroth_order, "QUICK", zeroth_order.QUICK | few)
     monkeypatch.setattr(zeroth_order, "plot", lambda results, target, model: Figure(figsize=(1, 1)))
 
 
 def test_a_run_says_what_was_claimed_and_found(tiny, tmp_path, capsys):
-    code = zeroth_order.main(["--quick", "--learn", "gate", "up", "--held-out", "16", "--out", str(tmp_path)])
+    code = zeroth_order.main(
+        ["--quick", "--learn", "gate", "up", "--held-out", "16", "--seeds", "2", "--out", str(tmp_path)]
+    )
     said = capsys.readouterr().out
     assert code == 0, said
     assert "FZOO: claimed 18 × (Dang et al. 2025, RoBERTa-large; 3 on average of all models), found" in said
