@@ -394,6 +394,20 @@ EXHIBITS = (
         },
     ),
     Exhibit(
+        "experiments.zeroth_order",
+        "Fewer forward passes, claimed and found",
+        "AGZO: <i>W</i> + <i>σ Q G</i>, &nbsp;<i>Q</i> of the span of what <i>W</i> receives; &emsp; ZO-Muon: "
+        "<i>W</i> &nbsp;←&nbsp; <i>W</i> − <i>η Q</i> msign ⟨(<i>ℓ<sub>k</sub></i> − <i>ℓ</i><sub>0</sub>) "
+        "<i>G<sub>k</sub></i>⟩/<i>σ</i>",
+        "How many forward passes zeroth-order methods take to fine-tune a language model to a given loss, beside what "
+        "their papers claim (Dang et al. 2025; Lang et al. 2026; Lin et al. 2026). Learning rates are chosen on "
+        "validation prompts, in the full form also for ZO-Muon.",
+        {
+            "zeroth_order": "Held-out loss against evaluations for MeZO and the methods that are compared with it, and "
+            "the evaluations that each takes to the loss of most of MeZO's fall"
+        },
+    ),
+    Exhibit(
         "experiments.atlas",
         "Which rule for which network",
         "<i>η</i>* = argmin<sub><i>η</i></sub> ⟨<i>E</i><sub>validation</sub>(<i>η</i>)⟩, &emsp; reported: "

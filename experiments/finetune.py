@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,8 @@ import nl_jax as nl
 from experiments import finetune_data as data
 from experiments.failure import ExperimentError, exit_code
 from experiments.finished import Finished
-from experiments.language_model import adapted, adapters, negative_log_likelihood
+from experiments.hasty import hasty
+from experiments.language_model import adapted, adapters
 from experiments.results import Folder, judge, verdict
 from nl_jax.base import Array, Key, Objective, Params
 from nl_jax.numerics import mean_and_error
@@ -140,19 +141,8 @@ def run(config: Config) -> Results:
             config, evaluations=360, rates=QUICK_RATES, held_out=128, batch_size=16, moments=4, methods=quick
         )
     _check(config)
-    with _hasty() if config.quick else contextlib.nullcontext():
+    with hasty() if config.quick else contextlib.nullcontext():
         return _results(config)
-
-
-@contextlib.contextmanager
-def _hasty() -> Iterator[None]:
-    """Machine code that is not optimised: of a tiny model, optimising takes longer than all that is then run."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _results(config: Config) -> Results:
@@ -239,12 +229,7 @@ def _cost(method: str, config: Config) -> int:
 
 def _problem(method: str, task: data.Task) -> Problem:
     model, params = task.model, task.params
-
-    def losses(params: Params, batch: data.Prompts) -> Array:
-        features = model.features(params, batch.ids)
-        last = jnp.take_along_axis(features, batch.last.reshape(-1, 1, 1), axis=1)[:, 0]
-        return negative_log_likelihood(model.logits(params, last), batch.target)
-
+    losses = data.first_token_losses(model)
     if method != "adapters":
         return Problem(params, (), lambda frozen: losses)
     beside = adapters(model, jax.random.key(17))

@@ -19,9 +19,10 @@ import optax
 
 import nl_jax as nl
 from experiments.failure import ExperimentError
-from experiments.language_model import Model, next_token_loss
+from experiments.language_model import Model, negative_log_likelihood, next_token_loss
 from experiments.language_model_files import INSTALL, available, load
-from nl_jax.base import Array, Params
+from nl_jax.base import Array, Objective, Params, Propagate
+from nl_jax.propagation import feedforward
 
 LENGTH = 16  # tokens of a prompt
 CHARACTERS = 32  # of a prompt of the character model
@@ -59,6 +60,17 @@ class Task(NamedTuple):
     train: Prompts
     validation: Prompts
     held_out: Prompts
+
+
+def first_token_losses(model: Model) -> Objective:
+    """−log p of the token that follows each prompt, in nats, [prompts]; of the model's parameters and `Prompts`."""
+
+    def losses(params: Params, batch: Prompts, propagate: Propagate = feedforward) -> Array:
+        features = model.features(params, batch.ids, propagate)
+        last = jnp.take_along_axis(features, batch.last.reshape(-1, 1, 1), axis=1)[:, 0]
+        return negative_log_likelihood(model.logits(params, last, propagate), batch.target)
+
+    return losses
 
 
 def real(held_out: int) -> Task:

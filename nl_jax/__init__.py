@@ -14,7 +14,7 @@ from nl_jax import (
 )
 from nl_jax.alternating import Stage, alternating
 from nl_jax.base import Failure, GradientEstimator, Info, LayerCredit, Learner, LearnerState
-from nl_jax.estimators import baselines, directions, feedback, reward_baselines, shaping, spaces
+from nl_jax.estimators import baselines, bases, directions, feedback, reward_baselines, shaping, spaces
 from nl_jax.estimators import stochastic_units as units
 from nl_jax.estimators.activity_node_perturbation import activity_node_perturbation
 from nl_jax.estimators.augmented import augmented
@@ -54,6 +54,7 @@ from nl_jax.estimators.online.three_factor import three_factor
 from nl_jax.estimators.online.truncated_backprop import truncated_backprop
 from nl_jax.estimators.online.uoro import uoro
 from nl_jax.estimators.reinforce import reinforce
+from nl_jax.estimators.subspace_perturbation import subspace_perturbation
 from nl_jax.estimators.target_propagation import difference_target_propagation
 from nl_jax.estimators.weight_perturbation import weight_perturbation
 from nl_jax.failures import raise_if_failed
@@ -117,6 +118,7 @@ __all__ = [
     "backprop_recursion",
     "bandit",
     "baselines",
+    "bases",
     "batch_norm",
     "batch_sum",
     "batching",
@@ -181,6 +183,7 @@ __all__ = [
     "snap",
     "spaces",
     "starts",
+    "subspace_perturbation",
     "supervised",
     "surrogates",
     "sweep",

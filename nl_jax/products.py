@@ -236,11 +236,13 @@ class Use(NamedTuple):
         look-ups by integers, whose first axis is the batch.
       reads_data: whether it is a weight, and no input of its products depends on any parameter.
       values: the number of values that all products and look-ups together have, for one example.
+      stacked: of a weight, how many of its leading axes loops slice before it is multiplied; 0 of other leaves.
     """
 
     multiplied: list[bool]
     reads_data: list[bool]
     values: int
+    stacked: list[int]
 
 
 _ONE_BY_ONE = 32
@@ -250,7 +252,7 @@ _ONE_BY_ONE = 32
 class _Witness(StandIn):
     """Stands in for a weight that is not displaced at all, and marks what it is multiplied with."""
 
-    def __init__(self, weight: Array, examples: int, place: str, note: Callable[[int], None]) -> None:
+    def __init__(self, weight: Array, examples: int, place: str, note: Callable[..., None]) -> None:
         super().__init__(weight)
         self.examples, self.place, self.note = examples, place, note
 
@@ -264,13 +266,13 @@ class _Witness(StandIn):
         y = bilinear(mark(self.place, jnp.asarray(x)), self.weight)
         if y.shape[0] != self.examples or y.shape[-1] != self.shape[-1]:
             raise OtherUse("a product is [batch, …, units]")
-        self.note(math.prod(y.shape[1:]))
+        self.note(self.place, self.ndim, math.prod(y.shape[1:]))
         return y
 
     def rows(self, ids: Array) -> Array:
         if ids.shape[0] != self.examples:
             raise OtherUse("what is looked up is [batch, …]")
-        self.note(ids.size // self.examples * self.shape[-1])
+        self.note(self.place, self.ndim, ids.size // self.examples * self.shape[-1])
         return self.weight[mark(self.place, ids)]
 
     def opened(self) -> tuple[Any, Callable[[Any], Self]]:
@@ -291,16 +293,19 @@ def use(objective: Objective, params: Params, batch: Batch) -> Use:
 
         return jax.tree.map(enlarge, batch)
 
-    def products_of(chosen: list[int]) -> tuple[set[int], set[int], int] | None:
-        """Of the chosen leaves: those multiplied, those whose inputs depend on parameters, and how many values."""
+    def products_of(chosen: list[int]) -> tuple[dict[int, int], set[int], int] | None:
+        """Of the chosen leaves: those multiplied and the axes they have there, those whose inputs depend on parameters,
+        and how many values."""
         values: list[int] = []
+        axes: dict[int, set[int]] = {}
         sources: dict[str, set[Any]] = {}
 
+        def note(place: str, ndim: int, count: int) -> None:
+            values.append(count)
+            axes.setdefault(int(place), set()).add(ndim)
+
         def run(leaves: list[Array], batch: Batch) -> Array:
-            placed = [
-                _Witness(leaf, examples, str(i), values.append) if i in chosen else leaf
-                for i, leaf in enumerate(leaves)
-            ]
+            placed = [_Witness(leaf, examples, str(i), note) if i in chosen else leaf for i, leaf in enumerate(leaves)]
             losses = objective(jax.tree.unflatten(tree, placed), batch)
             if losses.shape != (examples,):
                 raise OtherUse("losses are [batch]")
@@ -319,15 +324,20 @@ def use(objective: Objective, params: Params, batch: Batch) -> Use:
         arguments = [from_params for _ in leaves] + [from_data for _ in jax.tree.leaves(larger)]
         sources_of_outputs(program, arguments, see)
         found = {int(place): seen for place, seen in sources.items() if place.isdigit()}
-        return {*found}, {place for place, seen in found.items() if seen - {"data"}}, sum(values)
+        return (
+            {place: max(axes[place]) for place in found if len(axes[place]) == 1},
+            {place for place, seen in found.items() if seen - {"data"}},
+            sum(values),
+        )
 
     candidates = [place for place, leaf in enumerate(leaves) if leaf.ndim >= 2]
     found = products_of(candidates)
     if found is None and len(candidates) > _ONE_BY_ONE:
-        found = set(), set(), 0
+        found = {}, set(), 0
     elif found is None:
         one_by_one = {i: products_of([i]) for i in candidates}
-        found = products_of([i for i, own in one_by_one.items() if own and i in own[0]]) or (set(), set(), 0)
+        found = products_of([i for i, own in one_by_one.items() if own and i in own[0]]) or ({}, set(), 0)
     met, above, values = found
     places = range(len(leaves))
-    return Use([i in met for i in places], [i in met and i not in above for i in places], values)
+    stacked = [leaves[i].ndim - met[i] if i in met else 0 for i in places]
+    return Use([i in met for i in places], [i in met and i not in above for i in places], values, stacked)

@@ -33,6 +33,9 @@ class Entry(NamedTuple):
     evaluations: int = 0
 
 
+K = 3
+
+
 def _part(f, **settings) -> Callable[..., nl.GradientEstimator]:
     return functools.partial(f, **settings)
 
@@ -51,6 +54,14 @@ def _average(objective: Any, chunk: int | None = None) -> nl.GradientEstimator:
     return nl.average(nl.node_perturbation(objective, num_samples=3, chunk=chunk), 2)
 
 
+def _random_subspace(objective: Any, chunk: int | None = None) -> nl.GradientEstimator:
+    """Its samples share a subspace, so that its variance does not fall as 1/K: it has no setting of that name."""
+    antithetic, basis = nl.baselines.antithetic(), nl.bases.random(2)
+    return nl.subspace_perturbation(
+        objective, num_samples=K, basis=basis, directions=rademacher, baseline=antithetic, chunk=chunk
+    )
+
+
 def _fixed(make: Callable[..., nl.GradientEstimator], evaluations: int, exact: bool = False) -> Entry:
     """Of estimators that draw nothing, and derive layer by layer; unless exact, biased."""
     return Entry(make, layers=True, derivative=True, calibrated=exact, random=False, evaluations=evaluations)
@@ -66,7 +77,6 @@ def _of_example(f: Callable[..., nl.GradientEstimator], evaluations: int) -> Ent
     return _fixed(lambda objective: f(objective, example), evaluations)
 
 
-K = 3
 INFERENCE = {"num_steps": 3, "tolerance": 0.0}
 nodes, weights = nl.spaces.nodes, nl.spaces.weights
 
@@ -130,6 +140,8 @@ ESTIMATORS: dict[str, Entry] = {
         ),
         evaluations=2 * K,
     ),
+    "subspace_inputs": Entry(_part(nl.subspace_perturbation, num_samples=K), layers=True, evaluations=K + 2),
+    "subspace_random_antithetic": Entry(_random_subspace, evaluations=2 * K),
     "node_orthogonal": Entry(
         _part(nl.node_perturbation, num_samples=K, directions=nl.directions.orthogonal()),
         layers=True,

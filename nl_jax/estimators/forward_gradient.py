@@ -33,8 +33,9 @@ def forward_gradient(
 
     Args:
       objective: a per-example objective; for node space it must take `propagate`.
-      space: `nl.spaces.weights` (any JAX function; its `params_sharding` by `functools.partial`) or `nl.spaces.nodes`
-        (per-example directions in the pre-activations, far smaller variance).
+      space: `nl.spaces.weights` (any JAX function; its `params_sharding` by `functools.partial`), `nl.spaces.nodes`
+        (per-example directions in the pre-activations, far smaller variance), or `nl.spaces.subspace` with its `basis`
+        by `functools.partial`.
       num_samples: K, independent directions averaged.
       directions: law of ξ, from `nl.directions`.
       chunk: samples evaluated at once; by default what suits the backend. The result does not depend on it.

@@ -87,8 +87,9 @@ def perturbation(
         gradient, state, info = found(key, state, params, batch)
         if not isinstance(gradient, SampledGradient):
             raise ValueError(
-                "a gradient made of noise in nodes is no list of numbers: every example has noise of its own. Use "
-                "weight_perturbation, forward_gradient(space=nl.spaces.weights) or evolution_strategy"
+                "a gradient made of noise in nodes, or in a subspace of the batch's inputs, is no list of numbers: its "
+                "noise is not drawn from the key alone. Use weight_perturbation, "
+                "forward_gradient(space=nl.spaces.weights) or evolution_strategy"
             )
         return gradient, state, info
 

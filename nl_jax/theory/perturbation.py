@@ -6,7 +6,9 @@ noise:
 
     independent components      P − 1 + κ, κ = E ξ_i⁴: 3 Gaussian, 1 Rademacher, 1/p sparse of density p
     of fixed length √P          P: signs, the sphere, a single coordinate, rank-one signs a bᵀ
-    low rank, rank-one Gaussian, signs of each example, noise on nodes, local losses: below
+    low rank, rank-one Gaussian, random subspaces, signs of each example, noise on nodes, local losses: below
+
+Noise that reaches a part of the gradient only, as that of a subspace, is biased: `projected`.
 
 All are tested against the laws of `nl.directions`.
 """
@@ -48,10 +50,69 @@ def relative_variance(second_moment: float, K: int, *, order: int | None = None)
     return each * (order - K) / (order - 1)
 
 
-def squared_cosine(P: int) -> float:
-    """E cos² = 1/P between g and one sample (gᵀξ) ξ, for ξ isotropic or of fixed length (P: at least 1)."""
+def squared_cosine(P: int, *, captured: float = 1.0) -> float:
+    """E cos² = c/P between g and one sample (gᵀξ) ξ, for ξ isotropic in P dimensions that hold a part of g.
+
+    With the bases of inputs (Lin et al. 2026) P is Σ rank · units, and the same g has a cosine √(Σ inputs · units/P)
+    times as large as under isotropic noise, times √c.
+
+    Args:
+      P: dimensions of the noise, at least 1.
+      captured: c, the part of ‖g‖² in them, at most 1.
+
+    Raises:
+      ValueError: for a number out of range.
+    """
     in_range(P=(P, 1))
-    return 1 / P
+    return _part("captured", captured) / P
+
+
+def projected(second_moment: float, K: int, *, captured: float) -> float:
+    """E‖ĝ − g‖²/‖g‖² = 1 − c + c (s − 1)/K of noise in a subspace that holds the part c of ‖g‖².
+
+    The mean of ĝ is the projection of g: 1 − c is the bias, which no number of samples takes away, the rest variance.
+
+    Args:
+      second_moment: s of the law in the subspace, at least 1: P + 2 for Gaussian noise of P dimensions.
+      K: samples, at least 1.
+      captured: c, at most 1.
+
+    Raises:
+      ValueError: for a number out of range.
+
+    >>> s = independent(10, kurtosis=3)
+    >>> projected(s, 1, captured=1.0), projected(s, 1, captured=0.8)
+    (11.0, 9.0)
+    """
+    c = _part("captured", captured)
+    return 1 - c + c * relative_variance(second_moment, K)
+
+
+def random_subspace(P: int, K: int, shares: Mapping[tuple[int, int], float]) -> float:
+    """E‖ĝ − g‖²/‖g‖² = φ + (P + 1 + φ)/K of Gaussian noise √(m/r) Q G, φ = Σ f (m/r − 1), one random Q for K samples.
+
+    Q [m, r] is uniform with orthonormal columns. A subspace holds r/m of a weight's gradient on average and the factor
+    makes up for it, so that the estimate is unbiased; but what a subspace misses, all its samples miss, and φ stays
+    however many they are. At r = m it is the law of isotropic Gaussian noise.
+
+    Args:
+      P: components of all parameters, at least 1.
+      K: samples of one subspace, at least 1.
+      shares: by (m, r) of a weight [m, units] and its subspace, f: the part of ‖g‖² that belongs to such weights.
+
+    Raises:
+      ValueError: for a number out of range.
+
+    >>> random_subspace(100, 1, {(10, 10): 1.0}), random_subspace(100, 1, {(10, 2): 0.5})
+    (101.0, 105.0)
+    """
+    in_range(P=(P, 1), K=(K, 1))
+    _part("shares", sum(shares.values()))
+    floor = 0.0
+    for (m, r), f in shares.items():
+        in_range(r=(r, 1), m=(m, r))
+        floor += _part("shares", f) * (m / r - 1)
+    return floor + (P + 1 + floor) / K
 
 
 def independent(P: int, *, kurtosis: float) -> float:
@@ -81,10 +142,8 @@ def low_rank(P: int, rank: int, *, weights: float = 1.0) -> float:
     Raises:
       ValueError: for a number out of range.
     """
-    in_range(P=(P, 1), rank=(rank, 1), weights=(weights, 0))
-    if weights > 1:
-        raise ValueError(f"weights must be at most 1, the whole of the gradient's square; got {weights}")
-    return P + 2 * (1 - 1 / rank) * weights
+    in_range(P=(P, 1), rank=(rank, 1))
+    return P + 2 * (1 - 1 / rank) * _part("weights", weights)
 
 
 def rank_one_gaussian(m: int, n: int) -> float:
@@ -209,3 +268,11 @@ def together(second_moments: Sequence[Any], squares: Sequence[Any]) -> Any:
     excess: Any = sum((s - 1) * square for s, square in zip(second_moments, squares, strict=True))
     whole: Any = sum(squares)
     return 1 + excess / whole
+
+
+def _part(name: str, value: float) -> float:
+    """A part of the gradient's square, or ValueError."""
+    in_range(**{name: (value, 0)})
+    if value > 1 + 1e-12:
+        raise ValueError(f"{name} must be at most 1, the whole of the gradient's square; got {value}")
+    return value

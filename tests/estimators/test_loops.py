@@ -27,7 +27,10 @@ REFUSES = {
 
 OWN_NOISE = ("node_", "forward_nodes", "reinforce", "average", "partition")
 # Laws that take a stacked weight for one where a loop slices it, which the unrolled program does by its own arithmetic.
-STACKED = ("weight_rank_one", "weight_flipout_antithetic", "forward_low_rank")
+STACKED = (
+    *("weight_rank_one", "weight_flipout_antithetic", "forward_low_rank"),
+    *("subspace_inputs", "subspace_random_antithetic"),
+)
 """Beginnings of those that draw noise for each layer: in a loop another one than unrolled, with the same mean."""
 
 OF_LOSSES = "weight_none", "weight_antithetic", "weight_running_mean", "evolution_strategy", "normalised"

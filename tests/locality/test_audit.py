@@ -49,6 +49,8 @@ VERDICTS = {
     **dict.fromkeys(("primal_dual", "extragradient", "augmented_lagrangian", "admm"), (EVERYTHING, NO_TRANSPORT)),
     # (Ẽ − E) ξ: noise and a loss.
     **dict.fromkeys((name for name in registry.ESTIMATORS if name.startswith("weight_")), ("three-factor",) * 2),
+    # Q (Ẽ − E) G: Q of what the weight itself receives, or random.
+    **dict.fromkeys(("subspace_inputs", "subspace_random_antithetic"), ("three-factor",) * 2),
     "evolution_strategy": ("three-factor", "three-factor"),
     "normalised": ("three-factor", "three-factor"),
     # (Ẽ − E) ξ x: the same, and the layer's own input.

@@ -83,6 +83,42 @@ def test_cosine():
     assert abs(cosines[1].mean() - theory.squared_cosine(7)) > 5 * error
 
 
+def test_projected_noise():
+    """Gaussian noise in 2 of 6 dimensions: E‖ĝ − g‖² of means of two, within 5 standard errors; not of all of g."""
+    rng = np.random.default_rng(4)
+    Q = np.linalg.qr(rng.normal(size=(6, 2)))[0]
+    g = G.ravel()
+    captured = float(np.sum((Q.T @ g) ** 2) / np.sum(g**2))
+    assert 0.05 < captured < 0.9
+    directions = (rng.normal(size=(60_000, 2)) @ Q.T).reshape(-1, 2, 6)
+    means = np.mean([samples(directions[:, k], g) for k in range(2)], axis=0)
+    off = np.sum((means - g) ** 2, axis=1) / np.sum(g**2)
+    error = off.std(ddof=1) / len(off) ** 0.5
+    s = theory.independent(2, kurtosis=3)
+    assert abs(off.mean() - theory.projected(s, 2, captured=captured)) < 5 * error
+    for wrong in (theory.projected(s, 2, captured=1.0), theory.projected(s, 1, captured=captured)):
+        assert abs(off.mean() - wrong) > 5 * error
+    cosines = np.array([xi @ g for xi in directions[:, 0]]) ** 2 / np.sum(directions[:, 0] ** 2, axis=1) / np.sum(g**2)
+    error = cosines.std(ddof=1) / len(cosines) ** 0.5
+    assert abs(cosines.mean() - theory.squared_cosine(2, captured=captured)) < 5 * error
+    assert abs(cosines.mean() - theory.squared_cosine(2)) > 5 * error
+
+
+def test_random_subspaces():
+    """√(m/r) Q G of random Q, shared by K: what Q misses stays; at r = m it is Gaussian noise."""
+    rng, K, r = np.random.default_rng(5), 2, 1
+    Q = rng.normal(size=(40_000, 3, r))
+    Q /= np.linalg.norm(Q, axis=1, keepdims=True)
+    directions = 3**0.5 * np.einsum("nir,knru->kniu", Q, rng.normal(size=(K, 40_000, r, 2)))
+    means = np.mean([samples(own, G) for own in directions], axis=0)
+    off = np.sum((means - G.ravel()) ** 2, axis=1) / np.sum(G**2)
+    error = off.std(ddof=1) / len(off) ** 0.5
+    assert abs(off.mean() - theory.random_subspace(6, K, {(3, r): 1.0})) < 5 * error
+    isotropic = theory.relative_variance(theory.independent(6, kurtosis=3), K)
+    assert abs(off.mean() - isotropic) > 5 * error
+    assert theory.random_subspace(6, K, {(3, 3): 1.0}) == isotropic
+
+
 def test_flipout_of_one_example_is_shared_signs(x64):
     """So it is of many without weights; of B examples alike with weights alone, all but B times less noise."""
     weights, others = jnp.asarray(G).reshape(1, 6), jnp.ones((1, 4))
@@ -154,6 +190,10 @@ BAD = [
     (lambda: theory.low_rank(6, 0), "rank must be"),
     (lambda: theory.low_rank(6, 1, weights=1.5), "weights must be at most 1, the whole of the gradient's square"),
     (lambda: theory.rank_one_gaussian(0, 2), "m must be"),
+    (lambda: theory.projected(3, 1, captured=1.5), "captured must be at most 1, the whole of the gradient's square"),
+    (lambda: theory.squared_cosine(3, captured=-0.1), "captured must be a finite number of at least 0, got -0.1"),
+    (lambda: theory.random_subspace(6, 1, {(2, 3): 0.5}), "m must be a finite number of at least 3, got 2"),
+    (lambda: theory.random_subspace(6, 1, {(3, 1): 0.6, (3, 2): 0.6}), "shares must be at most 1"),
     (lambda: theory.flipout(jnp.ones((5, 6)), jnp.ones((1, 4))), "the same examples, got 5 and 1 of them"),
     (
         lambda: theory.node_variance(jnp.ones((5, 2)), jnp.ones((5, 3)), jnp.ones(1), 1, kurtosis=1),
