@@ -37,7 +37,8 @@ def training(s: Subject) -> Row:
 
 @jax.jit  # one program for all estimators on one problem
 def _updated(grads: Params, optimizer: State, params: Params) -> tuple[Params, State]:
-    updates, optimizer = OPTIMIZER.update(grads, optimizer, params)
+    with jax.numpy_dtype_promotion("standard"):  # whose own arithmetic relies on it
+        updates, optimizer = OPTIMIZER.update(grads, optimizer, params)
     return optax.apply_updates(params, updates), optimizer
 
 
