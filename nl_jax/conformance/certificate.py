@@ -69,7 +69,8 @@ class Certificate(NamedTuple):
         count = len(self.rows)
         verdicts = [f"{len(self.failures)} failed"] * bool(self.failures)
         verdicts += [f"{len(self.not_shown)} not shown"] * bool(self.not_shown)
-        lines.append(f"NOT certified: {', '.join(verdicts)} of {count} checks" if verdicts else f"certified: {count} checks")
+        verdict = f"NOT certified: {', '.join(verdicts)} of" if verdicts else "certified:"
+        lines.append(f"{verdict} {count} checks")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:

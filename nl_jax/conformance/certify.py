@@ -49,8 +49,9 @@ def certify(
     Precision is that of the caller: in float64 (`jax.enable_x64`) the algebra is judged to 1e-7, in float32 to 3e-3.
 
     Whether a mean is the gradient is asked leaf by leaf, of as many estimates as would have shown a bias of 2 % of the
-    leaf's gradient in 19 of 20 cases; an unbiased estimator fails one such check in 10,000 (`nl_jax.conformance.power`).
-    If `max_keys` are too few for that, the check is "not shown" and the certificate says how many would do.
+    leaf's gradient in 19 of 20 cases; an unbiased estimator fails one such check in 10,000, as
+    `nl_jax.conformance.power` derives. If `max_keys` are too few for that, the check is "not shown" and the certificate
+    says how many would do.
 
     Args:
       factory: `factory(objective) -> estimator`. Settings named `num_samples` and `chunk` are tried out if it has them.

@@ -6,9 +6,9 @@ Two statistics are taken of each leaf, with m the mean of n estimates, g the gra
 - Distance, ‖m − g‖² against tr Σ/n, which without bias is a weighted sum of χ²: it sees a bias in any direction. Its
   tail is that of one χ² of the same first three moments (Imhof 1961).
 
-Draws are doubled until they would show a bias of `TARGET`, or the budget is spent. Half of the error probability is kept
-for the last look, the k-th look before has 2⁻ᵏ of the other half: rare alarms on the way cost the last look little
-(Haybittle 1971; Peto et al. 1976), and all looks and leaves together stay within the error probability, whatever their
+Draws are doubled until they would show a bias of `TARGET`, or the budget is spent. Half of the error probability is
+kept for the last look, and the k-th look before has 2⁻ᵏ of the other half: stern looks on the way cost the last one
+little (Haybittle 1971). All looks, leaves and statistics together stay within the error probability, whatever their
 dependence (Bonferroni). Which look is the last is decided by standard errors alone, never by means.
 """
 
@@ -29,13 +29,13 @@ TARGET = 0.02
 class Moments(NamedTuple):
     """Of one leaf's estimates less the gradient, e = ĝ − g: their number, Σ e and Σ e eᵀ."""
 
-    count: int
+    number: int
     total: np.ndarray
     products: np.ndarray
 
     def grown(self, e: np.ndarray) -> "Moments":
         """With more estimates, [estimates, parameters]."""
-        return Moments(self.count + len(e), self.total + e.sum(axis=0), self.products + e.T @ e)
+        return Moments(self.number + len(e), self.total + e.sum(axis=0), self.products + e.T @ e)
 
 
 class LeafBias(NamedTuple):
@@ -70,13 +70,13 @@ class Bias(NamedTuple):
 
     Attributes:
       leaves: by name.
-      count: the estimates drawn.
+      estimates: how many were drawn.
       looks: how often they were judged.
       target: the bias that was to be shown.
     """
 
     leaves: dict[str, LeafBias]
-    count: int
+    estimates: int
     looks: int
     target: float
 
@@ -94,7 +94,7 @@ class Bias(NamedTuple):
 def sequential(
     draw: Callable[[int], Mapping[str, np.ndarray]],
     gradient: Mapping[str, np.ndarray],
-    max_count: int,
+    max_estimates: int,
     *,
     tolerance: float = 0.0,
     error: float = ERROR,
@@ -105,7 +105,7 @@ def sequential(
     Args:
       draw: `draw(block)`, the estimates of block 0, 1, … by leaf, each [estimates, parameters]; as many in every block.
       gradient: g by leaf, [parameters].
-      max_count: the budget; the last doubling stays within it.
+      max_estimates: the budget; the last doubling stays within it.
       tolerance: a bias that is none, as a fraction of the gradient's length: what rounding makes.
       error: probability that an unbiased estimator is called biased.
       target: the bias to be shown; no smaller than the tolerance.
@@ -123,10 +123,10 @@ def sequential(
         def judged(share: float, looks: int = looks) -> Bias:
             each = error * share / (2 * len(gradient))
             leaves = {name: leaf(moments[name], g, each, whole, tolerance) for name, g in gradient.items()}
-            return Bias(leaves, next(iter(moments.values())).count, looks, target)
+            return Bias(leaves, next(iter(moments.values())).number, looks, target)
 
         last = judged(1 / 2)
-        if not last.unseen or 2 * last.count > max_count:
+        if not last.unseen or 2 * last.estimates > max_estimates:
             return last
         early = judged(2.0 ** -(looks + 1))
         if early.biased:
@@ -135,7 +135,7 @@ def sequential(
 
 def leaf(moments: Moments, g: np.ndarray, error: float, whole: float = 0.0, tolerance: float = 0.0) -> LeafBias:
     """Both statistics of one leaf, each judged at the probability `error` of a false alarm."""
-    n = moments.count
+    n = moments.number
     mean = moments.total / n
     covariance = (moments.products / n - np.outer(mean, mean)) * n / (n - 1)
     if not np.all(np.isfinite(covariance)):
@@ -174,8 +174,8 @@ def leaf(moments: Moments, g: np.ndarray, error: float, whole: float = 0.0, tole
 def chi_square_limit(weights: np.ndarray, error: float) -> float:
     """What Σ λ_i (χ²₁ − 1), with λ the weights, exceeds with the probability `error`.
 
-    By the χ² of the same first three moments, whose quantile is Wilson and Hilferty's (1931): above the true one by less
-    than 4 % from 5 degrees of freedom on, and by a tenth at a single one, so that it errs towards no alarm.
+    By the χ² of the same first three moments, with the quantile of Wilson and Hilferty (1931). Far out, at 10⁻⁶, that
+    is 2 % too large of 10 degrees of freedom, 5 % of 5 and 15 % of a single one: it errs towards no alarm.
     """
     two, three = float(np.sum(weights**2)), float(np.sum(weights**3))
     if not three > 0:

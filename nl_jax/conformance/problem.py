@@ -1,7 +1,7 @@
 """The networks that estimators are certified on.
 
-Each is small enough to measure the mean of every component well, and none of its leaves has a much shorter gradient than
-another: noise is everywhere alike, and so is the bias that can be seen.
+Each is small enough to measure means well. None of its leaves has a much shorter gradient than the others, so that
+about the same bias can be seen in all of them.
 """
 
 import functools
@@ -105,8 +105,8 @@ def two_heads() -> Problem:
 def _two_heads(precision: Any) -> Problem:
     def forward(params: Params, x: Array, propagate: Propagate = feedforward) -> tuple[Array, Array]:
         hidden = propagate("hidden", _affine, jnp.tanh, params["hidden"], x)
-        heads = (propagate(name, _affine, lambda nu: nu, params[name], hidden) for name in ("class", "value"))
-        return tuple(heads)
+        read = lambda name: propagate(name, _affine, lambda nu: nu, params[name], hidden)
+        return read("class"), read("value")
 
     def loss(outputs: tuple[Array, Array], labels: Array) -> Array:
         value = jax.nn.one_hot(labels, 1, dtype=outputs[1].dtype)  # whether it is the first class

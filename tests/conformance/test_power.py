@@ -25,8 +25,7 @@ def run(seed, bias=0.0, looks=5, error=ERROR, target=0.0):
     def draw(block):
         z = rng.standard_normal((BLOCK, 6))
         noise = z @ MIXED + (z[:, :1] ** 2 - 1) / 2
-        found = {"long": GRADIENT["long"] + noise[:, :4], "short": GRADIENT["short"] * (1 + bias) + noise[:, 4:] / 10}
-        return found
+        return {"long": GRADIENT["long"] + noise[:, :4], "short": GRADIENT["short"] * (1 + bias) + noise[:, 4:] / 10}
 
     return sequential(draw, GRADIENT, BLOCK * 2 ** (looks - 1), error=error, target=target)
 
@@ -131,8 +130,8 @@ def test_it_draws_until_the_target_is_seen_and_no_further():
     found = run(0, looks=12, target=0.1)
     assert not found.unseen
     assert found.leaves["short"].visible <= 0.1
-    half = run(0, looks=int(np.log2(found.count / BLOCK)), target=0.1)
-    assert half.count == found.count / 2
+    half = run(0, looks=int(np.log2(found.estimates / BLOCK)), target=0.1)
+    assert half.estimates == found.estimates / 2
     assert half.unseen
 
 

@@ -44,8 +44,6 @@ IN_TIME = {
 """Rules of learning while time goes on, and their claims on a recurrent network."""
 
 
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IN_TIME)
 def test_keeps_its_claims_in_time(name, x64):
