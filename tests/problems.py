@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 import nl_jax as nl
-from nl_jax.conformance import problem as conformance_problem
 from nl_jax.conformance.problem import Problem
 from nl_jax.propagation import feedforward
 
@@ -39,7 +38,10 @@ def one_layer() -> Problem:
     return Problem(objective, network.init(jax.random.key(1), _dtype()), (_inputs(5, 4), targets), network.apply)
 
 
-chain = _once(conformance_problem.chain)
+@_once
+def chain() -> Problem:
+    network = nl.mlp([4, 5, 3], activation=nl.activations.tanh())
+    return _labelled(network.apply, network.init(jax.random.key(1), _dtype()), _inputs(6, 4), 3)
 
 
 @_once

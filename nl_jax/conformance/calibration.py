@@ -1,4 +1,4 @@
-"""Is its mean the gradient, and does averaging help? Judged by standard errors, beside a twin that must fail."""
+"""Is its mean the gradient, and does averaging help? Judged by standard errors."""
 
 import functools
 
@@ -8,67 +8,91 @@ import numpy as np
 
 from nl_jax.base import Batch, Objective, Params, State
 from nl_jax.conformance.certificate import Outcome, Row
-from nl_jax.conformance.contract import STEPS, distance, is_random, rounding, setting, some_steps_on
-from nl_jax.conformance.problem import recurrent
-from nl_jax.conformance.subject import Subject, flat, keys, made, sampler, subject
+from nl_jax.conformance.contract import is_random, rounding
+from nl_jax.conformance.power import Bias, sequential
+from nl_jax.conformance.subject import Subject, by_leaf, keys, made, sampler, setting
 
 LIMIT = 5.0
 """Standard errors that a mean may lie from what it should be."""
-TWIN = 1.2
-"""How much too long the twin's estimates are, as a wrong count or a wrong σ² would make them."""
 MORE = 4
 """How many times more samples the variance is compared at."""
 
 
 def calibration(s: Subject) -> Row:
-    """E ĝ = ∇ mean loss, per component and in length; without randomness ĝ is that gradient, up to rounding.
-
-    From the first state, and from one some steps on.
-    """
-    g, later = gradient(s), some_steps_on(s)
-    if not is_random(s):
-        return _exactness(s, g, later)
-    found = s.estimates()
-    deviation, twin = largest_deviation(found, g), largest_deviation(TWIN * found, g)
-    scale = found @ g / (g @ g)
-    error = scale.std(ddof=1) / len(scale) ** 0.5
-    said = (
-        f"largest deviation of the mean of {len(found)} estimates: {deviation:.1f} standard errors "
-        f"(a twin {TWIN} times too long: {twin:.1f}); ⟨ĝ, g⟩/‖g‖² = {scale.mean():.3f} ± {error:.3f}, "
-        f"cosine of the mean {_cosine(found.mean(axis=0), g):.3f}"
-    )
-    figures = {"deviation": deviation, "twin": twin, "scale": float(scale.mean()), "scale_error": float(error)}
-    if distance(later, s.state) > 0:
-        figures["later"] = largest_deviation(s.estimates_from(later), g)
-        said += f"; {STEPS} steps on, deviation {figures['later']:.1f}"
-        deviation = max(deviation, figures["later"])
-    if not s.claims.calibrated:
-        return Row("calibration", "noted", said, figures)
-    if deviation < LIMIT and twin <= LIMIT:
-        return Row("calibration", "failed", f"{said}: the twin is not told apart, take more keys", figures)
-    return Row("calibration", "passed" if deviation < LIMIT else "failed", said, figures)
+    """E ĝ = ∇ mean loss in every leaf; without randomness ĝ is that gradient, up to rounding."""
+    return (drawn if is_random(s) else exact)(s, "calibration", s.state, s.problem.params)
 
 
-def _exactness(s: Subject, g: np.ndarray, later: State) -> Row:
-    estimate, on = (
-        flat(s.estimate(jax.random.key(0), state, s.problem.params, s.problem.batch)[0]) for state in (s.state, later)
-    )
-    apart, apart_later = (float(np.linalg.norm(x - g) / np.linalg.norm(g)) for x in (estimate, on))
-    said = f"differs from the gradient by {apart:.1e} of its length, cosine {_cosine(estimate, g):.4f}"
-    if apart_later != apart:
-        said += f"; {STEPS} steps on, by {apart_later:.1e}"
-    well = max(apart, apart_later) <= rounding()
+def drawn(s: Subject, check: str, state: State, params: Params) -> Row:
+    """Whether the mean is the gradient, by as many estimates as show it or as may be drawn; see `power`."""
+    g = gradient(s, params)
+    ends = np.cumsum([part.size for part in g.values()])[:-1]
+    first = s.sample(keys(s.num_keys), state, params).astype(np.float64)
+
+    def draw(block: int) -> dict[str, np.ndarray]:
+        found = first if block == 0 else s.sample(keys(s.num_keys, block), state, params)
+        return dict(zip(g, np.split(found, ends, axis=1), strict=True))
+
+    budget = s.max_keys if s.claims.calibrated else s.num_keys
+    bias = sequential(draw, g, budget, tolerance=rounding(_coarsest(params)))
+    leaves = {name: leaf._asdict() for name, leaf in bias.leaves.items()}
+    figures = {"estimates": bias.estimates, "looks": bias.looks, "target": bias.target}
+    outcome, said = _verdict(bias, s.claims.calibrated)
+    return Row(check, outcome, said, {**figures, "leaves": leaves})
+
+
+def _verdict(bias: Bias, claimed: bool) -> tuple[Outcome, str]:
+    found = {
+        name: f"off by {leaf.distance:.1%} of the gradient's length in {name} (⟨ĝ, g⟩/‖g‖² = {leaf.length:.3f} "
+        f"± {leaf.length_error:.3f})"
+        for name, leaf in bias.leaves.items()
+    }
+    name, worst = max(bias.leaves.items(), key=lambda item: item[1].visible)
+    drew = f"the mean of {bias.estimates:,} estimates"
+    if not claimed:
+        worst_name = max(bias.leaves, key=lambda name: bias.leaves[name].distance)
+        return "noted", f"{drew} is {found[worst_name]}"
+    if bias.biased:
+        return "failed", f"{drew} is {'; '.join(found[name] for name in bias.biased)}"
+    if bias.unseen:
+        needed = bias.estimates * (worst.visible / bias.target) ** 2
+        return "not shown", (
+            f"{drew} shows no bias, but could have missed one of {worst.visible:.1%} in {name}: "
+            f"for {bias.target:.1%} take max_keys of about {float(f'{needed:.1g}'):,.0f}"
+        )
+    return "passed", f"{drew} shows no bias; one of {worst.visible:.1%} in any leaf and direction would have been seen"
+
+
+def exact(s: Subject, check: str, state: State, params: Params) -> Row:
+    """Whether the one estimate is the gradient up to rounding, leaf by leaf."""
+    estimate, g = by_leaf(s.estimate(keys(1)[0], state, params, s.problem.batch)[0]), gradient(s, params)
+    whole = float(np.linalg.norm(np.concatenate(list(g.values()))))
+    leaves = {}
+    for name, part in g.items():
+        norm = float(np.linalg.norm(part))
+        norm = norm if norm > 1e-12 * whole else whole  # of a leaf without gradient, by the whole one's
+        leaves[name] = {"difference": float(np.linalg.norm(estimate[name] - part)) / norm}
+    name = max(leaves, key=lambda name: leaves[name]["difference"])
+    apart = leaves[name]["difference"] if np.all(np.isfinite(np.concatenate(list(estimate.values())))) else np.inf
+    cosine = _cosine(*(np.concatenate(list(x.values())) for x in (estimate, g)))
+    said = f"differs from the gradient by {apart:.1e} of its length at most, in {name}; cosine {cosine:.4f}"
+    well = apart <= rounding(_coarsest(params))
     outcome: Outcome = "noted" if not s.claims.calibrated else "passed" if well else "failed"
-    return Row("calibration", outcome, said, {"difference": apart, "later": apart_later})
+    return Row(check, outcome, said, {"difference": apart, "leaves": leaves})
+
+
+def _coarsest(params: Params) -> jnp.dtype:
+    """The dtype of fewest digits among the parameters'."""
+    return max((jnp.result_type(leaf) for leaf in jax.tree.leaves(params)), key=lambda dtype: jnp.finfo(dtype).eps)
 
 
 def variance(s: Subject) -> Row:
     """E‖ĝ − E ĝ‖²/‖g‖², and that it falls at least as 1/K where there is a setting `num_samples`."""
     if not is_random(s):
         return Row("variance", "noted", "none: it does not use its key")
-    g = gradient(s)
+    g = np.concatenate(list(gradient(s, s.problem.params).values()))
     relative, error = spread(s.estimates(), g)
-    few = setting(s, "num_samples")
+    few = setting(s.factory, "num_samples")
     if few is None:
         said = f"relative variance {relative:.3g} ± {error:.2g}; no setting named num_samples"
         return Row("variance", "noted", said, {"relative": relative, "error": error})
@@ -90,20 +114,14 @@ def variance(s: Subject) -> Row:
     return Row("variance", "failed", f"{said}: it falls slower than 1/K", figures)
 
 
-def loops(s: Subject) -> Row:
-    """Calibration in a loop over time; or a ValueError, which says why not and what to use instead."""
-    if s.make_problem is recurrent:
-        return Row("loops", "noted", "all of this is in a loop over time", {"loops": True})
-    try:
-        row = calibration(subject(s.factory, s.claims, recurrent, s.num_keys))
-    except ValueError as refusal:
-        return Row("loops", "noted", f"refused: {refusal}", {"loops": False})
-    return row._replace(check="loops", figures={**row.figures, "loops": True})
+def gradient(s: Subject, params: Params) -> dict[str, np.ndarray]:
+    """g, the exact gradient of the mean loss by leaf, in single precision at least."""
 
+    def widened(x: jax.Array) -> jax.Array:
+        return x.astype(jnp.result_type(float)) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x
 
-def gradient(s: Subject) -> np.ndarray:
-    """g, the exact gradient of the mean loss, [parameters]."""
-    return flat(_gradient(s.problem.objective, s.problem.params, s.problem.batch))
+    params, batch = jax.tree.map(widened, (params, s.problem.batch))
+    return by_leaf(_gradient(s.problem.objective, params, batch))
 
 
 @functools.partial(jax.jit, static_argnums=0)  # once for all checks, and all estimators on one problem

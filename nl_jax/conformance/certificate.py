@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-Outcome = Literal["passed", "failed", "noted"]
+Outcome = Literal["passed", "failed", "not shown", "refused", "noted"]
 
 
 class Row(NamedTuple):
@@ -13,9 +13,10 @@ class Row(NamedTuple):
 
     Attributes:
       check: its name.
-      outcome: "noted" is a finding that nothing was claimed about.
+      outcome: "noted" is a finding that nothing was claimed about; "not shown" is a claim that nothing speaks against,
+        by draws too few to have shown what would; "refused" is a problem that the estimator says it is not for.
       said: what was found, in words and figures.
-      figures: the same as data.
+      figures: the same as data; `figures["leaves"]` by leaf, where there are such, and printed as a table.
     """
 
     check: str
@@ -37,26 +38,59 @@ class Certificate(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed."""
-        return not self.failures
+        """Whether no check failed, and none has too few draws to show what is claimed."""
+        return not self.failures and not self.not_shown
 
     @property
     def failures(self) -> list[str]:
         """The checks that failed."""
-        return [name for name, row in self.rows.items() if row.outcome == "failed"]
+        return self._named("failed")
+
+    @property
+    def not_shown(self) -> list[str]:
+        """The checks that saw nothing wrong, but could have missed it: more keys are needed."""
+        return self._named("not shown")
+
+    @property
+    def refused(self) -> list[str]:
+        """The problems that the estimator says it is not for."""
+        return self._named("refused")
+
+    def _named(self, outcome: Outcome) -> list[str]:
+        return [name for name, row in self.rows.items() if row.outcome == outcome]
 
     def __str__(self) -> str:
         width = max(map(len, self.rows))
         lines = [self.subject]
         for name, row in self.rows.items():
-            first, *more = textwrap.wrap(row.said, 90) or [""]
-            lines.append(f"  {row.outcome:6}  {name:{width}}  {first}")
-            lines += [" " * (width + 12) + line for line in more]
-        failed, count = len(self.failures), len(self.rows)
-        lines.append(f"NOT certified: {failed} of {count} checks failed" if failed else f"certified: {count} checks")
+            first, *more = [*(textwrap.wrap(row.said, 90) or [""]), *_table(row.figures.get("leaves", {}))]
+            lines.append(f"  {row.outcome:9}  {name:{width}}  {first}")
+            lines += [" " * (width + 15) + line for line in more]
+        count = len(self.rows)
+        verdicts = [f"{len(self.failures)} failed"] * bool(self.failures)
+        verdicts += [f"{len(self.not_shown)} not shown"] * bool(self.not_shown)
+        verdict = f"NOT certified: {', '.join(verdicts)} of" if verdicts else "certified:"
+        lines.append(f"{verdict} {count} checks")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         rows = {name: {"outcome": row.outcome, "said": row.said, **row.figures} for name, row in self.rows.items()}
         return {"subject": self.subject, "certified": self.passed, "checks": rows}
+
+
+def _table(leaves: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each leaf that draws were judged by: how long their mean is, how far off, and what would be seen."""
+    drawn = {name: leaf for name, leaf in leaves.items() if "visible_length" in leaf}
+    if not drawn:
+        return []
+    width = max(map(len, ["leaf", *drawn]))
+    lines = [f"{'leaf':{width}}  length of the mean   seen from   off by   seen from"]
+    for name, leaf in drawn.items():
+        length = "the gradient is 0" if leaf["zero"] else f"{leaf['length']:.4f} ± {leaf['length_error']:.4f}"
+        seen = "" if leaf["zero"] else f"± {leaf['visible_length']:.1%}"
+        lines.append(
+            f"{name:{width}}  {length:18}  {seen:>10}  {leaf['distance']:>7.1%}  {leaf['visible_distance']:>10.1%}"
+            + "  biased" * leaf["biased"]
+        )
+    return lines

@@ -59,7 +59,8 @@ def locality(s: Subject) -> Row:
 
 def _estimate(s: Subject, problem: Problem) -> None:
     estimator = made(s.factory, problem.objective)
-    estimator.estimate(KEY, estimator.init(KEY, problem.params), problem.params, problem.batch)
+    at = problem.params, problem.batch
+    jax.eval_shape(lambda: estimator.estimate(KEY, estimator.init(KEY, problem.params), *at))  # traced, not run
 
 
 def _refuse(*_: Any) -> Any:

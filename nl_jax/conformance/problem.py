@@ -1,4 +1,8 @@
-"""The networks that estimators are certified on."""
+"""The networks that estimators are certified on.
+
+Each is small enough to measure means well. None of its leaves has a much shorter gradient than the others, so that
+about the same bias can be seen in all of them.
+"""
 
 import functools
 from collections.abc import Callable
@@ -9,10 +13,13 @@ import jax.numpy as jnp
 
 from nl_jax import losses
 from nl_jax.activations import tanh
-from nl_jax.base import ActivationFn, Array, Batch, Objective, Params, Propagate
+from nl_jax.base import ActivationFn, Array, Batch, Connection, Objective, Params, Propagate
+from nl_jax.networks import connections
 from nl_jax.networks.cells import rnn
 from nl_jax.networks.cells.recurrent import recurrent as in_time
+from nl_jax.networks.layers import Layer, network
 from nl_jax.networks.mlp import mlp
+from nl_jax.networks.normalisation import batch_norm as normalised
 from nl_jax.objectives import supervised
 from nl_jax.propagation import feedforward
 
@@ -31,34 +38,114 @@ MakeProblem = Callable[..., Problem]
 
 
 def chain(activation: ActivationFn | None = None, loss: Any = losses.cross_entropy) -> Problem:
-    """Six examples of three classes for a 4-5-3 network: small enough to measure every component's mean well."""
+    """Six examples of three classes for a 4-5-3 network."""
     return _chain(activation, loss, jnp.result_type(float))
 
 
 @functools.cache  # one objective for all estimators, so that its gradient is compiled once
 def _chain(activation: ActivationFn | None, loss: Any, precision: Any) -> Problem:
-    network = mlp([4, 5, 3], activation=tanh() if activation is None else activation)
-    inputs, labels = _examples()
-    params = network.init(jax.random.key(1), inputs.dtype)
-    return Problem(supervised(network.apply, loss), params, (inputs, labels), network.apply)
+    net = mlp([4, 5, 3], activation=tanh() if activation is None else activation)
+    return Problem(supervised(net.apply, loss), net.init(jax.random.key(4), precision), _examples(0.7, 0, 4), net.apply)
 
 
 def recurrent(activation: ActivationFn | None = None, loss: Any = losses.cross_entropy) -> Problem:
-    """The same examples, shown a value a step to two recurrent units in a loop "time"; their last state is read out."""
+    """Six examples, shown a value a step to two recurrent units in a loop "time"; their last state is read out."""
     return _recurrent(activation, loss, jnp.result_type(float))
 
 
 @functools.cache
 def _recurrent(activation: ActivationFn | None, loss: Any, precision: Any) -> Problem:
-    network = in_time(rnn(2, activation=tanh() if activation is None else activation), 1, 3)
+    net = in_time(rnn(2, activation=tanh() if activation is None else activation), 1, 3)
 
     def forward(params: Params, inputs: Array, propagate: Propagate = feedforward) -> Array:
-        return network.apply(params, inputs[..., None], propagate)
+        return net.apply(params, inputs[..., None], propagate)
 
-    inputs, labels = _examples()
-    params = network.init(jax.random.key(1), inputs.dtype)
-    return Problem(supervised(forward, loss), params, (inputs, labels), forward)
+    params = net.init(jax.random.key(10), precision)
+    return Problem(supervised(forward, loss), params, _examples(1.5, 0.5, 4), forward)
 
 
-def _examples() -> tuple[Array, Array]:
-    return jax.random.normal(jax.random.key(7), (6, 4)), jnp.arange(6) % 3
+def convolution() -> Problem:
+    """Images of 4 × 4, two features of 3 × 3 and three classes."""
+    return _convolution(jnp.result_type(float))
+
+
+@functools.cache
+def _convolution(precision: Any) -> Problem:
+    net = network(
+        Layer("image", (4, 4, 1)),
+        Layer("features", (2, 2, 2), connections.conv(3), tanh()),
+        Layer("vector", None, connections.flatten()),
+        Layer("output", 3, connections.dense()),
+    )
+    inputs, labels = _examples(0.7, 0, 4, 4, 1)
+    return _on(net.apply, net.init(jax.random.key(KEYS["convolution"]), precision), (inputs, labels))
+
+
+def batch_norm() -> Problem:
+    """Three units that are normalised over the batch, so that examples act on one another."""
+    return _batch_norm(jnp.result_type(float))
+
+
+@functools.cache
+def _batch_norm(precision: Any) -> Problem:
+    net = network(
+        Layer("input", 4),
+        normalised(Layer("hidden", 3, connections.dense(bias=False), tanh()), epsilon=0.1),
+        Layer("output", 3, connections.dense()),
+    )
+    return _on(net.apply, net.init(jax.random.key(KEYS["batch_norm"]), precision), _examples(0.7, 0, 4))
+
+
+def two_heads() -> Problem:
+    """Four hidden units that both a class and a value are read from."""
+    return _two_heads(jnp.result_type(float))
+
+
+@functools.cache
+def _two_heads(precision: Any) -> Problem:
+    def forward(params: Params, x: Array, propagate: Propagate = feedforward) -> tuple[Array, Array]:
+        hidden = propagate("hidden", _affine, jnp.tanh, params["hidden"], x)
+        read = lambda name: propagate(name, _affine, lambda nu: nu, params[name], hidden)
+        return read("class"), read("value")
+
+    def loss(outputs: tuple[Array, Array], labels: Array) -> Array:
+        value = jax.nn.one_hot(labels, 1, dtype=outputs[1].dtype)  # whether it is the first class
+        return losses.cross_entropy(outputs[0], labels) + losses.half_squared_error(outputs[1], value)
+
+    keys = jax.random.split(jax.random.key(KEYS["two_heads"]), 3)
+    sizes = {"hidden": (4, 4), "class": (4, 3), "value": (4, 1)}
+    params = {
+        name: {"weight": jax.random.normal(key, shape, precision) / 2, "bias": jnp.zeros(shape[1], precision)}
+        for key, (name, shape) in zip(keys, sizes.items(), strict=True)
+    }
+    return Problem(supervised(forward, loss), params, _examples(0.7, 0, 4), forward)
+
+
+def half_precision() -> Problem:
+    """The chain, its parameters and examples in bfloat16."""
+    return _half_precision(jnp.result_type(float))
+
+
+@functools.cache
+def _half_precision(precision: Any) -> Problem:
+    del precision
+    problem = chain()
+    params, (inputs, labels) = problem.params, problem.batch
+    halved, inputs = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, inputs))
+    return problem._replace(params=halved, batch=(inputs, labels))
+
+
+KEYS = {"convolution": 5, "batch_norm": 5, "two_heads": 0}
+"""Of first parameters: those of the first sixty that give the leaf of the shortest gradient the longest."""
+
+
+def _on(forward: Any, params: Params, batch: Batch) -> Problem:
+    return Problem(supervised(forward, losses.cross_entropy), params, batch, forward)
+
+
+_affine: Connection = lambda params, x: x @ params["weight"] + params["bias"][None, :]
+
+
+def _examples(scale: float, mean: float, *shape: int) -> tuple[Array, Array]:
+    """Six, most of them of one class, that biases have as much to learn as weights."""
+    return scale * jax.random.normal(jax.random.key(7), (6, *shape)) + mean, jnp.array([0, 0, 0, 0, 1, 2])

@@ -1,13 +1,15 @@
 """An estimator to be certified, with what is claimed of it."""
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State
+from nl_jax.checks import path_name
 from nl_jax.conformance.problem import MakeProblem, Problem
 
 Factory = Callable[..., GradientEstimator]
@@ -36,13 +38,15 @@ class Subject(NamedTuple):
     Attributes:
       factory, claims, make_problem: as handed in.
       problem: what `make_problem` makes.
-      num_keys: how many estimates a mean is taken of.
+      num_keys: how many estimates are drawn at a time.
+      max_keys: how many may be drawn to show that there is no bias.
       estimator: made by the factory for the problem's objective.
       state: its first.
       estimate: its `estimate`, jitted once for all checks.
       traces: grows by one entry each time `estimate` is traced.
+      sample: `sample(keys, state, params)`, the gradients of many keys, [keys, parameters]; where chunks can be set by
+        an estimator made anew with others, so that one program serves several checks.
       estimates: as many gradients as keys, from the first state, made once for all checks, [keys, parameters].
-      estimates_from: the same from a state of its argument.
     """
 
     factory: Factory
@@ -50,16 +54,19 @@ class Subject(NamedTuple):
     make_problem: MakeProblem
     problem: Problem
     num_keys: int
+    max_keys: int
     estimator: GradientEstimator
     state: State
     estimate: Callable[[Key, State, Params, Batch], tuple[Params, State, Info]]
     traces: list[None]
+    sample: Callable[..., np.ndarray]
     estimates: Callable[[], np.ndarray]
-    estimates_from: Callable[[State], np.ndarray]
 
 
-def subject(factory: Factory, claims: Claims, make_problem: MakeProblem, num_keys: int) -> Subject:
-    """The factory's estimator for the problem, ready to be run."""
+def subject(
+    factory: Factory, claims: Claims, make_problem: MakeProblem, num_keys: int, max_keys: int | None = None
+) -> Subject:
+    """The factory's estimator for the problem, ready to be run; `max_keys` is `num_keys` by default."""
     problem = make_problem()
     estimator = made(factory, problem.objective)
     traces: list[None] = []
@@ -70,34 +77,57 @@ def subject(factory: Factory, claims: Claims, make_problem: MakeProblem, num_key
         return estimator.estimate(key, state, params, batch)
 
     state = estimator.init(jax.random.key(0), problem.params)
-    estimates_from = functools.partial(sampler(estimator, problem), keys(num_keys))
+    chunk = other_chunk(factory)
+    sample = sampler(estimator if chunk is None else made(factory, problem.objective, chunk=chunk), problem)
 
     @functools.cache
     def estimates() -> np.ndarray:
-        return estimates_from(state)
+        return sample(keys(num_keys), state)
 
+    budget = num_keys if max_keys is None else max_keys
     return Subject(
-        factory, claims, make_problem, problem, num_keys, estimator, state, estimate, traces, estimates, estimates_from
+        factory, claims, make_problem, problem, num_keys, budget, estimator, state, estimate, traces, sample, estimates
     )
 
 
-def keys(count: int) -> Key:
-    """Those that means are taken over."""
-    return jax.random.split(jax.random.key(11), count)
+def other_chunk(factory: Factory) -> int | None:
+    """Another size of chunks than the default, None without a setting `chunk`."""
+    if "chunk" not in inspect.signature(factory).parameters:
+        return None
+    return 1 if setting(factory, "chunk") == 2 else 2
 
 
-def sampler(estimator: GradientEstimator, problem: Problem) -> Callable[[Key, State], np.ndarray]:
-    """`sample(keys, state)`: one estimate for each key, all from one state, [keys, parameters]."""
+def setting(factory: Factory, name: str) -> Any:
+    """What a setting of the factory is by default, None if it has none of this name."""
+    parameter = inspect.signature(factory).parameters.get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def keys(count: int, block: int = 0) -> Key:
+    """Those that means are taken over: block after block of `count`."""
+    key = jax.random.key(11)
+    return jax.random.split(jax.random.fold_in(key, block) if block else key, count)
+
+
+def sampler(estimator: GradientEstimator, problem: Problem) -> Callable[..., np.ndarray]:
+    """`sample(keys, state, params=problem.params)`: one estimate for each key, from one state, [keys, parameters]."""
 
     @jax.jit
-    @functools.partial(jax.vmap, in_axes=(0, None))
-    def grads(key: Key, state: State) -> Params:
-        return estimator.estimate(key, state, problem.params, problem.batch)[0]
+    @functools.partial(jax.vmap, in_axes=(0, None, None))
+    def grads(key: Key, state: State, params: Params) -> Params:
+        return estimator.estimate(key, state, params, problem.batch)[0]
 
-    def sample(keys: Key, state: State) -> np.ndarray:
-        return np.concatenate([np.reshape(x, (len(keys), -1)) for x in jax.tree.leaves(grads(keys, state))], axis=1)
+    def sample(keys: Key, state: State, params: Params | None = None) -> np.ndarray:
+        found = jax.tree.leaves(grads(keys, state, problem.params if params is None else params))
+        return np.concatenate([np.reshape(np.asarray(x), (len(keys), -1)) for x in found], axis=1)
 
     return sample
+
+
+def by_leaf(tree: Params) -> dict[str, np.ndarray]:
+    """The leaves by name, such as "hidden/bias", in double precision, [parameters]."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): np.ravel(np.asarray(leaf)).astype(np.float64) for path, leaf in leaves}
 
 
 def flat(tree: Params) -> np.ndarray:

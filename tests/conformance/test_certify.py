@@ -19,7 +19,7 @@ def broken(objective):
 
 
 def test_what_raises_has_failed_and_says_with_what():
-    certificate = certify(broken, num_keys=2)
+    certificate = certify(broken, num_keys=2, max_keys=2)
     assert not certificate.passed
     assert certificate.rows["shapes"].said == "KeyError: 'hidden'"
     assert "signatures" not in certificate.failures
@@ -53,12 +53,12 @@ class Settings:
 
 @pytest.mark.parametrize("factory", [Settings(), functools.partial(Settings())])
 def test_a_factory_need_have_no_name(factory):
-    assert certify(factory, num_keys=2).subject == "Settings"
+    assert certify(factory, num_keys=2, max_keys=2).subject == "Settings"
 
 
 def test_a_certificate_that_cannot_be_saved_is_told_in_a_line(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["tests.conformance.test_certify:broken", "--num-keys", "2", "--json", str(tmp_path)])
+        main(["tests.conformance.test_certify:broken", "--num-keys", "2", "--max-keys", "2", "--json", str(tmp_path)])
     said = capsys.readouterr()
     assert "NOT certified" in said.out
     assert f"--json {tmp_path} cannot be written to" in said.err
@@ -69,24 +69,32 @@ def test_the_command_certifies(tmp_path, capsys):
     assert main(["nl_jax:backprop", "--evaluations", "3", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("nl_jax:backprop\n")
-    assert printed.endswith("certified: 14 checks\n")
+    assert printed.endswith("certified: 20 checks\n")
     saved = json.loads(file.read_text())
     assert saved["certified"]
     assert saved["checks"]["calibration"]["difference"] < 1e-12  # in float64
     assert jnp.asarray(0.0).dtype == jnp.float32  # and what follows is as it was
 
 
+USUAL = ["--checks", "shapes", "calibration", "training", "derivatives", "locality"]
+
+
 def test_rules_in_time_are_certified_on_a_recurrent_network(capsys):
-    assert main(["nl_jax:rtrl", "--recurrent", "--num-keys", "2"]) == 0
-    assert "certified: 14 checks" in capsys.readouterr().out
-    assert main(["nl_jax:rtrl", "--num-keys", "2"]) == 1
+    assert main(["nl_jax:rtrl", "--recurrent", *USUAL]) == 0
+    assert "certified: 5 checks" in capsys.readouterr().out
+    assert main(["nl_jax:rtrl", *USUAL]) == 1
     assert "no loop named loop='time'" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_command_fails_what_is_not_as_claimed(capsys):
-    assert main(["nl_jax:backprop", "--gradient-free", "--verdict", "local"]) == 1
-    printed = capsys.readouterr().out
-    assert "NOT certified: 2 of 14 checks failed" in printed
+    assert main(["nl_jax:backprop", "--gradient-free", "--verdict", "local", *USUAL]) == 1
+    assert "NOT certified: 2 failed of 5 checks" in capsys.readouterr().out
+
+
+def test_too_few_draws_have_an_exit_status_of_their_own(capsys):
+    arguments = ["nl_jax:weight_perturbation", "--num-keys", "50", "--max-keys", "50", "--checks", "calibration"]
+    assert main(arguments) == 3
+    assert "NOT certified: 1 not shown of 1 checks" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["nl_jax", "nl_jax:nothing", "no.such.module:factory", "nl_jax:reinforce"])

@@ -10,9 +10,9 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.checks import per_example
-from nl_jax.conformance import Claims, calibration, contract, freedom
+from nl_jax.conformance import Claims, breadth, calibration, contract, freedom
 from nl_jax.conformance.certify import CHECKS
-from nl_jax.conformance.problem import chain
+from nl_jax.conformance.problem import chain, recurrent
 from nl_jax.conformance.subject import subject
 from nl_jax.propagation import interpret
 
@@ -136,6 +136,23 @@ def hardened(factory):
     return make
 
 
+def overflowing(objective):
+    """Its state grows until it overflows."""
+    estimator = nl.backprop(objective)
+
+    def estimate(key, state, params, batch):
+        grads, _, info = estimator.estimate(key, (), params, batch)
+        return grads, 1e15 * state, info
+
+    return nl.GradientEstimator(lambda key, params: jnp.ones((), jnp.result_type(float)), estimate)
+
+
+def dropped(grads, state, info):
+    """Without a bias's component."""
+    output = grads["output"] | {"bias": grads["output"]["bias"].at[2].set(0)}
+    return grads | {"output": output}, state, info
+
+
 DRAWN = itertools.count(1)
 
 
@@ -214,7 +231,6 @@ def forgetful(objective):
 
 
 LONGER = changed(lambda grads, state, info: (jax.tree.map(lambda g: 1.2 * g, grads), state, info))
-NOISE = functools.partial(honest, baseline=nl.baselines.none())
 SHORT = changed(lambda grads, state, info: (jax.tree.map(lambda g: 0.999 * g, grads), state, info), nl.backprop)
 
 TWINS = {
@@ -234,18 +250,19 @@ TWINS = {
     "bare loss": (contract.info, changed(bare), {}, r"must be nl\.Info"),
     "weak state": (contract.compilations, weak, {}, "traced 2 times"),
     "impure": (contract.reproducible, impure, {}, "mapped: relative difference"),
-    "made twice": (contract.reproducible, drawn, {}, "made anew, eager: relative difference"),
-    "expensive": (contract.reproducible, changed(dear, drawn), {}, "made anew, eager: relative difference"),
+    "made twice": (contract.eager, drawn, {}, "made anew, eager: relative difference"),
+    "expensive": (contract.eager, changed(dear, drawn), {}, "made anew, eager: relative difference"),
     "chunked": (contract.chunks, chunked, {}, "chunks of 2 differ from the default"),
     "careless": (contract.bad_input, careless, {}, "averages over the batch.*takes a raw key"),
-    "too long": (calibration.calibration, LONGER, {}, r"⟨ĝ, g⟩/‖g‖² = 1\.1"),
+    "too long": (calibration.calibration, LONGER, {}, r"⟨ĝ, g⟩/‖g‖² = 1\.[12]"),
     "nearly exact": (calibration.calibration, SHORT, {}, r"differs from the gradient by 1\.0e-03"),
-    "later state": (calibration.calibration, hardened(honest), {}, "3 steps on, deviation"),
-    "later state, exact": (calibration.calibration, hardened(nl.backprop), {}, r"3 steps on, by 5\.0e-01"),
-    "noise alone": (calibration.calibration, NOISE, {}, "more keys"),
+    "a component": (calibration.calibration, changed(dropped), {}, "length in output/bias"),
+    "later state": (breadth.training, hardened(honest), {}, "100 steps of Adam on.*is off by"),
+    "later state, exact": (breadth.training, hardened(nl.backprop), {}, r"by 5\.0e-01 of its length"),
+    "overflowing": (breadth.training, overflowing, {}, "not finite after step 3 of 100"),
     "one key": (calibration.variance, repeated, {}, "slower than 1/K"),
     "long tails": (calibration.variance, wild, {}, "take more keys"),
-    "forgetful": (calibration.loops, forgetful, {}, "differs from the gradient by"),
+    "forgetful": (breadth.loops, forgetful, {}, "differs from the gradient by"),
     "derivative": (freedom.derivatives, nl.forward_gradient, {"gradient_free": True}, "differentiates activations"),
     "transport": (freedom.locality, nl.backprop, {"verdict": "local"}, "weight transport.*claimed was local"),
 }
@@ -261,31 +278,66 @@ def test_every_check_catches_its_twin(twin):
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_every_check_lets_an_honest_estimator_pass(check):
-    num_keys = 1500 if check is calibration.loops else 600  # noise of every step is more noise
-    row = run(check, honest, num_keys, gradient_free=True, evaluations=4, verdict="three-factor")
-    assert row.outcome == ("noted" if check in (contract.randomness, freedom.layers) else "passed"), row.said
+    row = run(check, honest, gradient_free=True, evaluations=4, verdict="three-factor")
+    if check in (contract.randomness, freedom.layers):
+        assert row.outcome == "noted"
+    else:  # 600 estimates show no bias of 2 %
+        assert row.outcome == ("not shown" if "leaves" in row.figures else "passed"), row.said
 
 
 @pytest.mark.parametrize("check", [contract.reproducible, contract.compilations, calibration.calibration])
 def test_a_state_of_any_numbers_is_as_good(check):
     row = run(check, remembering)
-    assert row.outcome == "passed", row.said
+    assert row.outcome in ("passed", "not shown"), row.said
 
 
 def test_a_refusal_of_loops_is_told():
-    row = run(calibration.loops, nl.zero_divergence)
-    assert row.outcome == "noted"
-    assert re.match("refused: .*'time/hidden' is in a loop.*use fixed_prediction", row.said)
+    row = run(breadth.loops, nl.zero_divergence)
+    assert row.outcome == "refused"
+    assert re.match(".*'time/hidden' is in a loop.*use fixed_prediction", row.said)
 
 
 def test_few_different_results_are_random_too():
     s = subject(doubling, Claims(), chain, 600)
     assert s.estimates().std(axis=0).max() > 0
     assert contract.is_random(s)
-    assert calibration.calibration(s).outcome == "passed"
+    assert calibration.calibration(s).outcome == "not shown"
 
 
 def test_parameters_known_by_name_are_no_fault():
     row = run(freedom.layers, named)
     assert row.outcome == "noted"
     assert "needs parameters of its own kind" in row.said
+
+
+def test_without_randomness_one_comparison_does():
+    """No draws, on no problem: a thousand estimates are never made."""
+    s = subject(nl.backprop, Claims(), chain, 3000)
+    calls = []
+    s = s._replace(sample=lambda *args: calls.append(args))
+    for check in (calibration.calibration, breadth.training):
+        assert check(s).outcome == "passed"
+    assert not calls
+
+
+def test_uncalibrated_estimators_are_measured_not_judged():
+    row = run(calibration.calibration, LONGER, calibrated=False)
+    assert row.outcome == "noted"
+    assert "of the gradient's length in" in row.said
+
+
+def test_a_rule_in_time_is_in_a_loop_already():
+    row = breadth.loops(subject(honest, Claims(), recurrent, 2))
+    assert (row.outcome, row.figures["served"]) == ("noted", True)
+
+
+def test_half_precision_is_judged_to_the_root_of_its_resolution():
+    """9 %: what bfloat16 makes of the gradient passes, a fifth too long does not."""
+    assert run(breadth.half_precision, nl.backprop).outcome == "passed"
+    row = run(breadth.half_precision, changed(stretched, nl.backprop))
+    assert row.outcome == "failed"
+    assert "differs from the gradient by 2" in row.said
+
+
+def stretched(grads, state, info):
+    return jax.tree.map(lambda g: g * jnp.asarray(1.2, g.dtype), grads), state, info
