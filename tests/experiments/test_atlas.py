@@ -165,7 +165,17 @@ def test_what_an_update_may_see():
 
 def test_every_estimator_is_a_method():
     """But those that only compose others, and the rules that need a program of their own."""
-    left_out = {"average", "mix", "partition", "batch_sum", "augmented", "at_equilibrium", "by_block", "local_learning"}
+    left_out = {
+        "average",
+        "mix",
+        "partition",
+        "batch_sum",
+        "by_block",
+        "augmented",
+        "at_equilibrium",
+        "by_block",
+        "local_learning",
+    }
     made = set()
     for module in ("estimators", "rules"):
         for path in (Path(nl.__file__).parent / module).rglob("*.py"):
