@@ -51,6 +51,7 @@ METHODS: dict[str, Method] = {
     "lagrangian_backprop": _plain(nl.lagrangian_backprop, GRADIENT),
     "weight_perturbation": _sampled(nl.weight_perturbation, NOISE),
     "weight_perturbation_rank_one": _sampled(nl.weight_perturbation, NOISE, directions=nl.directions.rank_one()),
+    "subspace_perturbation": _sampled(nl.subspace_perturbation, NOISE),
     "node_perturbation": _sampled(nl.node_perturbation, NOISE),
     "node_perturbation_orthogonal": _sampled(nl.node_perturbation, NOISE, directions=nl.directions.orthogonal()),
     "iterative_node_perturbation": Method(
