@@ -88,7 +88,7 @@ class Config:
 
 METHODS = Config.methods
 SMALL: dict[str, Any] = {"evaluations": 600, "seeds": 8, "rates": (3e-3, 3e-2, 3e-2, 1e-2)}
-_FEW: dict[str, Any] = {"evaluations": 300, "moments": 5, "seeds": 2, "trials": 1, "draws": 0}
+_FEW: dict[str, Any] = {"evaluations": 180, "moments": 5, "seeds": 2, "trials": 1, "draws": 0}
 QUICK = _FEW | {"methods": ("MeZO", "FZOO", "AGZO")}
 
 
