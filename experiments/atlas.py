@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,40 +99,60 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
         "rates": len(config.rates), "seeds": config.seeds, "versions": versions,
         "updates": ", ".join(sorted({f"{effort.updates:,}" for effort in efforts.values()}, reverse=True)),
     }  # fmt: skip
+    made_by = functools.partial(command, config)
     orders = [Order(task, method, config.data_dir, efforts[task]) for task, method in itertools.product(tasks, methods)]
     cells = {order.cell: finished[order.cell] for order in orders if order.cell in finished}
     lost: dict[str, Exception] = {}
-    with tqdm(total=len(orders), initial=len(cells), unit="cell") as bar:
-        for order, cell in all_done([order for order in orders if order.cell not in cells], config.processes):
-            bar.set_postfix_str(order.cell)
-            bar.update()
-            if isinstance(cell, Exception):
-                lost[order.cell] = cell
-                continue
-            finished[order.cell] = cell
-            cells[order.cell] = finished[order.cell]
-            atlas_page.write(config.out, cells, tasks, methods, about, functools.partial(command, config))
-    cells = {order.cell: cells[order.cell] for order in orders if order.cell in cells}
-    for order in orders:
-        if order.cell in cells:
-            made_by = command(config, order.task, order.method)
-            folder.data(f"cells/{order.task}-{order.method}", {"made by": made_by, **cells[order.cell]})
-    atlas_page.write(config.out, cells, tasks, methods, about, functools.partial(command, config))
-    for task in tasks:
-        print(f"\n{tasks[task].title}; error: {tasks[task].unit}\n{table(cells, task, methods)}")
-    folder.picture("atlas", atlas_page.plot(cells, tasks, methods))
-    deviations = _from_anchors(cells, tasks)
-    judged = verdict(deviations)._asdict() if deviations and not config.quick else {}
-    folder.data("atlas", {**judged, "cells": cells})
-    print(f"\npage, map and data: {config.out} (atlas.html, atlas.png, atlas.json, a file for each cell)")
+    todo = [order for order in orders if order.cell not in cells]
+    try:
+        with tqdm(total=len(orders), initial=len(cells), unit="cell") as bar:
+            for order, cell in all_done(todo, config.processes):
+                bar.set_postfix_str(order.cell)
+                bar.update()
+                if isinstance(cell, Exception):
+                    lost[order.cell] = cell
+                    continue
+                finished[order.cell] = cell
+                cells[order.cell] = finished[order.cell]
+                atlas_page.write(config.out, cells, tasks, methods, about, made_by)
+    finally:  # also after Ctrl-C: what is there is shown
+        cells = {order.cell: cells[order.cell] for order in orders if order.cell in cells}
+        judged = _shown(folder, cells, tasks, methods, about, made_by, quick=config.quick)
     if lost:
         name, error = next(iter(lost.items()))
         raise ExperimentError(
             f"{len(lost)} cells could not be measured, {', '.join(lost)}; {name}: {error!r}; try them again by --resume"
         )
     if judged:
-        judge(deviations)
+        judge(judged)
     return cells
+
+
+def _shown(
+    folder: Folder,
+    cells: dict[str, Any],
+    tasks: Mapping[str, Task],
+    methods: Mapping[str, Method],
+    about: Mapping[str, Any],
+    made_by: Callable[[str, str], str],
+    *,
+    quick: bool,
+) -> dict[str, float]:
+    """Prints and writes all cells that there are; returns what the atlas is judged by, nothing if it is quick."""
+    for cell, values in cells.items():
+        task, method = cell.split("/", 1)
+        folder.data(f"cells/{task}-{method}", {"made by": made_by(task, method), **values})
+    atlas_page.write(folder.path, cells, tasks, methods, about, made_by)
+    for task in tasks:
+        print(f"\n{tasks[task].title}; error: {tasks[task].unit}\n{table(cells, task, methods)}")
+    mapped = {x.split("/", 1)[0] for x, cell in cells.items() if cell["status"] == "measured"}
+    if mapped:
+        shown = {name: task for name, task in tasks.items() if name in mapped}
+        folder.picture("atlas", atlas_page.plot(cells, shown, methods))
+    deviations = {} if quick else _from_anchors(cells, tasks)
+    folder.data("atlas", {**(verdict(deviations)._asdict() if deviations else {}), "cells": cells})
+    print(f"\npage, map and data: {folder.path} (atlas.html, atlas.png, atlas.json, a file for each cell)")
+    return deviations
 
 
 def _chosen(config: Config) -> tuple[dict[str, Task], dict[str, Method]]:

@@ -142,6 +142,18 @@ def test_a_cell_that_fails_leaves_the_others_alone(small, tmp_path, capsys, monk
     assert list(json.loads((tmp_path / "atlas.json").read_text())["cells"]) == ["small/refusing", "small/rtrl"]
 
 
+def test_an_interrupted_atlas_shows_what_is_there(small, tmp_path, monkeypatch):
+    def interrupting(task, method, effort):
+        if method is METHODS["rtrl"]:
+            raise KeyboardInterrupt
+        return {"status": "refused", "why": "no", "date": "2026", "device": "cpu"}
+
+    monkeypatch.setattr(atlas_workers, "measured", interrupting)
+    assert atlas.main([*small, "--out", str(tmp_path)]) == 130
+    assert list(json.loads((tmp_path / "atlas.json").read_text())["cells"]) == ["small/backprop", "small/refusing"]
+    assert (tmp_path / "cells/small-refusing.json").exists()
+
+
 def test_an_anchor_that_is_missed_fails():
     task = small_task()
     cell = {"status": "measured", "test errors": [0.15, 0.13]}
@@ -173,7 +185,6 @@ def test_every_estimator_is_a_method():
         "by_block",
         "augmented",
         "at_equilibrium",
-        "by_block",
         "local_learning",
     }
     made = set()
