@@ -1,6 +1,7 @@
 """Is its mean the gradient, and does averaging help? Judged by standard errors."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +56,10 @@ def _verdict(bias: Bias, claimed: bool) -> tuple[Outcome, str]:
     if bias.biased:
         return "failed", f"{drew} is {'; '.join(found[name] for name in bias.biased)}"
     if bias.unseen:
-        needed = bias.estimates * (worst.visible / bias.target) ** 2
+        needed = bias.estimates * 2 ** math.ceil(2 * math.log2(worst.visible / bias.target))  # as doubling comes to it
         return "not shown", (
             f"{drew} shows no bias, but could have missed one of {worst.visible:.1%} in {name}: "
-            f"for {bias.target:.1%} take max_keys of about {float(f'{needed:.1g}'):,.0f}"
+            f"for {bias.target:.1%} take max_keys of about {needed:,}"
         )
     return "passed", f"{drew} shows no bias; one of {worst.visible:.1%} in any leaf and direction would have been seen"
 
