@@ -349,7 +349,7 @@ def plot(found: dict[str, Result], title: str, config: Config) -> Any:
         axes.set_xlim(-0.5, len(found) - 0.5)
         axes.set_xlabel("where the losses are")
         axes.grid(visible=False, axis="x")
-    for axes, where in ((variance, "upper right"), (accuracy, "best")):
+    for axes, where in ((variance, "upper right"), (accuracy, "center left")):
         axes.legend(loc=where, frameon=False)
     canvas.suptitle(f"{title}: {config.convolutions} convolutions, {config.seeds} seeds; mean and standard error")
     return canvas
