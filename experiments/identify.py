@@ -20,6 +20,7 @@ import tyro
 from tqdm.auto import tqdm
 
 import nl_jax as nl
+from experiments.compiling import options
 from experiments.failure import ExperimentError, exit_code
 from experiments.results import Folder, Verdict
 from nl_jax.base import Batch, Key, Params
@@ -132,7 +133,7 @@ def run(config: Config) -> Cases:
         )
     _check(config)
     folder = Folder(config.out, config, outputs=["identify.json", "identify.png"])
-    judged = jax.jit(jax.vmap(lambda key: case(key, config)))
+    judged = jax.jit(jax.vmap(lambda key: case(key, config)), compiler_options=options(config.quick))
     keys = jax.random.split(jax.random.key(0), config.cases)
     parts = []
     for start in tqdm(range(0, config.cases, config.at_once), unit="batch", leave=False):

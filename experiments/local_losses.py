@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 import nl_jax as nl
 from experiments import data
+from experiments.compiling import options
 from experiments.failure import ExperimentError, exit_code
 from experiments.results import Folder, Verdict, with_error
 from experiments.sweep import Sets, with_validation
@@ -197,7 +198,7 @@ def _learn(way: str, config: Config, dataset: data.Dataset) -> Result:
     )
     factories: dict[str, Factory] = dict(zip(RULES, (forward, nl.backprop), strict=True))
     # One program for each rule, that measures and trains: to compile them takes longer than to run them.
-    rules = {rule: _compiled(nl.by_block(local, factory)) for rule, factory in factories.items()}
+    rules = {rule: _compiled(nl.by_block(local, factory), config) for rule, factory in factories.items()}
     units = units_per_loss(local, network, dataset.num_classes)
     batch = jax.tree.map(lambda x: jnp.asarray(x[: config.batch_size]), sets.train)
     noise = measure(local, factories, rules, units, batch, config)
@@ -209,10 +210,10 @@ def _learn(way: str, config: Config, dataset: data.Dataset) -> Result:
     return Result(noise, accuracy, rate)
 
 
-def _compiled(estimator: nl.GradientEstimator) -> Estimate:
+def _compiled(estimator: nl.GradientEstimator, config: Config) -> Estimate:
     """`estimate(key, params, batch) -> grads` of an estimator whose state never changes."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=options(config.quick))
     def estimate(key: jax.Array, params: Params, batch: Any) -> Params:
         return estimator.estimate(key, estimator.init(key, params), params, batch)[0]
 
@@ -245,7 +246,7 @@ def measure(
     true = jax.jit(lambda key: credit(factories["backprop"], key))(jax.random.key(0))
     powers = {name: float(optax.tree.norm(delta, squared=True)) for name, delta in true.items()}
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=options(config.quick))
     def error(key: jax.Array) -> jax.Array:
         estimate = credit(factories["forward gradient"], key)
         return optax.tree.norm(optax.tree.sub(estimate, true), squared=True) / sum(powers.values())
@@ -348,7 +349,7 @@ def plot(found: dict[str, Result], title: str, config: Config) -> Any:
         axes.set_xlim(-0.5, len(found) - 0.5)
         axes.set_xlabel("where the losses are")
         axes.grid(visible=False, axis="x")
-    for axes, where in ((variance, "upper right"), (accuracy, "best")):
+    for axes, where in ((variance, "upper right"), (accuracy, "center left")):
         axes.legend(loc=where, frameon=False)
     canvas.suptitle(f"{title}: {config.convolutions} convolutions, {config.seeds} seeds; mean and standard error")
     return canvas
