@@ -1,4 +1,4 @@
-"""Learners that learn one part of the parameters after the other (seed 001 §5)."""
+"""Learners that train one part of the parameters at a time (seed 001 §5)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The contracts everything in nl_jax follows, and nothing else.
+"""The contracts of nl_jax: objectives, estimators, learners.
 
 A network is a program of layers; a learning rule is a way to run that program::
 

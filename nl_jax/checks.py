@@ -1,4 +1,4 @@
-"""Checks of what users hand in: each names the argument, the value and the remedy."""
+"""Checks of arguments: every error names the argument, its value and the remedy."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""Errors of compiled code: values inside it, exceptions outside."""
+"""Failures of compiled code: values inside it, exceptions outside."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""How sums are kept, and how well a mean is known."""
+"""Accurate sums, and means with their standard errors."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Products of inputs with weights, and stand-ins for weights that are multiplied without being formed.
+"""Products of inputs with weights, and lazy weights that are multiplied without being formed.
 
 A weight displaced by a structured direction, W + σ V, need not be an array: layers only multiply by it,
 and x (W + σ V) can be computed term by term. A stand-in takes the weight's place among the parameters and

@@ -1,4 +1,4 @@
-"""Does an estimator keep the contract and its own claims? A certificate with figures, for anyone's.
+"""Certifies that an estimator keeps the contract and its own claims.
 
 python -m nl_jax.conformance module:factory
 """

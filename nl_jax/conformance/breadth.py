@@ -1,4 +1,4 @@
-"""Does it keep its claims on other networks, in half precision, and a hundred steps of training on?"""
+"""Checks of claims on other networks, in half precision, and after a hundred steps of training."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Is its mean the gradient, and does averaging help? Judged by standard errors."""
+"""Checks whether an estimator's mean is the gradient and whether averaging reduces its variance."""
 
 import functools
 import math

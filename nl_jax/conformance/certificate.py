@@ -1,4 +1,4 @@
-"""What was checked, what came out, and whether that is well."""
+"""The certificate: checks, outcomes and figures."""
 
 import textwrap
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""All checks on one estimator."""
+"""Runs all checks on one estimator."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""What every estimator owes its user, whatever it is."""
+"""Checks of the contract that every estimator keeps."""
 
 import inspect
 from collections.abc import Callable

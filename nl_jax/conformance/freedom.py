@@ -1,4 +1,4 @@
-"""What an estimator needs and what it looks at: layers, derivatives, and where its updates get their news from."""
+"""Checks of what an estimator needs and sees: layers, derivatives, other layers' activity."""
 
 from typing import Any
 

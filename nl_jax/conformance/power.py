@@ -1,4 +1,4 @@
-"""Is the mean of random gradients the gradient, leaf by leaf, and how small a bias would these draws have shown?
+"""Sequential tests of bias for each leaf, and the smallest bias that they could have shown.
 
 Two statistics are taken of each leaf, with m the mean of n estimates, g the gradient and Σ the estimates' covariance:
 

@@ -1,4 +1,4 @@
-"""How good an estimator is, what it costs and which rule was at work, measured, with standard errors."""
+"""Measures of estimators: accuracy and cost with standard errors, and which rule was at work."""
 
 from nl_jax.diagnostics.accuracy import Measurement, cosine, measure
 from nl_jax.diagnostics.alignment import Traced, alignment, angle, by_layer, by_leaf, trace_alignment

@@ -1,4 +1,4 @@
-"""How good an estimator is, measured against a reference, with standard errors."""
+"""Bias, variance, cosine and signal-to-noise ratio against a reference, with standard errors."""
 
 from typing import NamedTuple
 

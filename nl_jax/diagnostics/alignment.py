@@ -1,4 +1,4 @@
-"""In which direction an estimator teaches each layer, against a reference, at one point or all through training."""
+"""The angle between an estimator's credit and a reference, layer by layer, at one point or along training."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

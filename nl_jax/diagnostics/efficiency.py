@@ -1,4 +1,4 @@
-"""What each estimator's signal costs on the user's own network: by the second and by the evaluation."""
+"""Signal to noise per second and per evaluation, measured on the user's own network."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Which of several learning rules was at work, from observed changes of weights."""
+"""Identifies which of several learning rules was at work from observed changes of weights."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Which polynomial rule a layer learns by, from observations of its weights or of its activity alone.
+"""Fits the coefficients of a polynomial plasticity rule to observed weights or activity.
 
 Of w ← w + Σ_abc θ_abc x^a y^b w^c (`nl.rules.parametric`) the coefficients θ are sought, with their standard errors.
 θ includes the learning rate.

@@ -1,4 +1,4 @@
-"""How a candidate rule's own randomness enters the probability of what was observed."""
+"""The likelihood of observed changes under a candidate rule that is random itself."""
 
 import math
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Running times, fair to all: interleaved repeats, medians, quartiles."""
+"""Running times by interleaved repeats, with medians and quartiles."""
 
 import importlib.util
 import time

@@ -1,4 +1,4 @@
-"""Node perturbation that measures what noise did to activity (Dalm et al. 2023)."""
+"""Node perturbation by measured changes of activity (Dalm et al. 2023)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Batches made at random, with every estimate anew."""
+"""Estimators whose batches are corrupted or augmented at random in every step."""
 
 from collections.abc import Callable
 

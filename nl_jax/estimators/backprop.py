@@ -1,4 +1,4 @@
-"""Backpropagation by automatic differentiation: the reference every other estimator is judged by."""
+"""Backpropagation by automatic differentiation, the reference of all other estimators."""
 
 import jax
 import jax.numpy as jnp

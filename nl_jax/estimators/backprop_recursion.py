@@ -1,4 +1,4 @@
-"""Backpropagation as the seeds derive it: an explicit sweep down the hierarchy of layers."""
+"""Backpropagation as an explicit sweep down the layers, as the seeds derive it."""
 
 import jax.numpy as jnp
 

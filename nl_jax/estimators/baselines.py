@@ -1,4 +1,4 @@
-"""Rates of change along a direction: what a perturbed loss is compared with, or the exact derivative.
+"""Baselines: what a perturbed loss is compared with, or the exact directional derivative.
 
 With Ẽ(σ) the losses displaced by σ ξ, a baseline makes, for a view of a space, the function
 `along(direction) -> (change, losses)`: the losses' rate of change along ξ, [batch], and the losses it learned them

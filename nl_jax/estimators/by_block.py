@@ -1,4 +1,4 @@
-"""Blocks with losses of their own, each taught by an estimator of its own (Ren et al. 2022)."""
+"""Trains blocks with local losses, each by its own estimator (Ren et al. 2022)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Estimators made of estimators; each is an estimator again."""
+"""Estimators made from other estimators: averages, mixtures, partitions."""
 
 from collections.abc import Callable, Mapping, Sequence
 

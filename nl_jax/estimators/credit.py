@@ -1,4 +1,4 @@
-"""Credit of axons turned into credit of pre-activations, layer by layer."""
+"""Converts credit of axons into credit of pre-activations, layer by layer."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Direct feedback alignment: the highest layer's credit goes to every layer at once."""
+"""Direct feedback alignment: sends the highest layer's error to every layer."""
 
 import itertools
 import math

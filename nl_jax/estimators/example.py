@@ -1,4 +1,4 @@
-"""What a batch looks like, for estimators that draw their state from it."""
+"""Shapes of a batch, for estimators whose state depends on them."""
 
 import jax
 import jax.numpy as jnp

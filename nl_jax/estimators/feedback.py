@@ -1,4 +1,4 @@
-"""Weights to carry credit down, in the place of the transposed forward ones.
+"""Feedback weights that carry credit down instead of the transposed forward weights.
 
 What a layer has one of for each unit, such as a bias or a gain γ, is not drawn: leaves of fewer than two axes are
 ones in B, at first, or their own signs where B is made of signs. Biases are never fed back.

@@ -1,4 +1,4 @@
-"""Feedback alignment: backpropagation whose way back has weights of its own."""
+"""Feedback alignment: backpropagation through separate feedback weights."""
 
 from typing import Any
 

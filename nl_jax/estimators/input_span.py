@@ -1,4 +1,4 @@
-"""A sketch of what weights are multiplied with: the span of their inputs, found in one run without backpropagation."""
+"""The span of a weight's inputs, found by a sketch in one run without backpropagation."""
 
 import math
 from collections.abc import Callable

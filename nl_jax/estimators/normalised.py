@@ -1,4 +1,4 @@
-"""A sampled gradient whose rates are divided by their own standard deviation (FZOO; Dang et al. 2025)."""
+"""A sampled gradient divided by the standard deviation of its rates (FZOO; Dang et al. 2025)."""
 
 import dataclasses
 

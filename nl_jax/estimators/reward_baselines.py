@@ -1,4 +1,4 @@
-"""Reinforcement baselines: what a reward, or a loss, is compared with (Williams 1992).
+"""Reinforcement baselines: reference values for a reward or a loss (Williams 1992).
 
 Whatever does not depend on a sample's own noise may be taken from its loss without a bias, for E ∇ log p = 0.
 """

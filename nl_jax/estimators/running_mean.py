@@ -20,7 +20,7 @@ class RunningMean(NamedTuple):
         return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1), 0)
 
     def seen(self, loss: Array, decay: float) -> "RunningMean":
-        """With one more loss; one that is not finite is forgotten, or it would be remembered for good."""
+        """With one more loss; non-finite losses are skipped, because they would never leave the mean."""
         kept = jnp.isfinite(loss)
         total = decay * self.total + (1 - decay) * loss.astype(self.total.dtype)
         weight = decay * self.weight + (1 - decay)

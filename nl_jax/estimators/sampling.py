@@ -1,4 +1,4 @@
-"""Sums over many random samples, in chunks: memory for one chunk, whatever the number of samples."""
+"""Sums over random samples in chunks, in the memory of one chunk."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Fitness shaping: utilities in the place of losses, for evolution strategies.
+"""Fitness shaping: utilities instead of losses, for evolution strategies.
 
 A shaping is a function `shaping(losses) -> utilities`, both [n], over all evaluations of one estimate.
 """

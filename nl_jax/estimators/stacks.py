@@ -1,4 +1,4 @@
-"""Which steps of a loop have parameters of their own: those of a loop over depth, whose parameters are stacked."""
+"""Finds the loops over depth, whose steps have parameters of their own, stacked."""
 
 import itertools
 from typing import Any

@@ -1,4 +1,4 @@
-"""The step of a finite difference: large enough to be seen in a dtype, small enough to be local."""
+"""The step of a finite difference: large enough for the dtype, small enough to be local."""
 
 from collections.abc import Callable, Sequence
 

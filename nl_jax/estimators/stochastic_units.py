@@ -1,4 +1,4 @@
-"""Stochastic units: what a layer draws at random, given its pre-activation ν (Williams 1992).
+"""Stochastic units: distributions of a layer's activity given its pre-activation ν (Williams 1992).
 
 In training a layer's axons are drawn; without `nl.reinforce` the same network is its mean field, where x = f(ν). Draws
 and eligibilities are made in float32 at least: random numbers of half precision are too coarse for rare events.

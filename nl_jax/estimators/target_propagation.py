@@ -1,4 +1,4 @@
-"""Difference target propagation: on the way down it is targets that are sent, by decoders that are learned."""
+"""Difference target propagation: learned decoders send targets down."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""One run forth and back, in which every layer sends credit down in its own way.
+"""A forward pass and a backward pass in which each layer sends credit down in its own way.
 
 Each layer becomes a function whose derivative *is* the rule (`jax.custom_vjp`), and one `jax.grad` runs them all: loops
 in reverse, skip connections, tied weights and what a program does between its layers are JAX's own. With z_j = ∂L/∂x_j,

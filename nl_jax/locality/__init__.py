@@ -1,1 +1,1 @@
-"""What an update was made of: the locality audit."""
+"""The locality audit: what each update depends on."""

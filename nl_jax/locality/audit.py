@@ -1,4 +1,4 @@
-"""The locality audit: what can reach the update of each parameter."""
+"""The locality audit: finds what can reach the update of each parameter."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias

@@ -1,4 +1,4 @@
-"""A program that tells what enters and leaves its layers, to whoever analyses a run of it."""
+"""Marks where a program's layers begin and end, for analyses of its jaxpr."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What an audit found, leaf by leaf: verdicts, a table, a figure."""
+"""An audit's result: verdicts for each leaf, a table, a figure."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""When an update gets its news: whether what a step contributes reads later steps, and what is kept of all steps.
+"""When an update gets its information: does it read later steps, and does memory grow with their number?
 
 A value of the estimate's jaxpr is at one of four levels:
 

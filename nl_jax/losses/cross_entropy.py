@@ -1,4 +1,4 @@
-"""Cross-entropies of logits, which are optax's."""
+"""Cross-entropies of logits, from optax, with checks."""
 
 import jax.numpy as jnp
 import optax

@@ -1,4 +1,4 @@
-"""Kullback–Leibler divergences of outputs from targets, with a rule for every edge of their domain.
+"""Kullback–Leibler divergences of outputs from targets, defined at every edge of their domain.
 
 Outputs and targets at least 0 are the domain, and 0 log 0 = 0. Outside, and where an output is above 0 but
 its target is 0, a loss is +∞; where an argument is NaN it is NaN. Derivatives are finite everywhere and at

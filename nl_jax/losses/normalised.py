@@ -1,4 +1,4 @@
-"""Losses of normalised outputs: what counts is each output's share of their sum."""
+"""Losses of outputs divided by their sum."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Losses by distance: |x − x̄| to a power."""
+"""Losses by distance: powers of |x − x̄|."""
 
 import functools
 from collections.abc import Callable

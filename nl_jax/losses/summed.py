@@ -1,4 +1,4 @@
-"""What losses share that compare outputs and targets element by element."""
+"""Shared checks and sums of losses that compare outputs and targets element by element."""
 
 from collections.abc import Callable
 

@@ -1,1 +1,1 @@
-"""Layers, the connections between them, and networks built of both (seed 003 §1)."""
+"""Layers, connections between them, and networks made of both (seed 003 §1)."""

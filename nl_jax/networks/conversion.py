@@ -1,4 +1,4 @@
-"""The same function by other units: a network of logistic sigmoids as one of hyperbolic tangents."""
+"""Converts a network of logistic sigmoids into the same function with hyperbolic tangents."""
 
 import copy
 import itertools

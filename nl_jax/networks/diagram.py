@@ -1,4 +1,4 @@
-"""A network as a drawing: units as circles, layers side by side from the input on (after seed 001's figures)."""
+"""Draws a network: units as circles, layers from left to right (after seed 001's figures)."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The common case: a chain of dense layers."""
+"""Multilayer perceptrons: chains of dense layers."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How large weights are and by what they are multiplied: `scaling(inputs, units, layers) -> Scaling`.
+"""Scalings of initial weights and multipliers: `scaling(inputs, units, layers) -> Scaling`.
 
 A parameterisation divides a weight's size between the number that is learned and a constant in front of it, a W. The
 function is the same; what an optimizer makes of it is not, and with Adam, whose steps do not depend on the gradient's

@@ -1,4 +1,4 @@
-"""A network as a table."""
+"""Prints a network as a table."""
 
 import itertools
 from typing import TYPE_CHECKING

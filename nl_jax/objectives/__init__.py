@@ -1,4 +1,4 @@
-"""Objectives: a forward function and what is asked of it, as one per-example loss.
+"""Objectives: a forward function and a loss, as one function that returns a loss per example.
 
 `supervised` compares with targets, `bandit` with nothing: a reward is returned, and that is all. `reconstruction`,
 `denoising` and `forward_forward` need no labels. `local_losses` gives each block of a network losses of its own. What

@@ -1,4 +1,4 @@
-"""Told a number: the network acts, and the environment rewards the act."""
+"""Reward objectives: the network acts, and the environment returns a number."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The blocks of a network that has local losses: which layers they have, and what of them has a loss of its own."""
+"""Divides a network into blocks that have local losses."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Hardware in the loop: a function on the host as a part of a JAX program."""
+"""Hardware in the loop: a host function as part of a JAX program."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The forward-forward algorithm: every layer an objective of its own (Hinton 2022)."""
+"""The forward-forward algorithm: a separate objective for every layer (Hinton 2022)."""
 
 from collections.abc import Callable
 

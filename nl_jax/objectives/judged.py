@@ -1,4 +1,4 @@
-"""What every objective of a forward function's outputs shares."""
+"""Shared checks of objectives that judge a forward function's outputs."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Local losses: a network cut into blocks, each of which has losses and heads of its own (Ren et al. 2022)."""
+"""Local losses: a network cut into blocks with heads and losses of their own (Ren et al. 2022)."""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Compared with its own input."""
+"""Self-supervised objectives: the target is the input itself."""
 
 from collections.abc import Callable
 from typing import Any

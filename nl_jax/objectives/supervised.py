@@ -1,4 +1,4 @@
-"""Compared with targets."""
+"""Supervised objectives: outputs are compared with targets."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What optax lacks, as optax transformations: conjugate gradients in the seed's several forms."""
+"""Conjugate gradients as optax transformations, in the seed's forms."""
 
 from nl_jax.optimizers.betas import Beta, dai_yuan, fletcher_reeves, hestenes_stiefel, polak_ribiere
 from nl_jax.optimizers.conjugate_gradient import conjugate_gradient, scale_by_conjugate_gradient

@@ -1,4 +1,4 @@
-"""How much of the last direction a conjugate gradient keeps: β of seed 003 eq. 36.
+"""Formulas for β of conjugate gradients: how much of the last direction is kept (seed 003 eq. 36).
 
 The seed writes them with r = −g; here in terms of gradients g, y = g − g_prev and the direction of search p. On a
 quadratic function with exact line search all four are equal (seed 003 eq. 31–33).

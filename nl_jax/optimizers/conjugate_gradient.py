@@ -1,4 +1,4 @@
-"""Nonlinear conjugate gradients: the next direction is the gradient's, bent towards the last."""
+"""Nonlinear conjugate gradients with a line search."""
 
 from typing import Any, NamedTuple
 

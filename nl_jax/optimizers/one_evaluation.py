@@ -1,4 +1,4 @@
-"""Conjugate gradients without a line search: one gradient a step."""
+"""Conjugate gradients without a line search, by one gradient per step."""
 
 from numbers import Real
 from typing import Any, NamedTuple

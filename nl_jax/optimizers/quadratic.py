@@ -1,4 +1,4 @@
-"""Linear conjugate gradients: the minimum of a quadratic function."""
+"""Linear conjugate gradients: minimises a quadratic function."""
 
 from collections.abc import Callable
 

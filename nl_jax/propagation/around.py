@@ -1,4 +1,4 @@
-"""A `propagate` around another."""
+"""Wraps one `propagate` around another."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Programs of layers, and the one way to run them otherwise: an interpretation of each layer.
+"""Interpretations: one function of a layer that says how a program is run otherwise.
 
 A program, `program(params, inputs, propagate=feedforward)`, is a forward function or an objective. It never applies a
 layer itself but asks `propagate` to, and never repeats one but asks `scan` to. What a learning rule makes of a program

@@ -1,4 +1,4 @@
-"""Credit from any source, turned into parameter gradients layer by layer, without backpropagation."""
+"""Turns credit from any source into parameter gradients, layer by layer, without backpropagation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

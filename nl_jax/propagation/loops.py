@@ -1,4 +1,4 @@
-"""Loops opened for derivatives of their own: what one step reads, what it carries, and what merely adds up."""
+"""Loops opened for derivatives: what a step reads, what it carries, and what is summed."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

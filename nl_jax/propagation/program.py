@@ -1,4 +1,4 @@
-"""What a program of layers is written with: `propagate` applies a layer, `scan` repeats some."""
+"""The two primitives of programs: `propagate` applies a layer, `scan` repeats layers."""
 
 from collections.abc import Callable
 from typing import Any

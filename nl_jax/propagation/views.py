@@ -1,4 +1,4 @@
-"""Runs that keep the layers' axons, hold them, or displace them or their pre-activations."""
+"""Runs that record the layers' axons, hold them, or displace them or their pre-activations."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Local rules of plasticity: how one layer changes by what it sees, and nothing else (seed 000, PCA networks).
+"""Local rules of plasticity: changes of one layer by its own inputs and outputs (seed 000, PCA networks).
 
 Each is made by a function without a network, `nl.rules.oja()`, and taught in one by `nl.local_learning`.
 """

@@ -1,4 +1,4 @@
-"""Decorrelation of layers' inputs, by a rule local to each layer (Ahmad et al. 2022)."""
+"""Decorrelates layers' inputs by a rule local to each layer (Ahmad et al. 2022)."""
 
 from typing import Any
 

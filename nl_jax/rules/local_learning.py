@@ -1,4 +1,4 @@
-"""A network taught by local rules, as an estimator like any other."""
+"""An estimator that trains a network by local rules."""
 
 import functools
 from collections.abc import Mapping

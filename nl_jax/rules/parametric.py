@@ -1,4 +1,4 @@
-"""A rule with free coefficients: a polynomial in what a synapse sees (Mehta et al. 2024)."""
+"""A rule with free coefficients: a polynomial of inputs, outputs and weights (Mehta et al. 2024)."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The contract of a local rule: what one layer sees, and what of it changes.
+"""The contract of a local rule: what it is given, and what it returns.
 
     rule.init(params)                                -> state
     rule.change(state, params, pre, post, teacher)   -> (change, state)

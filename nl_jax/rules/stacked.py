@@ -1,4 +1,4 @@
-"""A layer as a local rule sees it: all that reaches its units, one under the other, is one weight.
+"""Joins all connections into a layer to one weight, as local rules see it.
 
 Several connections into a layer, ν_j = Σ_s x^s W^s_j + b_j, are one connection from what their sources send together.
 So a rule's equations, written for one weight, hold for any number of them, recurrent ones included.

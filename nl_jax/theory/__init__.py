@@ -1,4 +1,4 @@
-"""Closed forms that learning can be judged by: pure functions of arrays, one subject a file."""
+"""Closed forms to judge learning by: pure functions of arrays, one subject per file."""
 
 from nl_jax.theory import (
     activity_perturbation,

@@ -1,4 +1,4 @@
-"""What linear networks cannot change by learning: invariants of gradient flow, whatever the data.
+"""Invariants of gradient flow in linear networks, whatever the data.
 
 Weights are [units, inputs], the transpose of what `nl.connections.dense` holds, of ŷ = W_L ⋯ W_1 x without biases and
 under any loss. Steps of η move an invariant by η² each, over a fixed time by η; other quantities by η and 1.

@@ -1,4 +1,4 @@
-"""Flows of the Hebbian rules: what small steps follow (seed 000, PCA networks; Oja 1982; Yan, Helmke and Moore 1994).
+"""Gradient flows of the Hebbian rules (seed 000, PCA networks; Oja 1982; Yan, Helmke and Moore 1994).
 
 Of linear units, y = Wᵀ x, on inputs of second moment C = ⟨x xᵀ⟩; t is the number of steps times their size.
 """

@@ -1,4 +1,4 @@
-"""Wide random networks layer by layer: how large axons and credit are (Poole et al. 2016; Schoenholz et al. 2017).
+"""Mean-field theory of wide random networks: sizes of axons and credit (Poole et al. 2016; Schoenholz et al. 2017).
 
 In layers of many units ν^k = W^k x^{k−1}, whose weights are independent with variance g over the number of inputs, a
 pre-activation is Gaussian of variance g q_{k−1}. With z ~ N(0, 1), the mean squares q_k of the axons and d_k of the

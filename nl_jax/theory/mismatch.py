@@ -1,4 +1,4 @@
-"""Weights that grow without end under node perturbation, fed by an error that cannot be mended.
+"""Growth of weights under node perturbation when an error cannot be removed.
 
 After Hiratani, Mehta, Lillicrap & Latham (2022), who find node perturbation unstable where student and teacher do not
 match, and normalised weights its cure. The model here is the least that shows why and can be solved exactly: H linear

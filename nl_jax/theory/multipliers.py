@@ -1,4 +1,4 @@
-"""How multipliers converge: min ½ax² subject to x = b, and bilinear programs.
+"""Convergence of multipliers: min ½ax² subject to x = b, and bilinear programs.
 
 With damping c the flow of L = ½ax² + λ(x − b) + ½c(x − b)² is ẋ = −∂L/∂x, λ̇ = ∂L/∂λ (Platt & Barr 1988), so that
 the violation u = x − b obeys ü + (a + c) u̇ + u = 0: a damped spring.

@@ -1,4 +1,4 @@
-"""The perceptron, a sign unit that learns from its mistakes (seed 000, nonlinear models; seed 001 §1).
+"""The perceptron: a sign unit that learns from its mistakes (seed 000, nonlinear models; seed 001 §1).
 
 Labels y are −1.0 or 1.0. The rule is stochastic gradient descent at rate ½ on ½(sign(wᵀx) − y)² with the sign's
 derivative taken for 1 (`nl.activations.sign(surrogate=jnp.ones_like)`), but for ties: at wᵀx = 0, hence at the

@@ -1,4 +1,4 @@
-"""Where predictive coding comes to rest in linear networks, x_l = W_lᵀ x_{l−1} (Innocenti et al. 2024)."""
+"""Rest states of predictive coding in linear networks, x_l = W_lᵀ x_{l−1} (Innocenti et al. 2024)."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What formulas of numbers are told that lie out of range."""
+"""Range checks."""
 
 import math
 

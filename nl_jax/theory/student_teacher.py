@@ -1,4 +1,4 @@
-"""Learning curves of the linear student–teacher (seed 000, "Comparison"; Werfel, Xie & Seung 2004), exact.
+"""Exact learning curves of the linear student–teacher (seed 000, "Comparison"; Werfel, Xie & Seung 2004).
 
 A student y = W x with M outputs learns from a teacher W*, x ~ N(0, I) with N inputs, E = ½‖y − W* x‖², by steps
 W ← W − η ĝ on fresh examples. Its error is known by Δ = W − W*, for E[E] = ½‖Δ‖². Every ĝ here is unbiased,

@@ -1,4 +1,4 @@
-"""Node against weight perturbation in tasks extended in time (Züge, Klos & Memmesheimer 2023), of linear networks.
+"""Node against weight perturbation in temporally extended tasks of linear networks (Züge, Klos & Memmesheimer 2023).
 
 A trial is T steps of y_t = W x_t with M outputs, judged once, at its end: E = (1/2T) Σ_t |y_t − y*_t|². Inputs have
 variance 1 along each of n = N_eff directions and 0 along all others, however many there are; targets are

@@ -1,1 +1,1 @@
-"""Training runs: `fit` for one, `restarts` for many at once, on one engine, `dispatch`."""
+"""Training runs: `fit` for one, `restarts` and `sweep` for many at once."""

@@ -1,4 +1,4 @@
-"""A run's folder: from it a run that was ended at any instant goes on as if it had not been.
+"""Checkpoints: a run that ends at any instant can be resumed from its folder.
 
     run.json              what run this is
     steps/600/            the state after step 600, by orbax; the newest `KEPT` are there

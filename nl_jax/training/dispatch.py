@@ -1,4 +1,4 @@
-"""Steps in compiled calls, of one run or of many at once."""
+"""Compiled calls of many steps, for one run or many."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and arrays as files hold them."""
+"""Atomic writes of files, and arrays as files hold them."""
 
 import contextlib
 import logging

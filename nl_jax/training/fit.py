@@ -1,4 +1,4 @@
-"""One run of training."""
+"""Trains one learner."""
 
 import os
 from collections.abc import Sequence

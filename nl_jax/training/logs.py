@@ -1,4 +1,4 @@
-"""Ready-made logs: what a run reports, written to a file or sent to TensorBoard or Weights & Biases.
+"""Loggers: to a file, TensorBoard or Weights & Biases.
 
 Each makes a function for the argument `log` of `nl.fit` and `nl.restarts`. A row has the step (how many were taken),
 the loss, and every number of what `record` kept, by its path in the tree: `{"step": 3, "loss": 0.5, "evaluations": 5}`.

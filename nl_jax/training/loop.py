@@ -1,4 +1,4 @@
-"""Dispatch after dispatch; between them what the host has to do: look, tell, save, and stop where it must."""
+"""The host loop between dispatches: measures, logs, saves, and stops."""
 
 import contextlib
 import sys

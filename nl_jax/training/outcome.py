@@ -1,4 +1,4 @@
-"""What a run reports on its way, and the ways in which it may end early."""
+"""Reports of a run, and the ways in which it may end early."""
 
 from typing import Any, NamedTuple
 

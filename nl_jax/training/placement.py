@@ -1,4 +1,4 @@
-"""Where a run's arrays lie, if its data is laid over a mesh of devices."""
+"""Placement of a run's arrays when its data is laid over a mesh of devices."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Signals that are acted on between dispatches: Ctrl-C, and SIGTERM, which schedulers send to end a process."""
+"""Handles Ctrl-C and SIGTERM between dispatches."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""A training run as a file of numbers: written while it goes on, and repeated without a forward pass."""
+"""A training run as a log of numbers, replayed without a forward pass."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Many runs of training at once, from different beginnings."""
+"""Trains many runs at once, from different initial parameters."""
 
 import functools
 import os

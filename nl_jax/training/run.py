@@ -1,4 +1,4 @@
-"""The settings of a run, checked."""
+"""Checks the settings of a run."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Where the batches of a run come from: arrays that stay on the device, or an iterator that sends them there."""
+"""Sources of batches: arrays on the device, or an iterator."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Many settings of a learner, each from several beginnings, trained alike and compared on data they did not learn."""
+"""Trains many settings of a learner at once, and compares them on held-out data."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""Predictive coding that infers errors in the place of axons, ePC (Goemaere et al. 2025)."""
+"""Predictive coding that infers errors instead of axons, ePC (Goemaere et al. 2025)."""
 
 import jax
 import jax.numpy as jnp

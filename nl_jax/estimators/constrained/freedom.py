@@ -1,4 +1,4 @@
-"""Which axons are free to be inferred: those that a layer reads. The others are outputs, of use to the loss alone."""
+"""Finds the axons to be inferred: those that another layer reads."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

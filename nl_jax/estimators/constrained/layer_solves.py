@@ -1,4 +1,4 @@
-"""How `nl.admm` minimises over one layer's axons while all others are held."""
+"""Minimisation over one layer's axons while all others are held, for `nl.admm`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol

@@ -1,4 +1,4 @@
-"""Constraints by penalty alone: an energy whose minimum over the axons is where learning begins."""
+"""Constraints as a penalty: minimises an energy over the axons, then differentiates it by the weights."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,4 +1,4 @@
-"""Inner iterations: run until they converge; those that diverge are NaN, with a failure that says why."""
+"""Inner iterations that stop when they converge; those that diverge return NaN and a failure."""
 
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar

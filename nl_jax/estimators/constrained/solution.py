@@ -1,4 +1,4 @@
-"""From a way to a point of the Lagrangian to an estimator."""
+"""Makes an estimator of a solver of the Lagrangian."""
 
 from typing import NamedTuple, Protocol
 

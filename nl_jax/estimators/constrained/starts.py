@@ -1,4 +1,4 @@
-"""Where iterations on the axons begin: `start(feedforward) -> axons`, from those of the network's own run."""
+"""Initial axons of inner iterations: `start(feedforward) -> axons`."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Random signs and normal numbers, from as few random words as will do."""
+"""Random signs and normal numbers from few random words."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Noise of large parameters, drawn block by block where it is needed and stored nowhere."""
+"""Noise of large parameters, drawn in blocks where it is needed and never stored."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The laws of this package: named, so that a training log can say which one it was drawn by."""
+"""Named laws of directions, so that a training log can record which one was used."""
 
 from collections.abc import Callable
 from typing import Any

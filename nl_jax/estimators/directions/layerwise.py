@@ -1,4 +1,4 @@
-"""One layer at a time: what iterative node perturbation explores."""
+"""Directions in one layer at a time, for iterative node perturbation."""
 
 from typing import Any
 

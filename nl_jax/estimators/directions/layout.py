@@ -1,4 +1,4 @@
-"""How parameters are divided into blocks, and the loop over the blocks of an array, wherever it lies."""
+"""Division of parameters into blocks, and the loop over an array's blocks."""
 
 import functools
 import math

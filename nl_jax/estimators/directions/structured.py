@@ -1,4 +1,4 @@
-"""What a direction is, and how one that is not an array acts on a weight."""
+"""The types of directions, and how a direction that is not an array acts on a weight."""
 
 import abc
 from collections.abc import Callable

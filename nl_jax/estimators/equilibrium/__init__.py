@@ -1,4 +1,4 @@
-"""Learning from where a network comes to rest: equilibrium propagation and contrastive Hebbian learning.
+"""Learning from networks at rest: equilibrium propagation and contrastive Hebbian learning.
 
 `energy` makes an energy network of any program of layers, `nudges` says how it is disturbed, `at_equilibrium` is the
 program at rest, whose gradient is the reference, and `certificate` tells how far an estimate is from it. Each other

@@ -1,4 +1,4 @@
-"""How far an estimate made at an equilibrium is from being the gradient there."""
+"""Residuals that bound how far an estimate at an equilibrium is from the gradient there."""
 
 import jax
 import jax.numpy as jnp

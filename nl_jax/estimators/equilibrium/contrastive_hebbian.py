@@ -1,4 +1,4 @@
-"""Contrastive Hebbian learning: the free network against the network with its outputs clamped."""
+"""Contrastive Hebbian learning: compares the free network with the network whose outputs are clamped."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Equilibrium propagation: the gradient from how an equilibrium moves when it is nudged."""
+"""Equilibrium propagation: the gradient from how a small nudge moves an equilibrium."""
 
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ def equilibrium_propagation(
 
     by finite differences: of ∂F/∂θ, which for a dense layer is −x_l x_{l−1}ᵀ, Hebb's. No derivative is propagated
     but that of each connection by its own inputs. The error is that of the finite difference (`nl.nudges`), and of
-    phases that have not come to rest: a one-sided nudge takes for an effect of β what the free phase had yet to move.
+    phases that have not come to rest: a one-sided nudge mistakes unfinished relaxation for the effect of β.
 
     The loss is that of the network at rest, not of its feedforward run; so is `info.loss`, and the gradient to
     compare with, `nl.backprop(nl.at_equilibrium(objective))`, and what the network has learned to say,

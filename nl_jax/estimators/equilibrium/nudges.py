@@ -1,4 +1,4 @@
-"""How strongly the outputs are nudged towards lower loss, and how the phases are combined.
+"""Strengths of the nudge towards lower loss, and how phases are combined.
 
 With y(β) any quantity at the equilibrium that is nudged by β, an estimate is y'(0) by finite differences: the
 derivative at 0 of the polynomial through y(0), of the free phase, and all y(β_k).

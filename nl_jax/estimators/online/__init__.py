@@ -1,1 +1,1 @@
-"""Learning while time goes on: credit in a loop over time by what is carried forward, not back."""
+"""Online learning: credit in a loop over time, carried forward instead of back."""

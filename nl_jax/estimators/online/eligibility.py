@@ -1,4 +1,4 @@
-"""Eligibility traces: the influence of a weight on the state of its own unit, and on no other.
+"""Eligibility traces: the influence of a weight on the state of its own unit alone.
 
 For each layer l of the loop, with ν_j the pre-activation of unit j and s_j what the unit carries on of itself by the
 program's own arithmetic (a leak, a threshold, a reset),

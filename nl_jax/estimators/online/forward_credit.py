@@ -1,4 +1,4 @@
-"""Loops over time whose derivative is computed forward: what the rules of this folder share.
+"""Derivatives of loops over time, computed forward; shared by the rules of this folder.
 
 A first run finds the losses; from them follows what each step's outputs are worth, ∂L/∂y_t, and what the last carry is
 worth. A second run, forward as well, adds up every step's share of the gradient with whatever a rule carries along of

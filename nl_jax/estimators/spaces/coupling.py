@@ -1,4 +1,4 @@
-"""Whether what is displaced in one example reaches the loss of another."""
+"""Detects whether a displacement in one example reaches the loss of another."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Cells: what a recurrent network does in one step of its loop over time, as ordinary layers.
+"""Cells: the layers of one step of a recurrent network.
 
 A cell's weighted sums go through `propagate`, so that every rule reaches them. What it does with them besides, its
 leak, threshold and reset, is arithmetic of the program between its layers, unit by unit: noise on a pre-activation acts

@@ -1,4 +1,4 @@
-"""What a cell is, and the weighted sum of input and recurrent units that all of them have."""
+"""The type of a cell, and the weighted sum of inputs and recurrent units that all cells share."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Cells of graded units: Elman's, leaky ones, and gated ones."""
+"""Cells of graded units: Elman, leaky and gated."""
 
 import jax
 import jax.numpy as jnp

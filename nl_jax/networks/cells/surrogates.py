@@ -1,4 +1,4 @@
-"""Spikes, H(v) = 1 for v above 0 and else 0, with a derivative in the place of the one they do not have."""
+"""Spikes, H(v) = 1 for v above 0 and else 0, with surrogate derivatives."""
 
 from collections.abc import Callable
 

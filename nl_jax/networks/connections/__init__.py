@@ -1,4 +1,4 @@
-"""Connections: how the axons of a lower layer enter the pre-activation of a higher one.
+"""Connections: how a lower layer's axons enter a higher layer's pre-activation.
 
 Each function here says what a connection is, without shapes; the shapes come from the two layers it
 joins, when `nl.network` builds it. Images are [height, width, channels], as in JAX's own NHWC.

@@ -1,4 +1,4 @@
-"""What a connection is, before and after it is joined to its layers."""
+"""The types of connections, before and after they are joined to a layer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

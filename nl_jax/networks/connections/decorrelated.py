@@ -1,4 +1,4 @@
-"""A connection whose inputs are decorrelated first."""
+"""A connection that decorrelates its inputs first."""
 
 from typing import Any
 

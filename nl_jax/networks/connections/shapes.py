@@ -1,4 +1,4 @@
-"""Connections that change the shape of what they carry and nothing else."""
+"""Connections that only change shapes, such as flatten."""
 
 import math
 

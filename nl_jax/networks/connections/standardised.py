@@ -1,4 +1,4 @@
-"""Convolution of patches that are standardised first."""
+"""Convolution of standardised patches."""
 
 import math
 from typing import Any
