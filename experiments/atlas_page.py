@@ -36,6 +36,8 @@ def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Mapping[st
 
     Methods of equal cost stand side by side, each a little to the right of the one before.
     """
+    from matplotlib.ticker import LogLocator
+
     from experiments.plotting import figure
 
     columns = min(3, len(tasks))
@@ -49,11 +51,19 @@ def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Mapping[st
             mean, error = mean_and_error(np.asarray(cell["test errors"]))
             _, colour, marker = SEES[sees(cell["verdict"])]
             cost = costs[i] * _BESIDE ** costs[:i].count(costs[i])
-            axes.errorbar(cost, mean, error, fmt=marker, color=colour, markersize=11, alpha=0.85)
-            axes.annotate(numbers[method], (cost, mean), ha="center", va="center", color="white", fontsize=7)
-        axes.set(xscale="log", title=tasks[name].title, xlabel="objective evaluations (forward passes of a batch)")
+            axes.errorbar(cost, mean, error, fmt=marker, color=colour, markersize=13, alpha=0.75)
+            axes.annotate(numbers[method], (cost, mean), ha="center", va="center", fontsize=7, zorder=3)
+        axes.set(
+            xscale="log",
+            yscale="log",
+            title=tasks[name].title,
+            xlabel="objective evaluations (forward passes of a batch)",
+        )
         axes.set(ylabel=f"test error ({tasks[name].unit})")
-        axes.set_ylim(bottom=0)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:,g}")
+            axis.set_minor_formatter("")
     for axes in np.ravel(panels)[len(tasks) :]:
         axes.set_visible(False)
     marks = [
