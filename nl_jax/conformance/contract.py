@@ -128,9 +128,12 @@ def bad_input(s: Subject) -> Row:
 
     found = []
     if not refuses(lambda: _traced(s, averaged, KEYS[0])):
-        found.append("takes an objective that averages over the batch: check it with nl_jax.checks.per_example")
+        found.append(
+            "takes an objective that averages over the batch: check its losses, "
+            "nl_jax.checks.per_example(objective(params, batch))"
+        )
     if is_random(s) and not refuses(lambda: _traced(s, s.problem.objective, jnp.zeros(2, jnp.uint32))):
-        found.append("takes a raw key: check it with nl_jax.checks.typed_key")
+        found.append("takes a raw key: check it, nl_jax.checks.typed_key(key)")
     return _row("bad input", found, "averaged losses and raw keys are a ValueError")
 
 

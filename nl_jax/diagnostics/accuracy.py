@@ -40,6 +40,17 @@ class Measurement(NamedTuple):
     signal_to_noise: Array
     signal_to_noise_error: Array
 
+    def __str__(self) -> str:
+        """The three numbers with their errors, without the trees."""
+
+        def shown(name: str) -> str:
+            value = getattr(self, name)
+            single = not isinstance(value, jax.core.Tracer) and jnp.ndim(value) == 0
+            return f"{value:.3g}" if single else str(value)
+
+        names = "cosine", "relative_variance", "signal_to_noise"
+        return ", ".join(f"{name.replace('_', ' ')} {shown(name)} ± {shown(f'{name}_error')}" for name in names)
+
 
 def cosine(a: Params, b: Params) -> Array:
     """The cosine of the angle between two trees seen as vectors, ⟨a, b⟩ / ‖a‖‖b‖; NaN if either is zero.

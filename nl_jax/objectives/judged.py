@@ -24,10 +24,10 @@ def judged(forward: Forward, judge: Callable[[Run, Batch], Array]) -> Objective:
 
         return objective
 
-    def layerless_objective(params: Params, batch: Batch) -> Array:
+    def objective_without_layers(params: Params, batch: Batch) -> Array:
         return judge(functools.partial(forward, params), batch)
 
-    return layerless_objective
+    return objective_without_layers
 
 
 def pair(batch: Batch, second: str) -> tuple[Any, Any]:

@@ -66,6 +66,14 @@ def test_an_exact_estimator_is_exact():
     assert m.signal_to_noise_error == 0
 
 
+def test_a_measurement_is_printed_without_its_trees():
+    trees, numbers = ({"w": jnp.zeros(1000)},) * 6, (0.5, 0.01, 2.0, 0.1, 0.25, 0.0125)
+    m = nl.diagnostics.Measurement(*trees, *map(jnp.float32, numbers))
+    assert str(m) == "cosine 0.5 ± 0.01, relative variance 2 ± 0.1, signal to noise 0.25 ± 0.0125"
+    assert "[0.5 0.5]" in str(m._replace(cosine=jnp.full(2, 0.5)))
+    jax.jit(lambda x: str(m._replace(cosine=x)) and x)(1.0)  # while tracing too
+
+
 def test_cosine():
     a, b = {"x": jnp.array([3.0, 0.0])}, {"x": jnp.array([3.0, 4.0])}
     np.testing.assert_allclose(cosine(a, b), 0.6, rtol=1e-6)
