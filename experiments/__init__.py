@@ -1,1 +1,4 @@
-"""One script a figure: a frozen config, `run(config)`, a plot and a command line."""
+"""Experiments: one script per figure, `python -m experiments.NAME`, with a frozen config, `run(config)` and a plot.
+
+Figures are PNG files; NL_JAX_FIGURES="pdf svg" in the environment writes those formats beside them.
+"""

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import math
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -15,6 +16,10 @@ import numpy as np
 
 from experiments.failure import ExperimentError
 from nl_jax.numerics import mean_and_error
+
+
+FORMATS = "NL_JAX_FIGURES"
+"""Environment variable: formats of figures beside PNG."""
 
 
 class Verdict(NamedTuple):
@@ -104,9 +109,18 @@ class Folder:
         np.savez_compressed(self.path / f"{name}.npz", allow_pickle=False, **arrays)
 
     def picture(self, name: str, figure: Any) -> Path:
-        """Writes `name.png`."""
+        """Writes `name.png`, and the formats that the environment variable NL_JAX_FIGURES names, such as "pdf svg".
+
+        Raises:
+          ExperimentError: for a format that matplotlib does not write.
+        """
         path = self.path / f"{name}.png"
         figure.savefig(path, dpi=110)
+        for kind in os.environ.get(FORMATS, "").split():
+            try:
+                figure.savefig(path.with_suffix(f".{kind}"))
+            except ValueError as error:
+                raise ExperimentError(f"{FORMATS} names {kind!r}: {error}") from error
         return path
 
 
