@@ -17,7 +17,6 @@ import numpy as np
 from experiments.failure import ExperimentError
 from nl_jax.numerics import mean_and_error
 
-
 FORMATS = "NL_JAX_FIGURES"
 """Environment variable: formats of figures beside PNG."""
 
