@@ -141,3 +141,13 @@ def test_true_derivatives_pass_and_their_doubles_do_not(name):
     double = nl.activations.Activation(true.function, lambda x: 2 * true.derivative(x))
     with pytest.raises(ValueError, match="layer 'a': the activation's derivative"):
         nl.Layer("a", 3, c.dense(), double)
+
+
+def test_a_network_may_be_made_inside_vmap_and_is_checked_there():
+    keys = jax.random.split(jax.random.key(0), 3)
+    made = lambda activation: lambda key: nl.mlp([2, 3, 2], activation=activation).init(key)
+    params = jax.vmap(made(nl.activations.relu()))(keys)
+    assert params["hidden1"]["weight"].shape == (3, 2, 3)
+    wrong = nl.activations.Activation(jax.nn.relu, lambda x: 2.0 * (x > 0))
+    with pytest.raises(ValueError, match="layer 'hidden1': the activation's derivative is 2 at"):
+        jax.vmap(made(wrong))(keys)
