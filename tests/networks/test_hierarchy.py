@@ -148,6 +148,6 @@ def test_a_network_may_be_made_inside_vmap_and_is_checked_there():
     made = lambda activation: lambda key: nl.mlp([2, 3, 2], activation=activation).init(key)
     params = jax.vmap(made(nl.activations.relu()))(keys)
     assert params["hidden1"]["weight"].shape == (3, 2, 3)
-    wrong = nl.activations.Activation(jax.nn.relu, lambda x: 2.0 * (x > 0))
+    wrong = nl.activations.Activation(jax.nn.relu, lambda x: 2 * (x > 0).astype(x.dtype))
     with pytest.raises(ValueError, match="layer 'hidden1': the activation's derivative is 2 at"):
         jax.vmap(made(wrong))(keys)
