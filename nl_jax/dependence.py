@@ -1,4 +1,4 @@
-"""Which sources can reach a program's outputs: dependence analysis of its jaxpr.
+"""Dependence analysis of a program's jaxpr: finds which sources can reach its outputs.
 
 Sources are followed from equation to equation, array by array. Every rule errs on the side of dependence: a source
 that is not found cannot reach the output, but a source that is found may cancel (x − x depends on x).

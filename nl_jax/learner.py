@@ -23,9 +23,9 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
 
     Returns:
       A `Learner` of pure functions, `init(key, params) -> state` and `step(key, state, batch) -> (state, info)`.
-      Jit the step; give each step a key of its own. `info.evaluations` counts each trial of an optax line search
-      as one more estimate, as the optimizer's state has it; for a step that `optax.apply_if_finite` rejects, the
-      previous step's trials are counted.
+      Jit the step; give each step its own key. `info.evaluations` counts each trial of an optax line search as one
+      more estimate; the number of trials is read from the optimizer's state. For a step that `optax.apply_if_finite`
+      rejects, the previous step's trials are counted.
 
     Raises:
       ValueError: if either argument has the wrong type; when run, if a key is not a typed key, if parameters have

@@ -1,4 +1,4 @@
-"""Parts of the parameters, chosen by path: what `nl.train_only`, `nl.partition` and `nl.alternating` share."""
+"""Parts of the parameters, chosen by path; used by `nl.train_only`, `nl.partition` and `nl.alternating`."""
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Products of inputs with weights, and lazy weights that are multiplied without being formed.
+"""Products of inputs with weights, and stand-ins for weights that are multiplied without being formed.
 
 A weight displaced by a structured direction, W + σ V, need not be an array: layers only multiply by it,
 and x (W + σ V) can be computed term by term. A stand-in replaces the weight among the parameters. It supports
@@ -145,7 +145,7 @@ def opened(xs: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 class Shifted(StandIn):
-    """W + shift, multiplied term by term: products of one x with several shifts of W share x W.
+    """Stands in for W + scale · shift, multiplied term by term; products of one x with several shifts share x W.
 
     Args:
       weight: W.

@@ -8,7 +8,7 @@ from nl_jax.losses.summed import summed
 
 
 def cross_entropy(outputs: Array, targets: Array) -> Array:
-    """−Σ_k p̄_k log softmax(outputs)_k, in nats, averaged over positions if there are several.
+    """Cross-entropy −Σ_k p̄_k log softmax(outputs)_k, in nats, averaged over positions if there are several.
 
     Args:
       outputs: logits, shape [batch, …, classes], such as [batch, classes] or [batch, sequence, vocabulary].

@@ -14,7 +14,7 @@ from nl_jax.losses.summed import summed
 
 
 def kullback_leibler(outputs: Array, targets: Array) -> Array:
-    """ℓ = Σ_i x_i log(x_i / x̄_i) over all but the first axis, in nats (seed 003 eq. 15).
+    """Computes ℓ = Σ_i x_i log(x_i / x̄_i) over all but the first axis, in nats (seed 003 eq. 15).
 
     It is a divergence if outputs and targets each sum to 1, which is not checked. For unconstrained outputs, ℓ is
     least at x = x̄ / e. `normalised_kullback_leibler` divides the outputs by their sum.
@@ -41,7 +41,7 @@ def kullback_leibler(outputs: Array, targets: Array) -> Array:
 
 
 def binary_kullback_leibler(outputs: Array, targets: Array) -> Array:
-    """Σ x log(x/a) + (1 − x) log((1 − x)/(1 − a)) over all but the first axis, in nats (seed 003 eq. 17).
+    """Computes Σ x log(x/a) + (1 − x) log((1 − x)/(1 − a)) over all but the first axis, in nats (seed 003 eq. 17).
 
     Each unit is a separate probability. The least loss is 0, at x = a.
 

@@ -12,7 +12,7 @@ from nl_jax.numerics import wide_dtype
 
 
 def normalised(loss: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """L(x) = ℓ(x/X), X = Σ_i x_i over all but the first axis (seed 003 eq. 13).
+    """Normalises a loss: L(x) = ℓ(x/X), X = Σ_i x_i over all but the first axis (seed 003 eq. 13).
 
     The derivative by the outputs is (∂_i ℓ − C)/X with C = Σ_j x_j ∂_j ℓ / X, so that Σ_i x_i ∂_i L = 0: L does
     not depend on the length and sign of x, so no step is taken along x. Where X = 0 the shares are undefined: the
@@ -53,7 +53,7 @@ def normalised(loss: Callable[[Array, Array], Array]) -> Callable[[Array, Array]
 
 
 def normalised_kullback_leibler(outputs: Array, targets: Array) -> Array:
-    """L = (1/X) Σ_i x_i log(x_i / (X x̄_i)), X = Σ_i x_i, in nats (seed 003 eq. 16).
+    """Computes L = (1/X) Σ_i x_i log(x_i / (X x̄_i)), X = Σ_i x_i, in nats (seed 003 eq. 16).
 
     This is `normalised(kullback_leibler)`: the divergence of the shares x/X from the targets. If the targets sum to 1,
     it is least at x/X = x̄.

@@ -13,7 +13,7 @@ from nl_jax.losses.summed import summed
 
 
 def half_squared_error(outputs: Array, targets: Array) -> Array:
-    """½ ‖x − x̄‖² over all but the first axis (seed 000, weight perturbation; seed 001 §1).
+    """Half squared error ½ ‖x − x̄‖² over all but the first axis (seed 000, weight perturbation; seed 001 §1).
 
     Args:
       outputs: x, shape [batch, …].
@@ -33,7 +33,7 @@ def half_squared_error(outputs: Array, targets: Array) -> Array:
 
 
 def p_norm(p: float) -> Callable[[Array, Array], Array]:
-    """ℓ_p = (1/p) Σ_i |x_i − x̄_i|^p over all but the first axis (seed 003 eq. 14).
+    """Returns the loss ℓ_p = (1/p) Σ_i |x_i − x̄_i|^p over all but the first axis (seed 003 eq. 14).
 
     The derivative by the outputs is sgn(x − x̄) |x − x̄|^{p−1}, which is 0 at x = x̄, also for p = 1. The
     second derivative, (p − 1) |x − x̄|^{p−2}, is infinite there for 1 < p < 2; it is set to 0.

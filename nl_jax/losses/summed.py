@@ -8,7 +8,7 @@ from nl_jax.base import Array
 
 
 def summed(name: str, terms: Callable[[Array, Array], Array], outputs: Array, targets: Array) -> Array:
-    """Σ terms(outputs, targets) over all but the first axis.
+    """Sums terms(outputs, targets) over all but the first axis.
 
     Args:
       name: the loss's name, for the error message.

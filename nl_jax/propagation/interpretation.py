@@ -64,8 +64,8 @@ Layer = Callable[[Site, Any], tuple[Array, Any]]
 Given = Mapping[str, Any] | Callable[[str, tuple[Array, ...]], Mapping[str, Any]]
 """Values given to layers, by name: trees of arrays, with a leading axis of steps for every loop around the layer.
 
-Or a function that computes them where they are needed, so that they are never stored: `given(scope, steps) -> {layer:
-tree}`, for one step, with scope "" outside loops and "time/" inside."""
+Or a function that computes them where they are needed, so that they are never stored:
+`given(scope, steps) -> {layer: tree}`, for one step, with scope "" outside loops and "time/" inside."""
 
 
 def interpret(

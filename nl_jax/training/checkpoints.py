@@ -208,6 +208,6 @@ class Checkpoints:
 
 
 def _span(record: Path) -> tuple[int, int]:
-    """Returns how many steps precede a file of records, and how many are taken after its last."""
+    """Returns the numbers of steps taken before and after those of a records file: (400, 600) for "400-600.npz"."""
     first, last = record.name.partition(".")[0].split("-")
     return int(first), int(last)

@@ -1,4 +1,4 @@
-"""In-place updates by a gradient that is a list of numbers, in the memory of inference (Malladi et al. 2023)."""
+"""In-place updates by a gradient given as a list of numbers, with the memory of inference (Malladi et al. 2023)."""
 
 import dataclasses
 from collections.abc import Callable

@@ -175,7 +175,7 @@ class Loop:
         return None if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)) else state
 
     def _tell(self, loss: Any, losses: np.ndarray, recorded: Any) -> dict[str, Any]:
-        """Calls the logs; returns the figures that they want shown."""
+        """Calls the logs; returns the figures to show."""
         figures, finished = self._run.told(Report(self._here.step, loss, losses, recorded, self._here.state))
         self._here = self._here._replace(finished=finished)
         return figures
