@@ -1,7 +1,7 @@
-"""Activation functions that know their derivative in terms of their own value.
+"""Activation functions, with their derivative as a function of their value.
 
-Seed 003 eq. 10: f'(ν) = df(x) with x = f(ν), so that a backward sweep needs only the axons already
-stored. Any plain function `jnp -> jnp` serves as an activation too; `Activation` adds the derivative.
+Seed 003 eq. 10: f'(ν) = df(x) with x = f(ν), so a backward sweep needs only the axons (activity) already
+stored. Any plain function `jnp -> jnp` can be an activation too; `Activation` adds the derivative.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,10 @@ class Activation:
 
     Attributes:
       function: f, elementwise.
-      derivative: df with df(f(ν)) = f'(ν) (seed 003 eq. 10), or None if the value does not determine it. Where a layer
-        is made it is held against automatic differentiation.
-      surrogate: whether the derivative is another function's, chosen to learn by, and is not to be held against f's.
-      name: what it is called in a summary; by default the function's own.
+      derivative: df with df(f(ν)) = f'(ν) (seed 003 eq. 10), or None if the value does not determine it. When a layer
+        is made, it is compared with automatic differentiation.
+      surrogate: whether the derivative is a surrogate, chosen for learning; it is then not compared with f's.
+      name: its name in a summary; by default the function's own.
     """
 
     function: Callable[[Array], Array]
@@ -42,7 +42,7 @@ class Activation:
 
 
 def named(function: Callable) -> str:
-    """What a function is called, without an address.
+    """Returns a function's name, without an address.
 
     >>> named(jnp.tanh), named(lambda nu: nu), named(tanh(alpha=2))
     ('tanh', 'a lambda', 'tanh(alpha=2, beta=1)')
@@ -54,10 +54,10 @@ def named(function: Callable) -> str:
 
 
 def require_true_derivative(activation: Any, layer: str) -> None:
-    """ValueError unless a declared derivative is what automatic differentiation finds, on values from −2 to 2.
+    """Raises ValueError unless a declared derivative agrees with automatic differentiation, on values from −2 to 2.
 
-    Values at which either is not finite are passed over, and so is an activation that wants another shape than
-    [batch, units], one that says that its derivative is a surrogate, and one without derivative.
+    Values at which either is not finite are skipped. Activations are skipped if they need a shape other than
+    [batch, units], declare their derivative a surrogate, or have no derivative.
     """
     derivative = getattr(activation, "derivative", None)
     if derivative is None or getattr(activation, "surrogate", False):
@@ -105,7 +105,7 @@ def tanh(*, alpha: float = 1, beta: float = 1) -> Activation:
     """f(ν) = α tanh(βν), df(x) = αβ (1 − x²/α²) (seed 003 eq. 11).
 
     Args:
-      alpha: α, the bound of |x|, a finite number other than 0; a negative one turns f over.
+      alpha: α, the bound of |x|, a finite number other than 0; a negative one flips the sign of f.
       beta: β, a finite number other than 0; αβ is the slope at 0.
 
     Raises:
@@ -125,10 +125,10 @@ def tanh(*, alpha: float = 1, beta: float = 1) -> Activation:
 
 
 def exp(*, alpha: float = 1, beta: float = 1) -> Activation:
-    """f(ν) = α e^{βν}, df(x) = βx (seed 003 eq. 11, whose f′ = βx is written with the value x = f).
+    """f(ν) = α e^{βν}, df(x) = βx (seed 003 eq. 11, which writes f′ = βx with the value x = f).
 
     Args:
-      alpha: α, the value at 0, a finite number other than 0; its sign is that of every x.
+      alpha: α, the value at 0, a finite number other than 0; every x has its sign.
       beta: β, a finite number other than 0; below 0, |x| falls with ν.
 
     Raises:
@@ -157,8 +157,8 @@ def relu() -> Activation:
 def sign(surrogate: Callable[[Array], Array] | None = None) -> Activation:
     """f(ν) = −1, 0 or 1, the perceptron's unit (seed 000, nonlinear models; seed 001).
 
-    Its derivative is 0 wherever it exists, which would stop learning without a word. So a derivative
-    is either chosen or refused: perturbation estimators need none.
+    Its derivative is 0 wherever it exists, which would silently stop learning. So either choose a
+    surrogate, or differentiation raises an error. Perturbation estimators need no derivative.
 
     Args:
       surrogate: the derivative to use instead, as a function of the value; `jnp.ones_like` makes

@@ -14,13 +14,13 @@ from nl_jax.parts import assign, by_path, replaced, restricted
 
 
 class Stage(NamedTuple):
-    """What a step of `nl.alternating` does to one part of the parameters.
+    """How a step of `nl.alternating` trains one part of the parameters.
 
     Attributes:
       patterns: one or several, matched (shell style: *, ?, [ab]) against a leaf's path, such as "hidden1/gamma".
       factory: an estimator factory, such as nl.backprop or functools.partial(nl.node_perturbation, num_samples=32),
         called with the part's own objective.
-      optimizer: any `optax.GradientTransformation`, given this part alone.
+      optimizer: any `optax.GradientTransformation`; it receives this part only.
     """
 
     patterns: str | Sequence[str]
@@ -29,24 +29,25 @@ class Stage(NamedTuple):
 
 
 def alternating(objective: Objective, stages: Sequence[Stage]) -> Learner:
-    """A learner that updates one part of the parameters after the other, each given the parts before it.
+    """Returns a learner that updates the parts of the parameters one after another, using the parts already updated.
 
-    Within a step every stage in turn estimates the gradient by its own parameters, all others held where they now are,
-    and applies its optimizer: a round of block coordinate descent on the step's batch. Seed 001 §5 learns batch
-    normalisation so, γ and β first, at the z of the weights of the previous round, and then the weights.
+    Within a step, each stage in turn estimates the gradient with respect to its own parameters, with all others held at
+    their current values, and applies its optimizer. This is one round of block coordinate descent on the step's batch.
+    Seed 001 §5 trains batch normalisation this way: first γ and β, at the z of the weights of the previous round, and
+    then the weights.
 
     Args:
       objective: a per-example objective.
       stages: one or more. A parameter belongs to the first stage with a pattern that matches its path.
 
     Returns:
-      A `Learner` as `nl.learner` makes them. Its state holds tuples of the stages' estimator and optimizer states; its
-      info has the loss of the first stage, that before the step, the sum of evaluations, the tuple of residuals and
-      the failures of all stages.
+      A `Learner` as made by `nl.learner`. Its state holds tuples of the stages' estimator and optimizer states. Its
+      info has the loss of the first stage (the loss before the step), the sum of evaluations, the tuple of residuals
+      and the failures of all stages.
 
     Raises:
-      ValueError: if there is no stage, or one's patterns, factory or optimizer will not do; when run, if a parameter
-        matches no pattern or a pattern gets no parameter.
+      ValueError: if there is no stage, or a stage's patterns, factory or optimizer are invalid; when run, if a
+        parameter matches no pattern or a pattern gets no parameter.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> hidden = nl.batch_norm(nl.Layer("hidden", 4, nl.connections.dense(bias=False), nl.activations.tanh()))
@@ -64,7 +65,7 @@ def alternating(objective: Objective, stages: Sequence[Stage]) -> Learner:
     if not stages:
         raise ValueError("stages must name at least one nl.Stage(patterns, factory, optimizer), got none")
     for stage in stages:
-        _learner(stage, objective)  # bad settings are errors here, not at the first step
+        _learner(stage, objective)  # raises for bad settings here, not at the first step
 
     def shares(params: Params) -> list[dict[str, Array]]:
         leaves = by_path(params)
@@ -98,7 +99,7 @@ def alternating(objective: Objective, stages: Sequence[Stage]) -> Learner:
 
 
 def _checked(stage: Any) -> Stage:
-    """The stage with its patterns as a tuple: an iterator would be used up by `init`."""
+    """Returns the stage with its patterns as a tuple, because `init` would exhaust an iterator."""
     if isinstance(stage, Stage) and callable(stage.factory) and isinstance(stage.patterns, Iterable):
         patterns = (stage.patterns,) if isinstance(stage.patterns, str) else tuple(stage.patterns)
         if patterns and all(isinstance(pattern, str) and pattern for pattern in patterns):

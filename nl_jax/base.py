@@ -6,7 +6,7 @@ A network is a program of layers; a learning rule is a way to run that program::
     objective(params, batch, propagate=feedforward)   -> losses           # [batch], never averaged
     estimator.init(key, params)                       -> state
     estimator.estimate(key, state, params, batch)     -> (grads, state, info)
-    estimator.credit(key, state, params, batch)       -> {layer: LayerCredit}, of those that teach by layers
+    estimator.credit(key, state, params, batch)       -> {layer: LayerCredit}, if it forms credit per layer
     learner.init(key, params)                         -> state
     learner.step(key, state, batch)                   -> (state, info)
 """
@@ -19,26 +19,26 @@ import jax
 
 Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array
-"""A typed key, as `jax.random.key` makes them."""
+"""A typed key, as made by `jax.random.key`."""
 
 Params: TypeAlias = Any
-"""Any tree of floating-point arrays; of `nl.network`, nested dicts by layer."""
+"""Any tree of floating-point arrays; for `nl.network`, nested dicts by layer."""
 
 DECORRELATION = "decorrelation"
-"""What the matrix is called, among a layer's parameters, that decorrelates its inputs before its weights see them."""
+"""The name, among a layer's parameters, of the matrix that decorrelates its inputs before its weights see them."""
 
 Batch: TypeAlias = Any
 """Any tree of arrays, examples along the first axis."""
 
 State: TypeAlias = Any
-"""Any tree of arrays, never a key."""
+"""Any tree of arrays without keys."""
 
 Connection = Callable[..., Array]
-"""`connection(params, *inputs) -> pre-activation`: lower layers' axons to ν, batch axis first.
+"""`connection(params, *inputs) -> pre-activation`: maps lower layers' axons (activity) to ν, batch axis first.
 
-One that mixes examples, so that an example's ν depends on the others (batch normalisation), says so by an attribute
-`mixes_examples = True`; a function written by hand as well, `centred.mixes_examples = True`. Estimators that judge an
-example's noise by its own loss alone would be biased there, and refuse."""
+A connection in which an example's ν depends on other examples (batch normalisation) must have an attribute
+`mixes_examples = True`. This includes functions written by hand: `centred.mixes_examples = True`. Estimators that judge
+an example's noise by its own loss alone would be biased there and raise an error."""
 
 ActivationFn = Callable[[Array], Array]
 """`activation(pre-activation) -> axons`, the seeds' "update" of a layer."""
@@ -47,7 +47,7 @@ ActivationFn = Callable[[Array], Array]
 class Propagate(Protocol):
     """Applies one layer on behalf of a program.
 
-    By default (`nl_jax.propagation.feedforward`) it returns `activation(connection(params, *inputs))`,
+    The default, `nl_jax.propagation.feedforward`, returns `activation(connection(params, *inputs))`,
     the seeds' x^l = f(W x^{l-1} + b). Every learning rule that needs layers is another such function.
     """
 
@@ -75,12 +75,12 @@ Objective = Callable[..., Array]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Failure:
-    """Something that can go wrong in compiled code, and whether it did.
+    """A possible failure in compiled code, and whether it occurred.
 
-    Compiled code cannot raise: it returns this value, and whoever runs it raises (`nl.raise_if_failed`).
+    Compiled code cannot raise. It returns this value, and the caller raises (`nl.raise_if_failed`).
 
     Attributes:
-      occurred: bool, a scalar; after `jax.vmap` or `jax.lax.scan` with their axes in front.
+      occurred: bool, a scalar; under `jax.vmap` or `jax.lax.scan` with their leading axes.
       message: what went wrong and what to change. It is part of the tree's structure and known while tracing.
     """
 
@@ -89,22 +89,22 @@ class Failure:
 
 
 class Info(NamedTuple):
-    """What every estimate reports, whatever the estimator.
+    """What every estimator reports with its estimate.
 
     Attributes:
-      loss: mean loss over the batch, a scalar. Of `reinforce` and perturbation estimators without a clean baseline,
-        the average over the noisy evaluations they made; of energy networks, that at rest; of all others, the
-        noiseless network's.
-      evaluations: int32 scalar, what the estimate cost in evaluations of the objective (forward
-        passes). Derivative work is counted by its multiply-adds: a full reverse sweep is two evaluations, a
+      loss: mean loss over the batch, a scalar. `reinforce`, and perturbation estimators without a clean baseline,
+        report the average over their noisy evaluations; energy networks report the loss at rest; all others report
+        the loss of the noiseless network.
+      evaluations: int32 scalar, the cost of the estimate in evaluations of the objective (forward
+        passes). Derivatives are counted by their multiply-adds: a full reverse sweep is two evaluations, a
         local parameter gradient (no credit to lower layers) one, a tangent one in node space and two in
-        weight space (somewhat less in truth for rank-one directions, whose own products are cheap).
+        weight space (an overestimate for rank-one directions, whose own products are cheap).
       residuals: how far the estimate is from the conditions that define it (a tree of norms), or ()
-        for estimators that have none. Free unless used: jit removes what nobody reads.
+        for estimators that have none. Unused residuals cost nothing, because jit removes them.
       failures: what can go wrong in the estimate, and whether it did; () for estimators that cannot fail. A failed
-        estimate is NaN. `nl.fit` and `nl.restarts` raise; after a call of your own under `jax.jit` or `jax.vmap`, use
-        `nl.raise_if_failed(info.failures)`. Without them the estimate itself raises.
-      update: of a step of `nl.seeded` the numbers that its change of the parameters can be repeated from; () elsewhere.
+        estimate is NaN. `nl.fit` and `nl.restarts` raise; after your own call under `jax.jit` or `jax.vmap`, use
+        `nl.raise_if_failed(info.failures)`. Outside `jax.jit` and `jax.vmap` the estimate itself raises.
+      update: for a step of `nl.seeded`, the numbers from which its parameter update can be repeated; () otherwise.
     """
 
     loss: Array
@@ -115,7 +115,7 @@ class Info(NamedTuple):
 
 
 class EstimatorInitFn(Protocol):
-    """`init(key, params) -> state`. Keys never live in a state."""
+    """`init(key, params) -> state`. A state never contains keys."""
 
     def __call__(self, key: Key, params: Params) -> State: ...
 
@@ -130,7 +130,7 @@ class EstimateFn(Protocol):
 
 
 class SampleFn(Protocol):
-    """`sample(key, state, params, batch) -> (sampled, state, info)`, the estimate as a list of numbers.
+    """`sample(key, state, params, batch) -> (sampled, state, info)`, which returns the estimate as a list of numbers.
 
     `sampled` is a `nl_jax.estimators.sampled.SampledGradient`; `sampled.formed(params)` is what `estimate` returns.
     """
@@ -139,15 +139,15 @@ class SampleFn(Protocol):
 
 
 class LayerCredit(NamedTuple):
-    """A layer's axons, and the credit that an estimator gives them.
+    """A layer's axons (activity), and the credit that an estimator gives them.
 
-    Credit is of the batch's summed loss L: where examples do not interact, of each example's own. All arrays are
-    [batch, …]; of layers in loops the steps come first, as in `nl.propagation.record`.
+    L is the batch's summed loss; where examples do not interact, an example's credit is that of its own loss. All
+    arrays are [batch, …]; for layers in loops the axis of steps comes first, as in `nl.propagation.record`.
 
     Attributes:
       axons: x, the values at which the layer learns.
-      z: what the estimator takes for ∂L/∂x (seed 003 eq. 2); None if it forms credit of pre-activations alone.
-      delta: δ, what it takes for ∂L/∂ν, so that the layer's weights learn by δ times what the layer receives (seed 000,
+      z: the estimator's ∂L/∂x (seed 003 eq. 2); None if it forms credit of pre-activations only.
+      delta: δ, the estimator's ∂L/∂ν; the layer's weights learn by δ times the layer's input (seed 000,
         node perturbation; δ and γ of seed 001 §2).
     """
 
@@ -157,21 +157,21 @@ class LayerCredit(NamedTuple):
 
     @property
     def multipliers(self) -> Array | None:
-        """λ = −z, the multipliers of the Lagrangian (seed 000; see `nl.lagrangian`); None where z is."""
+        """λ = −z, the multipliers of the Lagrangian (seed 000; see `nl.lagrangian`); None if z is None."""
         return None if self.z is None else -self.z
 
 
 class CreditFn(Protocol):
     """`credit(key, state, params, batch) -> {layer: LayerCredit}`, a pure function.
 
-    The credit that `estimate` teaches by, with the same key, state, parameters and batch.
+    Returns the credit that `estimate` uses with the same key, state, parameters and batch.
     """
 
     def __call__(self, key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]: ...
 
 
 def without_credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
-    """The `credit` of an estimator that forms none: a ValueError."""
+    """The `credit` of an estimator that forms none: raises a ValueError."""
     del key, state, params, batch
     raise ValueError(
         "this estimator has no credit of layers to show: weight_perturbation, for one, moves all weights at once and "
@@ -181,16 +181,16 @@ def without_credit(key: Key, state: State, params: Params, batch: Batch) -> dict
 
 
 class GradientEstimator(NamedTuple):
-    """A pair of pure functions that estimate the gradient of an objective's mean loss, and one that shows how.
+    """Pure functions that estimate the gradient of an objective's mean loss, and one that shows the credit used.
 
     Attributes:
       init: `init(key, params) -> state`.
       estimate: `estimate(key, state, params, batch) -> (grads, state, info)`.
-      credit: `credit(key, state, params, batch) -> {layer: LayerCredit}`: axons, z, δ and multipliers by layer, to be
-        looked at. Estimators that teach by credit of layers have it; that of others raises a ValueError. An estimate
-        neither calls it nor pays for it.
+      credit: `credit(key, state, params, batch) -> {layer: LayerCredit}`: axons, z, δ and multipliers by layer, for
+        inspection. It raises a ValueError for estimators that do not form credit per layer. `estimate` does not call
+        it, so it adds no cost to an estimate.
       sample: `sample(key, state, params, batch) -> (sampled, state, info)`: the gradient as a list of numbers, where it
-        is one (`nl.seeded`); None otherwise.
+        can be given as one (see `nl.seeded`); None otherwise.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -208,7 +208,7 @@ class GradientEstimator(NamedTuple):
 
 
 class LearnerState(NamedTuple):
-    """All that a learner carries from one step to the next; a pytree, and no keys in it."""
+    """All that a learner carries from one step to the next; a pytree without keys."""
 
     params: Params
     estimator: State
@@ -229,13 +229,13 @@ class StepFn(Protocol):
 
 
 class Learner(NamedTuple):
-    """An estimator and an optimizer, joined: a pair of pure functions."""
+    """An estimator joined with an optimizer: a pair of pure functions."""
 
     init: LearnerInitFn
     step: StepFn
 
 
 def stateless(key: Key, params: Params) -> State:
-    """The `init` of an estimator that carries nothing from one estimate to the next."""
+    """The `init` of an estimator without state: returns ()."""
     del key, params
     return ()

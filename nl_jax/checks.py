@@ -13,12 +13,12 @@ from nl_jax.base import Array, Key, Params
 
 
 def is_size(value: Any) -> TypeGuard[int]:
-    """Whether `value` is a whole number of at least 1, numpy's included."""
+    """Whether `value` is a whole number of at least 1; numpy integers count."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def positive_integer(name: str, value: Any) -> int:
-    """`value` as an int, or ValueError if it is not a whole number of at least 1."""
+    """Returns `value` as an int; raises ValueError unless it is a whole number of at least 1."""
     if not is_size(value):
         remedy = ": optax.inject_hyperparams needs it in static_args" if isinstance(value, jax.Array) else ""
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}{remedy}")
@@ -26,44 +26,44 @@ def positive_integer(name: str, value: Any) -> int:
 
 
 def positive_count(name: str, value: Any) -> Any:
-    """`value`, checked as a `positive_integer` unless it is an array, so that one program serves any number."""
+    """Checks `value` as `positive_integer` does, unless it is an array, so that one program serves any number."""
     return value if isinstance(value, jax.Array) else positive_integer(name, value)
 
 
 def positive_number(name: str, value: Any) -> float:
-    """`value` as a float, or ValueError if it is not a finite number above 0."""
+    """Returns `value` as a float; raises ValueError unless it is a finite number above 0."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise ValueError(f"{name} must be a finite Python number above 0, got {value!r}")
     return float(value)
 
 
 def positive_hyperparameter(name: str, value: Any) -> Any:
-    """`value`, checked as a `positive_number` unless it is an array, as `nl.sweep` and optax's wrappers hand in."""
+    """Checks `value` as `positive_number` does, unless it is an array, as `nl.sweep` and optax's wrappers pass."""
     return value if isinstance(value, jax.Array) else positive_number(name, value)
 
 
 def nonnegative_number(name: str, value: Any) -> float:
-    """`value` as a float, or ValueError if it is not a finite number of at least 0."""
+    """Returns `value` as a float; raises ValueError unless it is a finite number of at least 0."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise ValueError(f"{name} must be a finite Python number of at least 0, got {value!r}")
     return float(value)
 
 
 def nonzero_number(name: str, value: Any) -> float:
-    """`value` as a float, or ValueError if it is not a finite number other than 0."""
+    """Returns `value` as a float; raises ValueError unless it is a finite number other than 0."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value == 0:
         raise ValueError(f"{name} must be a finite Python number other than 0, got {value!r}")
     return float(value)
 
 
 def require_optimizer(optimizer: optax.GradientTransformation) -> None:
-    """ValueError unless `optimizer` is one of optax's."""
+    """Raises ValueError unless `optimizer` is an optax optimizer."""
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(f"optimizer must be an optax optimizer such as optax.sgd(0.1), got {optimizer!r}")
 
 
 def typed_key(key: Key) -> None:
-    """ValueError unless `key` is a typed key, as `jax.random.key` makes them."""
+    """Raises ValueError unless `key` is a typed key, as made by `jax.random.key`."""
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         raise ValueError(
@@ -72,7 +72,7 @@ def typed_key(key: Key) -> None:
 
 
 def concrete(name: str, tree: Any) -> None:
-    """ValueError if a leaf of a training run's `tree` has no value yet, as inside `jax.jit` and `jax.vmap`."""
+    """Raises ValueError if a leaf of a training run's `tree` has no value yet, as in `jax.jit` and `jax.vmap`."""
     for leaf in jax.tree.leaves(tree):
         try:
             getattr(leaf, "committed", None)
@@ -84,7 +84,7 @@ def concrete(name: str, tree: Any) -> None:
 
 
 def arrays(name: str, tree: Any) -> None:
-    """ValueError that names the first leaf of `tree` which is not an array or a number, such as a model's function."""
+    """Raises ValueError that names the first leaf of `tree` that is not an array or number, such as a function."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not hasattr(leaf, "shape") and not isinstance(leaf, bool | int | float | complex):
             raise ValueError(
@@ -94,12 +94,12 @@ def arrays(name: str, tree: Any) -> None:
 
 
 def path_name(path: tuple) -> str:
-    """A leaf's path in a tree as users write it, such as "hidden1/weight"."""
+    """Returns a leaf's path in a tree as users write it, such as "hidden1/weight"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def floating(params: Params) -> None:
-    """ValueError that names the first leaf of `params` which is not a floating-point array."""
+    """Raises ValueError that names the first leaf of `params` that is not a floating-point array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -110,7 +110,7 @@ def floating(params: Params) -> None:
 
 
 def per_example(losses: Array) -> Array:
-    """`losses` if they are floating-point, of shape [batch] with at least one example, or ValueError."""
+    """Returns `losses`; raises ValueError unless they are floating-point, shape [batch], at least one example."""
     shape = jnp.shape(losses)
     if len(shape) != 1 or shape[0] == 0:
         raise ValueError(
@@ -123,14 +123,14 @@ def per_example(losses: Array) -> Array:
 
 
 def takes(name: str, function: Any, count: int, remedy: str) -> None:
-    """ValueError unless `function` can be called with `count` arguments; most often a factory was not called."""
+    """Raises ValueError unless `function` takes `count` arguments; the usual cause is a factory that was not called."""
     try:
         inspect.signature(function).bind(*[None] * count)
     except TypeError:
         what = "one argument" if count == 1 else f"{count} arguments"
         shown = getattr(function, "__name__", repr(function))
         raise ValueError(f"{name} must take {what}, got {shown}: {remedy}") from None
-    except ValueError:  # no signature to be had
+    except ValueError:  # it has no signature
         return
 
 
@@ -146,7 +146,7 @@ def takes_propagate(function: Any) -> bool:
 
 
 def layered(estimator: str, objective: Any) -> None:
-    """ValueError unless `objective` takes `propagate`, which `estimator` needs to reach its layers."""
+    """Raises ValueError unless `objective` takes `propagate`, which `estimator` needs to reach its layers."""
     if not takes_propagate(objective):
         raise ValueError(
             f"{estimator} needs to reach the layers of the network, but the objective "

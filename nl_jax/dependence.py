@@ -1,16 +1,16 @@
-"""Which sources can reach a program's outputs: dependence analysis of its jaxpr.
+"""Dependence analysis of a program's jaxpr: finds which sources can reach its outputs.
 
-Sources are followed from equation to equation, array by array. Every rule errs on the side of dependence, so that a
-source that is not found cannot reach the output; one that is found may yet cancel (x − x depends on x).
+Sources are followed from equation to equation, array by array. Every rule errs on the side of dependence: a source
+that is not found cannot reach the output, but a source that is found may cancel (x − x depends on x).
 
 - An ordinary equation's outputs depend on all its inputs.
-- Calls (jit, checkpoint, custom derivatives, shard_map) and control flow (scan, while, cond) are entered. What a loop
-  carries is followed until nothing new arrives; a predicate reaches all that it governs.
+- Calls (jit, checkpoint, custom derivatives, shard_map) and control flow (scan, while, cond) are entered. The carry of
+  a loop is followed until nothing new arrives; a predicate reaches everything that it controls.
 - Any other equation that holds a program or a Python function is *opaque*: its outputs may depend on all its
-  inputs, and each such source is said to come through it. After a side effect (an `io_callback`, a mutable array) they
-  may depend on everything there is.
+  inputs, and each such source is recorded as coming through it. The outputs of a side effect (an `io_callback`, a
+  mutable array) may depend on everything.
 
-Dependence can be cut: at a *mark*, the caller of `sources_of_outputs` says what is seen of what arrives.
+Dependence can be cut: at a *mark*, the caller of `sources_of_outputs` decides which of the arriving sources pass.
 """
 
 import uuid
@@ -26,11 +26,11 @@ from nl_jax.base import Array
 
 
 class Flow(NamedTuple):
-    """A source that arrives.
+    """A source that reaches a value.
 
     Attributes:
       source: any label, or `EVERYTHING`.
-      through: the opaque primitive it may have come through; None if every step of its way is known.
+      through: the opaque primitive it may have passed through; None if every step of its path is known.
     """
 
     source: Hashable
@@ -40,35 +40,35 @@ class Flow(NamedTuple):
 Flows: TypeAlias = frozenset[Flow]
 
 Cut = Callable[[str, Flows], Flows]
-"""`cut(name, arriving) -> flows` seen of the value marked `name`."""
+"""`cut(name, arriving) -> flows`: the flows that pass the value marked `name`."""
 
 EVERYTHING = "everything"
-"""The source of what a side effect returns."""
+"""The source of values returned by a side effect."""
 
 NOTHING: Flows = frozenset()
 
-# Of this process alone, so that no program's own names are taken for marks.
+# Unique to this process, so that a program's own names are never mistaken for marks.
 _OWN = uuid.uuid4().hex
 _MARK, _TANGENT = f"{_OWN} mark: ", f"{_OWN} tangent: "
 _SEVERED = "severed"
 
 
 def mark(name: str, value: Array) -> Array:
-    """The identity, visible to the analysis as a cut; derivatives pass by unmarked."""
+    """Returns `value` unchanged, but visible to the analysis as a cut; derivatives are not marked."""
     return checkpoint_name(value, _MARK + name)
 
 
 def reached(function: Callable, *arguments: Any) -> Any:
-    """Which outputs of a function, or their derivatives, depend on which of its arguments; nothing is run.
+    """Finds which outputs of a function, or their derivatives, depend on which of its arguments; nothing is run.
 
-    Not by way of `severed` values. A derivative written by hand counts as depending on all its function's arguments.
+    Dependence does not pass `severed` values. A custom derivative counts as depending on all its function's arguments.
 
     Args:
       function: any function of arrays.
       *arguments: trees of arrays or `jax.ShapeDtypeStruct`.
 
     Returns:
-      A tree like the outputs, of the numbers of the arguments each depends on.
+      A tree like the outputs; each leaf is the set of indices of the arguments that it depends on.
 
     >>> reached(lambda x, y: {"a": x * y, "b": jnp.sin(y)}, 1.0, 2.0)["b"]
     frozenset({1})
@@ -82,30 +82,30 @@ def reached(function: Callable, *arguments: Any) -> Any:
 
 
 def severed(value: Array) -> Array:
-    """`jax.lax.stop_gradient`, visible to `reached`: neither a derivative nor a dependence passes."""
+    """Applies `jax.lax.stop_gradient`, visibly to `reached`: neither a derivative nor a dependence passes."""
     return mark(_SEVERED, jax.lax.stop_gradient(value))
 
 
 def mark_tangent(name: str, tangent: Array) -> Array:
-    """The identity on a tangent, cut in forward mode alone: a cotangent on its way back passes by unmarked.
+    """Returns `tangent` unchanged, but cut in forward mode; in reverse mode its cotangent is not marked.
 
-    A name has no transpose, so the tangent is contracted with a named 1 × 1 matrix: with its first axis forward, and
-    transposed with its second.
+    A name has no transpose, so the tangent is contracted with a named 1 × 1 matrix: with the matrix's first axis in
+    forward mode, and with its second when transposed.
     """
     one = checkpoint_name(jnp.ones((1, 1), tangent.dtype), _TANGENT + name)
     return jax.lax.dot_general(tangent[..., None], one, (((tangent.ndim,), (0,)), ((), ())))[..., 0]
 
 
 def sources_of_outputs(closed: ClosedJaxpr, arguments: Sequence[Flows], cut: Cut) -> list[Flows]:
-    """The sources that can reach each output of a program.
+    """Returns the sources that can reach each output of a program.
 
     Args:
-      closed: as `jax.make_jaxpr` returns it.
+      closed: as returned by `jax.make_jaxpr`.
       arguments: for each flat argument, its sources.
-      cut: what is seen of a marked value.
+      cut: the function that decides which sources pass a marked value.
 
     Returns:
-      For each flat output, the sources it can depend on. Constants the program holds are no sources.
+      For each flat output, the sources it can depend on. The program's constants are not sources.
 
     >>> program = jax.make_jaxpr(lambda x, y, z: (x * y, jnp.zeros_like(y), jnp.where(z > 0, x, 0.0)))(1.0, 2.0, 3.0)
     >>> arguments = [frozenset({Flow(name)}) for name in "xyz"]
@@ -139,7 +139,7 @@ class _Analysis:
             return _ENTERED[name](self, equation, inputs)
         if name in CALLS and len(held) == 1 and arity(held[0]) == (len(inputs), count):
             outputs = self.run(held[0], inputs)
-            # A derivative written by hand may reach what the value does not.
+            # A custom derivative may depend on arguments that the value does not.
             by_hand = self.derivatives and name.startswith("custom_")
             return [found | _union(inputs) for found in outputs] if by_hand else outputs
         if equation.effects and not _only_names_axes(equation):
@@ -152,7 +152,7 @@ class _Analysis:
 
     def name(self, equation: JaxprEqn, inputs: list[Flows]) -> list[Flows]:
         named = equation.params["name"]
-        if named == _MARK + _SEVERED:  # of `reached` alone; to all others it is the identity
+        if named == _MARK + _SEVERED:  # cuts for `reached` only; otherwise the identity
             return [NOTHING] if self.derivatives else inputs
         if named.startswith(_MARK):
             return [self.cut(named.removeprefix(_MARK), inputs[0])]
@@ -215,13 +215,13 @@ CALLS = frozenset(
         *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call"),
     }
 )
-"""Primitives that apply the one program they hold to their inputs."""
+"""Primitives that apply their single program to their inputs."""
 
 _PARALLEL = frozenset({"optimization_barrier", "device_put"})
-"""Primitives of several arrays, each to itself."""
+"""Primitives that map several arrays, each to its own output."""
 
 _SCALAR_PROGRAMS = ("reduce", "scatter", "select_and")
-"""Beginnings of the names of primitives whose programs combine two numbers of their inputs and hold nothing else."""
+"""Name prefixes of primitives whose programs combine two numbers of their inputs and hold nothing else."""
 
 
 class _Unit(NamedTuple):
@@ -235,21 +235,21 @@ def _union(several: Sequence[Flows]) -> Flows:
 
 
 def mark_of(equation: JaxprEqn) -> str | None:
-    """The name that a marked value was given, None for any other equation."""
+    """Returns the name of a marked value, None for any other equation."""
     if equation.primitive.name != "name" or not equation.params["name"].startswith(_MARK):
         return None
     return equation.params["name"].removeprefix(_MARK)
 
 
 def tangent_mark_of(equation: JaxprEqn) -> str | None:
-    """The name of a matrix that marks a tangent, None for any other equation."""
+    """Returns the name of a matrix that marks a tangent, None for any other equation."""
     if equation.primitive.name != "name" or not equation.params["name"].startswith(_TANGENT):
         return None
     return equation.params["name"].removeprefix(_TANGENT)
 
 
 def programs(value: Any) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters."""
+    """Yields the jaxprs among an equation's parameters."""
     if isinstance(value, Jaxpr | ClosedJaxpr):
         yield value
     elif isinstance(value, dict):
@@ -260,10 +260,10 @@ def programs(value: Any) -> Iterator[Any]:
 
 
 def scan_parts(equation: JaxprEqn) -> tuple[int, int]:
-    """How many inputs of a `lax.scan` are constants, and how many are carried.
+    """Returns how many inputs of a `lax.scan` are constants, and how many are carried.
 
-    Found from shapes, since the equation's own words for it differ between versions of JAX: what is sliced or stacked
-    has an axis more outside the loop than in it.
+    The numbers are found from shapes, because the equation's parameter names differ between versions of JAX. Sliced or
+    stacked arrays have one axis more outside the loop than inside it.
     """
     body = equation.params["jaxpr"].jaxpr
     alike = lambda outer, inner: sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outer, inner, strict=True))
@@ -272,7 +272,7 @@ def scan_parts(equation: JaxprEqn) -> tuple[int, int]:
 
 
 def arity(program: Any) -> tuple[int, int]:
-    """How many inputs and outputs a jaxpr has."""
+    """Returns how many inputs and outputs a jaxpr has."""
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     return len(jaxpr.invars), len(jaxpr.outvars)
 
@@ -282,5 +282,5 @@ def _holds_function(params: dict[str, Any]) -> bool:
 
 
 def _only_names_axes(equation: JaxprEqn) -> bool:
-    """Whether the only effect is that a collective names a mesh axis, which hides nothing."""
+    """Whether the only effect is that a collective names a mesh axis, which hides no dependence."""
     return all(type(effect).__name__ == "NamedAxisEffect" for effect in equation.effects)

@@ -1,4 +1,4 @@
-"""Failures of compiled code: values inside it, exceptions outside."""
+"""Failures of compiled code: values inside it, exceptions outside it."""
 
 from collections.abc import Iterable
 
@@ -11,14 +11,14 @@ from nl_jax.base import Failure
 def raise_if_failed(failures: Iterable[Failure]) -> None:
     """Raises the first failure that occurred, if any did.
 
-    Call it on what a jitted function returned. It waits for the result.
+    Call it on the result of a jitted function. It waits for the result.
 
     Args:
-      failures: as in `nl.Info.failures`, with any leading axes: of steps, of runs, of devices.
+      failures: as in `nl.Info.failures`, with any leading axes (steps, runs or devices).
 
     Raises:
       FloatingPointError: with the failure's message.
-      jax.errors.ConcretizationTypeError: inside of `jax.jit`, where no value is known yet.
+      jax.errors.ConcretizationTypeError: inside `jax.jit`, where no value is known yet.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> network = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -36,7 +36,7 @@ def raise_if_failed(failures: Iterable[Failure]) -> None:
 
 
 def raise_if_known(failures: Iterable[Failure]) -> None:
-    """`raise_if_failed` in code that may be traced: does nothing there, where the caller is left with the value."""
+    """Calls `raise_if_failed`, but does nothing in traced code, where the caller must check the returned value."""
     try:
         raise_if_failed(failures)
     except jax.errors.ConcretizationTypeError:
@@ -44,5 +44,5 @@ def raise_if_known(failures: Iterable[Failure]) -> None:
 
 
 def ever(failures: tuple[Failure, ...]) -> tuple[Failure, ...]:
-    """The same without their first axis: whether each occurred at all along it."""
+    """Reduces the first axis of the failures: whether each occurred anywhere along it."""
     return jax.tree.map(lambda occurred: jnp.any(occurred, axis=0), failures)

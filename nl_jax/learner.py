@@ -1,4 +1,4 @@
-"""A learner: a gradient estimator and an optimizer, joined to one step."""
+"""Joins a gradient estimator and an optimizer into a learner."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,20 +16,20 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
 
     Args:
       estimator: any `GradientEstimator`.
-      optimizer: any `optax.GradientTransformation`, or an `optax.MultiSteps`. Those that take extra arguments get
-        `value` (the loss), `grad` and, for line searches, `value_fn`: the loss as a function of the parameters whose
-        gradient is the estimator's, with the same key and batch throughout one step. So a search needs no derivative
-        that the estimator does not need, and all its trials are of one and the same function.
+      optimizer: any `optax.GradientTransformation`, or an `optax.MultiSteps`. Optimizers that take extra arguments get
+        `value` (the loss), `grad` and, for line searches, `value_fn`. `value_fn` is the loss as a function of the
+        parameters; its gradient is the estimator's, and its key and batch are fixed within one step. A search thus
+        needs no derivative that the estimator does not need, and all its trials evaluate the same function.
 
     Returns:
       A `Learner` of pure functions, `init(key, params) -> state` and `step(key, state, batch) -> (state, info)`.
-      Jit the step; give each step a key of its own. `info.evaluations` counts each trial of an optax line search
-      as one more estimate, as the optimizer's state has it; for a step that `optax.apply_if_finite` rejects, the
-      previous step's trials are counted.
+      Jit the step; give each step its own key. `info.evaluations` counts each trial of an optax line search as one
+      more estimate; the number of trials is read from the optimizer's state. For a step that `optax.apply_if_finite`
+      rejects, the previous step's trials are counted.
 
     Raises:
-      ValueError: if either is not what it should be; when run, if a key is not a typed one, if parameters have leaves
-        that are no arrays, or if the state is not one of this optimizer.
+      ValueError: if either argument has the wrong type; when run, if a key is not a typed key, if parameters have
+        leaves that are not arrays, or if the state was made with another optimizer.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> network = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -44,7 +44,7 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
     """
     if not isinstance(estimator, GradientEstimator):
         raise ValueError(f"estimator must be a GradientEstimator such as nl.backprop(objective), got {estimator!r}")
-    if isinstance(optimizer, optax.MultiSteps):  # gradients accumulated; a class of its own in optax
+    if isinstance(optimizer, optax.MultiSteps):  # accumulates gradients; not a GradientTransformation in optax
         optimizer = optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(f"optimizer must be an optax optimizer such as optax.adam(1e-3), got {optimizer!r}")
@@ -53,7 +53,7 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
     def init(key: Key, params: Params) -> LearnerState:
         typed_key(key)
         arrays("params", params)
-        # optax's line searches begin with weakly typed numbers and go on with others: a second compilation for nothing.
+        # optax's line searches start with weakly typed numbers, which later become strong: this avoids recompilation.
         optimizer_state = jax.tree.map(_strongly_typed, optimizer.init(params))
         return LearnerState(params, estimator.init(key, params), optimizer_state, jnp.int32(0))
 
@@ -76,12 +76,12 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
 
 
 def _strongly_typed(x: Any) -> Array:
-    weak = getattr(x, "weak_type", False)  # typed keys know no weak type
+    weak = getattr(x, "weak_type", False)  # typed keys have no weak_type
     return x if isinstance(x, jax.Array) and not weak else jnp.asarray(x, jnp.result_type(x))
 
 
 def _require_state_of(optimizer: optax.GradientTransformation, state: LearnerState) -> None:
-    """ValueError unless the state has the optimizer's tree; optax would take some that do not belong to it."""
+    """Raises a ValueError unless the state has the optimizer's tree; optax would accept some states of others."""
     expected = jax.eval_shape(optimizer.init, state.params)
     found: Any = jax.tree.structure(state.optimizer)
     if found == jax.tree.structure(expected):
@@ -96,7 +96,7 @@ def _require_state_of(optimizer: optax.GradientTransformation, state: LearnerSta
 
 
 def _loss_with_gradient(estimate: Callable[[Params], tuple[Params, State, Info]]) -> Callable[[Params], Array]:
-    """The loss that an estimator reports, differentiated as it estimates."""
+    """Returns the loss that an estimator reports, with the estimate as its gradient."""
 
     def loss_and_grads(params: Params) -> tuple[Array, Params]:
         grads, _, info = estimate(params)
@@ -111,6 +111,6 @@ def _loss_with_gradient(estimate: Callable[[Params], tuple[Params, State, Info]]
 
 
 def _trials(optimizer_state: State) -> Array:
-    """How often the line searches in an optimizer's state evaluated the loss in the last step."""
+    """Returns how often the line searches in an optimizer's state evaluated the loss in the last step."""
     found = optax.tree.get_all_with_path(optimizer_state, "num_linesearch_steps")
     return sum((jnp.int32(trials) for _, trials in found), start=jnp.int32(0))

@@ -10,16 +10,16 @@ from nl_jax.base import State
 
 
 def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype to sum in: float32 at least, for in half precision a long sum stops growing."""
+    """Returns the dtype to sum in: float32 at least, because in half precision a long sum stops growing."""
     return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
 def widened(tree: State) -> State:
-    """The tree with every leaf in the dtype to sum it in."""
+    """Returns the tree with every leaf cast to the dtype to sum it in."""
     return jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), tree)
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean of independent values [n] and its standard error, infinite if n is 1 or a value is not finite."""
+    """Returns the mean of independent values [n] and its standard error; inf if n is 1 or a value is not finite."""
     known = len(values) > 1 and np.isfinite(values).all()
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if known else math.inf

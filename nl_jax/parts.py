@@ -1,4 +1,4 @@
-"""Parts of the parameters, chosen by path: what `nl.train_only`, `nl.partition` and `nl.alternating` share."""
+"""Parts of the parameters, chosen by path; used by `nl.train_only`, `nl.partition` and `nl.alternating`."""
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +13,12 @@ from nl_jax.propagation import feedforward
 
 
 class Part(NamedTuple):
-    """Some of the parameters, to be trained beside others that stay as they are.
+    """Some of the parameters, to be trained while the others stay fixed.
 
     Attributes:
       params: the chosen leaves by path, such as {"adapter/down": …}; parameters for learners and estimators.
-      objective: `objective(params, batch)`, the given one as a function of these alone.
-      whole: `whole(params)`, all parameters with these in their places.
+      objective: `objective(params, batch)`, the given objective as a function of these parameters only.
+      whole: `whole(params)` returns all parameters, with these in their places.
     """
 
     params: dict[str, Array]
@@ -29,12 +29,12 @@ class Part(NamedTuple):
 def train_only(objective: Objective, params: Params, *patterns: str) -> Part:
     """Chooses the parameters to train, such as adapters beside frozen weights; nothing is allocated for the others.
 
-    Estimators, optimizers, checkpoints and training logs see the chosen leaves alone. The others are constants of the
-    objective, which compiled programs read where they lie: they may be of any dtype, such as int8, and are not copied.
+    Estimators, optimizers, checkpoints and training logs see the chosen leaves only. The others are constants of the
+    objective, which compiled programs read in place. They may have any dtype, such as int8, and are not copied.
 
     Args:
       objective: a per-example objective of all the parameters.
-      params: all of them.
+      params: all the parameters.
       patterns: which to train (shell style: *, ?, [ab]), matched against a leaf's path, such as "*/adapter/*".
 
     Returns:
@@ -73,7 +73,7 @@ def train_only(objective: Objective, params: Params, *patterns: str) -> Part:
 
 
 def by_path(params: Params) -> dict[str, Array]:
-    """All leaves by path, such as "hidden1/weight"; ValueError if two have the same."""
+    """Returns all leaves by path, such as "hidden1/weight"; raises ValueError if two have the same path."""
     leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     paths = [path for path, _ in leaves]
     if len(set(paths)) < len(paths):
@@ -83,12 +83,12 @@ def by_path(params: Params) -> dict[str, Array]:
 
 
 def replaced(params: Params, leaves: Mapping[str, Array]) -> Params:
-    """The parameters with the given leaves, by path, in the place of their own."""
+    """Returns the parameters with some leaves replaced by the given ones, by path."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(path_name(path), leaf), params)
 
 
 def assign(paths: Sequence[str], patterns: Sequence[str], owner: str) -> list[list[str]]:
-    """The paths each pattern gets (shell style: *, ?, [ab]); of several that match a path, the first.
+    """Assigns each path to the first pattern that matches it (shell style: *, ?, [ab]); returns each pattern's paths.
 
     Raises:
       ValueError: if a path matches no pattern or a pattern gets no path; it names the `owner` of the patterns.
@@ -109,7 +109,7 @@ def assign(paths: Sequence[str], patterns: Sequence[str], owner: str) -> list[li
 
 
 def restricted(objective: Objective, params: Params) -> Objective:
-    """The objective as a function of some parameters, by path, the others held at `params`."""
+    """Returns the objective as a function of some parameters, by path, with the others held at `params`."""
     if takes_propagate(objective):
 
         def layered(share: Params, batch: Batch, propagate: Propagate = feedforward) -> Array:

@@ -1,12 +1,13 @@
-"""Products of inputs with weights, and lazy weights that are multiplied without being formed.
+"""Products of inputs with weights, and stand-ins for weights that are multiplied without being formed.
 
 A weight displaced by a structured direction, W + σ V, need not be an array: layers only multiply by it,
-and x (W + σ V) can be computed term by term. A stand-in takes the weight's place among the parameters and
-answers `x @ weight`, `weight.T`, `weight.astype`, `product` and, as a table that is looked up (a product with a row of
-the identity), `weight[ids]`; whatever is used otherwise is no weight in this sense, and `use` tells the two apart.
+and x (W + σ V) can be computed term by term. A stand-in replaces the weight among the parameters. It supports
+`x @ weight`, `weight.T`, `weight.astype`, `product` and, for tables that are looked up (a product with a row of the
+identity), `weight[ids]`. A parameter that is used in other ways is not a weight in this sense; `use` tells which
+parameters are weights.
 
-It does for a weight what `propagate` does for a layer: `propagate` says how a layer is run, and never sees what its
-connection does with a weight; a stand-in answers there, inside any connection, written by hand or transposed or shared.
+`propagate` controls how a layer is run, but does not see how its connection uses a weight. A stand-in controls this
+inside any connection: written by hand, transposed or shared.
 """
 
 import abc
@@ -24,15 +25,15 @@ from nl_jax.dependence import Flow, Flows, mark, sources_of_outputs
 
 Bilinear = Callable[[Array, Array], Array]
 """`bilinear(x, weight) -> y`, linear in each: `x` [batch, …, inputs], `weight` […, inputs, units],
-`y` [batch, …, units]; a weight of fewer units gives as many fewer."""
+`y` [batch, …, units]; `y` has as many units as the weight."""
 
 
 Part = Callable[[Array], Array]
-"""What is done to every part of a stand-in alike, such as a change of dtype."""
+"""A function applied to every part of a stand-in, such as a change of dtype."""
 
 
 def product(bilinear: Bilinear, x: Array, weight: Any) -> Array:
-    """`bilinear(x, weight)`, for a weight that is an array or a stand-in for one.
+    """Returns `bilinear(x, weight)`, for a weight that is an array or a stand-in for one.
 
     Connections whose product is not `x @ weight` call this, so that structured noise can reach their weight.
 
@@ -44,7 +45,7 @@ def product(bilinear: Bilinear, x: Array, weight: Any) -> Array:
 
 
 def looked_up(table: Any, ids: Array) -> Array:
-    """`table[ids]`, for a table that is an array or a stand-in for one.
+    """Returns `table[ids]`, for a table that is an array or a stand-in for one.
 
     >>> import jax.numpy as jnp
     >>> looked_up(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1, 1]))
@@ -55,16 +56,16 @@ def looked_up(table: Any, ids: Array) -> Array:
 
 
 class OtherUse(TypeError):
-    """A stand-in was asked for more than a product."""
+    """Raised when a stand-in is used for more than a product."""
 
 
 class StandIn(abc.ABC):
-    """Takes the place of a weight among the parameters and answers products and look-ups alone.
+    """Replaces a weight among the parameters; supports only products and look-ups.
 
-    Not a pytree on purpose: a sum over all parameters' squares must fail, not run over a stand-in's parts.
+    It is deliberately not a pytree: a sum over all parameters' squares must fail, not run over a stand-in's parts.
     """
 
-    __array_ufunc__ = None  # a NumPy x leaves x @ weight to __rmatmul__
+    __array_ufunc__ = None  # makes x @ weight call __rmatmul__ for a NumPy x
 
     def __init__(self, weight: Array) -> None:
         self.weight = weight
@@ -96,19 +97,19 @@ class StandIn(abc.ABC):
 
     @abc.abstractmethod
     def map(self, function: Part, *, swap: bool) -> Self:
-        """The stand-in with `function` applied to its parts; with `swap`, inputs and units change places."""
+        """Returns the stand-in with `function` applied to its parts; with `swap`, inputs and units change places."""
 
     @abc.abstractmethod
     def product(self, bilinear: Bilinear, x: Array) -> Array:
-        """`bilinear(x, weight)`, term by term."""
+        """Returns `bilinear(x, weight)`, computed term by term."""
 
     def rows(self, ids: Array) -> Array:
-        """`weight[ids]`: of integers of any shape, […, units], term by term."""
+        """Returns `weight[ids]`, […, units], computed term by term; `ids` are integers of any shape."""
         del ids
         raise OtherUse(f"a {type(self).__name__} of shape {self.shape} is not looked up")
 
     def opened(self) -> tuple[Any, Callable[[Any], "StandIn"]]:
-        """Arrays that a loop over stacked weights may slice along their first axis, and the stand-in of one slice."""
+        """Returns arrays for a loop to slice along their first axis, and a function from a slice to its stand-in."""
         raise OtherUse(f"a {type(self).__name__} of shape {self.shape} is not sliced by a loop")
 
     def __rmatmul__(self, x: Array) -> Array:
@@ -134,7 +135,7 @@ for _operator in (
 
 
 def opened(xs: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """A tree with the stand-ins in it opened, for a loop to slice, and what puts them into a slice again."""
+    """Opens the stand-ins in a tree for a loop to slice; returns the arrays, and a function that rebuilds a slice."""
     leaves, tree = jax.tree.flatten(xs, is_leaf=lambda leaf: isinstance(leaf, StandIn))
     parts = [leaf.opened() if isinstance(leaf, StandIn) else (leaf, lambda part: part) for leaf in leaves]
     rebuilt = lambda slices: jax.tree.unflatten(
@@ -144,12 +145,12 @@ def opened(xs: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 class Shifted(StandIn):
-    """W + shift, multiplied term by term: products of one x with several shifts of W share x W.
+    """Stands in for W + scale · shift, multiplied term by term; products of one x with several shifts share x W.
 
     Args:
       weight: W.
-      shift: of W's shape, an array or a stand-in for one.
-      scale: a number it is multiplied by.
+      shift: an array of W's shape, or a stand-in for one.
+      scale: a number that multiplies the shift.
     """
 
     def __init__(self, weight: Array, shift: Array | StandIn, scale: Any) -> None:
@@ -169,24 +170,24 @@ class Shifted(StandIn):
 
 
 def mapped(part: Any, function: Part, *, swap: bool) -> Any:
-    """An array or a stand-in with `function` applied to it, as by `StandIn.map`."""
+    """Applies `function` to an array or a stand-in, as `StandIn.map` does."""
     return part.map(function, swap=swap) if isinstance(part, StandIn) else function(part)
 
 
 def unfold(connection: Connection, params: Params, *inputs: Array, which: Sequence[int] | None = None) -> list[Array]:
-    """What a connection multiplies its weights with, a row for every product: of a convolution, the patches.
+    """Returns the values that a connection multiplies its weights with, a row per product: for convolutions, patches.
 
     Args:
-      connection: any with one product for each weight, `x @ params["weight"]` or by way of `product`.
+      connection: any connection with one product for each weight, by `x @ params["weight"]` or by `product`.
       params: its parameters; a weight is of shape […, units].
-      *inputs: what it receives, batch axis first.
-      which: the weights, by their place among the leaves of `params`; by default all of two axes or more.
+      *inputs: the connection's inputs, batch axis first.
+      which: the weights, by their index among the leaves of `params`; by default all leaves of two axes or more.
 
     Returns:
       For each weight [products, inputs], such that `unfolded @ weight.reshape(inputs, units)` is [products, units].
 
     Raises:
-      OtherUse: if a weight is used otherwise. JAX's own functions of a weight raise another TypeError.
+      OtherUse: if a weight is used in another way. JAX's own functions of a weight raise another TypeError.
 
     >>> import jax.numpy as jnp
     >>> unfold(lambda params, x: x @ params["weight"], {"weight": jnp.ones([3, 2])}, jnp.ones([4, 5, 3]))[0].shape
@@ -205,7 +206,7 @@ def unfold(connection: Connection, params: Params, *inputs: Array, which: Sequen
 
 
 class _Unfolding(StandIn):
-    """Stands in for a weight and notes what it is multiplied with."""
+    """Stands in for a weight and records the values it is multiplied with."""
 
     def __init__(self, weight: Array, noted: list[Array]) -> None:
         super().__init__(weight)
@@ -221,7 +222,7 @@ class _Unfolding(StandIn):
         inputs = math.prod(window)
         if bilinear is jnp.matmul and self.ndim == 2:
             unfolded = x
-        else:  # units that each pass one input on
+        else:  # an identity weight, whose units each return one input
             with jax.default_matmul_precision("highest"):
                 unfolded = bilinear(x, jnp.eye(inputs, dtype=self.dtype).reshape(*window, inputs))
         self.noted.append(unfolded.reshape(-1, inputs))
@@ -232,11 +233,11 @@ class Use(NamedTuple):
     """How an objective uses its parameters; lists are by leaf, in order.
 
     Attributes:
-      multiplied: whether a leaf is a weight: of two axes or more, and used in nothing but products with inputs, or
+      multiplied: whether a leaf is a weight: it has two axes or more, and is used only in products with inputs, or
         look-ups by integers, whose first axis is the batch.
       reads_data: whether it is a weight, and no input of its products depends on any parameter.
-      values: the number of values that all products and look-ups together have, for one example.
-      stacked: of a weight, how many of its leading axes loops slice before it is multiplied; 0 of other leaves.
+      values: the number of values in all products and look-ups together, for one example.
+      stacked: how many leading axes of a weight are sliced by loops before it is multiplied; 0 for other leaves.
     """
 
     multiplied: list[bool]
@@ -246,11 +247,11 @@ class Use(NamedTuple):
 
 
 _ONE_BY_ONE = 32
-"""The most parameters that are tried one by one where all together fail: each costs a trace of the objective."""
+"""The most parameters tried one by one if trying all together fails; each costs a trace of the objective."""
 
 
 class _Witness(StandIn):
-    """Stands in for a weight that is not displaced at all, and marks what it is multiplied with."""
+    """Stands in for a weight without displacing it, and marks the values it is multiplied with."""
 
     def __init__(self, weight: Array, examples: int, place: str, note: Callable[..., None]) -> None:
         super().__init__(weight)
@@ -280,9 +281,9 @@ class _Witness(StandIn):
 
 
 def use(objective: Objective, params: Params, batch: Batch) -> Use:
-    """How the objective uses its parameters, found by running it abstractly with witnesses in their place."""
+    """Finds how the objective uses its parameters, by running it abstractly with witnesses instead of them."""
     leaves, tree = jax.tree.flatten(params)
-    # A number of examples that no other axis is likely to have, so that none is mistaken for the batch.
+    # A number of examples that no other axis is likely to have, so that no axis is mistaken for the batch.
     examples = 10_007
 
     def enlarged() -> Batch:
@@ -294,8 +295,8 @@ def use(objective: Objective, params: Params, batch: Batch) -> Use:
         return jax.tree.map(enlarge, batch)
 
     def products_of(chosen: list[int]) -> tuple[dict[int, int], set[int], int] | None:
-        """Of the chosen leaves: those multiplied and the axes they have there, those whose inputs depend on parameters,
-        and how many values."""
+        """Returns which chosen leaves are multiplied, with their number of axes there; which of them have inputs that
+        depend on parameters; and the number of values. None if the objective rejects the witnesses."""
         values: list[int] = []
         axes: dict[int, set[int]] = {}
         sources: dict[str, set[Any]] = {}
@@ -318,7 +319,7 @@ def use(objective: Objective, params: Params, batch: Batch) -> Use:
         try:
             larger = enlarged()
             program = jax.make_jaxpr(run)(leaves, larger)
-        except Exception:  # whatever the user's function makes of stand-ins and another batch: then it has no weights
+        except Exception:  # the user's function may raise anything here: it then has no weights
             return None
         from_params, from_data = (frozenset({Flow(name)}) for name in ("params", "data"))
         arguments = [from_params for _ in leaves] + [from_data for _ in jax.tree.leaves(larger)]

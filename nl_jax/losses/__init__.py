@@ -1,6 +1,6 @@
 """Losses: `loss(outputs, targets) -> [batch]`, one value per example, never averaged.
 
-Losses optax has are optax's; a loss here says how they act on a batch of examples and checks shapes.
+Losses that exist in optax are taken from optax; the functions here apply them to a batch and check shapes.
 """
 
 from nl_jax.losses.cross_entropy import binary_cross_entropy, cross_entropy

@@ -1,4 +1,4 @@
-"""Cross-entropies of logits, from optax, with checks."""
+"""Cross-entropies of logits, from optax, with shape checks."""
 
 import jax.numpy as jnp
 import optax
@@ -8,7 +8,7 @@ from nl_jax.losses.summed import summed
 
 
 def cross_entropy(outputs: Array, targets: Array) -> Array:
-    """−Σ_k p̄_k log softmax(outputs)_k, in nats, averaged over positions where there are several.
+    """Cross-entropy −Σ_k p̄_k log softmax(outputs)_k, in nats, averaged over positions if there are several.
 
     Args:
       outputs: logits, shape [batch, …, classes], such as [batch, classes] or [batch, sequence, vocabulary].
@@ -30,10 +30,10 @@ def cross_entropy(outputs: Array, targets: Array) -> Array:
     if outputs.ndim >= 2 and targets.shape == outputs.shape and jnp.issubdtype(targets.dtype, jnp.floating):
         return _mean_of_positions(optax.losses.softmax_cross_entropy(outputs, targets))
     if outputs.ndim >= 2 and targets.shape == outputs.shape[:-1] and jnp.issubdtype(targets.dtype, jnp.integer):
-        targets = targets.astype(jnp.int32)  # 256 classes are more than a byte can be compared to
+        targets = targets.astype(jnp.int32)  # in 8 bits, labels cannot be compared to 256 classes
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(outputs, targets)
         known = (targets >= 0) & (targets < outputs.shape[-1])
-        return _mean_of_positions(jnp.where(known, losses, jnp.nan))  # a gather would clip the label without a word
+        return _mean_of_positions(jnp.where(known, losses, jnp.nan))  # a gather would silently clip the label
     raise ValueError(
         f"cross_entropy takes logits of shape [batch, …, classes] with integer labels of shape [batch, …] or "
         f"floating probabilities of shape [batch, …, classes]; got outputs {outputs.dtype}{list(outputs.shape)} "
@@ -46,7 +46,7 @@ def _mean_of_positions(losses: Array) -> Array:
 
 
 def binary_cross_entropy(outputs: Array, targets: Array) -> Array:
-    """−Σ_i [p̄_i log σ(x_i) + (1 − p̄_i) log(1 − σ(x_i))], in nats: every unit a yes or no of its own.
+    """−Σ_i [p̄_i log σ(x_i) + (1 − p̄_i) log(1 − σ(x_i))], in nats: every unit is a separate binary output.
 
     Args:
       outputs: logits x, shape [batch, …].

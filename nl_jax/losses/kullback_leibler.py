@@ -1,8 +1,8 @@
 """Kullback–Leibler divergences of outputs from targets, defined at every edge of their domain.
 
-Outputs and targets at least 0 are the domain, and 0 log 0 = 0. Outside, and where an output is above 0 but
-its target is 0, a loss is +∞; where an argument is NaN it is NaN. Derivatives are finite everywhere and at
-negative outputs point back into the domain: log takes nothing below the dtype's smallest normal number.
+The domain is outputs and targets of at least 0, and 0 log 0 = 0. Outside the domain, and where an output is above 0
+but its target is 0, a loss is +∞. Where an argument is NaN, the loss is NaN. Derivatives are finite everywhere, and at
+negative outputs they point back into the domain. Arguments of log are at least the dtype's smallest normal number.
 """
 
 import jax
@@ -14,21 +14,21 @@ from nl_jax.losses.summed import summed
 
 
 def kullback_leibler(outputs: Array, targets: Array) -> Array:
-    """ℓ = Σ_i x_i log(x_i / x̄_i) over all but the first axis, in nats (seed 003 eq. 15).
+    """Computes ℓ = Σ_i x_i log(x_i / x̄_i) over all but the first axis, in nats (seed 003 eq. 15).
 
-    A divergence where outputs and targets each sum to 1, which is not asked for: of free outputs the least ℓ
-    is at x = x̄ / e. `normalised_kullback_leibler` sees to the outputs' sum.
+    It is a divergence if outputs and targets each sum to 1, which is not checked. For unconstrained outputs, ℓ is
+    least at x = x̄ / e. `normalised_kullback_leibler` divides the outputs by their sum.
 
     Args:
       outputs: x, at least 0, shape [batch, …]; a negative one makes the loss +∞.
       targets: x̄, at least 0, of the same shape; a negative one makes the loss +∞, and so does a target
-        of 0 with an output above 0. An output of 0 adds nothing otherwise.
+        of 0 with an output above 0. Otherwise an output of 0 adds nothing.
 
     Returns:
       Losses, shape [batch]. The derivative by the outputs is log(x / x̄) + 1, computed as
-      log(max(x, tiny)) − log(max(x̄, tiny)) + 1 with the dtype's smallest normal number, and less 2 where
-      x < 0: always finite, and beyond the edge always negative, for a target of 0 too. Second derivatives,
-      1/x inside, are 0 beyond the edge.
+      log(max(x, tiny)) − log(max(x̄, tiny)) + 1, where tiny is the dtype's smallest normal number. Where x < 0,
+      2 is subtracted. The derivative is always finite, and always negative for x < 0, even for a target of 0.
+      Second derivatives are 1/x inside the domain and 0 outside.
 
     Raises:
       ValueError: if the shapes differ.
@@ -41,9 +41,9 @@ def kullback_leibler(outputs: Array, targets: Array) -> Array:
 
 
 def binary_kullback_leibler(outputs: Array, targets: Array) -> Array:
-    """Σ x log(x/a) + (1 − x) log((1 − x)/(1 − a)) over all but the first axis, in nats (seed 003 eq. 17).
+    """Computes Σ x log(x/a) + (1 − x) log((1 − x)/(1 − a)) over all but the first axis, in nats (seed 003 eq. 17).
 
-    Each unit is a probability of its own. The least loss is 0, at x = a.
+    Each unit is a separate probability. The least loss is 0, at x = a.
 
     Args:
       outputs: x in [0, 1], shape [batch, …]; one outside makes the loss +∞.
@@ -51,8 +51,8 @@ def binary_kullback_leibler(outputs: Array, targets: Array) -> Array:
         with any other output.
 
     Returns:
-      Losses, shape [batch]. The derivative by the outputs is log(x/a) − log((1 − x)/(1 − a)), the second
-      1/x + 1/(1 − x) (seed 003 eq. 18), at the edges as for `kullback_leibler`.
+      Losses, shape [batch]. The derivative by the outputs is log(x/a) − log((1 − x)/(1 − a)), and the second
+      derivative is 1/x + 1/(1 − x) (seed 003 eq. 18). At the edges they are as for `kullback_leibler`.
 
     Raises:
       ValueError: if the shapes differ.
@@ -70,7 +70,7 @@ def binary_kullback_leibler(outputs: Array, targets: Array) -> Array:
 
 @jax.custom_jvp
 def _relative_entropy(x: Array, target: Array) -> Array:
-    known = ~(jnp.isnan(x) | jnp.isnan(target))  # rel_entr takes a NaN for outside
+    known = ~(jnp.isnan(x) | jnp.isnan(target))  # rel_entr treats NaN as outside the domain
     return jnp.where(known, rel_entr(x, target), jnp.nan)
 
 
@@ -79,7 +79,7 @@ def _tangent(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tup
     x, target = primals
     limits = jnp.finfo(x.dtype)
     above = jnp.maximum(target, limits.tiny)
-    # Two logarithms, for the quotient may overflow.
+    # Two logarithms, because the quotient may overflow.
     by_output = jnp.log(jnp.maximum(x, limits.tiny)) - jnp.log(above) + jnp.where(x < 0, -1, 1)
     by_target = -jnp.minimum(jnp.maximum(x, 0) / above, limits.max)
     return _relative_entropy(x, target), by_output * tangents[0] + by_target * tangents[1]

@@ -12,20 +12,20 @@ from nl_jax.numerics import wide_dtype
 
 
 def normalised(loss: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """L(x) = ℓ(x/X), X = Σ_i x_i over all but the first axis (seed 003 eq. 13).
+    """Normalises a loss: L(x) = ℓ(x/X), X = Σ_i x_i over all but the first axis (seed 003 eq. 13).
 
-    The derivative by the outputs is (∂_i ℓ − C)/X with C = Σ_j x_j ∂_j ℓ / X, so that Σ_i x_i ∂_i L = 0: no
-    step is taken along x, of whose length and sign L knows nothing. Where X = 0 there are no shares: the
+    The derivative by the outputs is (∂_i ℓ − C)/X with C = Σ_j x_j ∂_j ℓ / X, so that Σ_i x_i ∂_i L = 0: L does
+    not depend on the length and sign of x, so no step is taken along x. Where X = 0 the shares are undefined: the
     loss is +∞ and its derivative 0.
 
     Args:
-      loss: ℓ, `loss(outputs, targets) -> [batch]`; targets go to it as they are.
+      loss: ℓ, `loss(outputs, targets) -> [batch]`; it receives the targets unchanged.
 
     Returns:
-      L, of the same form.
+      L, with the signature of ℓ.
 
     Raises:
-      ValueError: if loss does not take two arguments; when called, whatever ℓ raises.
+      ValueError: if loss does not take two arguments. When called, L also raises the errors of ℓ.
 
     >>> import jax.numpy as jnp, nl_jax as nl
     >>> normalised(nl.losses.half_squared_error)(jnp.array([[2.0, 2.0]]), jnp.array([[0.5, 0.5]]))
@@ -37,14 +37,14 @@ def normalised(loss: Callable[[Array, Array], Array]) -> Callable[[Array, Array]
         outputs = jnp.asarray(outputs) * 1.0
         dtype, others = wide_dtype(outputs.dtype), tuple(range(1, outputs.ndim))
         x = outputs.astype(dtype)
-        # L knows no length of x: long ones are divided by their largest output, lest X or 1/X² is out of range. By its
-        # root, twice, for the inverse of the largest number is not a normal one.
+        # L does not depend on the length of x: long x are divided by their largest output, to keep X and 1/X² in range.
+        # They are divided twice by its root, because the inverse of the dtype's largest number is not a normal number.
         largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=others, keepdims=True))
         shorter = jnp.where(largest > 1, jax.lax.rsqrt(largest), 1).astype(dtype)
         x = x * shorter * shorter
         total = jnp.sum(x, axis=others, keepdims=True)
         empty = total == 0
-        # Constant shares where there are none: whatever ℓ makes of them, no derivative comes back through `where`.
+        # Where X = 0 the shares are constants, so no derivative comes back through `where`, whatever ℓ does.
         shares = jnp.where(empty, 1, x / jnp.where(empty, 1, total))
         losses = loss(shares.astype(outputs.dtype), targets)
         return jnp.where(empty.reshape(losses.shape), jnp.inf, losses)
@@ -53,10 +53,10 @@ def normalised(loss: Callable[[Array, Array], Array]) -> Callable[[Array, Array]
 
 
 def normalised_kullback_leibler(outputs: Array, targets: Array) -> Array:
-    """L = (1/X) Σ_i x_i log(x_i / (X x̄_i)), X = Σ_i x_i, in nats (seed 003 eq. 16).
+    """Computes L = (1/X) Σ_i x_i log(x_i / (X x̄_i)), X = Σ_i x_i, in nats (seed 003 eq. 16).
 
-    This is `normalised(kullback_leibler)`: the divergence of the shares x/X from the targets, least at x/X = x̄
-    where these sum to 1.
+    This is `normalised(kullback_leibler)`: the divergence of the shares x/X from the targets. If the targets sum to 1,
+    it is least at x/X = x̄.
 
     Args:
       outputs: x, shape [batch, …]; shares x/X below 0 make the loss +∞, and so does X = 0.

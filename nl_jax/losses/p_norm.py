@@ -1,4 +1,4 @@
-"""Losses by distance: powers of |x − x̄|."""
+"""Distance losses: powers of |x − x̄|."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from nl_jax.losses.summed import summed
 
 
 def half_squared_error(outputs: Array, targets: Array) -> Array:
-    """½ ‖x − x̄‖² over all but the first axis (seed 000, weight perturbation; seed 001 §1).
+    """Half squared error ½ ‖x − x̄‖² over all but the first axis (seed 000, weight perturbation; seed 001 §1).
 
     Args:
       outputs: x, shape [batch, …].
@@ -33,17 +33,17 @@ def half_squared_error(outputs: Array, targets: Array) -> Array:
 
 
 def p_norm(p: float) -> Callable[[Array, Array], Array]:
-    """ℓ_p = (1/p) Σ_i |x_i − x̄_i|^p over all but the first axis (seed 003 eq. 14).
+    """Returns the loss ℓ_p = (1/p) Σ_i |x_i − x̄_i|^p over all but the first axis (seed 003 eq. 14).
 
-    The derivative by the outputs is sgn(x − x̄) |x − x̄|^{p−1}, which is 0 at x = x̄, for p = 1 too. The
-    second, (p − 1) |x − x̄|^{p−2}, is infinite there for 1 < p < 2; it is taken as 0.
+    The derivative by the outputs is sgn(x − x̄) |x − x̄|^{p−1}, which is 0 at x = x̄, also for p = 1. The
+    second derivative, (p − 1) |x − x̄|^{p−2}, is infinite there for 1 < p < 2; it is set to 0.
 
     Args:
       p: at least 1; 2 is `half_squared_error`.
 
     Returns:
-      `loss(outputs, targets) -> losses`, [batch, …] and the same shape to [batch]; ValueError if the
-      shapes differ.
+      `loss(outputs, targets) -> losses`: outputs and targets of one shape [batch, …], losses [batch]. It raises
+      ValueError if the shapes differ.
 
     Raises:
       ValueError: if p is not as described.
@@ -62,8 +62,8 @@ def p_norm(p: float) -> Callable[[Array, Array], Array]:
     return loss
 
 
-# Powers that are each other's derivatives, to any order: by autodiff |d|^p has 0 for its second derivative at
-# d = 0 even where p = 2, and NaN where p < 2. A slope of 0 is no product, for |d|^{−1} may overflow.
+# These powers are each other's derivatives, to any order. With autodiff, the second derivative of |d|^p at d = 0
+# would be 0 even for p = 2, and NaN for p < 2. A slope of 0 is not computed as a product: |d|^{−1} may overflow.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

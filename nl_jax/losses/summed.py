@@ -1,4 +1,4 @@
-"""Shared checks and sums of losses that compare outputs and targets element by element."""
+"""Shared checks and sums for losses that compare outputs and targets element by element."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,11 @@ from nl_jax.base import Array
 
 
 def summed(name: str, terms: Callable[[Array, Array], Array], outputs: Array, targets: Array) -> Array:
-    """Σ terms(outputs, targets) over all but the first axis.
+    """Sums terms(outputs, targets) over all but the first axis.
 
     Args:
-      name: the loss's, for its error.
-      terms: elementwise, given both arrays in the dtype that JAX promotes them to.
+      name: the loss's name, for the error message.
+      terms: an elementwise function; it receives both arrays in the dtype that JAX promotes them to.
       outputs: shape [batch, …].
       targets: of the same shape.
 

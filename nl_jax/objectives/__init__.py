@@ -1,9 +1,9 @@
 """Objectives: a forward function and a loss, as one function that returns a loss per example.
 
-`supervised` compares with targets, `bandit` with nothing: a reward is returned, and that is all. `reconstruction`,
-`denoising` and `forward_forward` need no labels. `local_losses` gives each block of a network losses of its own. What
-is drawn anew for every step (a corruption, a wrong label) is a function `(key, batch) -> batch` for `nl.augmented`.
-`device` asks a function on the host, such as hardware.
+`supervised` compares outputs with targets; `bandit` only receives a reward. `reconstruction`, `denoising` and
+`forward_forward` need no labels. `local_losses` gives each block of a network its own losses. Random changes that are
+drawn again for every step (a corruption, a wrong label) are functions `(key, batch) -> batch` for `nl.augmented`.
+`device` calls a function on the host, such as hardware.
 """
 
 from nl_jax.objectives.bandit import bandit, graded, greedy

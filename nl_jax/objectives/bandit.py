@@ -12,7 +12,7 @@ from nl_jax.objectives.judged import Run, judged, one_per_example, pair
 
 
 def greedy(outputs: Array) -> Array:
-    """The action of the greatest output, int32 of shape [batch]; of a `categorical` unit's axons, the one drawn.
+    """Returns the action with the greatest output, int32 [batch]; for axons of a `categorical` unit, the one drawn.
 
     Args:
       outputs: shape [batch, actions].
@@ -21,22 +21,22 @@ def greedy(outputs: Array) -> Array:
 
 
 def graded(outputs: Any) -> Any:
-    """The outputs themselves, as an action that can be more or less."""
+    """Returns the outputs themselves, as a continuous action."""
     return outputs
 
 
 def bandit(forward: Forward, reward: Callable[[Any, Any], Array], *, act: Callable[[Any], Any] = greedy) -> Objective:
-    """−reward(action, context): one number for what was done, and nothing about what should have been (Williams 1992).
+    """Returns −reward(action, context): it scores the action taken, and does not reveal the right one (Williams 1992).
 
-    A label may be part of the context, by which the environment tells good from bad: it enters nowhere but in
-    `reward`, and no derivative is ever taken of that. To differentiate is an error, not a silent 0. Left are the
-    estimators that only evaluate: `nl.reinforce`, where stochastic units explore, and `nl.weight_perturbation` and
-    `nl.node_perturbation`, whose own noise does; of a greedy action this must be large enough to change it, so give
-    their sigma yourself. `nl.reinforce` alone is exact at any amount of noise.
+    A label may be part of the context, from which the environment determines the reward. It enters only `reward`, and
+    no derivative of `reward` is taken: differentiating raises an error instead of returning 0. Use an estimator that
+    only evaluates. In `nl.reinforce` stochastic units explore; in `nl.weight_perturbation` and `nl.node_perturbation`
+    the estimator's noise does. With a greedy action this noise must be large enough to change the action, so set their
+    sigma yourself. Only `nl.reinforce` is exact at any noise level.
 
     Args:
       forward: `forward(params, inputs, propagate=feedforward) -> outputs`, as for `nl.supervised`.
-      reward: `reward(action, context) -> [batch]`, the more the better; numbers of any kind, True and False too. It
+      reward: `reward(action, context) -> [batch]`, higher is better; numbers of any kind, including booleans. It
         need not be differentiable.
       act: `act(outputs) -> action`: `greedy`, or `graded` for the outputs as they are, or any other function.
 
@@ -44,8 +44,8 @@ def bandit(forward: Forward, reward: Callable[[Any, Any], Array], *, act: Callab
       `objective(params, (inputs, context), propagate=feedforward) -> losses`, shape [batch].
 
     Raises:
-      ValueError: if reward or act takes other arguments; when called, if the batch is not a pair or the reward not one
-        number per example; when differentiated.
+      ValueError: if reward or act has the wrong number of arguments; when called, if the batch is not a pair or the
+        reward is not one number per example; when differentiated.
 
     >>> import jax.numpy as jnp
     >>> objective = bandit(lambda w, x: x @ w, lambda action, label: action == label)

@@ -15,7 +15,7 @@ _HEAD = ".head"
 
 
 class Block(NamedTuple):
-    """A block: its name is that of its last layer, which its heads read."""
+    """A block of layers; it has the name of its last layer, which its heads read."""
 
     name: str
     layers: tuple[str, ...]
@@ -29,25 +29,25 @@ class Block(NamedTuple):
 
     @property
     def losses(self) -> int:
-        """How many losses an example has here."""
+        """The number of losses per example in this block."""
         return self.groups * (math.prod(self.shape[:-1]) if self.patches else 1)
 
     def apart(self, x: Array) -> Array:
-        """[batch, …, channels] with all that has a loss of its own along the first axis, in the order of the losses."""
+        """Moves all that has a separate loss to the first axis of x [batch, …, channels], in the order of losses."""
         grouped = x.reshape(*x.shape[:-1], self.groups, -1)
         if self.patches:
             return grouped.reshape(-1, grouped.shape[-1])
         return jnp.moveaxis(grouped, -2, 1).reshape(-1, *self.shape[:-1], grouped.shape[-1])
 
     def together(self, x: Array) -> Array:
-        """What `apart` took apart."""
+        """Inverts `apart`."""
         if self.patches:
             return x.reshape(-1, *self.shape)
         grouped = x.reshape(-1, self.groups, *x.shape[1:])
         return jnp.moveaxis(grouped, 1, -2).reshape(-1, *self.shape)
 
     def taken_apart(self, connection: Connection) -> Connection:
-        """The connection into the block's last layer, its pre-activation taken apart."""
+        """Returns the connection into the block's last layer, with `apart` applied to its pre-activation."""
         if self.losses == 1:
             return connection
 
@@ -58,7 +58,7 @@ class Block(NamedTuple):
         return separate
 
     def predict(self, params: Params, x: Array) -> Array:
-        """The heads' answers, a row for each loss, from what `apart` returns: an image is averaged over positions.
+        """Returns the heads' outputs, one row per loss, for `apart`'s result; an image is averaged over positions.
 
         All positions share one head; every group has its own.
         """
@@ -70,7 +70,7 @@ class Block(NamedTuple):
         return answers.reshape(-1, answers.shape[-1])
 
     def judge(self, loss: Callable[[Any, Any], Array], outputs: Array, targets: Any) -> Array:
-        """One loss for each row of `outputs`."""
+        """Returns one loss for each row of `outputs`."""
         repeated = jax.tree.map(lambda t: jnp.repeat(t, self.losses, axis=0), targets)
         return one_per_example("loss", loss(outputs, repeated), "targets", repeated)
 
@@ -85,14 +85,14 @@ def run(
     *,
     apart: bool = False,
 ) -> dict[str, Array]:
-    """The axons of a block's layers, from those of the layers below it; no other layer is run."""
+    """Returns the axons of a block's layers, computed from those of the layers below it; runs no other layer."""
     found: dict[str, Array] = {}
 
     def within(
         name: str, connection: Connection, activation: ActivationFn, params: Params, /, *received: Array
     ) -> Array:
         if name not in block.layers:
-            return below.get(name, received[0])  # what a layer above answers, nobody reads
+            return below.get(name, received[0])  # the values of layers above are not used
         if not apart or name != block.name:
             found[name] = propagate(name, connection, activation, params, *received)
             return found[name]
@@ -104,7 +104,7 @@ def run(
 
 
 def cut(network: Any, blocks: Sequence[str] | None, groups: int, patches: bool) -> list[Block]:
-    """The blocks from the input up, or ValueError."""
+    """Returns the blocks from the input up; raises ValueError for invalid settings."""
     groups = positive_integer("groups", groups)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     learning = [name for name in network.shapes if jax.tree.leaves(shapes.get(name, {}))]

@@ -13,7 +13,7 @@ Corruption = Callable[[Key, Array], tuple[Array, Array]]
 
 
 def masking_noise(fraction: float) -> Corruption:
-    """Every input is put to 0 with the given probability, each by itself (Vincent et al. 2008).
+    """Sets every input to 0 independently with the given probability (Vincent et al. 2008).
 
     Args:
       fraction: above 0 and below 1.
@@ -36,7 +36,7 @@ def masking_noise(fraction: float) -> Corruption:
 
 
 def gaussian_noise(sigma: float) -> Corruption:
-    """x + σ ξ, ξ standard normal (Vincent et al. 2010).
+    """Adds Gaussian noise: x + σ ξ, ξ standard normal (Vincent et al. 2010).
 
     Args:
       sigma: σ, in units of the inputs, above 0.

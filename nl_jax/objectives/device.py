@@ -12,29 +12,30 @@ from nl_jax.checks import path_name, takes
 
 
 def device(run: Callable[..., Any], like: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """Makes a JAX function of one that runs on the host: a measurement, a simulator, another process.
+    """Turns a function that runs on the host (a measurement, a simulator, another process) into a JAX function.
 
     Compiled code then waits for the host; nothing else in nl_jax does. Without `like` the result is an objective,
-    `objective(params, batch) -> losses`: a black box, which every estimator in weight space can train that takes no
-    derivative, such as `nl.weight_perturbation` and `nl.evolution_strategy`.
+    `objective(params, batch) -> losses`. It is a black box that can be trained by every estimator in weight space that
+    takes no derivative, such as `nl.weight_perturbation` and `nl.evolution_strategy`.
 
-    With `like` it is any function, such as a connection `connection(params, x)` in a call of `propagate`: the layers of
-    a program then run on hardware, and noise can be measured layer by layer (`nl.activity_node_perturbation`). Its
-    derivative is the model's, at the same arguments (physics-aware training, Wright et al. 2022); so a layer's weights
-    learn from its own inputs and whatever credit the rule gives its pre-activation.
+    With `like` the result can be any function, such as a connection `connection(params, x)` in a call of `propagate`.
+    The layers of a program then run on hardware, and noise can be measured layer by layer
+    (`nl.activity_node_perturbation`). Its derivative is the model's, at the same arguments (physics-aware training,
+    Wright et al. 2022). A layer's weights thus learn from its own inputs and the credit that the rule gives its
+    pre-activation.
 
     Args:
       run: `run(*arrays) -> arrays`, called with NumPy arrays (trees of them) and never traced. It may keep a state and
-        answer the same question differently each time; in what order compiled code asks is not defined.
+        return different results for the same arguments. The order of calls from compiled code is undefined.
       like: a JAX function of the same arguments, whose result has the shapes and dtypes of that of `run`: an ideal
-        model. By default one float32 loss for each example of the last argument.
+        model. By default the result is one float32 loss for each example of the last argument.
 
     Returns:
-      A function of arrays that may be jitted, scanned and mapped: under `jax.vmap` the host is called once for each.
+      A function of arrays that may be jitted, scanned and mapped; `jax.vmap` calls the host once per mapped element.
 
     Raises:
-      ValueError: if an argument cannot be called. When run, whatever `run` raises, and a result of other shapes than
-        `like` says, is an error of JAX's runtime that tells of it.
+      ValueError: if an argument cannot be called. When run, an exception of `run`, or a result whose shapes differ from
+        those of `like`, becomes an error of JAX's runtime that reports it.
 
     >>> import jax, jax.numpy as jnp, numpy as np, nl_jax as nl
     >>> def circuit(params, batch):  # 4 weights, which never leave NumPy
@@ -80,7 +81,7 @@ def _ask(run: Callable[..., Any], shapes: Any, *arguments: Any) -> Any:
 
 
 def _checked(found: Any, shapes: Any) -> Any:
-    """The host's result as arrays of the dtypes that were promised, or ValueError."""
+    """Returns the host's result as arrays of the expected dtypes; raises ValueError if it has the wrong form."""
     returned: Any = jax.tree.structure(found)
     if returned != jax.tree.structure(shapes):
         raise ValueError(

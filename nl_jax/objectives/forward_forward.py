@@ -12,18 +12,19 @@ from nl_jax.propagation import feedforward
 
 
 def goodness(forward: Forward) -> Callable[..., dict[str, Array]]:
-    """How strongly each layer responds, told no more than the direction of what is below it (Hinton 2022 §2).
+    """Returns a function for each layer's goodness: the strength of its response (Hinton 2022 §2).
 
         g^l = mean_i (x_i^l)²,   x^l = f(W x̂^{l−1} + b),   x̂ = x / root mean square of x
 
-    Lengths are taken off between layers, or a layer could read the goodness of the one below; and derivatives stop
-    there, so that no credit crosses from a layer to another. A mean, where Hinton sums, is the same for any width.
+    A layer receives only the direction of the axons (activity) below; from their length it could read the goodness of
+    the layer below. Derivatives stop between layers, so no credit passes from one layer to another. Hinton sums over
+    units; the mean does not depend on the width.
 
     Args:
       forward: `forward(params, inputs, propagate=feedforward)`; its outputs are not used.
 
     Returns:
-      `goodnesses(params, inputs, propagate=feedforward) -> {layer: [batch]}`, of the layers that have parameters.
+      `goodnesses(params, inputs, propagate=feedforward) -> {layer: [batch]}`, for the layers that have parameters.
 
     Raises:
       ValueError: if `forward` takes no `propagate`.
@@ -49,14 +50,14 @@ def goodness(forward: Forward) -> Callable[..., dict[str, Array]]:
 
 
 def forward_forward(forward: Forward, *, threshold: float = 1.0) -> Objective:
-    """Every layer tells positive from negative inputs by its goodness (Hinton 2022 §2).
+    """Trains every layer to tell positive from negative inputs by its goodness (Hinton 2022 §2).
 
         E = Σ_l −log σ(± (g^l − θ)),   + for positive inputs, − for negative ones
 
-    Derivatives stop between layers: ∂E/∂W^l is that of layer l's own term, although no layer waits for another.
-    This is not the gradient of E as a function of all parameters, so take an estimator that differentiates
-    (`nl.backprop`, which has nothing to carry back, or `nl.forward_gradient`): perturbation, which only evaluates,
-    sees what higher layers make of lower ones.
+    Derivatives stop between layers: ∂E/∂W^l is that of layer l's own term, although all layers learn at once. This is
+    not the gradient of E as a function of all parameters. Use an estimator that differentiates: `nl.backprop`, which
+    here carries no credit between layers, or `nl.forward_gradient`. Perturbation only evaluates, so it also measures
+    the effect of lower layers on the goodness of higher ones.
 
     Args:
       forward: as for `goodness`.
@@ -64,11 +65,11 @@ def forward_forward(forward: Forward, *, threshold: float = 1.0) -> Objective:
 
     Returns:
       `objective(params, (inputs, positive), propagate=feedforward) -> losses`, shape [batch], where `positive` is
-      True or False for each example, as `contrast` makes them.
+      True or False for each example, as made by `contrast`.
 
     Raises:
       ValueError: if `forward` takes no `propagate` or the threshold is not as described; when called, if the
-        batch is no such pair.
+        batch is not such a pair.
     """
     layered("forward_forward", forward)
     threshold = positive_number("threshold", threshold)
@@ -88,7 +89,7 @@ def forward_forward(forward: Forward, *, threshold: float = 1.0) -> Objective:
 
 
 def overlay(inputs: Array, labels: Array, num_classes: int) -> Array:
-    """Inputs whose first `num_classes` features give way to the label, one of them 1, the others 0 (Hinton 2022 §3.3).
+    """Replaces the inputs' first `num_classes` features by the label, as a one-hot vector (Hinton 2022 §3.3).
 
     Args:
       inputs: shape [batch, features], at least as many features as classes.
@@ -96,7 +97,7 @@ def overlay(inputs: Array, labels: Array, num_classes: int) -> Array:
       num_classes: at least 1.
 
     Raises:
-      ValueError: if the inputs have no room for the label.
+      ValueError: if the inputs have too few features for the label.
 
     >>> overlay(2 * jnp.ones([1, 4]), jnp.array([1]), 3)
     Array([[0., 1., 0., 2.]], dtype=float32)
@@ -110,14 +111,16 @@ def overlay(inputs: Array, labels: Array, num_classes: int) -> Array:
 
 
 def contrast(num_classes: int) -> Callable[[Key, Batch], tuple[Array, Array]]:
-    """Positive inputs, overlaid with their label, then as many negative ones, with a wrong label (Hinton 2022 §3.3).
+    """Returns a function that makes positive inputs, with their label, and negative ones, with a wrong label.
+
+    Labels are overlaid on the inputs, and there are as many negative as positive inputs (Hinton 2022 §3.3).
 
     Args:
       num_classes: at least 2.
 
     Returns:
-      `(key, (inputs, labels)) -> (inputs, positive)`, twice the examples, for `nl.augmented`: every wrong label is as
-      likely as any other, and drawn anew for each key.
+      `(key, (inputs, labels)) -> (inputs, positive)`, with twice the examples, for `nl.augmented`. The positive inputs
+      come first. Wrong labels are equally likely, and drawn again for each key.
 
     Raises:
       ValueError: if `num_classes` is not as described.
@@ -136,7 +139,7 @@ def contrast(num_classes: int) -> Callable[[Key, Batch], tuple[Array, Array]]:
 
 
 def predict(forward: Forward, num_classes: int) -> Callable[[Params, Array], Array]:
-    """The label that, overlaid on an input, gives the greatest goodness, summed over layers (Hinton 2022 §3.3).
+    """Predicts the label that, overlaid on an input, gives the greatest goodness summed over layers (Hinton 2022 §3.3).
 
     Args:
       forward: as for `goodness`.
@@ -163,6 +166,6 @@ def _mean_square(axons: Array) -> Array:
 
 
 def _direction(axons: Array) -> Array:
-    """x over its root mean square; silent layers stay silent."""
+    """Divides x by its root mean square; an x of 0 stays 0."""
     size = jnp.sqrt(_mean_square(axons)).reshape(-1, *[1] * (axons.ndim - 1))
     return axons / jnp.where(size > 0, size, 1)

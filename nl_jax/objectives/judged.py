@@ -12,11 +12,11 @@ from nl_jax.checks import takes_propagate
 from nl_jax.propagation import feedforward
 
 Run = Callable[[Any], Any]
-"""`run(inputs) -> outputs`: the forward function with its parameters, and its layers run as the objective's are."""
+"""`run(inputs) -> outputs`: the forward function with its parameters, run with the objective's `propagate`."""
 
 
 def judged(forward: Forward, judge: Callable[[Run, Batch], Array]) -> Objective:
-    """`judge(run, batch) -> losses` as an objective, which takes `propagate` if the forward function does."""
+    """Turns `judge(run, batch) -> losses` into an objective; it takes `propagate` if the forward function does."""
     if takes_propagate(forward):
 
         def objective(params: Params, batch: Batch, propagate: Propagate = feedforward) -> Array:
@@ -31,14 +31,14 @@ def judged(forward: Forward, judge: Callable[[Run, Batch], Array]) -> Objective:
 
 
 def pair(batch: Batch, second: str) -> tuple[Any, Any]:
-    """`batch` if it is a pair of inputs and something else, or ValueError that calls it `second`."""
+    """Returns `batch` if it is a pair of inputs and something else; its ValueError calls the latter `second`."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(f"batch must be a pair (inputs, {second}), got {type(batch).__name__}: {batch!r}")
     return batch[0], batch[1]
 
 
 def one_per_example(what: str, values: Array, given: str, tree: Any) -> Array:
-    """`values` if they are one number for each example of `tree`, or ValueError."""
+    """Returns `values`; raises ValueError unless they are one number for each example of `tree`."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     if jnp.ndim(values) != 1 or any(shape[:1] != jnp.shape(values) for shape in shapes):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Local losses: a network cut into blocks with heads and losses of their own (Ren et al. 2022)."""
+"""Local losses: a network divided into blocks, each with its own heads and losses (Ren et al. 2022)."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,13 +19,14 @@ _IDENTITY = identity()
 
 
 class BlockPart(NamedTuple):
-    """One block's parameters and its losses as a function of them alone.
+    """One block's parameters, and its losses as a function of these parameters only.
 
     Attributes:
-      params: of its layers and its head, by layer.
-      objective: `objective(params, batch, propagate=feedforward) -> losses`, with `batch` as `LocalLosses.received`
-        makes it; one loss for each example, position and group. Only the block's own layers are run, and their axes of
-        examples, positions and groups are one, the first: noise in a unit is judged by the loss that the unit feeds.
+      params: the parameters of its layers and its head, by layer.
+      objective: `objective(params, batch, propagate=feedforward) -> losses`, with `batch` as made by
+        `LocalLosses.received`; one loss for each example, position and group. Only the block's own layers are run.
+        Examples, positions and groups are merged into the first axis, so that noise in a unit is judged by the loss
+        that the unit feeds.
     """
 
     params: dict[str, Params]
@@ -36,14 +37,14 @@ class LocalLosses(NamedTuple):
     """A network with local losses, as pure functions.
 
     Attributes:
-      init: `init(key, dtype=float32) -> params`, those of the network and, by "hidden1.head", of the heads.
+      init: `init(key, dtype=float32) -> params`, the parameters of the network and of the heads ("hidden1.head").
       objective: `objective(params, (inputs, targets), propagate=feedforward) -> losses`, shape [batch]: the sum over
-        blocks of each block's loss, a mean over positions and groups. No derivative crosses from a block to another.
-      apply: `apply(params, inputs, propagate=feedforward) -> outputs`, what the last block's heads predict, averaged
-        over positions and groups, [batch, outputs].
-      outputs: `outputs(params, inputs, propagate=feedforward) -> {block: outputs}`, the same of every block.
-      parts: `parts(params) -> {block: of_network.BlockPart}`, the blocks one by one, as `nl.by_block` trains them.
-      received: `received(params, (inputs, targets)) -> {block: batch}`, by one forward pass: what each block reads.
+        blocks of each block's loss, a mean over positions and groups. No derivative passes between blocks.
+      apply: `apply(params, inputs, propagate=feedforward) -> outputs`, the predictions of the last block's heads,
+        averaged over positions and groups, [batch, outputs].
+      outputs: `outputs(params, inputs, propagate=feedforward) -> {block: outputs}`, the same for every block.
+      parts: `parts(params) -> {block: of_network.BlockPart}`, the separate blocks, as `nl.by_block` trains them.
+      received: `received(params, (inputs, targets)) -> {block: batch}`: the inputs of each block, by one forward pass.
       losses_per_example: {block: positions times groups}.
     """
 
@@ -66,39 +67,39 @@ def local_losses(
     patches: bool = False,
     head_init: Callable[..., Array] = initializers.lecun_normal(),
 ) -> LocalLosses:
-    """Cuts a network into blocks, and gives each a linear head that predicts the targets from the block's last layer.
+    """Divides a network into blocks, each with a linear head that predicts the targets from the block's last layer.
 
         E = Σ_b mean over positions p and groups g of ℓ(W_bg x^b_pg + b_bg, y)
 
     Derivatives stop between blocks (blockwise losses). With `groups` each head reads a part of the last layer's
-    channels (groupwise), with `patches` each position of an image (patchwise; positions share their heads). A unit
-    then feeds a single loss, and noise is judged with fewer other units' noise in it: the variance of an estimate from
-    noise in units falls with the number of units that feed a loss (`nl.theory.perturbation.together`).
+    channels (groupwise); with `patches` it reads each position of an image (patchwise; positions share their heads). A
+    unit then feeds a single loss, which contains the noise of fewer other units. The fewer units feed a loss, the lower
+    the variance of an estimate from noise in units (`nl.theory.perturbation.together`).
 
-    `nl.by_block(local_losses(…), factory)` trains with any estimator. Estimators that differentiate can take
-    `.objective` as it is; but then all noise is judged by the sum of the losses, and an estimator that only evaluates,
-    such as `nl.node_perturbation`, sees what higher blocks make of lower ones. Ren et al. let a head read other
-    positions and groups too, without credit; here it does not.
+    `nl.by_block(local_losses(…), factory)` trains with any estimator. Estimators that differentiate can also use
+    `.objective` directly. All noise is then judged by the sum of the losses, and an estimator that only evaluates, such
+    as `nl.node_perturbation`, also measures the effect of lower blocks on the losses of higher ones. Ren et al. let a
+    head also read other positions and groups, without credit; here it does not.
 
     Args:
-      network: an `nl.network`. Its last layer is one that heads read, as a rule a hidden one.
+      network: an `nl.network`. Heads read its last layer, which is usually a hidden layer.
       loss: `loss(outputs, targets) -> [batch]`, such as `nl.losses.cross_entropy`.
-      num_outputs: of every head.
-      blocks: the names of the layers that end a block; by default all that have parameters. One block, that of the last
-        layer, is the network with one loss.
-      groups: G, into which the channels of a block's last layer are divided.
-      patches: whether each position of a layer [height, width, channels] has a loss of its own. Otherwise a head reads
+      num_outputs: number of outputs of every head.
+      blocks: the names of the layers that end a block; by default all layers with parameters. With the last layer as
+        the only block, the network has one loss.
+      groups: G, the number of groups of the channels of a block's last layer.
+      patches: whether each position of a layer [height, width, channels] has a separate loss. Otherwise a head reads
         the mean over positions. Vectors have one position.
-      head_init: scheme for a head's weight, shape [channels / G, num_outputs].
+      head_init: initializer for a head's weight, shape [channels / G, num_outputs].
 
     Returns:
       A `LocalLosses`. A head's parameters are `params["hidden1.head"]`, "weight" [channels, num_outputs] and "bias"
-      [num_outputs], with G in front if groups are more than one.
+      [num_outputs], with a leading axis G if there is more than one group.
 
     Raises:
-      ValueError: for blocks that are no layers with parameters, out of order or not up to the last such layer; channels
-        that G does not divide; patches without an image; blocks of several layers with parameters, where a unit below
-        would feed several groups or positions; a layer that is named like a head.
+      ValueError: if blocks are not layers with parameters, are out of order or do not end at the last such layer; if G
+        does not divide the channels; for patches without an image; for groups or patches with a block of several
+        layers with parameters, where a lower unit would feed several of them; if a layer is named like a head.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> trunk = nl.mlp([3, 8, 8], activation=nl.activations.tanh(), output_activation=nl.activations.tanh())
@@ -129,7 +130,7 @@ def local_losses(
         return network.init(keys[0], dtype) | heads
 
     def answers(params: Params, inputs: Array, propagate: Propagate) -> dict[str, Array]:
-        """Every block's, [batch, losses, outputs]."""
+        """Returns every block's predictions, [batch, losses, outputs]."""
         below: dict[str, Array] = {}
         found = {}
         for block in cut:

@@ -9,7 +9,7 @@ from nl_jax.objectives.supervised import supervised
 
 
 def reconstruction(forward: Forward, loss: Callable[[Any, Any], Array]) -> Objective:
-    """The loss of a network's outputs against its inputs: an autoencoder (Rumelhart, Hinton & Williams 1986).
+    """Compares a network's outputs with its inputs: an autoencoder (Rumelhart, Hinton & Williams 1986).
 
     Args:
       forward: `forward(params, inputs, propagate=feedforward) -> outputs`, outputs shaped as the inputs.
@@ -33,10 +33,10 @@ def reconstruction(forward: Forward, loss: Callable[[Any, Any], Array]) -> Objec
 
 
 def denoising(forward: Forward, loss: Callable[[Any, Any], Array]) -> Objective:
-    """The loss of what a network makes of corrupted inputs against the clean ones (Vincent et al. 2008).
+    """Compares a network's outputs for corrupted inputs with the clean inputs (Vincent et al. 2008).
 
-    The clean inputs are the targets, so that this is `nl.supervised` of pairs `(corrupted, clean)`.
-    `nl.augmented(estimator, nl.objectives.masking_noise(0.3))` makes them, with new noise for every estimate.
+    The clean inputs are the targets, so this is `nl.supervised` on pairs `(corrupted, clean)`.
+    `nl.augmented(estimator, nl.objectives.masking_noise(0.3))` makes these pairs, with new noise for every estimate.
 
     Args:
       forward: `forward(params, inputs, propagate=feedforward) -> outputs`, outputs shaped as the inputs.

@@ -8,12 +8,12 @@ from nl_jax.objectives.judged import Run, judged, one_per_example, pair
 
 
 def supervised(forward: Forward, loss: Callable[[Any, Any], Array]) -> Objective:
-    """The loss of a network's outputs against given targets (seed 000; seed 003 §2.2).
+    """Compares a network's outputs with given targets by a loss (seed 000; seed 003 §2.2).
 
     Args:
-      forward: `forward(params, inputs, propagate=feedforward) -> outputs`. Without an argument named
-        `propagate` (a Flax or Equinox model, any JAX function) the objective has none either, and
-        suits the estimators that need no layers.
+      forward: `forward(params, inputs, propagate=feedforward) -> outputs`. If it has no argument named
+        `propagate` (a Flax or Equinox model, any JAX function), the objective has none either, and
+        works with the estimators that need no layers.
       loss: `loss(outputs, targets) -> [batch]`, such as those of `nl.losses`.
 
     Returns:

@@ -1,6 +1,6 @@
 """Formulas for β of conjugate gradients: how much of the last direction is kept (seed 003 eq. 36).
 
-The seed writes them with r = −g; here in terms of gradients g, y = g − g_prev and the direction of search p. On a
+The seed writes them with r = −g. Here they use gradients g, y = g − g_prev and the search direction p. On a
 quadratic function with exact line search all four are equal (seed 003 eq. 31–33).
 """
 
@@ -10,7 +10,7 @@ from nl_jax.base import Array, Params
 from nl_jax.optimizers.inner import difference, dot, ratio
 
 Beta = Callable[[Params, Params, Params], Array]
-"""`beta(gradient, previous, direction) -> β`: g at x_{n+1}, g at x_n, and p_n that led from one to the other."""
+"""`beta(gradient, previous, direction) -> β`: g at x_{n+1}, g at x_n, and p_n, the direction from x_n to x_{n+1}."""
 
 
 def fletcher_reeves(gradient: Params, previous: Params, direction: Params) -> Array:

@@ -14,13 +14,13 @@ from nl_jax.optimizers.inner import dot, ratio
 
 
 class ConjugateGradientState(NamedTuple):
-    """What the next direction is made of.
+    """The state from which the next direction is computed.
 
     Attributes:
-      step: steps taken.
+      step: number of steps taken.
       gradient: g of the last step.
       direction: p of the last step.
-      restarted: whether that was a step of steepest descent.
+      restarted: whether the last step was steepest descent.
     """
 
     step: Array
@@ -36,17 +36,17 @@ def scale_by_conjugate_gradient(
 
         p_{n+1} = r_{n+1} + β_n p_n,   r = −g
 
-    As with every optax transformation that scales, the updates are to be subtracted: they are −p. A line search
-    follows (`conjugate_gradient` is the whole), or a small learning rate.
+    As with every optax scaling transformation, the updates are to be subtracted: they are −p. Follow it by a line
+    search (as in `conjugate_gradient`) or a small learning rate.
 
     p falls back to steepest descent, p = r, at the first step, where p would not descend (gᵀp ≥ 0), where β is not
-    finite, and where successive gradients are far from orthogonal, |gᵀg_prev| ≥ ν gᵀg (Powell 1977): without it
-    Fletcher–Reeves and Dai–Yuan stall. That covers a line search that found no step as well, g = g_prev.
+    finite, and where successive gradients are far from orthogonal, |gᵀg_prev| ≥ ν gᵀg (Powell 1977). Without the last
+    rule Fletcher–Reeves and Dai–Yuan stall. It also covers a line search that found no step, g = g_prev.
 
     Args:
       beta: `beta(gradient, previous, direction) -> β`: `nl.optimizers.fletcher_reeves`, `.polak_ribiere`,
         `.hestenes_stiefel`, `.dai_yuan` or your own.
-      nonneg: whether a negative β counts as 0 (PR+ and HS+, Gilbert and Nocedal 1992).
+      nonneg: whether a negative β is replaced by 0 (PR+ and HS+, Gilbert and Nocedal 1992).
       restart: ν, above 0; None for no such restarts.
       restart_every: steps from one restart to the next, at least 1, such as the number of parameters; None for none.
 
@@ -81,7 +81,7 @@ def scale_by_conjugate_gradient(
             afresh |= jnp.abs(dot(g, state.gradient)) >= nu * dot(g, g)
         if period is not None:
             afresh |= state.step % period == 0
-        bent = jax.tree.map(lambda g, p: p.astype(g.dtype), g, bent)  # where half precision may overflow
+        bent = jax.tree.map(lambda g, p: p.astype(g.dtype), g, bent)  # in half precision this may overflow
         afresh |= ~jnp.all(jnp.array([jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(bent)]))
         direction = jax.tree.map(lambda g, p: jnp.where(afresh, -g, p), g, bent)
         state = ConjugateGradientState(optax.safe_increment(state.step), g, direction, afresh)
@@ -91,13 +91,13 @@ def scale_by_conjugate_gradient(
 
 
 class LineSearchState(NamedTuple):
-    """What the next line search starts from.
+    """The state from which the next line search starts.
 
     Attributes:
       conjugate: state of the directions.
       search: state of optax's line search, with α and the value and gradient at its end.
       slope: gᵀp, where the last search began.
-      length: ‖α p‖ of the last step, or a tenth of what stood here before if that is more.
+      length: ‖α p‖ of the last step, or a tenth of the previous `length` if that is larger.
     """
 
     conjugate: ConjugateGradientState
@@ -119,31 +119,31 @@ def conjugate_gradient(
 
         α = argmin_α f(x + α p) to the strong Wolfe conditions,  x ← x + α p,  p ← r + β p
 
-    The search is tight, |p·∇f(x + α p)| ≤ 0.05 |p·∇f(x)|: conjugacy lives on it, and optax's own 0.9 is far too
-    loose. It begins at α = α_prev g_prevᵀp_prev / gᵀp, as if f fell as much as before (Nocedal and Wright 2006,
-    eq. 3.60), after a restart with a step as long as the last, and at first with one of length 1.
+    The search is tight, |p·∇f(x + α p)| ≤ 0.05 |p·∇f(x)|: conjugacy depends on it, and optax's default of 0.9 is far
+    too loose. It begins at α = α_prev g_prevᵀp_prev / gᵀp, as if f fell as much as before (Nocedal and Wright 2006,
+    eq. 3.60). After a restart it begins with a step as long as the last; the first search begins with length 1.
 
-    `nl.learner` gives what the search asks for. Functions that are not stochastic are best minimised in optax's own
-    way, below, which evaluates nothing twice.
+    `nl.learner` passes the arguments that the search needs. Deterministic functions are best minimised with optax's own
+    loop, as in the example below, which evaluates nothing twice.
 
-    One search must see one function: with a stochastic estimator it is given the same key and batch from its beginning
-    to its end, which `nl.learner` does. The Wolfe conditions then hold for that batch's loss, with the slope as the
-    estimator has it; between steps the function changes, and no conjugacy is promised. With noisy estimates β is
-    mostly noise: momentum serves better.
+    One search must see one function: a stochastic estimator needs the same key and batch throughout the search, which
+    `nl.learner` ensures. The Wolfe conditions then hold for that batch's loss, with the estimator's slope. Between
+    steps the function changes, and conjugacy is not guaranteed. With noisy estimates β is mostly noise; momentum works
+    better.
 
-    Where a search finds no step that descends none is made. No search begins with less than a tenth of the length that
-    the one before began from or found.
+    If a search finds no descending step, no step is taken. No search begins with less than a tenth of the length that
+    the previous search began from or found.
 
-    It searches in all parameters at once: for a part of them take `nl.alternating`, not `optax.multi_transform`. Under
-    `optax.inject_hyperparams` give `static_args=("beta", "nonneg", "restart_every", "max_linesearch_steps")`.
+    It searches in all parameters at once. For a part of them use `nl.alternating`, not `optax.multi_transform`. Under
+    `optax.inject_hyperparams` pass `static_args=("beta", "nonneg", "restart_every", "max_linesearch_steps")`.
 
     Under `jax.vmap` every lane takes the steps it would take alone, and waits for the slowest: a search costs as many
-    evaluations as the longest of them.
+    evaluations as the longest lane.
 
     Args:
       beta, nonneg, restart, restart_every: as for `scale_by_conjugate_gradient`.
       curv_rtol: c₂ of the curvature condition, between 0 and 1.
-      max_linesearch_steps: most evaluations in one search, at least 1.
+      max_linesearch_steps: maximum number of evaluations in one search, at least 1.
 
     Returns:
       An optax optimizer whose `update` takes `value`, `grad` and `value_fn`.
@@ -170,7 +170,7 @@ def conjugate_gradient(
         raise ValueError(f"curv_rtol must be below 1, got {curv_rtol}: 0.1 or less keeps directions conjugate")
     steps = positive_integer("max_linesearch_steps", max_linesearch_steps)
     directions = scale_by_conjugate_gradient(beta, nonneg=nonneg, restart=restart, restart_every=restart_every)
-    # Its least interval is absolute; where steps are short, optax's own 1e-5 would end the search too early.
+    # The search's smallest interval is absolute; for short steps optax's default of 1e-5 would end it too early.
     zoom = optax.scale_by_zoom_linesearch(steps, curv_rtol=curv_rtol, stepsize_precision=1e-8)
 
     def init(params: Params) -> LineSearchState:
@@ -197,12 +197,12 @@ def conjugate_gradient(
         slope = dot(updates, p)
         alike = ratio(state.search.learning_rate.astype(slope.dtype) * state.slope, slope)
         as_long = ratio(state.length, dot(p, p) ** 0.5)
-        # Never far below the last: one bad search, of a noisy gradient, must not make all that follow microscopic.
+        # Never far below the last: one bad search, with a noisy gradient, must not make all later steps tiny.
         guess = jnp.where(conjugate.restarted, as_long, jnp.maximum(alike, 0.1 * as_long))
         guess = jnp.where((guess > 0) & jnp.isfinite(guess), guess, 1)
         search = state.search._replace(learning_rate=guess.astype(state.search.learning_rate.dtype))
         step, found = zoom.update(p, search, params, **extra)
-        # At its wits' end optax takes a step that does not descend; at the limit of rounding that can be any step.
+        # When its search fails, optax takes a step that does not descend; near rounding error this can be any step.
         stay = (found.info.decrease_error > 0) & ~(found.value < extra["value"])
         value = jnp.asarray(extra["value"], found.value.dtype)
         kept = found._replace(value=value, grad=jax.tree.map(lambda new, g: g.astype(new.dtype), found.grad, updates))

@@ -1,4 +1,4 @@
-"""Inner products of trees, and quotients of them."""
+"""Inner products of trees, and their quotients."""
 
 import jax.numpy as jnp
 import optax
@@ -18,7 +18,7 @@ def difference(a: Params, b: Params) -> Params:
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:
-    """numerator / denominator, of finite numbers never NaN."""
-    # Relative to nothing but the dtype: near a minimum both are small, and an absolute epsilon would decide.
+    """numerator / denominator, which is never NaN for finite numbers."""
+    # The bound depends only on the dtype: near a minimum both are small, and a fixed epsilon would dominate.
     tiny = jnp.finfo(denominator.dtype).tiny
     return numerator / jnp.where(jnp.abs(denominator) < tiny, tiny, denominator)

@@ -1,4 +1,4 @@
-"""Conjugate gradients without a line search, by one gradient per step."""
+"""Conjugate gradients without a line search, with one gradient per step."""
 
 from numbers import Real
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from nl_jax.optimizers.inner import dot, ratio
 
 
 class OneEvaluationState(NamedTuple):
-    """All the seed stores, p_{n−1} and z_{n−1} = p_{n−1}ᵀr_{n−1}, and the number of steps."""
+    """The values that the seed stores, p_{n−1} and z_{n−1} = p_{n−1}ᵀr_{n−1}, and the number of steps."""
 
     step: Array
     direction: Params
@@ -29,13 +29,13 @@ def scale_by_one_evaluation(
         1. p_n = r_n + β p_{n−1},  β = r_nᵀr_n / (z_{n−1} − r_nᵀp_{n−1}),  or p_n = p_{n−1};  p_0 = r_0
         2. x_{n+1} = x_n + α sgn(p_nᵀr_n) p_n
 
-    β is Dai and Yuan's, with z_{n−1} for p_{n−1}ᵀr_{n−1}, so that no older gradient is kept. It presumes a line search
-    that there is none of: taken literally (`clip=None`) β is unbounded where two gradients have the same projection on
-    p, and the iteration diverges, on Rosenbrock's function in four dimensions at every α tried. With β in [0, 1] it is
-    heavy-ball momentum that sets itself, and ends far below gradient descent.
+    β is Dai and Yuan's, with z_{n−1} for p_{n−1}ᵀr_{n−1}, so no older gradient is kept. The formula assumes a line
+    search, but there is none. Taken literally (`clip=None`), β is unbounded where two gradients have the same
+    projection on p, and the iteration diverges: on Rosenbrock's function in four dimensions at every α tried. With β in
+    [0, 1] it is heavy-ball momentum with an automatic coefficient, and ends far below gradient descent.
 
     Args:
-      clip: least and largest β; None for the literal formula.
+      clip: smallest and largest β; None for the literal formula.
       renew_every: steps from one new direction to the next; between them p_n = p_{n−1}, the seed's other choice.
 
     Returns:
@@ -84,11 +84,11 @@ def one_evaluation_conjugate_gradient(
 ) -> optax.GradientTransformation:
     """x ← x + α sgn(pᵀr) p with the seed's p (seed 003 §3.2); see `scale_by_one_evaluation`.
 
-    Under `optax.inject_hyperparams` give `static_args=("clip", "renew_every")`.
+    Under `optax.inject_hyperparams` pass `static_args=("clip", "renew_every")`.
 
     Args:
       learning_rate: α, or a schedule of it.
-      clip: least and largest β; None for the literal formula, which diverges.
+      clip: smallest and largest β; None for the literal formula, which diverges.
       renew_every: steps from one new direction to the next.
 
     Raises:

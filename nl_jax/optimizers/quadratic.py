@@ -15,23 +15,23 @@ from nl_jax.numerics import wide_dtype
 def minimum_of_quadratic(
     function: Callable[[Params], Array], start: Params, *, tol: float = 1e-6, max_steps: int | None = None
 ) -> Params:
-    """The minimum of f(x) = f₀ − f⁽¹⁾x + ½ x f⁽²⁾x by conjugate gradients (seed 003 eq. 22–34; `jax.scipy`'s).
+    """Minimises f(x) = f₀ − f⁽¹⁾x + ½ x f⁽²⁾x by conjugate gradients (seed 003 eq. 22–34; `jax.scipy`'s).
 
     With r_0 = −∇f(x_0) it solves f⁽²⁾(x − x_0) = r_0, in at most as many steps as there are parameters. The matrix
-    f⁽²⁾ is never formed: its products with vectors are those of the Hessian, one forward and one reverse pass each. Of
-    a function that is not quadratic this is Newton's step.
+    f⁽²⁾ is never formed: its products with vectors are Hessian-vector products, one forward and one reverse pass each.
+    For a function that is not quadratic, this is Newton's step.
 
-    It solves in one dtype, the widest among them and float32 at least: ‖r‖² overflows in half precision.
+    It solves in one dtype, the widest of the leaves and float32 at least: ‖r‖² overflows in half precision.
 
     Args:
-      function: `function(params) -> scalar`, of leaves in that dtype, convex and quadratic, such as the mean half
-        squared error of a linear network.
+      function: `function(params) -> scalar`, convex and quadratic, called with leaves in that dtype; for example the
+        mean half squared error of a linear network.
       start: x_0, any tree of floating-point arrays.
-      tol: ends where ‖r‖ ≤ tol ‖r_0‖; 0 for all steps.
-      max_steps: at most so many steps, at least 1; by default ten times the number of parameters, for rounding.
+      tol: the solver stops when ‖r‖ ≤ tol ‖r_0‖; 0 for all steps.
+      max_steps: maximum number of steps, at least 1; by default ten times the number of parameters, for rounding.
 
     Returns:
-      x, of the tree, shapes and dtypes of `start`; NaN where the gradient at `start` is not finite.
+      x, with the tree, shapes and dtypes of `start`; NaN if the gradient at `start` is not finite.
 
     Raises:
       ValueError: if `tol` is negative, `max_steps` below 1, or a leaf of `start` is not floating-point.
@@ -48,6 +48,6 @@ def minimum_of_quadratic(
     wide = optax.tree.cast(start, dtype)
     gradient, product = jax.linearize(jax.grad(function), wide)
     step, _ = cg(product, optax.tree.scale(-1, gradient), tol=tol, maxiter=maxiter)
-    # cg takes a residual of NaN for one small enough, and its start for the solution.
+    # cg treats a residual of NaN as converged, and returns its start as the solution.
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradient)]))
     return jax.tree.map(lambda x, s, x0: jnp.where(finite, x + s, jnp.nan).astype(x0.dtype), wide, step, start)

@@ -1,10 +1,10 @@
 """Programs of layers and the ways to run them.
 
-`feedforward` and `scan` are what a program is written with, `interpret` is the one way to run it otherwise; `record`,
-`hold`, `inject`, `displace` and `local` are the interpretations that learning rules share. All are ordinary functions
-of arrays: jit, grad and vmap apply. A program must call `propagate` in its own body or in a step of `scan`, not inside
-a transformation of its own (`jax.vmap`, `jax.lax.scan`), where its layers cannot be reached: that is a ValueError.
-Layers see the whole batch.
+A program is written with `feedforward` and `scan`. `interpret` runs it in any other way; `record`, `hold`, `inject`,
+`displace` and `local` are the interpretations that learning rules share. All are ordinary functions of arrays: jit,
+grad and vmap apply. A program must call `propagate` in its own body or in a step of `scan`. Inside the program's own
+transformations (`jax.vmap`, `jax.lax.scan`) its layers cannot be reached, which raises a ValueError. Layers see the
+whole batch.
 """
 
 from nl_jax.propagation.around import Around

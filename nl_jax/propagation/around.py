@@ -9,13 +9,13 @@ from nl_jax.propagation.program import scan
 
 
 class Around:
-    """A `propagate` that does something around each layer and hands on to another, in loops as well.
+    """A `propagate` that wraps each layer, in loops as well, and delegates to another `propagate`.
 
     Args:
-      propagate: the other.
-      around: `around(site, given, propagate) -> axons`; calls `propagate` with a name, connection, activation,
-        parameters and inputs to hand on. `site.steps` is empty: that is the other's business.
-      given: by layer, as `interpret` has it.
+      propagate: the other `propagate`.
+      around: `around(site, given, propagate) -> axons`; calls `propagate` with the name, connection, activation,
+        parameters and inputs to pass on. `site.steps` is empty, because the other `propagate` counts steps.
+      given: values by layer, as for `interpret`.
     """
 
     def __init__(

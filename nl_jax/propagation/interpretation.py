@@ -1,9 +1,9 @@
-"""Interpretations: one function of a layer that says how a program is run otherwise.
+"""Interpretations: functions of one layer that change how a program is run.
 
-A program, `program(params, inputs, propagate=feedforward)`, is a forward function or an objective. It never applies a
-layer itself but asks `propagate` to, and never repeats one but asks `scan` to. What a learning rule makes of a program
-is a function of one layer, `layer(site, given) -> (axons, found)`; `interpret` runs the program with it, and carries
-what is given to and found in each layer through straight lines and loops alike.
+A program, `program(params, inputs, propagate=feedforward)`, is a forward function or an objective. It applies layers
+only through `propagate`, and repeats them only through `scan`. A learning rule is defined by a function of one layer,
+`layer(site, given) -> (axons, found)`. `interpret` runs the program with this function. It passes given values to each
+layer and collects the found values, inside and outside loops.
 """
 
 import functools
@@ -18,22 +18,22 @@ import numpy as np
 from nl_jax.base import ActivationFn, Array, Connection, Params, Program
 
 SEPARATOR = "/"
-"""Between the names of loops and of the layer in them."""
+"""Separates the names of loops and of the layer in them."""
 
 
 Loop = Callable[[str, Callable, Any, Any, int | None], tuple[Any, Any]]
-"""`loop(name, body, carry, xs, length) -> (carry, ys)`: `jax.lax.scan` of the loop called "time", or another way to run
-it, which as a rule differs in its derivative alone."""
+"""`loop(name, body, carry, xs, length) -> (carry, ys)`: runs the loop called `name`, by `jax.lax.scan` or another way,
+which usually differs only in its derivative."""
 
 
 class Site(NamedTuple):
-    """One layer as a run of the program meets it.
+    """One layer, as reached in a run of the program.
 
-    `connection` and `activation` may hold values of the loop or the moment: call them only while the layer is run.
+    `connection` and `activation` may hold traced values of the loop or run: call them only while the layer is run.
 
     Attributes:
-      name: "hidden", in a loop "time/hidden".
-      steps: the number of the step in every loop around it, the outermost first; int32 scalars.
+      name: "hidden", or "time/hidden" in a loop.
+      steps: the step number in every loop around the layer, outermost first; int32 scalars.
     """
 
     name: str
@@ -53,19 +53,19 @@ class Site(NamedTuple):
 
 
 def plain_loop(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
-    """`jax.lax.scan`."""
+    """Runs the loop by `jax.lax.scan`."""
     del name
     return jax.lax.scan(body, carry, xs, length)
 
 
 Layer = Callable[[Site, Any], tuple[Array, Any]]
-"""`layer(site, given) -> (axons, found)`: an interpretation. `given` is None where nothing was handed in."""
+"""`layer(site, given) -> (axons, found)`: an interpretation. `given` is None for layers without a given value."""
 
 Given = Mapping[str, Any] | Callable[[str, tuple[Array, ...]], Mapping[str, Any]]
-"""What is handed to layers, by name: trees of arrays, with a leading axis of steps for every loop around the layer.
+"""Values given to layers, by name: trees of arrays, with a leading axis of steps for every loop around the layer.
 
-Or a function that makes it where it is needed, so that it is never stored: `given(scope, steps) -> {layer: tree}`, of
-one step, with scope "" outside loops and "time/" within."""
+Or a function that computes them where they are needed, so that they are never stored:
+`given(scope, steps) -> {layer: tree}`, for one step, with scope "" outside loops and "time/" inside."""
 
 
 def interpret(
@@ -75,17 +75,17 @@ def interpret(
 
     Args:
       program: a forward function or an objective.
-      layer: what a layer does.
-      loop: what runs a loop.
-      summed: add up over the steps what is found in a loop instead of stacking it, so that memory does not grow.
+      layer: the function that runs a layer.
+      loop: the function that runs a loop.
+      summed: whether to sum found values over a loop's steps instead of stacking them, so that memory does not grow.
 
     Returns:
-      `run(params, inputs, given={}) -> (outputs, found)`, both by the layers' names, `found` in the order of
-      propagation. Layers in which None was found are left out.
+      `run(params, inputs, given={}) -> (outputs, found)`. `given` and `found` map layer names to values, `found` in the
+      order of propagation. Layers whose found value is None are left out.
 
     Raises:
-      ValueError: when run, for two layers of one name, a name with a "/", something given to a layer that is not there,
-        or a layer within a transformation of the program's own, where it cannot be reached.
+      ValueError: when run, if two layers have one name, a name contains a "/", a value is given to a layer that does
+        not exist, or a layer is inside a transformation of the program's own, where it cannot be reached.
     """
 
     def run(params: Params, inputs: Any, given: Given | None = None) -> tuple[Any, dict[str, Any]]:
@@ -97,7 +97,7 @@ def interpret(
 
 
 class _Interpreter:
-    """A `propagate` that hands each layer what is given to it and keeps what is found."""
+    """A `propagate` that passes each layer its given value and keeps the found one."""
 
     def __init__(
         self, layer: Layer, loop: Loop, summed: bool, given: Given, scope: str = "", steps: tuple[Array, ...] = ()
@@ -146,7 +146,7 @@ class _Interpreter:
         return carry, ys
 
     def close(self) -> dict[str, Any]:
-        """What was found, after the program's last layer."""
+        """Returns the found values; called after the program's last layer."""
         if not callable(self.given):
             for name in self.given:
                 if name not in self.met and not any(name.startswith(scope) for scope in self.loops):
@@ -165,7 +165,7 @@ class _Interpreter:
 
 
 def _summing(loop: Callable, body: Callable, begin: Any, xs: Any, length: int | None) -> tuple[Any, Any, Any]:
-    """The loop with what is found added up in its carry."""
+    """Runs the loop with found values summed in its carry."""
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), xs)
     shapes = jax.eval_shape(body, begin, first)[1][1]
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -180,21 +180,21 @@ def _summing(loop: Callable, body: Callable, begin: Any, xs: Any, length: int | 
 
 
 def require_new(name: str, met: Collection[str]) -> None:
-    """ValueError if a layer of this name was met already in this run."""
+    """Raises ValueError if a layer of this name was already run."""
     if name in met:
         raise ValueError(f"layer {name!r} is propagated twice in one run: give every layer a name of its own")
 
 
 def loops_around(name: str) -> int:
-    """How many loops a layer stands in: as many axes of steps come before the batch in what is found of it."""
+    """Returns the number of loops around a layer; its found values have as many axes of steps before the batch."""
     return name.count(SEPARATOR)
 
 
 def places(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int | np.ndarray], int]:
-    """Where layers come in the order of propagation, from 0, each step of a loop counted; and how many there are.
+    """Returns the layers' positions in the order of propagation, from 0, counting each loop step; and their number.
 
     Args:
-      shapes: of what was found of each layer, in the order of propagation, loops' axes first.
+      shapes: shapes of each layer's found value, in the order of propagation, with the axes of loops first.
 
     >>> places({"in": (5, 2), "time/a": (3, 5, 2), "time/b": (3, 5, 2), "out": (5, 2)})
     ({'in': 0, 'time/a': array([1, 3, 5]), 'time/b': array([2, 4, 6]), 'out': 7}, 8)
@@ -219,11 +219,11 @@ def places(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int | np.nd
 
 
 def _require_own_body(name: str, axons: Array | None) -> None:
-    """ValueError for a layer whose values do not exist outside a transformation of the program's own."""
+    """Raises ValueError for a layer whose values exist only inside a transformation of the program's own."""
     if axons is None:
         return
     try:
-        jnp.negative(axons)  # any use will do; compiled, nothing is left of it
+        jnp.negative(axons)  # any use raises the error; jit removes it
     except jax.errors.UnexpectedTracerError as error:
         raise ValueError(
             f"layer {name!r} is propagated inside a jax.vmap, lax.scan or other transformation of the program's "

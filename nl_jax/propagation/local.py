@@ -12,17 +12,17 @@ from nl_jax.propagation.interpretation import Site, interpret
 from nl_jax.propagation.loops import accumulated
 
 Respond = Callable[[Site, Array], Array | None]
-"""`respond(site, preactivation) -> response`: a function of ν whose credit is known once the run is over."""
+"""`respond(site, preactivation) -> response`: a function of ν whose credit is known after the run."""
 
 
 class Local(NamedTuple):
-    """A clean run of a program with the local dependence of its layers on their parameters.
+    """A clean run of a program, with the local dependence of its layers on their parameters.
 
     Attributes:
       outputs: the program's outputs.
-      responses: by layer name, of those layers whose ν^l depends on the parameters; by default ν^l itself.
+      responses: responses by layer name, for layers whose ν^l depends on the parameters; by default ν^l itself.
       learned: the names of those layers, in the order of propagation.
-      pull: `pull(output_credit, credit) -> parameter gradient` (see `local_gradient`), of the responses' credit.
+      pull: `pull(output_credit, credit) -> parameter gradient` (see `local_gradient`), with the responses' credit.
     """
 
     outputs: Any
@@ -32,26 +32,27 @@ class Local(NamedTuple):
 
 
 Activate = Callable[[Site, Array], Array]
-"""`activate(site, preactivation) -> axons`, in the place of the site's activation."""
+"""`activate(site, preactivation) -> axons`, used instead of the site's activation."""
 
 
 def local(
     program: Program, respond: Respond | None = None, activate: Activate | None = None
 ) -> Callable[[Params, Any], Local]:
-    """Runs the program once and keeps what turns any credit into a parameter gradient.
+    """Runs the program once and returns a function that turns any credit into a parameter gradient.
 
-    Connections are differentiated by their own parameters alone: activations and losses without a derivative
-    are fine, and no information crosses from one layer to another. Parameters that a program uses outside its
-    layers (a scale after the last one) are the exception: they get the derivative of what they are used in.
+    Connections are differentiated only with respect to their own parameters. Activations and losses need no
+    derivative, and no information passes from one layer to another. Parameters that a program uses outside its
+    layers (a scale after the last one) are the exception: they receive the derivative of the values that use them.
 
-    A result is an estimate, not a function to differentiate again: derivatives stop at every layer.
+    Do not differentiate the result again: derivatives stop at every layer.
 
     Args:
       program: a forward function or an objective.
-      respond: what of a layer gets credit, by default ν^l, in a loop that of every step, stacked. Another response is
-        summed over the steps: with R = Σ_t ⟨γ_t, ν_t⟩ for noise that is drawn where it is needed, the credit of one
-        number an example is enough for all steps, and memory does not grow with them. It may return None.
-      activate: what a layer answers, by default its own activation of ν.
+      respond: the function of ν^l that receives credit, by default ν^l itself, stacked over the steps of a loop. Any
+        other response is summed over the steps. With R = Σ_t ⟨γ_t, ν_t⟩, for noise that is drawn where it is needed,
+        the credit of one number per example suffices for all steps, and memory does not grow with them. It may return
+        None.
+      activate: computes a layer's axons, by default its own activation of ν.
     """
 
     def layer(site: Site, given: None) -> tuple[Array, Array | None]:
@@ -77,7 +78,7 @@ def local(
             for name in credit:
                 if name not in found:
                     raise ValueError(f"layer {name!r} is not among those known here: {', '.join(found) or 'none'}")
-            # A layer without credit teaches nothing; its zeros cost nothing once compiled.
+            # A layer without credit gets zeros, which cost nothing once compiled.
             everywhere = [credit.get(name, jnp.zeros_like(value)) for name, value in found.items()]
             return transpose((output_credit, everywhere))[0]
 
@@ -87,7 +88,7 @@ def local(
 
 
 def learning_layers(program: Program, params: Params, inputs: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """The layers whose pre-activation depends on the parameters, lower axons held, with its shape; nothing is run."""
+    """Returns the ν shapes of layers whose ν depends on the parameters with lower axons held; runs nothing."""
     names: list[str] = []
     shapes: list[Any] = []
 
@@ -108,13 +109,13 @@ def local_gradient(program: Program) -> Callable[[Params, Any, Any, Mapping[str,
     """Turns node credit into a parameter gradient, layer by layer, without backpropagation.
 
     Given δ^l = ∂E/∂ν^l for each layer, the parameter gradient is the derivative of
-    E(cut outputs) + Σ_l ⟨δ^l, ν^l⟩ with every layer's inputs held fixed; for a dense layer that is
-    ∂E/∂W^l = δ^l x^{l-1} (seed 000, node perturbation; seed 003 eq. 9). Tied weights, convolutions and
-    parameters used after the last layer come out right. With exact credit this is `jax.grad`.
+    E(cut outputs) + Σ_l ⟨δ^l, ν^l⟩ with every layer's inputs held fixed. For a dense layer this is
+    ∂E/∂W^l = δ^l x^{l-1} (seed 000, node perturbation; seed 003 eq. 9). It is also correct for tied weights,
+    convolutions and parameters used after the last layer. With exact credit it equals `jax.grad`.
 
     Returns:
       `gradient(params, inputs, output_credit, node_credit) -> grads`, where `output_credit` has the
-      shape of the program's outputs (how much each output counts, e.g. 1/batch for per-example losses)
+      shape of the program's outputs (the weight of each output, e.g. 1/batch for per-example losses)
       and `node_credit` maps layer names to arrays of their pre-activations' shapes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Loops opened for derivatives: what a step reads, what it carries, and what is summed."""
+"""Opens loops for derivatives: separates what a step reads, what it carries and what it sums."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,13 +20,13 @@ class Opened(NamedTuple):
 
     Attributes:
       step: `step(consts, carry, x) -> (carry, y)`, all of them lists.
-      consts: what the step reads from outside the loop and can be differentiated by: parameters, as a rule.
+      consts: differentiable values that the step reads from outside the loop; usually parameters.
       carry: the first carry.
-      xs: what it reads step by step, leading axis the steps.
+      xs: values read step by step, with a leading axis of steps.
       length: number of steps.
       totals: for each part of the carry, whether the loop only adds to it, as to a sum of losses. Nothing else reads
-        it, so that its credit is the same at every step.
-      close: makes `(carry, ys)` of their lists.
+        such a part, so its credit is the same at every step.
+      close: rebuilds `(carry, ys)` from their lists.
     """
 
     step: Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]
@@ -39,11 +39,11 @@ class Opened(NamedTuple):
 
 
 def opened(body: Callable, carry: Any, xs: Any, length: int | None = None) -> Opened:
-    """Opens a loop, given as to `jax.lax.scan`."""
+    """Opens a loop with the arguments of `jax.lax.scan`."""
     carry_leaves, carry_tree = jax.tree.flatten(carry)
     x_leaves, x_tree = jax.tree.flatten(xs)
     x_leaves = [jnp.asarray(x) for x in x_leaves]
-    # As lax.scan has it, a carry that is weakly typed takes the type that the body gives it.
+    # As in lax.scan, a weakly typed carry takes the type that the body gives it.
     carry_leaves = [jnp.asarray(c) for c in carry_leaves]
     firsts = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x_leaves]
     out_trees: list[Any] = []
@@ -95,11 +95,11 @@ def _totals(step: Callable, consts: Leaves, carry: Leaves, x: Leaves) -> list[bo
 
 
 def accumulated(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
-    """`jax.lax.scan`, whose derivative by the parameters is summed up by a second run, forwards.
+    """Runs `jax.lax.scan`; its derivative by the parameters is summed in a second forward run.
 
-    Right where parameters reach the carried state in no other way than through a layer that is cut, as in `local`: then
-    a step's credit reaches parameters in that step or not at all, and nothing is kept of all steps: memory does not
-    grow with their number. Where the state itself depends on parameters it is `jax.lax.scan` and its own derivative.
+    This is correct where parameters reach the carried state only through layers that are cut, as in `local`. A step's
+    credit then reaches only that step's use of the parameters. No step's values are kept, so memory does not grow with
+    the number of steps. Where the state itself depends on parameters, this is `jax.lax.scan` with its own derivative.
     """
     loop = opened(body, carry, xs, length)
     first, last, ys = _dependence(loop)
@@ -130,7 +130,7 @@ def accumulated(name: str, body: Callable, carry: Any, xs: Any, length: int | No
     run = jax.custom_vjp(plain)
     run.defvjp(forward, backward, symbolic_zeros=True)
     end, traces = run(loop.consts, loop.carry, loop.xs)
-    if SEPARATOR not in name:  # what depends on no parameter is not to be differentiated on its way on
+    if SEPARATOR not in name:  # values that depend on no parameter carry no derivative onwards
         touched = _places(*([perturbed(leaf) for leaf in leaves] for leaves in (loop.consts, loop.carry, loop.xs)))
         end = [leaf if found & touched else _stopped(leaf) for leaf, found in zip(end, last, strict=True)]
         traces = [leaf if found & touched else _stopped(leaf) for leaf, found in zip(traces, ys, strict=True)]
@@ -147,9 +147,9 @@ def _forwards(
     begun: list[bool],
     read: list[bool],
 ) -> tuple[Leaves, Leaves, Leaves]:
-    """The credit of what the loop reads, by a second run that goes forward."""
+    """Returns the credit of the loop's inputs, by a second run that goes forward."""
     last, ys = ([instantiated(leaf) for leaf in leaves] for leaves in credit)
-    # The credit of a total is the same at all steps; that of the state reaches no parameter and need not be known.
+    # The credit of a total is the same at all steps; credit of the state reaches no parameter and is not needed.
     constant = [c if total else None for c, total in zip(last, loop.totals, strict=True)]
     nothing = [jnp.zeros_like(leaf) for leaf in chosen(consts, learned)]
     first = [jnp.zeros_like(leaf) for leaf in chosen(carry, begun)]
@@ -180,9 +180,9 @@ def _forwards(
 
 
 def _dependence(loop: Opened) -> tuple[list[frozenset[int]], list[frozenset[int]], list[frozenset[int]]]:
-    """What the parts of the carry depend on after one step, and after all steps, and what the parts of y do.
+    """Returns the dependences of the carry after one step, of the carry after all steps, and of y.
 
-    By the numbers of what the loop reads: consts, carry, xs.
+    A dependence is a set of the loop's inputs, numbered in the order consts, carry, xs.
     """
     counts = len(loop.consts), len(loop.carry)
     begins = counts[0]
@@ -206,7 +206,7 @@ def _places(consts: list[bool], carry: list[bool], xs: list[bool]) -> frozenset[
 
 
 def perturbed(x: Any) -> bool:
-    """Whether the differentiation that is going on reaches x."""
+    """Whether x is being differentiated in the current trace."""
     found: list[bool] = []
 
     @jax.custom_jvp
@@ -228,18 +228,18 @@ def _stopped(leaf: Any) -> Any:
 
 
 def chosen(leaves: Leaves, which: Sequence[bool]) -> Leaves:
-    """The leaves that are marked."""
+    """Returns the marked leaves."""
     return [leaf for leaf, one in zip(leaves, which, strict=True) if one]
 
 
 def replaced(leaves: Leaves, which: Sequence[bool], by: Leaves) -> Leaves:
-    """The leaves, those marked by others."""
+    """Returns the leaves, with the marked ones replaced by those in `by`."""
     values = iter(by)
     return [next(values) if one else leaf for leaf, one in zip(leaves, which, strict=True)]
 
 
 class _Static:
-    """A value that is no array, among residuals."""
+    """A residual that is not an array."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -249,17 +249,17 @@ jax.tree_util.register_pytree_node(_Static, lambda s: ((), s.value), lambda valu
 
 
 def differentiable(x: Any) -> bool:
-    """Whether an array can carry a tangent: indices, masks and keys cannot."""
+    """Whether an array can carry a tangent; indices, masks and keys cannot."""
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def zero_of(x: Any) -> Any:
-    """The zero credit of an array, float0 where it can have none."""
+    """Returns the zero credit of an array, float0 if it can have none."""
     return jnp.zeros(x.shape, x.dtype) if differentiable(x) else np.zeros(x.shape, jax.dtypes.float0)
 
 
 def instantiated(credit: Any) -> Any:
-    """Credit as an array, where JAX says by a symbol that it is zero."""
+    """Returns credit as an array, also where JAX represents zero by a symbol."""
     if not isinstance(credit, jax.custom_derivatives.SymbolicZero):
         return credit
     aval: Any = credit.aval

@@ -12,14 +12,14 @@ from nl_jax.products import opened
 def feedforward(
     name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
 ) -> Array:
-    """x^l = f(W^l x^{l-1} + b^l): the default `propagate` (seed 000, backprop; seed 003 eq. 6).
+    """Computes x^l = f(W^l x^{l-1} + b^l); the default `propagate` (seed 000, backprop; seed 003 eq. 6).
 
     Args:
       name: the layer's name, unique within one run of the program.
       connection: `connection(params, *inputs) -> pre-activation`.
       activation: `activation(pre-activation) -> axons`.
       params: this layer's parameters.
-      *inputs: axons of lower layers, batch axis first.
+      *inputs: axons (activity) of lower layers, batch axis first.
 
     Returns:
       The layer's axons.
@@ -42,28 +42,28 @@ def scan(
     *,
     length: int | None = None,
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan` for programs: layers inside the loop stay within reach of every learning rule.
+    """`jax.lax.scan` for programs: learning rules can reach the layers inside the loop.
 
-    Over time the parameters come from outside and all steps share them; over depth they are stacked among `xs`, a block
-    for each step. A layer "hidden" in a loop "time" is called "time/hidden", and what is given to it or found in it has
-    a leading axis of steps. Loops may hold loops.
+    In a loop over time, the parameters come from outside and all steps share them. In a loop over depth, they are
+    stacked in `xs`, one block per step. A layer "hidden" in a loop "time" is called "time/hidden", and its given and
+    found values have a leading axis of steps. Loops may be nested.
 
-    A `propagate` written by hand as a plain function is called inside the loop as it is, with the layer's own name
-    ("hidden"): JAX traces it once for all steps. It may compute what it likes, but must not keep what it sees.
+    A `propagate` written by hand as a plain function is called directly inside the loop, with the layer's own name
+    ("hidden"). JAX traces it once for all steps. It may compute anything, but must not store the values it receives.
 
     Args:
-      name: the loop's name, unique among the layers and loops around it.
-      step: `step(carry, x, propagate) -> (carry, y)`; it must call the `propagate` it is handed.
+      name: the loop's name, unique among the layers and loops beside it.
+      step: `step(carry, x, propagate) -> (carry, y)`; it must call the `propagate` that it receives.
       carry: the first carry, any tree of arrays.
       xs: a tree of arrays with a leading axis of steps, or None.
-      propagate: the program's own.
-      length: number of steps, needed where `xs` is None.
+      propagate: the program's `propagate`.
+      length: number of steps, required if `xs` is None.
 
     Returns:
       `(carry, ys)`: the last carry, and the y of all steps stacked.
 
     Raises:
-      ValueError: for a name that is taken or holds a "/", or a `propagate` that is not callable.
+      ValueError: for a name that is taken or contains a "/", or a `propagate` that is not callable.
       TypeError: from `jax.lax.scan`, if `step` changes the carry's shapes or dtypes.
 
     >>> import jax.numpy as jnp
@@ -77,7 +77,7 @@ def scan(
     if not callable(propagate):
         raise ValueError(f"propagate must be what the program was called with, got {propagate!r}")
     inside = getattr(propagate, "scan", None)
-    xs, rebuilt = opened(xs)  # of stacked weights, perhaps with noise that is drawn in the loop
+    xs, rebuilt = opened(xs)  # stand-ins for stacked weights, perhaps with noise drawn in the loop
 
     def body(carry: Any, slices: Any, propagate: Propagate) -> tuple[Any, Any]:
         return step(carry, rebuilt(slices), propagate)

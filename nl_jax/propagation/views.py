@@ -1,4 +1,4 @@
-"""Runs that record the layers' axons, hold them, or displace them or their pre-activations."""
+"""Runs that record, hold or displace the layers' axons (activity), or displace their pre-activations."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ def record(program: Program) -> Callable[[Params, Any], tuple[Any, dict[str, Arr
     """Runs the program and also returns every layer's axons, in the order of propagation.
 
     Returns:
-      `recorded(params, inputs) -> (outputs, {layer: axons})`; of layers in loops stacked, leading axis the steps.
+      `recorded(params, inputs) -> (outputs, {layer: axons})`; in loops, axons are stacked with a leading axis of steps.
 
     Raises:
       ValueError: when run, if two layers share a name.
@@ -28,7 +28,7 @@ def record(program: Program) -> Callable[[Params, Any], tuple[Any, dict[str, Arr
 
 
 def zero_axons(program: Program, params: Params, inputs: Any) -> dict[str, Array]:
-    """Zeros of the shapes of all layers' axons; nothing is run."""
+    """Returns zeros in the shapes of all layers' axons; nothing is computed."""
     shapes = jax.eval_shape(lambda params, inputs: record(program)(params, inputs)[1], params, inputs)
     return {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
 
@@ -38,7 +38,7 @@ class Held(NamedTuple):
 
     Attributes:
       axons: x^l, given or computed.
-      predicted: f(W^l x^{l−1} + b^l), what it makes of the values below it.
+      predicted: f(W^l x^{l−1} + b^l), computed from the values below it.
     """
 
     axons: Array
@@ -49,7 +49,7 @@ class Partly(NamedTuple):
     """Axons for a layer in a loop that is held at some steps and computed at the others.
 
     Attributes:
-      axons: x^l, leading axis the steps.
+      axons: x^l, with a leading axis of steps.
       held: whether it is held, [steps].
     """
 
@@ -58,17 +58,17 @@ class Partly(NamedTuple):
 
 
 def hold(program: Program) -> Callable[[Params, Any, Mapping[str, Array | Partly]], tuple[Any, dict[str, Held]]]:
-    """Holds some or all layers at *given* axons; all others are computed from what they receive.
+    """Holds some or all layers at *given* axons; all others are computed from their inputs.
 
-    Held axons become free variables and x^l − f(W^l x^{l−1} + b^l) a residual: the constrained view of learning
+    Held axons become free variables, and x^l − f(W^l x^{l−1} + b^l) a residual: the constrained view of learning
     (seed 000, LeCun 1988).
 
     Returns:
-      `held(params, inputs, given) -> (outputs, {layer: Held})`, where `given` maps layers' names to their axons, or to
+      `held(params, inputs, given) -> (outputs, {layer: Held})`, where `given` maps layer names to their axons, or to
       a `Partly`.
 
     Raises:
-      ValueError: when run, for duplicate or unknown layers or axons of another shape.
+      ValueError: when run, for duplicate or unknown layers or axons of the wrong shape.
     """
 
     def layer(site: Site, given: Array | Partly | None) -> tuple[Array, Held]:
@@ -83,16 +83,16 @@ def hold(program: Program) -> Callable[[Params, Any, Mapping[str, Array | Partly
 
 
 def inject(program: Program) -> Callable[[Params, Any, Given], Any]:
-    """Adds an offset γ^l to the pre-activation of any layers: x̃^l = f(W^l x̃^{l-1} + b^l + γ^l).
+    """Adds an offset γ^l to the pre-activations of some layers: x̃^l = f(W^l x̃^{l-1} + b^l + γ^l).
 
-    The perturbation of seed 000 (node perturbation).
+    This is the perturbation of seed 000 (node perturbation).
 
     Returns:
       `injected(params, inputs, offsets) -> outputs`, where `offsets` maps the names of some or all
-      layers to arrays of their pre-activations' shapes, or makes them step by step (`Given`).
+      layers to arrays of their pre-activations' shapes, or computes them step by step (`Given`).
 
     Raises:
-      ValueError: when run, for a duplicate layer name, offsets for an unknown layer or of another shape.
+      ValueError: when run, for a duplicate layer name, or offsets for an unknown layer or of the wrong shape.
     """
 
     def layer(site: Site, offset: Array | None) -> tuple[Array, None]:
@@ -107,16 +107,17 @@ def inject(program: Program) -> Callable[[Params, Any, Given], Any]:
 
 
 def displace(program: Program) -> Callable[[Params, Any, Mapping[str, Array]], tuple[Any, dict[str, Array]]]:
-    """Adds an error e^l to the axons of any layers, which is sent on: x^l = f(W^l x^{l-1} + b^l) + e^l.
+    """Adds an error e^l to the axons of some layers, which is propagated: x^l = f(W^l x^{l-1} + b^l) + e^l.
 
-    `inject` adds to pre-activations, this to their values; seen from `hold`, e^l is the residual of the axons x^l.
+    `inject` adds to pre-activations; `displace` adds to axons. In terms of `hold`, e^l is the residual of the axons
+    x^l.
 
     Returns:
       `displaced(params, inputs, errors) -> (outputs, {layer: axons})`, where `errors` maps the names of some or all
-      layers to arrays of their axons' shapes; axons in the order of propagation.
+      layers to arrays of their axons' shapes; axons are in the order of propagation.
 
     Raises:
-      ValueError: when run, for a duplicate layer name, errors of an unknown layer or of another shape.
+      ValueError: when run, for a duplicate layer name, or errors for an unknown layer or of the wrong shape.
     """
 
     def layer(site: Site, error: Array | None) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def bar(total: int, done: int, wanted: bool | None) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
-    """A tqdm bar as a function `show(steps done since, figures to show)`; None wants one if tqdm is installed."""
+    """Yields `show(new steps, figures)`, which updates a tqdm bar; with `wanted` None, only if tqdm is installed."""
     if not (importlib.util.find_spec("tqdm") is not None if wanted is None else wanted):
         yield lambda steps, figures: None
         return

@@ -1,12 +1,12 @@
 """Checkpoints: a run that ends at any instant can be resumed from its folder.
 
-    run.json              what run this is
-    steps/600/            the state after step 600, by orbax; the newest `KEPT` are there
-    history/400-600.npz   what was recorded of the steps in between; all are there
-    seals/600.json        written last: where the data was, and the checksums of all files of step 600
+    run.json              identifies the run
+    steps/600/            the state after step 600, saved by orbax; the newest `KEPT` are kept
+    history/400-600.npz   the records of the steps in between; all are kept
+    seals/600.json        written last: the position of the data, and the checksums of all files of step 600
 
-A step without a seal was not saved to the end, and does not count. With several processes each has a history and seals
-of its own, and the folder must be one that all of them see.
+A step without a seal was not saved completely and is ignored. With several processes, each has its own history and
+seals, and all must have access to the folder.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ import numpy as np
 from nl_jax.training.files import abstract, checksum, described, filled, plain, quiet, reason, write
 
 KEPT = 3
-"""How many of the newest states are kept: should one be damaged, there is another."""
+"""How many of the newest states are kept, in case one is damaged."""
 
 
 class Saved(NamedTuple):
-    """Where a run goes on.
+    """The point from which a run is resumed.
 
     Attributes:
-      step: steps taken.
-      state: after them.
-      records: what was recorded of them, in parts.
-      position: of the data, from its source.
+      step: number of steps taken.
+      state: the state after them.
+      records: their records, in parts.
+      position: the position of the data source.
       finished: whether `log` ended the run here.
     """
 
@@ -45,17 +45,17 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """A run's folder, opened: made if it is not there, compared with the run if it is.
+    """A run's checkpoint folder: created if it does not exist, compared with the run if it does.
 
     Args:
-      folder: where.
-      about: what tells this run from others, in strings.
+      folder: path of the folder.
+      about: strings that distinguish this run from others.
       first_step: number of the run's first step.
       state: a state of the run, for its shapes and dtypes.
 
     Raises:
       ImportError: without orbax.
-      ValueError: if the folder is of another run, or of none.
+      ValueError: if the folder belongs to another run, or to no run.
       OSError: if it cannot be read or written.
     """
 
@@ -72,7 +72,7 @@ class Checkpoints:
         self._args, self._orbax = ocp.args, ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
     def newest(self, like: Any, recorded: Callable[[], Any]) -> Saved | None:
-        """The newest step saved, or None: a state that lies where `like` does, records in the tree of `recorded()`."""
+        """Loads the newest step, or None; its state is placed as `like` is, its records have `recorded()`'s tree."""
         whole = self._whole()
         step = max(whole, default=self._first_step)
         with self._writing(step):
@@ -99,7 +99,7 @@ class Checkpoints:
         return Saved(step, filled(like, found), records, seal["position"], seal["finished"])
 
     def save(self, step: int, state: Any, records: Any, position: str | None, finished: bool) -> None:
-        """Saves a step, and what was recorded since the last one saved. Once this returns, nothing is lost."""
+        """Saves a step, and the records since the last saved one. Once this returns, nothing is lost."""
         if step == self.step:
             return
         place = self._folder / "steps" / str(step)
@@ -121,7 +121,7 @@ class Checkpoints:
         self._orbax.close()
 
     def _claim(self, about: dict[str, str], shapes: dict[str, str]) -> None:
-        """Compares the folder's run with this one; in a new folder, writes down what this one is."""
+        """Compares the folder's run with this one; in a new folder, writes what identifies this one."""
         file = self._folder / "run.json"
         if file.exists():
             with self._reading(file, "remove this file if the folder is of this run"):
@@ -152,7 +152,7 @@ class Checkpoints:
         )
 
     def _history(self, step: int, recorded: Any) -> list[Any]:
-        """What was recorded until a step, in parts."""
+        """Loads the records up to a step, in parts."""
         dtypes, tree = jax.tree.flatten(recorded)
         parts: list[Any] = []
         while step > self._first_step:
@@ -164,7 +164,7 @@ class Checkpoints:
                 arrays = [file[name] for name in file.files]
             if [x.dtype.itemsize for x in arrays] != [dtype.itemsize for dtype in dtypes]:
                 self._refuse("run", "record kept other values there")
-            # What NumPy does not know, such as bfloat16, it gives back as bytes.
+            # NumPy returns dtypes that it does not know, such as bfloat16, as bytes.
             parts.insert(0, jax.tree.unflatten(tree, [x.view(d) for x, d in zip(arrays, dtypes, strict=True)]))
             step = _span(path)[0]
         return parts
@@ -173,13 +173,13 @@ class Checkpoints:
         return self._folder / "seals" / f"{step}{self._process if process is None else process}.json"
 
     def _whole(self) -> set[int]:
-        """Steps that all processes have sealed."""
+        """Returns the steps that all processes have sealed."""
         processes = [f".{i}" for i in range(jax.process_count())] if self._process else [""]
         steps = [int(path.name) for path in (self._folder / "steps").iterdir() if path.name.isdigit()]
         return {step for step in steps if all(self._seal(step, process).exists() for process in processes)}
 
     def _remove(self, which: Callable[[int], bool]) -> None:
-        """Removes some steps, seals first, and what broken-off saves have left."""
+        """Removes some steps, seals first, and the remains of interrupted saves."""
         for path in (self._folder / "seals").glob(f"*{self._process}.json"):
             if which(int(path.name.partition(".")[0])):
                 path.unlink()
@@ -208,6 +208,6 @@ class Checkpoints:
 
 
 def _span(record: Path) -> tuple[int, int]:
-    """The steps before the first and after the last that a file of records is of."""
+    """Returns the numbers of steps taken before and after those of a records file: (400, 600) for "400-600.npz"."""
     first, last = record.name.partition(".")[0].split("-")
     return int(first), int(last)

@@ -17,7 +17,7 @@ Record = Callable[[LearnerState, Info], State]
 
 
 def without_residuals(state: LearnerState, info: Info) -> Info:
-    """What is recorded of each step by default; failures are errors and need no record."""
+    """The default record: `info` without residuals, and without failures, which are raised as errors."""
     del state
     return info._replace(residuals=(), failures=())
 
@@ -25,7 +25,7 @@ def without_residuals(state: LearnerState, info: Info) -> Info:
 def _step(
     learner: Learner, record: Record, key: Key, state: LearnerState, batch: Batch, step: Array
 ) -> tuple[LearnerState, tuple[Outcomes, State]]:
-    """One step with a given batch; returns the state, outcome and record."""
+    """Takes one step with a given batch; returns the state, outcome and record."""
     step_key, _ = jax.random.split(key)
     state, info = learner.step(jax.random.fold_in(step_key, step), state, batch)
     return state, (Outcomes(info.loss, info.failures), record(state, info))
@@ -42,7 +42,7 @@ def _steps(
     data: Batch,
     first_step: Array,
 ) -> tuple[LearnerState, tuple[Outcomes, State]]:
-    """Some steps in one scan; returns the state, and outcomes and records with a leading axis of steps."""
+    """Takes steps in one scan; returns the state, and outcomes and records with a leading axis of steps."""
     step_key, order_key = jax.random.split(key)
     examples = jax.tree.leaves(data)[0].shape[0]
     chosen = None if batch_size is None else order(order_key, first_step, num_steps, examples, batch_size)
@@ -83,10 +83,10 @@ class Engine(NamedTuple):
     """Compiled calls that advance one run, or many.
 
     Attributes:
-      donates: whether they take over the memory of the state they are given.
-      step: one step with a given batch.
-      steps: many steps, with batches gathered from arrays.
-      step_axis: axis of steps in what `steps` returns beside the state.
+      donates: whether the input state is donated, so that its memory is reused.
+      step: takes one step with a given batch.
+      steps: takes many steps, with batches gathered from arrays.
+      step_axis: axis of steps in the outcomes and records that `steps` returns.
     """
 
     donates: bool

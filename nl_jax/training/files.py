@@ -1,4 +1,4 @@
-"""Atomic writes of files, and arrays as files hold them."""
+"""Atomic file writes, and conversion of arrays to and from their saved form."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ from nl_jax.checks import path_name
 
 
 def write(path: Path, content: Callable[[IO[bytes]], Any]) -> None:
-    """Makes a file that, whenever the process ends, is either whole or not there (or as it was before)."""
+    """Writes a file atomically: if the process ends, the file is complete, or missing or unchanged."""
     unfinished = path.with_name(path.name + ".unfinished")
     with unfinished.open("wb") as file:
         content(file)
@@ -28,7 +28,7 @@ def write(path: Path, content: Callable[[IO[bytes]], Any]) -> None:
 
 
 def checksum(path: Path) -> int:
-    """CRC-32 of a file's bytes, read in pieces."""
+    """Returns the CRC-32 of a file's bytes, read in pieces."""
     total = 0
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -37,7 +37,7 @@ def checksum(path: Path) -> int:
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in a line: what the system said, if TensorStore hides it in many."""
+    """Returns in one line why something failed; extracts the system's error from TensorStore's long messages."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
@@ -46,22 +46,22 @@ def reason(error: BaseException) -> str:
 
 
 def described(tree: Any) -> dict[str, str]:
-    """Shapes and dtypes of a tree's leaves by path, such as {"params/output/weight": "float32[16,10]"}."""
+    """Returns dtypes and shapes of a tree's leaves by path, such as {"params/output/weight": "float32[16,10]"}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): f"{x.dtype}[{','.join(map(str, x.shape))}]" for path, x in leaves}
 
 
 def plain(tree: Any) -> dict[str, Any]:
-    """A tree's leaves by path, as orbax takes them: keys as their data, no empty arrays.
+    """Returns a tree's leaves by path, in the form orbax accepts: keys as their data, no empty arrays.
 
-    Arrays of one device become NumPy's: where they lie is the next process's affair.
+    Arrays on one device become NumPy arrays; the process that loads them chooses their device.
     """
     leaves = {path_name(path): _data(x) for path, x in jax.tree_util.tree_leaves_with_path(tree) if x.size}
     return {path: x if isinstance(x.sharding, NamedSharding) else np.asarray(x) for path, x in leaves.items()}
 
 
 def abstract(tree: Any) -> dict[str, Any]:
-    """What `plain` would give, in shapes, dtypes and places alone."""
+    """Returns the shapes, dtypes and shardings of what `plain` would return."""
     leaves = {path_name(path): _data(x) for path, x in jax.tree_util.tree_leaves_with_path(tree) if x.size}
 
     def shape(x: Array) -> Any:
@@ -73,7 +73,7 @@ def abstract(tree: Any) -> dict[str, Any]:
 
 
 def filled(like: Any, found: dict[str, Any]) -> Any:
-    """The tree whose leaves `plain` gave as `found`, where those of `like` lie."""
+    """Rebuilds a tree from the leaves `found`, in the form of `plain`, and places them as the leaves of `like`."""
 
     def leaf(path: tuple, like: Array) -> Array:
         if not like.size:
@@ -96,7 +96,7 @@ def _data(x: Array) -> Array:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Orbax logs a traceback for each of its threads that an error passes; the error itself is raised, and says it."""
+    """Silences orbax, which logs a traceback for each of its threads that fails; the error is raised in any case."""
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True
     try:

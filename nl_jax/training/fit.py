@@ -34,55 +34,55 @@ def fit(
     checkpoint: str | os.PathLike | None = None,
     every: int | None = None,
 ) -> tuple[LearnerState, Any]:
-    """Trains for a number of steps.
+    """Trains one learner for a number of steps.
 
-    Keys and batches follow from `key` and `state.step` alone: a run that is stopped and continued with the same key
-    equals an uninterrupted one. With `checkpoint`, the same call continues a run whose process was ended at any
-    instant, to the same bits.
+    Keys and batches depend only on `key` and `state.step`. A run that is stopped and continued with the same key
+    therefore equals an uninterrupted one. With `checkpoint`, the same call resumes a run whose process ended at any
+    instant, and the result is bitwise the same.
 
     Args:
       learner: from `nl.learner`.
       key: typed key of the whole run.
       state: from `learner.init` or an earlier run.
       data: tree of arrays with examples along the first axis, such as (images, labels); they stay on the device. Or an
-        iterator of batches, such as a grain loader: each is sent to the device while the step before is computed. An
+        iterator of batches, such as a grain loader: each batch is sent to the device during the previous step. An
         iterator with `get_state()` and `set_state(state)` can be used with `checkpoint`.
       num_steps: steps to take from `state`.
       batch_size: examples per step; None for all of them (full batch), 1 for single-sample descent. For a
         sum over the batch instead of a mean see `nl.batch_sum`. An iterator chooses its batches itself.
       order: `nl.batching.shuffled` (passes over the data) or `nl.batching.uniform` (with replacement).
       steps_per_dispatch: steps between two returns to Python, where logs are called, states are saved, and Ctrl-C and
-        SIGTERM act. With arrays they are compiled into one call. A return takes some milliseconds at most; where
-        a step takes 0.1 ms or less, a thousand steps or more are worth it.
-      record: `record(state, info)`, what to keep of each step; by default `info` without its residuals, which
-        only `lambda state, info: info` pays for.
-      log: a function, or several, called with an `nl.Report` before the first dispatch and after each. It returns None;
-        True to stop training here; or a mapping of figures to show beside the progress bar. `nl.logs` has some
+        SIGTERM act. With arrays, these steps are compiled into one call. A return takes a few milliseconds at most. If
+        a step takes 0.1 ms or less, use a thousand steps or more.
+      record: `record(state, info)` returns what to keep of each step; by default `info` without its residuals. Only
+        `lambda state, info: info` makes the run compute the residuals.
+      log: a function, or several, called with an `nl.Report` before the first dispatch and after each. It returns None,
+        True to stop training here, or a mapping of figures to show beside the progress bar. `nl.logs` has functions
         that write to files, TensorBoard and Weights & Biases.
       progress: whether to show a tqdm bar; by default if tqdm is installed.
-      donate: whether the run may take over the memory of `state`, whose arrays are then deleted, and of each state
-        after it when the next dispatch begins. Large networks need it: without, there are two states at a time, and
+      donate: whether the run may reuse the memory of `state`, whose arrays are then deleted, and of each later state
+        when the next dispatch begins. Large networks need this: without it, two states exist at a time, and
         `nl.seeded` cannot change its parameters in place.
-      checkpoint: a folder to save the run in (needs orbax: `pip install 'nl_jax[checkpoint]'`). It is made if it is not
-        there. If it is, the run goes on from the newest state in it, up to `num_steps` steps from `state`. It has the
-        three newest states, and all that was recorded.
-      every: steps between two saves, by default one dispatch; saves wait for the end of a dispatch. The last step is
+      checkpoint: a folder to save the run in (needs orbax: `pip install 'nl_jax[checkpoint]'`). It is created if it
+        does not exist. If it exists, the run resumes from its newest state, up to `num_steps` steps from `state`. It
+        holds the three newest states and all records.
+      every: steps between two saves, by default one dispatch; saves happen at the end of a dispatch. The last step is
         always saved.
 
     Returns:
-      (state, history): the final state, and what was recorded with a leading axis of steps, as numpy arrays.
+      (state, history): the final state, and the records as numpy arrays with a leading axis of steps.
 
     Raises:
       ValueError: for settings out of range, data of unequal lengths, or a `checkpoint` folder of another run.
       OSError: if a checkpoint cannot be read or written.
-      Diverged: if an estimate fails (see `nl.Info`), or a loss, or a parameter that would be saved or returned, is
-        not finite.
+      Diverged: if an estimate fails (see `nl.Info`), or if a loss, or a parameter to be saved or returned, is not
+        finite.
       Exhausted: if `data` is an iterator that ends before the run.
       Interrupted: on Ctrl-C.
       Terminated: a `SystemExit`, on SIGTERM, if there is a `checkpoint` and `fit` runs in the main thread.
 
     The last four carry `.state` and `.history`; with a `checkpoint`, the last three have saved them. With `donate`, the
-    state before an estimate or loss that failed is gone, and `Diverged.state` is None.
+    state before a failed estimate or loss is gone, and `Diverged.state` is None.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> objective = nl.supervised(lambda w, x: x @ w, nl.losses.half_squared_error)

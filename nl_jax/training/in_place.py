@@ -1,4 +1,4 @@
-"""In-place updates by a gradient that is a list of numbers, in the memory of inference (Malladi et al. 2023)."""
+"""In-place updates by a gradient given as a list of numbers, with the memory of inference (Malladi et al. 2023)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from nl_jax.checks import nonzero_number, positive_integer, typed_key
 from nl_jax.estimators.sampled import SampledGradient
 
 Schedule = Callable[[Array], Array]
-"""`schedule(step) -> learning rate`, as optax has them."""
+"""`schedule(step) -> learning rate`, as in optax."""
 
 
 class Update(NamedTuple):
-    """What a step changed the parameters by: scale · 1/K Σ_k rate_k ξ_k, all that a training log keeps of it.
+    """The parameter change of one step, scale · 1/K Σ_k rate_k ξ_k; a training log keeps nothing else of the step.
 
-    With momentum, also by those of the steps before it.
+    With momentum, the gradients of the steps before it are added as well.
 
     Attributes:
       key: the data of the step's key, uint32; the directions ξ are drawn from it.
       scale: minus the learning rate, a float32 scalar.
       rates: the losses' rates of change along the directions, [K, 1], or [K, batch] where every example has its own.
-      momentum: c_0 … c_H, what the scale of this step and of those before it is multiplied by, float32; c_0 = 1.
+      momentum: c_0 … c_H, float32; factors of the scale for this step's gradient and those before it. c_0 = 1.
     """
 
     key: Array
@@ -48,36 +48,36 @@ def seeded(
     window: int = 8,
     example: Batch | None = None,
 ) -> Learner:
-    """Joins a weight-space estimator and gradient descent so that no gradient is formed.
+    """Joins a weight-space estimator and gradient descent without forming the gradient.
 
         W ← W − η/K Σ_k r_k ξ_k
 
-    The directions ξ_k are drawn again, a block at a time, and added to the parameters in place. Beside the parameters a
-    step holds what a forward pass does. `info.update` is the step's `Update`, a few numbers that `nl.TrainingLog` keeps
-    and `nl.replay` repeats. For other optimizers use `nl.learner`, which forms the gradient.
+    The directions ξ_k are drawn again, one block at a time, and added to the parameters in place. In addition to the
+    parameters, a step needs the memory of a forward pass. `info.update` is the step's `Update`: a few numbers that
+    `nl.TrainingLog` keeps and `nl.replay` repeats. For other optimizers use `nl.learner`, which forms the gradient.
 
-    With momentum μ the last H gradients ĝ are kept as their numbers, and their directions are drawn again as well:
+    With momentum μ the last H gradients ĝ are kept as lists of numbers, and their directions are also drawn again:
 
         W ← W − η (Σ_{i<H} μ^i ĝ_{t−i} + μ^H/(1 − μ) ĝ_{t−H})
 
-    For H steps this is heavy-ball momentum, W ← W − η m_t, m_t = μ m_{t−1} + ĝ_t (Polyak 1964). What a gradient would
-    still do after H steps, it does at once: all in all it moves the parameters by 1/(1 − μ) of itself, as there. A step
-    draws the directions of H + 1 gradients.
+    For H steps this is heavy-ball momentum, W ← W − η m_t, m_t = μ m_{t−1} + ĝ_t (Polyak 1964). After H steps, the
+    remaining effect of a gradient is applied at once. In total a gradient moves the parameters by 1/(1 − μ) times
+    itself, as in heavy-ball momentum. A step draws the directions of H + 1 gradients.
 
     Args:
       estimator: one whose gradient is a list of numbers: `nl.weight_perturbation`, `nl.evolution_strategy`, or
         `nl.forward_gradient` in weights.
       learning_rate: η, a number other than 0 or an optax schedule.
       momentum: μ, at least 0 and below 1; 0 for none.
-      window: H, at least 1. Without momentum nothing is kept.
-      example: with momentum, a batch or its shapes, for the number of rates.
+      window: H, at least 1. Without momentum no gradients are kept.
+      example: with momentum, a batch or its shapes, which determine the number of rates.
 
     Returns:
-      A `Learner`. Donate the state when you jit its step (`donate_argnums`), and to `nl.fit` by `donate=True`, or the
-      parameters are copied.
+      A `Learner`. Donate the state when you jit its step (`donate_argnums`), and pass `donate=True` to `nl.fit`;
+      otherwise the parameters are copied.
 
     Raises:
-      ValueError: if the estimator forms its gradient otherwise, or the learning rate is 0 or not finite.
+      ValueError: if the estimator's gradient is not a list of numbers, or the learning rate is 0 or not finite.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> objective = lambda w, batch: (batch @ w - 1) ** 2
@@ -111,7 +111,7 @@ def seeded(
         typed_key(key)
         sampled, estimator_state, info = sample(key, state.estimator, state.params, batch)
         scale = jnp.asarray(-(rate(state.step) if callable(rate) else rate), jnp.float32)
-        # XLA would multiply the constants in the rates and the scale with each other; a replay has their values alone.
+        # Without the barrier XLA would merge constants of the rates and the scale; a replay only has their values.
         rates, scale = jax.lax.optimization_barrier((sampled.rates, scale))
         update = Update(jax.random.key_data(key), scale, rates, jnp.array(coefficients, jnp.float32))
         params, past = advanced(sampled, state.params, state.optimizer, update)
@@ -123,7 +123,7 @@ def seeded(
 def advanced(
     like: SampledGradient, params: Params, past: Past | tuple[()], update: Update
 ) -> tuple[Params, Past | tuple[()]]:
-    """The parameters after an update, and the past of the next; `like` has the same directions and kind of key."""
+    """Returns the parameters after an update and the past for the next; `like` has its directions and key type."""
 
     def of(key: Array, rates: Array) -> SampledGradient:
         return dataclasses.replace(like, key=jax.random.wrap_key_data(key, impl=generator), rates=rates)
@@ -145,13 +145,13 @@ def advanced(
 
 
 def nothing_yet(key: Any, rates: Any, window: int) -> Past:
-    """The past of a first step: gradients of 0, by a key's data and rates of this form."""
+    """Returns the past of the first step: gradients of 0, with the shapes and dtypes of a key's data and the rates."""
     keys, none = (jnp.zeros((window, *part.shape), part.dtype) for part in (key, rates))
     return Past(keys, none)
 
 
 def coefficients_of(momentum: float, window: int) -> list[float]:
-    """c_0 … c_H of `Update`; 1 alone without momentum."""
+    """Returns c_0 … c_H of `Update`; only 1 without momentum."""
     if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
         raise ValueError(f"momentum must be at least 0 and below 1, got {momentum!r}")
     window = positive_integer("window", window)

@@ -1,8 +1,9 @@
 """Loggers: to a file, TensorBoard or Weights & Biases.
 
-Each makes a function for the argument `log` of `nl.fit` and `nl.restarts`. A row has the step (how many were taken),
-the loss, and every number of what `record` kept, by its path in the tree: `{"step": 3, "loss": 0.5, "evaluations": 5}`.
-Arrays are spread over names that end in their indices, such as "loss/0", "loss/1" of the runs of `restarts`.
+Each returns a function for the argument `log` of `nl.fit` and `nl.restarts`. A row has the step (the number of steps
+taken), the loss, and every number that `record` kept, by its path in the tree:
+`{"step": 3, "loss": 0.5, "evaluations": 5}`. The elements of arrays have names that end in their indices, such as
+"loss/0" and "loss/1" for the runs of `restarts`.
 """
 
 import json
@@ -21,7 +22,7 @@ from nl_jax.training.outcome import Report
 
 
 class Writer(Protocol):
-    """What TensorBoard's, PyTorch's and tensorboardX's writers have in common."""
+    """The interface that the writers of TensorBoard, PyTorch and tensorboardX have in common."""
 
     def add_scalar(self, tag: str, data: float, step: int, /) -> Any: ...
     def flush(self) -> Any: ...
@@ -30,14 +31,14 @@ class Writer(Protocol):
 def csv(path: str | Path, *, every: int = 1) -> Callable[[Report], None]:
     """Writes rows to a CSV file, with a header.
 
-    Rows of a resumed run follow those that are there; rows of steps it takes again are removed first.
+    A resumed run appends its rows; rows of steps that it repeats are removed first.
 
     Args:
-      path: of the file. One of an earlier run is written anew, unless the run begins at a step that the file has.
+      path: path of the file. A file of an earlier run is overwritten, unless the run begins at a step in that file.
       every: steps between two rows.
 
     Raises:
-      ValueError: if `every` is not a whole number of at least 1; when run, if a file to be continued has other columns.
+      ValueError: if `every` is not a whole number of at least 1; when run, if a continued file has other columns.
 
     >>> import jax.numpy as jnp, optax, tempfile, nl_jax as nl
     >>> learner = nl.learner(nl.backprop(lambda w, batch: w**2 + 0 * batch), optax.sgd(0.25))
@@ -73,10 +74,10 @@ def csv(path: str | Path, *, every: int = 1) -> Callable[[Report], None]:
 
 
 def json_lines(path: str | Path, *, every: int = 1) -> Callable[[Report], None]:
-    """Writes rows to a file of one JSON object a line; NaN and infinity become null.
+    """Writes rows to a file with one JSON object per line; NaN and infinity become null.
 
     Args:
-      path: of the file, continued as by `nl.logs.csv`.
+      path: path of the file, continued as by `nl.logs.csv`.
       every: steps between two rows.
 
     Raises:
@@ -97,7 +98,7 @@ def json_lines(path: str | Path, *, every: int = 1) -> Callable[[Report], None]:
 
 
 def tensorboard(target: str | Path | Writer, *, every: int = 1) -> Callable[[Report], None]:
-    """Writes rows as TensorBoard's scalars.
+    """Writes rows as TensorBoard scalars.
 
     Args:
       target: a folder (needs tensorboard), or a writer with `add_scalar` and `flush`, such as PyTorch's SummaryWriter.
@@ -131,7 +132,7 @@ def wandb(run: Any, *, every: int = 1) -> Callable[[Report], None]:
     """Sends rows to a run of Weights & Biases.
 
     Args:
-      run: what `wandb.init(...)` returned. Of a resumed one, Weights & Biases keeps the rows of steps it has already.
+      run: returned by `wandb.init(...)`. When resumed, Weights & Biases keeps the rows of steps that it already has.
       every: steps between two rows.
 
     Raises:
@@ -148,7 +149,7 @@ def wandb(run: Any, *, every: int = 1) -> Callable[[Report], None]:
 
 
 def _by_one_process(log: Callable[[Report], None]) -> Callable[[Report], None]:
-    """Processes that train together report the same: the first of them tells it."""
+    """Calls the log in the first process only; processes that train together all have the same report."""
 
     def told(report: Report) -> None:
         if jax.process_index() == 0:
@@ -158,7 +159,7 @@ def _by_one_process(log: Callable[[Report], None]) -> Callable[[Report], None]:
 
 
 def _rows(report: Report, every: int) -> Iterator[dict[str, Any]]:
-    """A row for each step since the last report whose number `every` divides."""
+    """Yields a row for each step since the last report whose number is divisible by `every`."""
     if report.records is None:
         return
     axis, steps = report.losses.ndim - 1, report.losses.shape[-1]
@@ -177,7 +178,7 @@ def _spread(name: str, value: np.ndarray) -> dict[str, Any]:
 
 
 def _keep(path: Path, step: Callable[[str], int], last: int, header: bool) -> None:
-    """Leaves a file with the lines of steps up to `last`: those beyond are to come again. None are left of 0."""
+    """Keeps a file's lines up to step `last`; later steps will be logged again. With `last` 0 no line is kept."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     first, rows = (lines[:1], lines[1:]) if header else ([], lines)
     whole = [line for line in rows if line.endswith("\n")]  # a process may have ended in the middle of a line

@@ -19,16 +19,16 @@ from nl_jax.training.preemption import ctrl_c_waits, noticed
 from nl_jax.training.run import Run
 
 _SHORT = 0.1
-"""Seconds. After a dispatch that took less, the next two are given to the device one behind the other."""
+"""Seconds. After a dispatch that took less, the next dispatch and the one after it are enqueued together."""
 
 
 class _Here(NamedTuple):
-    """How far a run is; replaced as a whole, so that Ctrl-C finds it consistent."""
+    """The progress of a run; replaced as a whole, so that it is consistent on Ctrl-C."""
 
     step: int
     state: LearnerState
     position: str | None
-    """Of the data."""
+    """The position of the data."""
     parts: int
     """How many parts of the records belong to it."""
     finished: bool
@@ -36,17 +36,17 @@ class _Here(NamedTuple):
 
 
 class Loop:
-    """A run under way.
+    """A run in progress.
 
     Args:
       run: its settings.
       engine: compiled calls, for one run or for many.
-      key: of the run, or of each.
-      state: of the run, or of all, stacked.
+      key: key of the run, or of each run.
+      state: state of the run, or of all runs, stacked.
       first_step: number of the first step.
       stop: `stop(state before, outcomes, history, first step)` raises if a dispatch went wrong; the state is None if
         it was donated.
-      fault: `fault(state)`, what is wrong with a state that it should not be kept, or None.
+      fault: `fault(state)` returns why a state should not be kept, or None.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class Loop:
         self._first_step, self._last_step = first_step, first_step + run.num_steps
         self._here = _Here(first_step, state, None, 0, False)
         self._records: list[Any] = []
-        self._ahead: tuple[LearnerState, Any] | None = None  # the dispatch after the one that is looked at, if started
-        self._short = False  # whether the last one was; a long one would keep the device busy when the run is to stop
+        self._ahead: tuple[LearnerState, Any] | None = None  # the dispatch after the current one, if already started
+        self._short = False  # whether the last dispatch was; starting a long one ahead would delay a stop
         self._saves: Checkpoints | None = None
         self._saved_parts = 0
 
     def finish(self) -> tuple[LearnerState, Any]:
-        """Takes all steps not taken yet; returns the state and what was recorded, as NumPy arrays."""
+        """Takes all remaining steps; returns the state and the records, as NumPy arrays."""
         run = self._run
         with contextlib.ExitStack() as stack:
             terminated: Callable[[], bool] = lambda: False
@@ -95,7 +95,7 @@ class Loop:
         return self._here.state, self._history()
 
     def _resume(self, saves: Checkpoints) -> None:
-        """Goes to the newest step saved, if there is one."""
+        """Loads the newest saved step, if there is one."""
         run, here = self._run, self._here
         at = self._engine, run.learner, run.record, self._key, here.state
         saved = saves.newest(here.state, lambda: run.source.recorded(*at))
@@ -114,11 +114,11 @@ class Loop:
         return self._here.finished or self._here.step >= self._last_step
 
     def _due(self, before: int) -> bool:
-        """Whether a multiple of `every` was reached since a step before."""
+        """Whether a multiple of `every` was reached since step `before`."""
         return (self._here.step - self._first_step) // self._run.every > (before - self._first_step) // self._run.every
 
     def _advance(self, show: Callable[[int, Mapping[str, Any]], None], terminated: Callable[[], bool]) -> None:
-        """One dispatch, and all that is to be done after it."""
+        """Runs one dispatch, then updates the bar, saves, and stops if required."""
         before, wanted = self._here.step, min(self._run.steps_per_dispatch, self._last_step - self._here.step)
         figures = self._dispatch(wanted)
         taken = self._here.step - before
@@ -135,8 +135,8 @@ class Loop:
             raise Exhausted(message, self._here.state, self._history())
 
     def _dispatch(self, wanted: int) -> dict[str, Any]:
-        """Takes some steps, looks whether they went well and tells the logs; returns figures to show."""
-        # A state that was donated is gone until the next one is here.
+        """Takes some steps, checks them and calls the logs; returns figures to show."""
+        # Ctrl-C must wait: a donated state is gone until the next one is there.
         with ctrl_c_waits() if self._engine.donates else contextlib.nullcontext():
             losses, recorded = self._advanced(wanted)
         if not losses.shape[-1]:  # the data has ended
@@ -144,11 +144,11 @@ class Loop:
         return {"loss": f"{np.mean(losses[..., -1]):.4g}", **self._tell(losses[..., -1][()], losses, recorded)}
 
     def _advanced(self, wanted: int) -> tuple[np.ndarray, Any]:
-        """Takes some steps and looks whether they went well; returns their losses and records."""
+        """Takes some steps and checks them; returns their losses and records."""
         here, began = self._here, time.perf_counter()
         state, outcome = self._started(here.state, here.step, wanted) if self._ahead is None else self._ahead
         self._ahead = None
-        # Processes have to start the same programs in the same order, which a clock would not tell them alike.
+        # Processes must start the same programs in the same order, but may measure different times.
         if self._short and self._run.source.repeatable and not self._engine.donates and jax.process_count() == 1:
             step = here.step + wanted
             following = min(self._run.steps_per_dispatch, self._last_step - step)
@@ -165,17 +165,17 @@ class Loop:
         return outcomes.losses, recorded
 
     def _started(self, state: LearnerState, step: int, wanted: int) -> tuple[LearnerState, Any]:
-        """A dispatch, which the device may still be at; returns the state after it, and its outcomes and records."""
+        """Starts a dispatch without waiting for it; returns the state after it, and its outcomes and records."""
         run = self._run
         return run.source.advance(self._engine, run.learner, run.record, self._key, state, step, wanted)
 
     def _kept(self) -> LearnerState | None:
-        """The newest state that was seen; None if it was donated to steps that came to nothing."""
+        """Returns the newest checked state; None if it was donated to steps that failed."""
         state = self._here.state
         return None if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)) else state
 
     def _tell(self, loss: Any, losses: np.ndarray, recorded: Any) -> dict[str, Any]:
-        """Calls the logs; returns the figures that they want shown."""
+        """Calls the logs; returns the figures to show."""
         figures, finished = self._run.told(Report(self._here.step, loss, losses, recorded, self._here.state))
         self._here = self._here._replace(finished=finished)
         return figures
@@ -185,7 +185,7 @@ class Loop:
             raise Diverged(fault, self._here.state, self._history())
 
     def _save(self) -> None:
-        """Saves how far the run is, if it has a folder that does not know it yet."""
+        """Saves the run's progress, if it has a checkpoint folder that does not contain it yet."""
         here = self._here
         if self._saves is None or here.step == self._saves.step or self._kept() is None:
             return

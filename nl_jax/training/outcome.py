@@ -1,4 +1,4 @@
-"""Reports of a run, and the ways in which it may end early."""
+"""Reports of a run, and the exceptions that end it early."""
 
 from typing import Any, NamedTuple
 
@@ -8,15 +8,15 @@ from nl_jax.base import Failure, LearnerState, State
 
 
 class Report(NamedTuple):
-    """What `log` is told between two dispatches.
+    """The argument of `log`, which is called between two dispatches.
 
     Attributes:
-      step: number of steps taken so far, those of earlier runs included.
-      loss: of the last step, a number; of `restarts` one a run, [num_restarts]. NaN in the first report, which comes
-        before the first dispatch, so that `report.loss < 0.1` is false there.
-      losses: of each step since the last report, [steps] or [num_restarts, steps].
-      records: what `record` kept of these steps, axes of steps as in `losses`; None in the first report.
-      state: after them, on the device; of `restarts` all runs' states, stacked along a leading axis.
+      step: number of steps taken so far, including those of earlier runs.
+      loss: loss of the last step, a number; for `restarts` one per run, [num_restarts]. NaN in the first report, which
+        comes before the first dispatch, so that `report.loss < 0.1` is false there.
+      losses: loss of each step since the last report, [steps] or [num_restarts, steps].
+      records: what `record` returned for these steps, with the axes of `losses` first; None in the first report.
+      state: the state after these steps, on the device; for `restarts` all states, stacked along a leading axis.
     """
 
     step: int
@@ -27,33 +27,33 @@ class Report(NamedTuple):
 
 
 class Outcomes(NamedTuple):
-    """What tells whether steps went well, leading axes [steps] or [runs, steps].
+    """Losses and failures of steps, with leading axes [steps] or [runs, steps].
 
     Attributes:
-      losses: of each step.
-      failures: of each step's estimate.
+      losses: the loss of each step.
+      failures: the failures of each step's estimate.
     """
 
     losses: Any
     failures: tuple[Failure, ...]
 
     def bad(self) -> np.ndarray:
-        """Which steps did not: their loss is not finite, or their estimate failed."""
+        """Returns which steps went wrong: their loss is not finite, or their estimate failed."""
         bad = ~np.isfinite(self.losses)
         for failure in self.failures:
             bad = bad | np.asarray(failure.occurred)
         return bad
 
     def failed(self, at: Any = ...) -> str | None:
-        """What failed at a step, or at any; None if nothing but the loss."""
+        """Returns the message of what failed at a step, or at any step; None if only the loss is not finite."""
         return next((failure.message for failure in self.failures if np.any(failure.occurred[at])), None)
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a run. `state` and `history` hold all finished dispatches (`history` None if there are none).
 
-    A run of `fit` goes on from there with `state` handed back and the same key; one with a checkpoint folder has
-    saved them there, and the same call goes on.
+    To resume a run of `fit`, pass `state` and the same key. With a checkpoint folder, both have been saved there; the
+    same call resumes the run.
     """
 
     def __init__(self, message: str, state: LearnerState | None, history: State) -> None:
@@ -62,9 +62,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Terminated(SystemExit):
-    """SIGTERM during a run with a checkpoint folder, which holds all finished dispatches: the same call goes on.
+    """SIGTERM during a run with a checkpoint folder, which holds all finished dispatches: the same call resumes it.
 
-    If nobody catches it, Python exits with code 143 (128 + SIGTERM), as for a process that SIGTERM ended.
+    If it is not caught, Python exits with code 143 (128 + SIGTERM), as a process ended by SIGTERM does.
     """
 
     def __init__(self, state: LearnerState, history: State) -> None:
@@ -75,7 +75,7 @@ class Terminated(SystemExit):
 class Diverged(FloatingPointError):
     """The loss is no longer finite, or an estimate failed (see `nl.Info`).
 
-    `state` is the last one before that was seen, None if it was donated; `history` includes the bad step.
+    `state` is the last state before the failure was detected, None if it was donated; `history` includes the bad step.
     """
 
     def __init__(self, message: str, state: LearnerState | None, history: State) -> None:
@@ -84,7 +84,7 @@ class Diverged(FloatingPointError):
 
 
 class Exhausted(ValueError):
-    """The iterator that `data` is ended before the run. `state` and `history` hold the steps it was enough for."""
+    """The iterator `data` ended before the run. `state` and `history` hold the steps that were taken."""
 
     def __init__(self, message: str, state: LearnerState, history: State) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Placement of a run's arrays when its data is laid over a mesh of devices."""
+"""Placement of a run's arrays when its data is sharded over a mesh of devices."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from nl_jax.base import Array, Batch
 
 
 def beside(batch: Batch, tree: Any) -> Any:
-    """`tree` on the devices of `batch`: leaves that lie on one device are copied to all, others stay as they are.
+    """Places `tree` on the devices of `batch`: leaves on one device are copied to all, others stay as they are.
 
-    JAX would copy them by itself, but only for the first step; what this returns lies on the mesh as well, and so the
-    second step would be compiled again. With explicit axes the derivative by an array that is not on the mesh
-    would be an error besides.
+    JAX would copy them automatically, but only for the first step. That step's outputs are on the mesh, so the second
+    step would be compiled again. With explicit axes, a derivative by an array that is not on the mesh would also be an
+    error.
     """
     meshes = [
         x.sharding.mesh for x in jax.tree.leaves(batch) if isinstance(getattr(x, "sharding", None), NamedSharding)
@@ -26,7 +26,7 @@ def beside(batch: Batch, tree: Any) -> Any:
 
 
 def _copied(x: Array, to: NamedSharding) -> Array:
-    """`x`, which lies on one device, on all devices; of several processes each gives its own, which has to be equal."""
+    """Copies `x` from one device to all; each of several processes provides its own `x`, and these must be equal."""
     if to.is_fully_addressable:
         return jax.device_put(x, to)
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -36,7 +36,7 @@ def _copied(x: Array, to: NamedSharding) -> Array:
 
 
 def gather(x: Array, index: Array) -> Array:
-    """`x[index]` by first axis, inside jit; with explicit axes laid out as `x` is, as far as the mesh divides it."""
+    """Returns `x[index]` inside jit; with explicit axes it is sharded as `x` is, where the mesh divides its length."""
     sharding = jax.typeof(x).sharding
     laid = sharding.spec[0] if len(sharding.spec) else None
     if laid is None:

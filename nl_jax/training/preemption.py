@@ -13,9 +13,9 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def noticed() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM has come, to any of the processes, since the block was entered.
+    """Yields a function that returns whether any process has received SIGTERM since the block was entered.
 
-    It must be called by all processes alike.
+    All processes must call it together.
     """
     with _noted(signal.SIGTERM) as came:
 
@@ -27,18 +27,17 @@ def noticed() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def ctrl_c_waits() -> Iterator[None]:
-    """Ctrl-C during the block raises at its end."""
+    """Delays Ctrl-C: if it is pressed during the block, it raises at the block's end."""
     with _noted(signal.SIGINT):
         yield
 
 
 @contextlib.contextmanager
 def _noted(number: int) -> Iterator[Callable[[], bool]]:
-    """A function that says whether a signal has come since the block was entered.
+    """Yields a function that returns whether a signal has been received since the block was entered.
 
-    The handler that was there before is put back at the block's end; if the block ends without an error, a signal that
-    came is sent again, to that handler. Python lets only the main thread set handlers: in others the signal is left as
-    it is.
+    The previous handler is restored at the block's end. If the block ends without an error, a received signal is sent
+    again, to that handler. Python lets only the main thread set handlers; in other threads the signal is not handled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -1,4 +1,4 @@
-"""A training run as a log of numbers, replayed without a forward pass."""
+"""Logs a training run as a list of numbers, and replays it without a forward pass."""
 
 import functools
 import json
@@ -25,27 +25,27 @@ _AT_ONCE = 256  # steps repeated in one compiled call
 
 
 class TrainingLog:
-    """A folder with all that a run of `nl.seeded` did: for each step a key, a scale and K rates.
+    """A folder that records every update of a run of `nl.seeded`: for each step a key, a scale and K rates.
 
-    Hand it to `nl.fit` as `log`: it appends a dispatch's steps in one write, flushed to disk, before the next begins.
-    A record that a crash left unfinished is found by its checksum and dropped. Steps that are in the folder already are
-    compared, so that the same run may be started again; another run is refused.
+    Pass it to `nl.fit` as `log`. It appends a dispatch's steps in one write, flushed to disk, before the next begins.
+    A record left unfinished by a crash is detected by its checksum and dropped. Steps already in the folder are
+    compared with the new ones, so the same run may be started again; another run raises an error.
 
     Args:
-      folder: made if it is not there.
-      estimator: the learner's.
+      folder: created if it does not exist.
+      estimator: the learner's estimator.
       params: its parameters, or their shapes.
-      batch: a batch, or its shapes: the rates of laws that give every example its own directions are of its size.
-      momentum: the learner's, with its `window`.
-      snapshot_every: steps after which all parameters are saved as well, so that a replay need not begin at the first
-        step; None for never.
+      batch: a batch, or its shapes. It sets the number of rates for laws that give every example its own directions.
+      momentum: the learner's momentum, with its `window`.
+      snapshot_every: interval in steps at which all parameters are saved as well, so that a replay need not begin at
+        the first step; None for never.
 
     Attributes:
-      steps: whole records in the folder.
-      bytes_per_step: of a record.
+      steps: number of complete records in the folder.
+      bytes_per_step: size of a record.
 
     Raises:
-      ValueError: if the folder is another run's, or the estimator has a state of its own, which no log keeps.
+      ValueError: if the folder belongs to another run, or the estimator has a state, which a log cannot keep.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl, numpy as np, tempfile
     >>> objective = lambda w, batch: (batch @ w - 1) ** 2
@@ -91,7 +91,7 @@ class TrainingLog:
         self.steps = len(_read(self.folder, self._record))
         path = self.folder / "updates.bin"
         path.touch()
-        os.truncate(path, self.steps * self.bytes_per_step)  # without what a crash left unfinished
+        os.truncate(path, self.steps * self.bytes_per_step)  # removes a record left unfinished by a crash
 
     @property
     def bytes_per_step(self) -> int:
@@ -107,11 +107,11 @@ class TrainingLog:
 
         Args:
           updates: `info.update` of some steps.
-          step: steps taken after the last of them.
-          params: the parameters after it, of which a snapshot is made when it is due.
+          step: number of steps taken after the last of them.
+          params: the parameters after it, saved as a snapshot when one is due.
 
         Raises:
-          ValueError: if steps are missing before these, or the folder has others in their place.
+          ValueError: if steps before these are missing, or the folder has different updates for the same steps.
         """
         records = self._records(updates, step)
         first = step - len(records)
@@ -131,10 +131,10 @@ class TrainingLog:
             write(self.folder / f"snapshot-{step:09}.npz", lambda file: np.savez(file, **leaves))
 
     def past(self) -> Past | tuple[()]:
-        """The gradients that momentum still has to do with: what `LearnerState.optimizer` is after the last record.
+        """Returns the past gradients that momentum needs: `LearnerState.optimizer` after the last record.
 
-        A run goes on from its log by `learner.init(key, nl.replay(params, log))._replace(step=jnp.int32(log.steps),
-        optimizer=log.past())`.
+        To resume a run from its log, start from `learner.init(key, nl.replay(params,
+        log))._replace(step=jnp.int32(log.steps), optimizer=log.past())`.
         """
         window = len(self._momentum) - 1
         return _past(_read(self.folder, self._record), window) if window else ()
@@ -158,22 +158,22 @@ class TrainingLog:
 def replay(
     params: Params, log: TrainingLog | str | os.PathLike, *, steps: int | None = None, law: Law | None = None
 ) -> Params:
-    """Repeats a run from its log and returns its parameters, without a forward pass.
+    """Repeats a run from its log, without a forward pass, and returns its parameters.
 
-    With the laws of `nl.directions` they have the same bits as the run's, on the same kind of device and version of
-    JAX; with a law of your own they are equal to rounding.
+    With the laws of `nl.directions` they are bitwise equal to the run's, on the same kind of device and version of
+    JAX. With your own law they are equal up to rounding.
 
     Args:
-      params: the run's first parameters. Their shapes alone are needed where the log has a snapshot.
+      params: the run's first parameters. Where the log has a snapshot, their shapes suffice.
       log: a `TrainingLog` or its folder.
-      steps: how many steps of the run to repeat, at least 0; by default all whole records.
+      steps: how many steps of the run to repeat, at least 0; by default all complete records.
       law: the law of directions; needed if it is not one of `nl.directions`.
 
     Returns:
       The parameters after these steps.
 
     Raises:
-      ValueError: if the log is of other parameters, has fewer steps, or names no law.
+      ValueError: if the log belongs to other parameters, has fewer steps, or names no law.
       FileNotFoundError: if the folder has no log.
     """
     folder = log.folder if isinstance(log, TrainingLog) else Path(log)
@@ -196,7 +196,7 @@ def replay(
 
 
 def _past(records: np.ndarray, window: int) -> Past:
-    """The last gradients of some records, the newest first, and before the first step gradients of 0."""
+    """Returns the last gradients of some records, newest first; gradients before the first step are 0."""
     key, rates = (np.zeros(records.dtype[name].shape, records.dtype[name].base) for name in _KEPT)
     past = nothing_yet(key, rates, window)
     newest = records[-window:][::-1]
@@ -262,7 +262,7 @@ def _checksum(record: np.void) -> int:
 
 
 def _read(folder: Path, dtype: np.dtype) -> np.ndarray:
-    """The whole records, up to the first that is torn or out of order."""
+    """Returns the complete records, up to the first that is damaged or out of order."""
     path = folder / "updates.bin"
     content = path.read_bytes() if path.exists() else b""
     records = np.frombuffer(content[: len(content) // dtype.itemsize * dtype.itemsize], dtype)
@@ -288,7 +288,7 @@ def _law(described: dict[str, Any] | None, folder: Path) -> Law:
 
 
 def _snapshot(folder: Path, last: int, params: Params) -> tuple[int, Params]:
-    """The latest parameters saved up to a step, or the first ones."""
+    """Returns the latest snapshot up to a step, with its step, or 0 and the first parameters."""
     steps = sorted(int(path.stem.removeprefix("snapshot-")) for path in folder.glob("snapshot-*.npz"))
     usable = [step for step in steps if step <= last]
     if not usable:

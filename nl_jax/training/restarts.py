@@ -19,14 +19,14 @@ from nl_jax.training.run import Log, Run
 
 
 class Restarts(NamedTuple):
-    """Many runs from different beginnings.
+    """The results of many runs from different initial parameters.
 
     Attributes:
       best: final state of the run with the lowest score.
       best_index: its number.
       scores: every run's score, [num_restarts]: the distribution over local minima.
       states: all final states, stacked along a leading axis.
-      history: what was recorded, [num_restarts, num_steps, …].
+      history: the records, [num_restarts, num_steps, …].
     """
 
     best: LearnerState
@@ -57,18 +57,18 @@ def restarts(
 ) -> Restarts:
     """Trains many initialisations at once under `vmap` and keeps the best (seed 001 §3).
 
-    The loss is not convex: a run finds a local minimum, and in practice one tries many beginnings and chooses
-    the lowest. Runs differ in their initial parameters, their batches and their noise.
+    The loss is not convex, so a run finds a local minimum. In practice one tries many initialisations and chooses the
+    run with the lowest loss. Runs differ in their initial parameters, their batches and their noise.
 
     Args:
       learner: from `nl.learner`.
       key: typed key of all runs; run i uses `jax.random.fold_in(key, i)`.
       init: `init(key) -> params`, such as `network.init`.
-      data: as for `fit`. Of an iterator, all runs see the same batches.
+      data: as for `fit`. With an iterator, all runs see the same batches.
       score: `score(params) -> scalar`, lower is better, such as `lambda params: objective(params, data).mean()`.
-      num_restarts: runs.
+      num_restarts: number of runs.
       num_steps, batch_size, order, steps_per_dispatch, record, progress, checkpoint, every: as for `fit`.
-      donate: as for `fit`; there is one copy of all the states then, and not two.
+      donate: as for `fit`; all the states are then held once instead of twice.
       log: as for `fit`; the report has all runs' losses, records and states along a leading axis.
 
     Returns:
@@ -77,7 +77,7 @@ def restarts(
     Raises:
       ValueError: for settings out of range, data of unequal lengths, a score that is not one number, or a `checkpoint`
         folder of other runs.
-      Diverged: if the loss, or the score, of every run is no longer finite.
+      Diverged: if no run has a finite loss, or none has a finite score.
       OSError, Exhausted, Interrupted, Terminated: as for `fit`, with `.state` and `.history` of all runs.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
@@ -101,7 +101,7 @@ def restarts(
     run_keys, states = jax.vmap(begin)(keys)
 
     def stop(states: LearnerState | None, outcomes: Outcomes, history: State, first_step: int) -> None:
-        if (bad := outcomes.bad())[:, -1].all():  # what fails is NaN from the next step on
+        if (bad := outcomes.bad())[:, -1].all():  # a failed run is NaN from the next step on
             message = f"all {num_restarts} restarts have diverged by step {first_step + bad.shape[1] - 1}"
             raise Diverged(f"{message}: {outcomes.failed() or 'lower the learning rate'}", states, history)
 

@@ -15,11 +15,11 @@ from nl_jax.training.outcome import Report
 from nl_jax.training.sources import source
 
 Log = Callable[[Report], Mapping[str, Any] | bool | None]
-"""What is told of a run between dispatches: see `nl.fit`."""
+"""A function called with a report between dispatches: see `nl.fit`."""
 
 
 class Run:
-    """What `fit` and `restarts` are both told, checked; their docstrings say what each setting means."""
+    """Checks and holds the settings that `fit` and `restarts` share; their docstrings explain each setting."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Run:
         self.identity = {"key": f"{jax.random.key_impl(key)} {np.asarray(jax.random.key_data(key)).tolist()}"}
 
     def told(self, report: Report) -> tuple[dict[str, Any], bool]:
-        """Calls the logs; returns the figures that they want shown, and whether one asks to stop."""
+        """Calls the logs; returns the figures to show, and whether a log asks to stop."""
         figures: dict[str, Any] = {}
         stop = False
         for log in self.logs:

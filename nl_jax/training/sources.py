@@ -16,18 +16,18 @@ from nl_jax.training.dispatch import Engine, Record
 from nl_jax.training.outcome import Outcomes
 
 _IN_FLIGHT = 2
-"""Steps that the device has been given and not yet done, at most."""
+"""The maximum number of steps sent to the device and not yet finished."""
 
 
 def source(data: Any, batch_size: int | None, order: Order) -> "Arrays | Stream":
-    """The source of a run's batches: a tree of arrays is one of `Arrays`, anything else to iterate over a `Stream`."""
+    """Returns the source of a run's batches: `Arrays` for a tree of arrays, `Stream` for any other iterable."""
     if hasattr(data, "__next__") or (hasattr(data, "__iter__") and not hasattr(data, "shape") and _is_leaf(data)):
         return Stream(data, batch_size, order)
     return Arrays(data, batch_size, order)
 
 
 def _is_leaf(data: Any) -> bool:
-    """Whether JAX knows no tree in it, as it does in tuples, dicts and registered classes."""
+    """Whether JAX treats `data` as a leaf, unlike tuples, dicts and registered classes."""
     return jax.tree_util.treedef_is_leaf(jax.tree.structure(data))
 
 
@@ -35,8 +35,8 @@ class Arrays:
     """Batches chosen by `order` from arrays, many steps in one compiled call.
 
     Attributes:
-      position: where the source is after a dispatch; None, as that follows from the step's number.
-      repeatable: whether a dispatch may be started that will not be needed.
+      position: where the source is after a dispatch; None, because the step's number determines it.
+      repeatable: whether a dispatch may be started whose result may be discarded.
     """
 
     position: str | None = None
@@ -58,26 +58,26 @@ class Arrays:
             raise ValueError(f"batch_size must be at most the {examples} examples there are, got {batch_size}")
 
     def begin(self, num_steps: int, with_position: bool) -> Batch:
-        """Arrays that lie where the batches will."""
+        """Returns arrays that are placed as the batches will be."""
         del num_steps, with_position
         return self._data
 
     def resume(self, position: str | None, num_steps: int) -> None:
-        """Nothing to do: a batch follows from its step's number."""
+        """Does nothing: a step's number determines its batch."""
 
     def advance(
         self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState, step: int, num_steps: int
     ) -> tuple[LearnerState, tuple[Any, Any]]:
-        """The state after some more steps, and their outcomes and records."""
+        """Takes some steps; returns the state after them, and their outcomes and records."""
         at = key, state, self._data, np.int32(step)
         return engine.steps(learner, self._order, record, self._batch_size, num_steps, *at)
 
     def memory(
         self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState, num_steps: int
     ) -> int:
-        """Bytes that a dispatch needs beside the data, 0 if the backend does not tell; it need not be compiled again.
+        """Returns the bytes that a dispatch needs beside the data, 0 if the backend does not report them.
 
-        Key and state may be shapes.
+        The dispatch need not be compiled again. Key and state may be shapes.
         """
         at = key, state, self._data, np.int32(0)
         compiled = engine.steps.lower(learner, self._order, record, self._batch_size, num_steps, *at).compile()
@@ -88,7 +88,7 @@ class Arrays:
         return given + found.output_size_in_bytes + found.temp_size_in_bytes
 
     def recorded(self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState) -> Any:
-        """The tree of a record, with dtypes in the place of arrays."""
+        """Returns the tree of a record, with dtypes instead of arrays."""
         steps = functools.partial(engine.steps, learner, self._order, record, self._batch_size, 1)
         return _dtypes(jax.eval_shape(steps, key, state, self._data, np.int32(0)))
 
@@ -98,11 +98,11 @@ class Arrays:
 
 
 class Stream:
-    """Batches from an iterator, one compiled call a step; the next is loaded while the device computes.
+    """Batches from an iterator, one compiled call per step; the next is loaded while the device computes.
 
-    A compiled call returns before the device has done it. So the loop hands out a batch, loads the next and sends it to
-    the device, and only then waits, for all steps but the last `_IN_FLIGHT`: the iterator and the device work at the
-    same time, and the number of batches on the device does not grow.
+    A compiled call returns before the device has finished. The loop therefore hands out a batch, loads the next, sends
+    it to the device, and only then waits for all steps but the last `_IN_FLIGHT`. The iterator and the device work at
+    the same time, and the number of batches on the device does not grow.
     """
 
     repeatable = False
@@ -120,7 +120,7 @@ class Stream:
         self.position: str | None = None
 
     def begin(self, num_steps: int, with_position: bool) -> Batch:
-        """Loads the first batch and returns it; ValueError if positions are wanted and the iterator has none."""
+        """Loads and returns the first batch; raises a ValueError if positions are needed and the iterator has none."""
         if with_position and not all(callable(getattr(self._iterator, x, None)) for x in ("get_state", "set_state")):
             raise ValueError(
                 f"data is a {type(self._iterator).__name__}, whose position cannot be saved in a checkpoint: hand in "
@@ -132,7 +132,7 @@ class Stream:
         return self._next
 
     def resume(self, position: str | None, num_steps: int) -> None:
-        """Goes to a saved position, with so many steps still to take from there."""
+        """Goes to a saved position, from which `num_steps` steps remain to be taken."""
         assert position is not None
         state = json.loads(position)
         self._iterator.set_state(state["bytes"].encode("latin-1") if set(state) == {"bytes"} else state["state"])
@@ -142,7 +142,7 @@ class Stream:
     def advance(
         self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState, step: int, num_steps: int
     ) -> tuple[LearnerState, tuple[Any, Any]]:
-        """The state after some more steps, fewer if the data ends, and their outcomes and records."""
+        """Takes some steps, fewer if the data ends; returns the state after them, and their outcomes and records."""
         found: list[Any] = []
         for batch in self._take(num_steps):
             state, outcome = engine.step(learner, record, key, state, batch, np.int32(step + len(found)))
@@ -154,7 +154,7 @@ class Stream:
         return state, jax.tree.map(lambda *x: np.stack(x, axis=engine.step_axis), *jax.device_get(found))
 
     def recorded(self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState) -> Any:
-        """The tree of a record, with dtypes in the place of arrays; to be asked before `resume`."""
+        """Returns the tree of a record, with dtypes instead of arrays; must be called before `resume`."""
         step = functools.partial(engine.step, learner, record)
         return _dtypes(jax.eval_shape(step, key, state, self._next, np.int32(0)))
 
@@ -188,7 +188,7 @@ class Stream:
             ) from error
 
     def _load(self) -> Batch:
-        """The next batch, on its way to the device; None after the last. Copied: the iterator may reuse its arrays."""
+        """Sends the next batch to the device; None after the last. Copies it, as the iterator may reuse its arrays."""
         try:
             batch = next(self._iterator)
         except StopIteration:

@@ -24,20 +24,20 @@ from nl_jax.training.run import Log, Run
 from nl_jax.training.sources import Arrays
 
 _SHARE = 0.25
-"""Of the device's memory, what runs trained at once may take."""
+"""The fraction of the device's memory that runs trained at once may use."""
 
 
 class Sweep(NamedTuple):
-    """What a sweep found. `str(found)` is a table, best first.
+    """The results of a sweep. `str(found)` is a table, best first.
 
     Attributes:
       settings: values by name, each [trials].
-      scores: of every run, [trials, seeds]; not finite where training diverged.
-      best_index: the trial with the lowest mean score; one that lost any run is never the best.
+      scores: the score of every run, [trials, seeds]; not finite where training diverged.
+      best_index: the trial with the lowest mean score; a trial with a diverged run is never the best.
       best: its settings.
       states: its final states, stacked: [seeds, …].
-      test: what `test` says of them, [seeds]; None without `test`.
-      history: what was recorded, [trials, seeds, num_steps, …].
+      test: their scores by `test`, [seeds]; None without `test`.
+      history: the records, [trials, seeds, num_steps, …].
     """
 
     settings: dict[str, np.ndarray]
@@ -50,16 +50,16 @@ class Sweep(NamedTuple):
 
     @property
     def edges(self) -> list[str]:
-        """Settings whose best value is the smallest or the largest that was tried: a better one may lie beyond."""
+        """Settings whose best value is the smallest or the largest tried: a better one may lie beyond the range."""
         ends = {name: (values.min(), values.max()) for name, values in self.settings.items()}
         return [name for name, (low, high) in ends.items() if low < high and self.best[name] in (low, high)]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each trial, best first.
+        """Returns one row per trial, best first.
 
-        It has the settings; `score`, the mean over seeds, and `error`, its standard error; `behind`, the mean
+        A row holds the settings; `score`, the mean over seeds, and `error`, its standard error; `behind`, the mean
         difference to the best trial at the same seed, and `behind_error`, its standard error; and `diverged`, the
-        number of runs that were lost. Standard errors of one seed are infinite.
+        number of diverged runs. With one seed, standard errors are infinite.
         """
         behind = self.scores - self.scores[self.best_index]
         lost = ~np.isfinite(self.scores)
@@ -115,37 +115,37 @@ def sweep(
     checkpoint: str | os.PathLike | None = None,
     every: int | None = None,
 ) -> Sweep:
-    """Trains with many settings of a learner, each from several beginnings, and finds the best.
+    """Trains many settings of a learner, each from several initialisations, and finds the best.
 
-    All runs are steps of one compiled program under `vmap`. A seed stands for the same initial parameters, batches and
-    keys with every setting. Runs that diverge are results, and disturb no other.
+    All runs are trained by one compiled program under `vmap`. A seed gives the same initial parameters, batches and
+    keys with every setting. Diverged runs are part of the result and do not affect other runs.
 
     Args:
       learner_of: `learner_of(**setting) -> Learner`, such as `lambda rate: nl.learner(estimator, optax.sgd(rate))`. It
-        is traced: settings arrive as float32 scalars, so that they may be learning rates, σ, penalties or whatever
-        else is computed with, but not counts or names.
-      settings: values by name, of which all combinations are tried; or a sequence of combinations, each a mapping from
-        name to value.
+        is traced, and settings arrive as float32 scalars. They may be learning rates, σ, penalties or anything else
+        that is computed with, but not counts or names.
+      settings: values by name, in which case all combinations are tried; or a sequence of combinations, each a mapping
+        from name to value.
       key: typed key of all runs; seed i uses `jax.random.fold_in(key, i)`.
       init: `init(key) -> params`, such as `network.init`.
       data: a tree of arrays to learn from, as for `fit`.
-      score: `score(params) -> scalar`, lower is better; of held-out data, such as
+      score: `score(params) -> scalar` on held-out data, lower is better, such as
         `lambda params: objective(params, validation).mean()`.
       num_steps: steps of each run.
-      seeds: beginnings of each setting.
-      test: another `score`, of data that neither learning nor choice has seen; it is asked for the best setting alone.
+      seeds: initialisations of each setting.
+      test: another `score`, on data used neither to train nor to choose; it is computed for the best setting only.
       at_once: settings trained at once; by default as many as fit in a quarter of the device's memory.
       batch_size, order, steps_per_dispatch, record, progress, every: as for `fit`.
-      log: as for `fit`; a report is of the runs trained at once, its leading axis [settings · seeds].
-      checkpoint: as for `fit`; every group of settings that is trained at once has a folder of its own in it.
+      log: as for `fit`; a report covers the runs trained at once, with a leading axis [settings · seeds].
+      checkpoint: as for `fit`; every group of settings trained at once has its own subfolder.
 
     Returns:
       A `Sweep`.
 
     Raises:
-      ValueError: for settings out of range, none, or not alike; for a score that is not one number; for data that is
-        an iterator, which cannot begin again; or for a `checkpoint` folder of another sweep.
-      Diverged: if every setting lost a run.
+      ValueError: if settings are out of range, missing, or differ in their names; if a score is not one number; if
+        data is an iterator, which cannot begin again; or if the `checkpoint` folder belongs to another sweep.
+      Diverged: if every setting has a diverged run.
       OSError, Interrupted, Terminated: as for `fit`, with `.state` and `.history` of the group that was being trained.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
@@ -185,11 +185,11 @@ def sweep(
     together = (
         _fitting(run_of("all"), begin, trials, count) if at_once is None else positive_integer("at_once", at_once)
     )
-    together = -(-count // -(-count // min(together, count)))  # groups alike in size, for one compiled program
+    together = -(-count // -(-count // min(together, count)))  # equal groups share one compiled program
 
     scores, histories, best = [], [], (np.inf, None)
     for first in range(0, count, together):
-        chosen = np.minimum(np.arange(first, first + together), count - 1)  # the last group is filled up
+        chosen = np.minimum(np.arange(first, first + together), count - 1)  # the last group is padded
         run = run_of(f"settings-{first}-{min(first + together, count) - 1}")
         keys, states = begin({name: values[chosen].astype(np.float32) for name, values in trials.items()})
         states, history = Loop(run, MANY_DONATING, keys, states, 0, _never, lambda states: None).finish()
@@ -214,7 +214,7 @@ def sweep(
 
 
 class Varied(NamedTuple):
-    """The estimator's state in a run of a sweep: a run's settings lie in its state, where `vmap` tells them apart."""
+    """The estimator's state in a sweep; it carries the run's settings, so that `vmap` maps over them."""
 
     settings: dict[str, Array]
     own: Any
@@ -222,12 +222,12 @@ class Varied(NamedTuple):
 
 @dataclass(frozen=True)
 class _Init:
-    """Begins a run; what it is given as parameters are its settings and its parameters."""
+    """Initialises a run; its `params` argument is the pair of settings and parameters."""
 
     learner_of: Callable[..., Learner]
 
     def __call__(self, key: Key, params: tuple[dict[str, Array], Params]) -> LearnerState:
-        settings, params = params  # of the learner that they make
+        settings, params = params  # params of the learner that the settings make
         learner = self.learner_of(**settings)
         if not isinstance(learner, Learner):
             raise ValueError(f"learner_of must return what nl.learner(…) makes, got {type(learner).__name__}")
@@ -237,7 +237,7 @@ class _Init:
 
 @dataclass(frozen=True)
 class _Step:
-    """Takes a step with the settings that are in the state."""
+    """Takes a step with the settings in the state."""
 
     learner_of: Callable[..., Learner]
 
@@ -251,7 +251,7 @@ class _Step:
 def _begin(
     learner: Learner, init: Callable[[Key], Params], seeds: int, key: Key, trials: dict[str, Array]
 ) -> tuple[Key, LearnerState]:
-    """Keys and states of all seeds of some trials, [trials · seeds, …]."""
+    """Returns keys and states of all seeds of some trials, [trials · seeds, …]."""
 
     def one(settings: dict[str, Array], seed: Array) -> tuple[Key, LearnerState]:
         params_key, state_key, run_key = jax.random.split(jax.random.fold_in(key, seed), 3)
@@ -262,7 +262,7 @@ def _begin(
 
 
 def _trials(settings: Any) -> dict[str, np.ndarray]:
-    """Values by name, [trials]."""
+    """Checks settings and returns their values by name, [trials]."""
     if isinstance(settings, Mapping):
         names, values = list(settings), [np.atleast_1d(np.asarray(of, float)).tolist() for of in settings.values()]
         rows = [dict(zip(names, of, strict=True)) for of in itertools.product(*values)] if names else []
@@ -281,7 +281,7 @@ def _trials(settings: Any) -> dict[str, np.ndarray]:
 
 
 def _fitting(run: Run, begin: Callable[..., Any], trials: dict[str, np.ndarray], count: int) -> int:
-    """How many settings fit into memory at once."""
+    """Returns how many settings fit into memory at once."""
     device = jax.local_devices()[0]
     told = device.memory_stats() or {}
     total = told.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -298,22 +298,22 @@ def _fitting(run: Run, begin: Callable[..., Any], trials: dict[str, np.ndarray],
 
 
 def _means(scores: np.ndarray) -> np.ndarray:
-    """Mean over seeds, infinite where a run was lost."""
+    """Returns the mean over seeds, infinite where a run diverged."""
     return np.where(np.isfinite(scores).all(axis=1), scores.mean(axis=1), np.inf)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measured(score: Callable[[Params], Array], params: Params) -> Array:
-    """Of one run after the other: many at once would hold the activations of all on all the data."""
+    """Scores one run after another; all at once would hold every run's activations on all the data."""
     return jax.lax.map(score, params)
 
 
 def _require_one_number_each(name: str, score: Callable[[Params], Array], params: Params) -> None:
-    """ValueError unless a run's score is one number; asked before training, not after it."""
+    """Raises a ValueError, before training, unless a run's score is one number."""
     shape = jax.eval_shape(lambda params: jax.lax.map(score, params), params).shape
     if len(shape) != 1:
         raise ValueError(f"{name} must return one number, got shape {shape[1:]}: average over the examples")
 
 
 def _never(*of: Any) -> None:
-    """Whatever the outcomes of a dispatch, the sweep goes on."""
+    """Never stops: a sweep continues whatever the outcomes of a dispatch."""
