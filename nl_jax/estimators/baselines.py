@@ -1,8 +1,8 @@
 """Baselines: what a perturbed loss is compared with, or the exact directional derivative.
 
-Let Ẽ(σ) be the losses displaced by σ ξ. For a view of a space, a baseline makes the function `along(direction) ->
-(change, losses)`: the losses' rate of change along ξ, [batch], and the losses it was measured from, [batch], an
-estimate of the undisplaced ones.
+Let Ẽ(σ) be the losses displaced by σ ξ. For a view of a space, a baseline makes the function
+`along(direction) -> (change, losses)`: the losses' rate of change along ξ, [batch], and the losses it was measured
+from, [batch], an estimate of the undisplaced ones.
 """
 
 from collections.abc import Callable

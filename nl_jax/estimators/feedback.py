@@ -24,9 +24,9 @@ Look = Callable[[Find, Params, Any], dict[str, Any]]
 class UpdateFn(Protocol):
     """`update(key, state, params, grads, look) -> state`, called after every estimate.
 
-    It is given the forward weights, their gradient estimate, and a function to inspect the layers: `look(find, B,
-    extra)` runs the program once and returns what `find` returns for each layer, which sees B beside its weights
-    (`way_back.beside`).
+    It is given the forward weights, their gradient estimate, and a function to inspect the layers:
+    `look(find, B, extra)` runs the program once and returns what `find` returns for each layer, which sees B beside its
+    weights (`way_back.beside`).
     """
 
     def __call__(self, key: Key, state: State, params: Params, grads: Params, look: Look) -> State: ...

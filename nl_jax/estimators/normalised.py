@@ -13,8 +13,8 @@ def normalised(estimator: GradientEstimator) -> GradientEstimator:
 
         ĝ = 1/K Σ_k r_k ξ_k / std(r),   std(r)² = 1/(K − 1) Σ_k (r_k − mean r)²
 
-    For `nl.weight_perturbation` with the clean baseline, r_k = (ℓ_k − ℓ_0)/σ, this is FZOO's step, Σ (ℓ_k − ℓ_0) ξ_k /
-    (K std(ℓ)). Its length adapts to the curvature: steps are shorter in steep regions.
+    For `nl.weight_perturbation` with the clean baseline, r_k = (ℓ_k − ℓ_0)/σ, this is FZOO's step,
+    Σ (ℓ_k − ℓ_0) ξ_k / (K std(ℓ)). Its length adapts to the curvature: steps are shorter in steep regions.
 
     Args:
       estimator: one whose gradient is a list of numbers, `nl.weight_perturbation` or `nl.forward_gradient` in weights,

@@ -62,11 +62,11 @@ def difference_target_propagation(
     layer's inverse: a step like Gauss-Newton's, not gradient descent's (Meulemans et al. 2020). The two agree for
     orthogonal linear layers.
 
-    Through time, a layer's target is decoded from that of its next step, by one decoder shared by all steps (Manchev &
-    Spratling 2020). In a loop over depth, where parameters are stacked, every step has its own decoder.
+    Through time, a layer's target is decoded from that of its next step, by one decoder shared by all steps
+    (Manchev & Spratling 2020). In a loop over depth, where parameters are stacked, every step has its own decoder.
 
-    After each estimate the decoders learn to reconstruct noisy inputs: the optimizer reduces ½‖g_l(f_l(x + σξ)) − (x +
-    σξ)‖² in B and c, where x are the layer's inputs.
+    After each estimate the decoders learn to reconstruct noisy inputs: the optimizer reduces
+    ½‖g_l(f_l(x + σξ)) − (x + σξ)‖² in B and c, where x are the layer's inputs.
 
     Args:
       objective: a per-example objective that takes `propagate`.

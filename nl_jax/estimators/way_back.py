@@ -1,8 +1,8 @@
 """A forward pass and a backward pass in which each layer sends credit down by a given rule.
 
 Each layer becomes a function whose derivative *is* the rule (`jax.custom_vjp`), and one `jax.grad` runs them all. JAX
-itself handles loops in reverse, skip connections, tied weights and what a program does between its layers. With z_j =
-∂L/∂x_j, from the highest layer down:
+itself handles loops in reverse, skip connections, tied weights and what a program does between its layers. With
+z_j = ∂L/∂x_j, from the highest layer down:
 
     δ_j = z_j df_j(x_j)                                    seed 003 eq. 8, df from the value, eq. 10
     ∂L/∂M_ji = δ_j x_i,  ∂L/∂b_j = δ_j                     eq. 9, 12
@@ -253,7 +253,7 @@ def parted(paired: Array | None, values: Any) -> tuple[Any, Any]:
     """Returns the values, and their counterparts in the second tree: the tangents, as values of their own.
 
     The returned values have no tangents. A value without a counterpart, such as the parameters of another part, a
-    loop's state or an index, is its own companion. Without a pair, all values are.
+    loop's state or an index, is its own companion. Without a pair, every value is.
     """
     if paired is None:
         return values, values

@@ -29,8 +29,8 @@ def weight_perturbation(
 
         ∂E/∂W ≈ ⟨(Ẽ − E) Ω⟩ / σ²,   Ω = σ ξ
 
-    Needs no derivative and no layers: any JAX function works. Unbiased as σ → 0, with relative variance (P +
-    1)/num_samples for P parameters and Gaussian noise (`clean` and `antithetic` baselines).
+    Needs no derivative and no layers: any JAX function works. Unbiased as σ → 0, with relative variance
+    (P + 1)/num_samples for P parameters and Gaussian noise (`clean` and `antithetic` baselines).
 
     Args:
       objective: any per-example objective.
@@ -49,7 +49,7 @@ def weight_perturbation(
       params_sharding: how the parameters are sharded over devices, a tree like them, so that noise is drawn where they
         are: see `nl.spaces.weights`. None if they are not sharded, or are sharded over a mesh with explicit axes.
 
-      Returns:
+    Returns:
       An estimator with its baseline's state: K evaluations without baseline, K + 1 with the clean one, 2 K antithetic.
 
     Raises:

@@ -27,8 +27,8 @@ def primal_dual(
     while these circle.
 
     Let σ be the singular values of ∂r/∂x, between about 1/4 and 3 in networks at initialisation and 1/10 and 5 once
-    trained. Steps are stable up to η (2c + τ) σ² ≈ 4, less for losses of high curvature; with the defaults, up to σ =
-    5.6. If τ ≥ c/4, errors shrink by about √(1 − ηcσ²) per step at the smallest σ: at initialisation a larger η
+    trained. Steps are stable up to η (2c + τ) σ² ≈ 4, less for losses of high curvature; with the defaults, up to
+    σ = 5.6. If τ ≥ c/4, errors shrink by about √(1 − ηcσ²) per step at the smallest σ: at initialisation a larger η
     converges in fewer steps. Where activations are curved and credit is large, as with large weights, or at the kinks
     of a maximum, the point is stable only for large c: set τ = c, and η in inverse proportion.
 

@@ -34,8 +34,8 @@ def low_rank(rank: int) -> Law:
 
     Weights are parameters of two axes or more that layers only multiply by (x W + b, in dense layers and convolutions),
     or look up (W[ids]). As x (W + σ V) = x W + σ (x A) Bᵀ, all samples share the product with W. Averages are
-    accumulated as Aᵀ diag(change) B. (Rank-one noise: Sarkar et al. 2025, there Gaussian, at a second moment of (m +
-    2)(n + 2) ‖G‖².)
+    accumulated as Aᵀ diag(change) B. (Rank-one noise: Sarkar et al. 2025, there Gaussian, at a second moment of
+    (m + 2)(n + 2) ‖G‖².)
 
     Second moment (mn + 2(1 − 1/rank)) ‖G‖² per weight: from that of independent signs at rank 1 towards
     the Gaussian one. Relative variance (P − 1 + 2(1 − 1/rank) Σ_weights ‖G‖²/‖g‖²)/K.

@@ -13,9 +13,9 @@ def certificate(
 ) -> KKT:
     """Computes the gradient norms of L = C(x) + Σ_l λ_lᵀ (x_l − f_l(s_l⁻¹ ∂Φ/∂x_l)), averaged over the batch.
 
-    The constraint is the equilibrium. With Q = ∂²Φ/∂x², D = f' and S = diag(s), an equilibrium x_β moves by dx/dβ =
-    S⁻¹D (Q dx/dβ − ∂C/∂x), and ∂L/∂x = 0 is λ = Q S⁻¹D λ − ∂C/∂x. So dx/dβ = S⁻¹D λ: the multipliers are the derivative
-    of the forces,
+    The constraint is the equilibrium. With Q = ∂²Φ/∂x², D = f' and S = diag(s), an equilibrium x_β moves by
+    dx/dβ = S⁻¹D (Q dx/dβ − ∂C/∂x), and ∂L/∂x = 0 is λ = Q S⁻¹D λ − ∂C/∂x. So dx/dβ = S⁻¹D λ: the multipliers are the
+    derivative of the forces,
 
         λ = d/dβ [∂(Φ − β C)/∂x] at x_β,
 
