@@ -28,8 +28,9 @@ def direct_feedback_alignment(
     connected; each learns by the local derivative of its own connection. Operations above the highest layer are
     differentiated exactly. If the loss reads a hidden layer directly, that exact credit is added.
 
-    In a loop every step receives an error: from highest layers in the same loop that of the same step, from those in
-    another loop the sum over its steps. In a loop over depth, where parameters are stacked, every step has its own B^l.
+    In a loop every step receives an error. From a highest layer in the same loop it is the error of the same step; from
+    one in another loop it is the sum over that loop's steps. In a loop over depth, where parameters are stacked, every
+    step has its own B^l.
 
     The highest layer receives its exact gradient, on the scale of `jax.grad`; the estimate for hidden layers is biased.
     A parameter used between layers or inside an activation receives credit through the weights it feeds. Under

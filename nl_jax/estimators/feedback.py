@@ -86,7 +86,7 @@ def sign_concordant(weight_init: Initializer = initializers.lecun_normal()) -> F
 def kolen_pollack(
     optimizer: optax.GradientTransformation, weight_init: Initializer = initializers.lecun_normal()
 ) -> Feedback:
-    """Draws B at random, then changes it as W: ΔB = −η ∂L/∂W − λ B (Kolen & Pollack 1994; Akrout et al. 2019).
+    """Draws B at random, then updates it like W: ΔB = −η ∂L/∂W − λ B (Kolen & Pollack 1994; Akrout et al. 2019).
 
     If the same optimizer changes W, and its step decays weights by a factor 1 − λ, then W − B decays by this factor as
     well, and feedback alignment becomes backprop. Neither weight is ever copied to the other.
@@ -95,7 +95,7 @@ def kolen_pollack(
       optimizer: optimizer of B; the learner's own, with decay, such as `optax.adamw(1e-3, weight_decay=1e-1)`. Without
         decay W − B stays constant. Apart from the decay, its step must depend on the gradients alone. W must be updated
         as often as B, which takes one step for every estimate: within `nl.average`, B takes several while W takes one.
-      weight_init: scheme for the first B, as in `random`.
+      weight_init: initializer of the first B, as in `random`.
 
     Raises:
       ValueError: if `optimizer` is not one of optax's.
@@ -125,7 +125,7 @@ def weight_mirror(
     Args:
       optimizer: optimizer of B for that gradient, with decay, without which B grows without bound: for η = λ = 0.01
         `optax.chain(optax.add_decayed_weights(1.0), optax.sgd(0.01))`.
-      weight_init: scheme for the first B, as in `random`.
+      weight_init: initializer of the first B, as in `random`.
 
     Raises:
       ValueError: if `optimizer` is not one of optax's.

@@ -31,10 +31,10 @@ def reinforce(
 
         ∂E[ℓ]/∂ν^l = ⟨(ℓ − b) e^l⟩,   e^l = ∂ log p(s^l | ν^l)/∂ν^l,   ∂E[ℓ]/∂W^l = ⟨(ℓ − b) e^l x^{l−1}⟩
 
-    where x^{l−1} are the axons (activity) drawn in the layer below. Reward-increment = non-negative factor × offset
-    reinforcement × characteristic eligibility: a three-factor rule in which one number, ℓ − b, is broadcast to all
-    units. Unbiased for any amount of noise and any K. The only derivatives are those of each connection with respect to
-    its own parameters and of log p.
+    where x^{l−1} are the axons (activity) drawn in the layer below. This is reward-increment = non-negative factor ×
+    offset reinforcement × characteristic eligibility: a three-factor rule in which one number, ℓ − b, is broadcast to
+    all units. Unbiased for any amount of noise and any K. The only derivatives are those of each connection with
+    respect to its own parameters and of log p.
 
     With Gaussian units it differs from node perturbation only in x^{l−1}, which node perturbation takes from a clean
     pass. In the first layer both therefore have the same expectation. Above it they agree only as σ → 0, because node

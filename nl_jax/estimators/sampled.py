@@ -179,7 +179,7 @@ def _added(leaf: Array, directions: Any, rates: Array) -> Array:
         return directions.added(leaf.reshape(_shape(directions, leaf)), rates).reshape(leaf.shape)
     wide = wide_dtype(directions.dtype)
     change = jnp.tensordot(jnp.mean(rates, axis=1).astype(wide), directions.astype(wide), axes=1)
-    return leaf + jax.lax.optimization_barrier(change.astype(leaf.dtype))  # rounded here, whatever stands around it
+    return leaf + jax.lax.optimization_barrier(change.astype(leaf.dtype))  # rounded here, whatever XLA fuses it with
 
 
 def _shape(directions: Any, leaf: Array) -> tuple[int, ...]:

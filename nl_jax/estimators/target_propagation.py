@@ -152,7 +152,7 @@ def _by_targets(activation: ActivationFn, eta: float, steps: Steps) -> Back:
         if layer.name not in biases:
             return routed
         own = _of_step(layer, biases, steps)
-        step_size = eta * len(z)  # z is of the mean loss, a target of the example's own
+        step_size = eta * len(z)  # z is of the mean loss, a target is of the example's own loss
         to_axons, to_target = (_decode(layer, own, activation, y) for y in (layer.axons, layer.axons - step_size * z))
         displaced = ((x - t) / step_size for x, t in zip(to_axons, to_target, strict=True))
         # indices are not decoded

@@ -27,9 +27,9 @@ def flipout() -> Law:
     connection declares that it mixes examples (`nl_jax.base.Connection`) is refused; other interactions are not
     detected.
 
-    Every example's direction is judged by its own loss, at the cost of two products per layer: x (W + σ V) = x W + σ
-    ((x ∘ s) E) ∘ r; averages are accumulated as E ∘ (Sᵀ diag(change) R). Weights are the same parameters as for
-    `low_rank`; all others get independent signs shared by the batch.
+    Every example's direction is judged by its own loss, at the cost of two products per layer:
+    x (W + σ V) = x W + σ ((x ∘ s) E) ∘ r; averages are accumulated as E ∘ (Sᵀ diag(change) R). Weights are the same
+    parameters as for `low_rank`; all others get independent signs shared by the batch.
 
     With P_w weights and P_c other parameters, and g_n the gradient of example n in a batch of N, the relative
     variance is [(P_w − 1) Σ ‖g_nʷ‖² + P_w Σ ‖g_nᶜ‖² + P_c Σ ‖g_nʷ‖² + N² (P_c − 1) ‖gᶜ‖²] / (N² ‖g‖² K):

@@ -209,7 +209,7 @@ def on_mesh(leaves: Sequence[Any]) -> NamedSharding | None:
 def _seen(leaf: Any) -> NamedSharding | None:
     try:
         sharding = leaf.sharding
-    except (AttributeError, jax.errors.ConcretizationTypeError):  # it is traced, and its type knows of explicit axes
+    except (AttributeError, jax.errors.ConcretizationTypeError):  # it is traced: its type has only explicit axes
         sharding = getattr(jax.typeof(leaf), "sharding", None)
     return sharding if isinstance(sharding, NamedSharding) and not sharding.mesh.empty else None
 

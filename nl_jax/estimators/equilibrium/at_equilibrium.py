@@ -22,15 +22,15 @@ def at_equilibrium(
     """Returns the program at the equilibrium x_0 of its energy network: its outputs, or its losses.
 
     For a forward function, these are the outputs of a network trained by `nl.equilibrium_propagation`; for an
-    objective, the loss whose gradient that estimates. `nl.backprop(nl.at_equilibrium(objective))` is the gradient. It
-    is computed by implicit differentiation at the fixed point, not through the iterations: the linear system of the
-    adjoint is solved by the same damped iteration (recurrent backpropagation: Almeida 1987; Pineda 1987). Forward mode
-    works as well.
+    objective, the loss whose gradient that estimator estimates. `nl.backprop(nl.at_equilibrium(objective))` is the
+    gradient. It is computed by implicit differentiation at the fixed point, not through the iterations: the linear
+    system of the adjoint is solved by the same damped iteration (recurrent backpropagation: Almeida 1987; Pineda 1987).
+    Forward mode works as well.
 
     Args:
       program: a forward function or a per-example objective that takes `propagate`. See `nl.equilibrium_propagation`
         for the requirements on its layers.
-      feedback_strength: γ, above 0: weights are γ times as strong in feedback as forward.
+      feedback_strength: γ, above 0: feedback weights are γ times the forward weights.
       rate: the step of the damped iteration x ← x + rate (f(…) − x), above 0 and at most 1.
       num_steps: the maximum number of iterations, at least 1, of the network and of its adjoint.
       tolerance: iterations end once the residual is at most this fraction of the first one, in [0, 1).

@@ -46,7 +46,7 @@ def contrastive_hebbian(
 ) -> GradientEstimator:
     """Hebbian in the clamped phase, anti-Hebbian in the free one (Movellan 1991), weak feedback (Xie & Seung 2003).
 
-    The network is an energy network whose weights are γ times as strong in feedback
+    The network is an energy network whose feedback weights are γ times its forward weights
     (`nl_jax.estimators.equilibrium.energy`). With x its free equilibrium (activity at rest) and x̂ its equilibrium with
     clamped outputs,
 
@@ -71,7 +71,7 @@ def contrastive_hebbian(
     Returns:
       An estimator without state or randomness. Its `info.loss` is that of the free phase. Its `info.residuals` is a
       `KKT` as for `nl.equilibrium_propagation`, with λ_L = −∂C/∂x_L and, below it, λ_l the difference of the forces.
-      Its `credit` is as there too, of the free phase.
+      Its `credit` is as there, for the free phase.
 
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation holds

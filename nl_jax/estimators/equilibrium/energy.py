@@ -151,7 +151,7 @@ class EnergyNetwork:
         return f"rate={self.rate}: choose a smaller one, or smaller weights"
 
     def _refuse_learned_activations(self, params: Params, axons: Axons, batch: Batch) -> None:
-        """Raises ValueError if an activation depends on parameters: the derivative of F by them would need G."""
+        """Raises ValueError if an activation depends on parameters: the gradient of F by them would need G."""
 
         def layer(site: Site, x: Array) -> tuple[Array, Array]:
             return x, site.activation(x)

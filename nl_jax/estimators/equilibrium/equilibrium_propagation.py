@@ -66,7 +66,7 @@ def equilibrium_propagation(
         gradients of functions (all elementwise ones, the softmax) and hold no parameters. Layers without parameters
         (pooling) belong to the connections of those above.
       nudge: the strengths β, by default `nl.nudges.symmetric(0.1)`; `one_sided`, `n_point` and `circle` are others.
-      feedback_strength: γ, above 0: weights are γ times as strong in feedback as forward, per layer in the order of
+      feedback_strength: γ, above 0: feedback weights are γ times the forward weights, per layer in the order of
         propagation. 1 is Scellier & Bengio's.
       rate: the step of the damped iteration x ← x + rate (f(…) − x) of all layers at once, above 0 and at most 1.
       num_steps: the maximum number of iterations of each phase, at least 1; with fewer than there are layers the lowest
@@ -109,7 +109,10 @@ def equilibrium_propagation(
         nudged, retaken, more_failures = network.settle_all(lifted, still, given, strengths)
 
         def slope(params: Params, shift: Axons) -> Array:
-            """Computes Σ_k w_k [(Φ − β_k C)(x_k) − Φ(x_0)], to be differentiated by θ, or by all of x at once."""
+            """Computes Σ_k w_k [(Φ − β_k C)(x_k) − Φ(x_0)].
+
+            Its derivatives by θ, and by all of x at once, are finite differences in β of those of Φ − β C.
+            """
 
             def harmony(axons: Axons, beta: Array | None = None) -> Array:
                 return network.harmony(params, jax.tree.map(jnp.add, axons, shift), given, beta)

@@ -16,8 +16,8 @@ def e_prop(objective: Objective, *, feedback: Feedback | None = None, loop: str 
 
     The trace e is the effect of weight ij on the state of its own unit j, carried forward (`eligibility.py` has the
     equations for any cell). The signal L is the error of the current step, sent down through B. A unit's effect on
-    others by recurrent connections is neglected; without these, and with symmetric feedback, the estimate is the exact
-    gradient. For spiking cells traces use the surrogate derivative.
+    others by recurrent connections is neglected. Without recurrent connections, and with symmetric feedback, the
+    estimate is the exact gradient. For spiking cells traces use the surrogate derivative.
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name. Its step

@@ -24,8 +24,8 @@ Read = tuple[Leaves, Leaves]
 class Run(NamedTuple):
     """A loop that has been run, and the credit of its results.
 
-    Everything that the loop is differentiated by is a parameter θ of it: what it closes over, its start and its inputs
-    at each step, if they depend on parameters.
+    Everything with respect to which the loop is differentiated is a parameter θ: what it closes over, its start and its
+    inputs at each step, if they depend on parameters.
 
     Attributes:
       theta: θ.

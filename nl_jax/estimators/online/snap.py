@@ -19,7 +19,7 @@ def snap(objective: Objective, *, order: int = 1, loop: str = "time") -> Gradien
         J_t = S_n ∘ (∂h_t/∂h_{t−1} J_{t−1} + ∂h_t/∂θ),   ∂L/∂θ ≈ Σ_t ∂L_t/∂h_t J_t          (Menick et al. 2021, eq. 5)
 
     S_n marks the entries that are not zero after n steps. With n as large as the longest path through the network this
-    is `rtrl`; in a densely connected layer it is for n = 2.
+    is `rtrl`; in a densely connected layer n = 2 is enough.
 
     For n = 1 a parameter acts only on the unit that it feeds, and J is a trace for each weight and example, as in
     `e_prop`. The difference is that `e_prop` also neglects a unit's effect on itself by its recurrent connection.

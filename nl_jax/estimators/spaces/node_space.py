@@ -83,7 +83,7 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
 
     In a loop (`nl.scan`) noise is drawn step by step, from the number of the step, and drawn again once its credit is
     known: memory does not grow with the number of steps. A law with dependent components, such as orthogonal
-    directions, joins only the layers of one step.
+    directions, couples only the layers of one step.
 
     Args:
       objective: a per-example objective that takes `propagate`.
@@ -205,7 +205,7 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
             components=sum(nu.size for nu in displaceable.values()) // (1 if chosen.together else examples),
             fixed_cost=2,  # the clean pass and the local gradient
             clean_cost=0,
-            tangent_cost=2 if templates else 1,  # d(x W) = dx W; in a loop, the pass is run along
+            tangent_cost=2 if templates else 1,  # d(x W) = dx W; in a loop, the pass itself is run as well
             chunk=at_once,
             layers=Layers(judged, gradient, by_layer),
         )
