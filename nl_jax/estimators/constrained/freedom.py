@@ -38,7 +38,7 @@ class Freedom(NamedTuple):
         return {name: e.at[-1].set(0) if name in self.but_last else e for name, e in errors.items()}
 
     def credit(self, objective: Objective, params: Params, axons: Axons, batch: Batch) -> dict[str, Array]:
-        """Computes λ = −∂C/∂x of outputs, so that ∂L/∂x = 0 there; for layers in `but_last`, 0 except at the last step."""
+        """Computes λ = −∂C/∂x of outputs, where ∂L/∂x = 0 then; for layers in `but_last`, 0 except at the last step."""
         towards = downhill(objective, params, axons, batch, [*self.but_last, *self.outputs])
         own = {name: towards[name].at[:-1].set(0) for name in self.but_last}
         return {name: towards[name] for name in self.outputs} | own
