@@ -1,5 +1,5 @@
 """Gradient estimators, one per file, and their shared parts.
 
-`spaces` (where noise acts), `directions` (what noise), `baselines` (what difference is taken) and
-`sampling` (how many, in what chunks) combine in `perturbation` to every perturbation estimator.
+`perturbation` builds every perturbation estimator from `spaces` (where noise acts), `directions` (which noise),
+`baselines` (which loss difference) and `sampling` (how many samples, in which chunks).
 """

@@ -36,37 +36,38 @@ def activity_node_perturbation(
 
         δ^l = N ⟨(Ẽ − E) Δν^l / ‖Δν‖²⟩,   Δν^l = ν̃^l − ν^l,   ∂E/∂W^l ≈ δ^l x^{l−1}
 
-    This is activity-based node perturbation, ANP (Dalm et al. 2023). N is the number of all units (those
-    of layers with parameters) and ‖Δν‖² the squared length of the change of all of them, for each example. The
-    noise need not be known: Δν holds a layer's own noise and what noise below it did to the layer. (Where √N stands in
-    the place of N, as in code of the paper's authors, a learning rate makes up for it.)
+    This is activity-based node perturbation, ANP (Dalm et al. 2023). N is the number of units in layers with
+    parameters; ‖Δν‖² is the squared length of the change of all of them, for each example. The noise need not be known:
+    Δν contains a layer's own noise and the effect of noise in lower layers. (The code of the paper's authors has √N
+    instead of N; the learning rate absorbs the factor.)
 
-    It is calibrated to `jax.grad` where no noise reaches the layer from below: a network of one layer is estimated
-    without bias as σ → 0. In deeper ones it is biased. With g the true credit of all layers and T = ∂ν/∂γ the response
-    of activity to noise, E δ = N E[uuᵀ/‖u‖²] T⁻ᵀ g, u ~ N(0, T Tᵀ), which tends to (N/tr T Tᵀ) T g for many units:
-    layer l also gets the credit of the layers below, sent up to it. `nl.theory.activity_perturbation` has the formula
-    for linear networks.
+    It is calibrated to `jax.grad` where no noise reaches the layer from below: for a network of one layer the estimate
+    is unbiased as σ → 0. For deeper networks it is biased. With g the true credit of all layers and T = ∂ν/∂γ the
+    response of activity to noise, E δ = N E[uuᵀ/‖u‖²] T⁻ᵀ g, u ~ N(0, T Tᵀ), which tends to (N/tr T Tᵀ) T g for many
+    units: layer l also receives the credit of the lower layers, propagated up to it. `nl.theory.activity_perturbation`
+    has the formula for linear networks.
 
     Args:
-      objective: a per-example objective that takes `propagate`; it makes the clean pass.
-      sigma: σ, standard deviation of the noise in units of the pre-activations, above 0; by default what suits their
+      objective: a per-example objective that takes `propagate`; it is run for the clean pass.
+      sigma: σ, standard deviation of the noise in units of the pre-activations, above 0; by default chosen for their
         dtype, see `nl_jax.estimators.step_size`.
-      num_samples: K, noisy passes averaged.
+      num_samples: K, the number of noisy passes averaged.
       directions: law of the injected noise, from `nl.directions`.
-      noisy: `noisy(key, params, batch, propagate) -> losses`, a program of the same layers with noise of its own, which
-        takes the place of the injected noise: a model of a noisy device, or the device itself, which may ignore the
-        key. Only noise in connections is measured as a layer's own; an activation's is seen by the layers above. If the
-        clean pass is noisy as well, hand in such an `objective`: Δν is then the difference of two noisy passes.
-      chunk: passes evaluated at once; by default what suits the backend. The result does not depend on it.
+      noisy: `noisy(key, params, batch, propagate) -> losses`, a program of the same layers with its own noise, used
+        instead of the injected noise. It may be a model of a noisy device, or the device itself, which may ignore the
+        key. Only noise in connections is measured as a layer's own; noise in an activation is seen only by the layers
+        above. If the clean pass is noisy as well, pass a noisy `objective`: Δν is then the difference of two noisy
+        passes.
+      chunk: passes evaluated at once; by default chosen for the backend. The result does not depend on it.
 
     Returns:
       An estimator without state: K + 2 evaluations (one clean pass, K noisy ones, a local gradient). An example whose
-      activity does not change teaches nothing. In a loop, the pre-activations of all steps are kept.
+      activity does not change contributes nothing. In a loop, the pre-activations of all steps are stored.
 
     Raises:
       ValueError: if a setting is out of range, the objective takes no `propagate`, or `sigma` or `directions` are given
-        together with `noisy`; when run, for a layer whose first axis is not the batch, noise that reaches a layer which
-        mixes examples, or a noisy program of other layers.
+        together with `noisy`; when run, if a layer's first axis is not the batch, noise reaches a layer that mixes
+        examples, or the layers of `noisy` differ from the objective's.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([2, 1], activation=nl.activations.tanh(), weight_init=jax.nn.initializers.ones)
@@ -88,7 +89,7 @@ def activity_node_perturbation(
             raise ValueError("sigma and directions must be left out with noisy, a program with noise of its own")
 
     def judged(key: Key, params: Params, batch: Batch) -> tuple[Local, dict[str, Array]]:
-        """The clean run, and the mean over samples of δ, by layer."""
+        """Returns the clean run, and δ by layer, averaged over samples."""
         typed_key(key)
         floating(params)
         clean = local(objective)(params, batch)
@@ -135,11 +136,11 @@ def activity_node_perturbation(
 
 
 def credit_of(loss_change: Array, change: dict[str, Array], units: int) -> dict[str, Array]:
-    """δ^l = N (Ẽ − E) Δν^l/‖Δν‖², each example by itself.
+    """Computes δ^l = N (Ẽ − E) Δν^l/‖Δν‖², for each example separately.
 
     Args:
       loss_change: Ẽ − E, [batch].
-      change: Δν by layer, [batch, …], loops' axes first.
+      change: Δν by layer, [batch, …], with loop axes first.
       units: N.
     """
     parts = [_batch_first(name, x) for name, x in change.items()]
@@ -154,7 +155,7 @@ def credit_of(loss_change: Array, change: dict[str, Array], units: int) -> dict[
 
 
 def _measured(program: Any, nodes: dict[str, Array]) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """`run(params, batch, offsets) -> (losses, {layer: ν̃})` of the layers that are measured."""
+    """Returns `run(params, batch, offsets) -> (losses, {layer: ν̃})` for the measured layers."""
 
     def layer(site: Site, offset: Array | None) -> tuple[Array, Array | None]:
         nu = site.preactivation()
@@ -167,7 +168,7 @@ def _measured(program: Any, nodes: dict[str, Array]) -> Callable[..., tuple[Arra
 def _injected(
     nodes: dict[str, Array], law: Law, sigma: float | Array | None, units: int, noise: Noise
 ) -> Callable[[Array], dict[str, Array]]:
-    """`draw(index) -> {layer: σ ξ}`, every example's and step's own."""
+    """Returns `draw(index) -> {layer: σ ξ}`, independent for every example and step."""
     step = step_size(sigma, balanced(1), [nu.dtype for nu in nodes.values()], units)
     template = {
         name: jax.ShapeDtypeStruct(jnp.moveaxis(nu, loops_around(name), 0).shape, nu.dtype)

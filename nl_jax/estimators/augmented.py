@@ -9,10 +9,10 @@ from nl_jax.checks import takes, typed_key
 
 
 def augmented(estimator: GradientEstimator, augment: Callable[[Key, Batch], Batch]) -> GradientEstimator:
-    """An estimator that sees what `augment` makes of each batch: corrupted inputs, wrong labels, shifted images.
+    """Applies `augment` to each batch before an estimate: corrupted inputs, wrong labels, shifted images.
 
-    An objective has no key, so that what is random about a batch is drawn before it: by the estimate's key, and so
-    with noise of its own at every step, while all the evaluations of one estimate see the same.
+    An objective has no key. The randomness of a batch is therefore drawn before it, from the estimate's key: each step
+    has its own noise, and all evaluations of one estimate share it.
 
     Args:
       estimator: any estimator.

@@ -1,4 +1,4 @@
-"""Backpropagation by automatic differentiation, the reference of all other estimators."""
+"""Backpropagation by automatic differentiation, the reference for all other estimators."""
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +9,20 @@ from nl_jax.estimators.constrained.adjoint import lagrangian_backprop
 
 
 def backprop(objective: Objective) -> GradientEstimator:
-    """The exact gradient of the mean loss, by reverse-mode autodiff (seed 003 eq. 1–5).
+    """Computes the exact gradient of the mean loss by reverse-mode autodiff (seed 003 eq. 1–5).
 
     Compiles to the same program as `jax.value_and_grad` of the mean loss.
 
     Args:
-      objective: any per-example objective; needs no layers.
+      objective: any per-example objective; it needs no layers.
 
     Returns:
-      An estimator without state or randomness: three evaluations (one pass, one reverse sweep). Its `credit` needs
-      layers: an objective that takes `propagate`.
+      An estimator without state or randomness. It costs three evaluations (one forward pass, one reverse sweep). Its
+      `credit` needs layers: the objective must take `propagate`.
 
     Raises:
-      ValueError: when run, if the objective does not return one loss per example, or if credit is asked for of one
-        that takes no `propagate`.
+      ValueError: when run, if the objective does not return one loss per example, or if credit is requested and the
+        objective takes no `propagate`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> estimator = backprop(lambda w, batch: (w * batch) ** 2)

@@ -8,7 +8,7 @@ from nl_jax.estimators.way_back import way_back
 
 
 def backprop_recursion(objective: Objective) -> GradientEstimator:
-    """The exact gradient by the seed's own recursion, layer by layer (seed 003 eq. 5–12; seed 001 §1–3).
+    """Computes the exact gradient by the seed's own recursion, layer by layer (seed 003 eq. 5–12; seed 001 §1–3).
 
     With z_j = ∂L/∂x_j, from the highest layer down:
 
@@ -16,9 +16,9 @@ def backprop_recursion(objective: Objective) -> GradientEstimator:
         ∂L/∂M_ji = δ_j x_i,  ∂L/∂b_j = δ_j                        eq. 9, 12
         z_i ← z_i + δ_j M_ji, starting from z_i = ∂L/∂x_i direct  eq. 12
 
-    For one layer this is the delta rule, for two seed 001's δ and γ. An activation that does not know
-    its derivative from its value is differentiated where it stands; there is no other autodiff than of
-    single connections and of what the program does between its layers.
+    For one layer this is the delta rule; for two layers it gives seed 001's δ and γ. An activation that does not define
+    its derivative from its value is differentiated by autodiff. The only other autodiff is that of single connections
+    and of what the program does between its layers.
 
     Args:
       objective: a per-example objective that takes `propagate`.
@@ -27,7 +27,7 @@ def backprop_recursion(objective: Objective) -> GradientEstimator:
       An estimator without state or randomness; equal to `backprop` up to rounding.
 
     Raises:
-      ValueError: if the objective takes no `propagate`; when run, for layers that share a name.
+      ValueError: if the objective takes no `propagate`; when run, if layers share a name.
     """
     layered("backprop_recursion", objective)
 

@@ -1,7 +1,7 @@
 """Baselines: what a perturbed loss is compared with, or the exact directional derivative.
 
-With Ẽ(σ) the losses displaced by σ ξ, a baseline makes, for a view of a space, the function
-`along(direction) -> (change, losses)`: the losses' rate of change along ξ, [batch], and the losses it learned them
+Let Ẽ(σ) be the losses displaced by σ ξ. For a view of a space, a baseline makes the function
+`along(direction) -> (change, losses)`: the losses' rate of change along ξ, [batch], and the losses it was measured
 from, [batch], an estimate of the undisplaced ones.
 """
 
@@ -27,10 +27,10 @@ class Baseline(NamedTuple):
     """A way to measure rates of change.
 
     Attributes:
-      init: `init() -> state`, what it carries from one estimate to the next.
+      init: `init() -> state`, the state carried from one estimate to the next.
       rate: `rate(view, sigma, state) -> Rate`.
       update: `update(state, loss) -> state`, given the mean loss of the estimate.
-      length: how long a step suits it, for a default σ; None where there is no step.
+      length: the step length for a default σ; None where there is no step.
     """
 
     init: Callable[[], State]
@@ -40,9 +40,9 @@ class Baseline(NamedTuple):
 
 
 def none() -> Baseline:
-    """Ẽ(σ)/σ: no baseline, the update of seed 000 to the letter, −η Ẽ Ω.
+    """Ẽ(σ)/σ: no baseline, exactly the update of seed 000, −η Ẽ Ω.
 
-    Unbiased as the others, for E is independent of the noise; but its variance grows as (E/σ)².
+    Unbiased like the others, because E is independent of the noise; but its variance grows as (E/σ)².
     """
 
     def rate(view: View, sigma: float | Array, state: State) -> Rate:
@@ -88,15 +88,15 @@ def antithetic() -> Baseline:
 
 
 def running_mean(decay: float = 0.9) -> Baseline:
-    """(Ẽ(σ) − Ē)/σ: compared with the mean loss of past estimates (Williams 1992, reinforcement baseline).
+    """(Ẽ(σ) − Ē)/σ: comparison with the mean loss of past estimates (Williams 1992, reinforcement baseline).
 
-    Needs no clean pass. Unbiased, for the past knows nothing of the present noise. What is left of the loss, which
-    differs from batch to batch and example to example, adds ((E − Ē)/σ)² to the variance: better than no baseline
-    by far, and the worse against the clean one the smaller σ.
+    Needs no clean pass. Unbiased, because past losses are independent of the present noise. The remaining loss, which
+    differs between batches and examples, adds ((E − Ē)/σ)² to the variance. This is far better than no baseline, but
+    increasingly worse than the clean one as σ decreases.
 
     Args:
-      decay: weight of the past in the exponential mean, at least 0 and below 1. Its start is corrected for; the very
-        first estimate has no baseline.
+      decay: weight of the past in the exponential mean, at least 0 and below 1. The mean is corrected for its start;
+        the very first estimate has no baseline.
     """
     decay = checked_decay(decay)
 

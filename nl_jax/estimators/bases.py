@@ -1,4 +1,4 @@
-"""Bases of the subspaces that weights are perturbed in: a few directions of a weight's inputs for all its units."""
+"""Bases of the subspaces in which weights are perturbed: a few directions of a weight's inputs for all its units."""
 
 import math
 from collections.abc import Callable
@@ -18,10 +18,10 @@ class Found(NamedTuple):
     """The bases of one estimate.
 
     Attributes:
-      matrices: Q of some weights, by their place among the parameters' leaves: […, inputs, rank] for a weight
-        […, inputs, units], its leading axes included.
-      stacked: how many of the leading axes number weights of a stack, each with a basis of its own, by place.
-      losses: of the run that found them, at the parameters, [batch]; None if there was none.
+      matrices: Q of some weights, by their place among the parameters' leaves: […, inputs, rank] for a weight […,
+        inputs, units], its leading axes included.
+      stacked: how many of the leading axes index weights of a stack, each with its own basis, by place.
+      losses: of the run that found them, at the parameters, [batch]; None without such a run.
     """
 
     matrices: dict[int, Array]
@@ -33,9 +33,9 @@ class Basis(NamedTuple):
     """How bases are found.
 
     Attributes:
-      require: `require(objective)`, a ValueError if the objective will not do.
+      require: `require(objective)`, raises ValueError if the objective is not suitable.
       find: `find(key, objective, params, batch) -> Found`.
-      evaluations: what finding them costs, the clean losses included if there are any.
+      evaluations: the cost of finding them, including the clean losses if there are any.
     """
 
     require: Callable[[Objective], None]
@@ -44,25 +44,27 @@ class Basis(NamedTuple):
 
 
 def inputs(rank: int | None = None) -> Basis:
-    """The span of what a weight is multiplied with in this batch (AGZO; Lin et al. 2026).
+    """The span of the inputs that a weight is multiplied with in this batch (AGZO; Lin et al. 2026).
 
     The gradient of W in x W is Σ x δᵀ, so that it lies in the span of the inputs x. Noise Q G, with Q an orthonormal
-    basis of it and G [rank, units] random, wastes nothing on directions that no loss can depend on. Q is that of the
-    sketch XᵀX Ω of all inputs X [rows, inputs], Ω random: one pass and its local products, no way back.
+    basis of this span and G [rank, units] random, wastes nothing on directions that no loss can depend on. Q is an
+    orthonormal basis of the sketch XᵀX Ω of all inputs X [rows, inputs], Ω random: it takes one pass and its local
+    products, no backpropagation.
 
-    A rank of the batch's rows or more covers the span, and an estimate is unbiased. A lower one leans to the leading
-    directions of the inputs, and the estimate is **biased**: its mean is the gradient's part in the span of Q,
-    averaged over Ω.
+    If the rank is at least the batch's number of rows, Q covers the span, and an estimate is unbiased. A lower rank
+    favours the leading directions of the inputs, and the estimate is **biased**: its mean is the gradient's part in the
+    span of Q, averaged over Ω.
 
-    It is for weights that layers multiply by and nothing else uses, in loops and convolutions (patches) as well. A
-    weight that is also transposed, looked up or used outside the layers has a gradient beyond the span; it keeps
+    It is for weights that layers multiply by and that nothing else uses, in loops and convolutions (patches) as well.
+    If a weight is also transposed, looked up or used outside the layers, its gradient extends beyond the span; it keeps
     isotropic noise, as biases do.
 
     Args:
-      rank: columns of Q, at least 1, and never more than a weight's inputs; None for the number of rows, which covers.
+      rank: number of columns of Q, at least 1, never more than a weight's inputs; None for the number of rows, which
+        covers the span.
 
     Returns:
-      A basis for `nl.subspace_perturbation` and `nl.spaces.subspace`, of 2 evaluations with the clean pass.
+      A basis for `nl.subspace_perturbation` and `nl.spaces.subspace`. It costs 2 evaluations, including the clean pass.
 
     Raises:
       ValueError: if the rank is not as described; when used, if the objective takes no `propagate`.
@@ -84,21 +86,22 @@ def inputs(rank: int | None = None) -> Basis:
 
 
 def random(rank: int) -> Basis:
-    """A random subspace for each weight, uniform, drawn anew for every estimate (ZO-Muon; Lang et al. 2026).
+    """A uniformly random subspace for each weight, drawn anew for every estimate (ZO-Muon; Lang et al. 2026).
 
-    Noise √(m/r) Q G of a weight [m, units], with Q [m, r] of orthonormal columns, has unit covariance: an
-    estimate is unbiased. It is no better than isotropic noise: the relative variance of K samples is
-    φ + (P + 1 + φ)/K, with φ = Σ (m/r − 1) ‖∂E/∂W‖²/‖g‖², for Gaussian coordinates. They share one subspace, and what
-    it misses they all miss: φ stays. What it is good for is an estimate of low rank.
+    Noise √(m/r) Q G of a weight [m, units], with Q [m, r] of orthonormal columns, has unit covariance, so that an
+    estimate is unbiased. It is no better than isotropic noise: the relative variance of K samples is φ + (P + 1 + φ)/K,
+    with φ = Σ (m/r − 1) ‖∂E/∂W‖²/‖g‖², for Gaussian coordinates. All samples share one subspace and miss the same part,
+    so that φ remains. Its use is that the estimate has low rank.
 
     It is for weights of two axes or more that the objective only multiplies by or looks up; all others have isotropic
-    noise. The inputs of a convolution are its patches, and a stack of weights that a loop slices has a basis for each.
+    noise. The inputs of a convolution are its patches. In a stack of weights that a loop slices, each has its own
+    basis.
 
     Args:
-      rank: r, columns of Q, at least 1, and never more than a weight's inputs.
+      rank: r, the number of columns of Q, at least 1, never more than a weight's inputs.
 
     Returns:
-      A basis for `nl.subspace_perturbation` and `nl.spaces.subspace`, of no evaluations.
+      A basis for `nl.subspace_perturbation` and `nl.spaces.subspace`. It costs no evaluations.
 
     Raises:
       ValueError: if the rank is not as described.
@@ -125,7 +128,7 @@ def random(rank: int) -> Basis:
 
 
 def orthonormal(columns: Array, stacked: int) -> Array:
-    """Orthonormal columns of the same span, for […, inputs, rank] of which `stacked` leading axes number matrices."""
+    """Returns orthonormal columns of the same span, for […, inputs, rank] with `stacked` leading axes of matrices."""
     shape, rank = columns.shape, columns.shape[-1]
     wide = columns.astype(wide_dtype(columns.dtype)).reshape(*shape[:stacked], -1, rank)
     if rank == 1:  # on an accelerator a factorisation of many small matrices takes longer than a forward pass

@@ -13,25 +13,25 @@ Factory = Callable[[Objective], GradientEstimator]
 
 
 def by_block(losses: Any, factory: Factory) -> GradientEstimator:
-    """Estimates the gradient of each block's own losses, by an estimator of each block.
+    """Estimates the gradient of each block's own losses, with a separate estimator for each block.
 
-    A forward pass gives every block what it reads; then each is taught by itself, the others held. So noise in one
-    block changes that block's losses alone, also for estimators that only evaluate, and with groups or patches it is
-    judged by the losses of its own group and position. In weight space all losses of a block judge together.
+    A forward pass gives every block its inputs. Then each block is trained separately, with the others held. Noise in
+    one block therefore changes only that block's losses, also for estimators that only evaluate. With groups or
+    patches, noise is judged by the losses of its own group and position; in weight space, by all losses of the block
+    together.
 
     Args:
       losses: made by `nl.local_losses`.
-      factory: an estimator of an objective, such as `nl.backprop` or `functools.partial(nl.node_perturbation,
+      factory: makes an estimator from an objective, such as `nl.backprop` or `functools.partial(nl.node_perturbation,
         num_samples=32)`.
 
     Returns:
-      An estimator whose mean, if the factory's is unbiased, is the gradient of `losses.objective`. Its state is the
-      tuple of the blocks' states, its loss the sum of their losses, its residuals the tuple of theirs, its failures
-      those of all. Evaluations are passes through the whole network, to which those of all blocks add up: one, and as
-      many as a block takes.
+      An estimator of the gradient of `losses.objective`, unbiased if the factory's is. Its state is the tuple of the
+      blocks' states, its loss the sum of their losses, its residuals the tuple of theirs, its failures those of all.
+      Evaluations are counted in passes through the whole network: one, plus as many as a block takes.
 
     Raises:
-      ValueError: if `losses` is nothing of the kind, or the factory refuses a block's objective.
+      ValueError: if `losses` was not made by `nl.local_losses`, or the factory refuses a block's objective.
 
     >>> import functools, jax, jax.numpy as jnp, nl_jax as nl
     >>> trunk = nl.mlp([3, 6, 4], activation=nl.activations.tanh(), output_activation=nl.activations.tanh())

@@ -15,7 +15,7 @@ Factory = Callable[[Objective], GradientEstimator]
 
 
 def average(estimator: GradientEstimator, num_estimates: int) -> GradientEstimator:
-    """The mean of several estimates with independent keys, one after the other, state handed on.
+    """Averages several estimates with independent keys, made one after the other, with the state passed on.
 
     Args:
       estimator: any estimator.
@@ -50,7 +50,7 @@ def average(estimator: GradientEstimator, num_estimates: int) -> GradientEstimat
 
 
 def mix(estimators: Sequence[GradientEstimator], weights: Sequence[float]) -> GradientEstimator:
-    """A weighted sum of estimates, Σ_i w_i ĝ_i, each with a key of its own.
+    """Computes a weighted sum of estimates, Σ_i w_i ĝ_i, each with its own key.
 
     Args:
       estimators: one or more estimators of the same objective.
@@ -92,7 +92,7 @@ def mix(estimators: Sequence[GradientEstimator], weights: Sequence[float]) -> Gr
 
 
 def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEstimator:
-    """A different estimator for each part of the parameters, chosen by path.
+    """Uses a different estimator for each part of the parameters, chosen by path.
 
     Each part is learned with all others held fixed, so that noise meant for one part never disturbs another.
 
@@ -107,8 +107,8 @@ def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEst
       evaluations the sum, its residuals the tuple of residuals, its failures those of all.
 
     Raises:
-      ValueError: if there is no part or a factory refuses the objective; when run, if a leaf matches no
-        pattern or a pattern gets no leaf.
+      ValueError: if there is no part or a factory refuses the objective; when run, if a leaf matches no pattern or a
+        pattern matches no leaf.
 
     >>> import functools, jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -155,7 +155,7 @@ def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEst
 
 
 def batch_sum(estimator: GradientEstimator) -> GradientEstimator:
-    """The gradient of the batch's summed loss, Σ_{i∈I} ∇f_i, instead of its mean (seed 001 §4).
+    """Returns the gradient of the batch's summed loss, Σ_{i∈I} ∇f_i, instead of its mean (seed 001 §4).
 
     Args:
       estimator: any estimator.

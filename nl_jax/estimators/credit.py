@@ -16,15 +16,15 @@ def of_axons(
     z: Mapping[str, Array],
     preactivations: Mapping[str, Array] | None = None,
 ) -> dict[str, LayerCredit]:
-    """δ = z f'(ν) of given axons and their credit (seed 003 eq. 8).
+    """Computes δ = z f'(ν) from given axons (activity) and their credit (seed 003 eq. 8).
 
     Args:
       objective: a per-example objective that takes `propagate`.
-      params: of the program.
+      params: the program's parameters.
       batch: as the objective takes it.
       axons: x by layer.
-      z: their credit, of the same layers and shapes.
-      preactivations: ν by layer; by default what each layer makes of the given axons below it.
+      z: the axons' credit, for the same layers and in the same shapes.
+      preactivations: ν by layer; by default each layer computes it from the given axons below it.
     """
 
     def layer(site: Site, given: tuple[Array, Array, Array | None]) -> tuple[Array, LayerCredit]:

@@ -21,34 +21,36 @@ from nl_jax.propagation.interpretation import SEPARATOR
 def direct_feedback_alignment(
     objective: Objective, example: Batch, *, weight_init: Initializer = initializers.lecun_normal()
 ) -> GradientEstimator:
-    """Every hidden layer is told the highest one's error: δ^l = (B^l e) f'(ν^l), ∂E/∂W^l ≈ δ^l x^{l−1}.
+    """Sends the highest layer's error to every hidden layer: δ^l = (B^l e) f'(ν^l), ∂E/∂W^l ≈ δ^l x^{l−1}.
 
-    With B^l fixed and random and e = ∂L/∂ν of the highest layer, or of all that no other one reads, such as the heads
-    of a network with several outputs (Nøkland 2016). Layers here are those that have parameters, whatever connects
-    them; each learns by the local derivative of its own connection. What lies above the highest is differentiated as
-    it is. Where the loss reads a hidden layer directly, that exact credit is added.
+    B^l is fixed and random. e = ∂L/∂ν of the highest layer, or of all layers that no other layer reads, such as the
+    heads of a network with several outputs (Nøkland 2016). Layers here are those with parameters, however they are
+    connected; each learns by the local derivative of its own connection. Operations above the highest layer are
+    differentiated exactly. If the loss reads a hidden layer directly, that exact credit is added.
 
-    In a loop every step is told: the error of its own step by highest layers in the same loop, summed over their steps
-    by those in another. Over depth, where parameters are stacked, every step has a B^l of its own.
+    In a loop every step receives an error. From a highest layer in the same loop it is the error of the same step; from
+    one in another loop it is the sum over that loop's steps. In a loop over depth, where parameters are stacked, every
+    step has its own B^l.
 
-    The highest layer gets its exact gradient, with the scale of `jax.grad`; hidden ones get an estimate which is not
-    unbiased. A parameter used between layers or inside an activation is credited through the weights it feeds. Under
-    `nl.partition` layers are those that have parameters of this part: its highest one's error is the exact one.
+    The highest layer receives its exact gradient, on the scale of `jax.grad`; the estimate for hidden layers is biased.
+    A parameter used between layers or inside an activation receives credit through the weights it feeds. Under
+    `nl.partition`, layers are those with parameters of this part; the error of the highest of them is exact.
 
     Args:
       objective: a per-example objective that takes `propagate`.
-      example: a batch of which only shapes are read, arrays or `jax.ShapeDtypeStruct`: B^l joins all values
-        of a layer, of a convolution every position. Other batches may be of other sizes.
-      weight_init: scheme for B^l, of shape [units of layer l, units of the highest], as a forward weight that joins
-        the two has, steps of its own first. By default of its usual size.
+      example: a batch, of arrays or `jax.ShapeDtypeStruct`, of which only the shapes are read: B^l has a row for each
+        value of a layer, in a convolution for every position. Other batches may have other sizes.
+      weight_init: initializer of B^l, of shape [units of layer l, units of the highest], that of a forward weight
+        between the two; axes of steps with their own B^l come first. The default gives B^l a forward weight's usual
+        size.
 
     Returns:
-      An estimator whose state is {layer: B^l}, and which uses its key in `init` alone.
+      An estimator whose state is {layer: B^l}. It uses its key only in `init`.
 
     Raises:
-      ValueError: if the objective takes no `propagate`; when run, if no layer depends on the parameters or each is
-        read by another, or for layers that share a name, whose first axis is not the batch, or that have another number
-        of units than on the example.
+      ValueError: if the objective takes no `propagate`; when run, if no layer depends on the parameters or every layer
+        is read by another, if layers share a name, if a layer's first axis is not the batch, or if a layer's number of
+        units differs from that on the example.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 5, 4, 2], activation=nl.activations.tanh())
@@ -83,7 +85,7 @@ def direct_feedback_alignment(
         }
 
     def told(state: State, params: Params, batch: Batch) -> tuple[Array, dict[str, Array], Callable[..., Params]]:
-        """Losses, δ of the mean loss by layer, and what makes gradients of it."""
+        """Returns the losses, δ of the mean loss by layer, and the function that turns δ into gradients."""
         losses, nus, _, pull = _learned(objective, params, batch)
         credit = jax.grad(lambda nus: jnp.mean(_held(objective, params, batch, nus)[0]))(nus)
         heads = [name for name in nus if name not in state]
@@ -111,7 +113,7 @@ def direct_feedback_alignment(
 
 
 def _learned(objective: Objective, params: Params, batch: Batch) -> Local:
-    """The program's run; ValueError unless there are learning layers, with one pre-activation per example each."""
+    """Runs the program; ValueError unless it has learning layers, each with one pre-activation per example."""
     run = local(objective)(params, batch)
     examples = len(per_example(run.outputs))
     if not run.responses:
@@ -128,9 +130,9 @@ def _learned(objective: Objective, params: Params, batch: Batch) -> Local:
 def _held(
     objective: Objective, params: Params, batch: Batch, nus: Mapping[str, Array]
 ) -> tuple[Array, dict[str, Array]]:
-    """The program run with given pre-activations, and the pre-activations that its layers would have had.
+    """Runs the program with given pre-activations, and also returns the pre-activations that its layers compute.
 
-    ∂L/∂ν of each is what reaches the loss by no other layer that learns.
+    ∂L/∂ν of a layer is then the part that reaches the loss through no other learning layer.
     """
 
     def layer(site: Site, given: Array | None) -> tuple[Array, Array]:
@@ -143,7 +145,7 @@ def _held(
 def _read_by_others(
     objective: Objective, params: Params, batch: Batch, nus: Mapping[str, jax.ShapeDtypeStruct]
 ) -> list[str]:
-    """The layers whose ν another layer that learns depends on."""
+    """Returns the layers whose ν another learning layer depends on."""
 
     def made(batch: Batch, *values: Array) -> dict[str, Array]:
         found = _held(objective, params, batch, dict(zip(nus, values, strict=True)))[1]
@@ -155,7 +157,7 @@ def _read_by_others(
 
 
 def _heard(name: str, head: str, e: Array) -> Array:
-    """A highest layer's error as a layer hears it, [steps, batch, units], steps of size 1 where it is the same."""
+    """Returns a highest layer's error as a layer receives it, [steps, batch, units]; size 1 for steps that share it."""
     loops, theirs = loops_around(name), loops_around(head)
     scopes = zip(name.split(SEPARATOR)[:-1], head.split(SEPARATOR)[:-1], strict=False)
     common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], scopes))
@@ -164,7 +166,7 @@ def _heard(name: str, head: str, e: Array) -> Array:
 
 
 def _sent(name: str, weight: Array, own: tuple[int, ...], e: Array, nu: Array) -> Array:
-    """B e, of ν's shape."""
+    """Computes B e, in the shape of ν."""
     loops = loops_around(name)
     expected = *chosen(nu.shape, own), _units(name, nu), e.shape[-1]
     if weight.shape != expected:
@@ -178,7 +180,7 @@ def _sent(name: str, weight: Array, own: tuple[int, ...], e: Array, nu: Array) -
 
 
 def _through_activation(site: Site, told: Array | None) -> tuple[Array, Array | None]:
-    """δ = z f'(ν) of what a layer is told, by the value where the activation knows how (seed 003 eq. 10)."""
+    """Computes δ = z f'(ν) of the received error, f' from the value if the activation defines it (seed 003 eq. 10)."""
     nu = site.preactivation()
     axons, to_preactivation = jax.vjp(site.activation, nu)
     if told is None:

@@ -16,7 +16,7 @@ Initializer = Callable[..., Array]
 
 
 def drawn(weight_init: Initializer, key: Key, params: Params) -> Params:
-    """A tree like `params` by `weight_init`; ones for leaves of fewer than two axes."""
+    """Draws a tree like `params` by `weight_init`; ones for leaves of fewer than two axes."""
     typed_key(key)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
@@ -24,19 +24,19 @@ def drawn(weight_init: Initializer, key: Key, params: Params) -> Params:
 
 
 def normal_like(key: Key, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Independent standard normal noise in the place of the arrays; indices and masks stay."""
+    """Draws independent standard normal noise in the arrays' shapes; indices and masks stay as they are."""
     keys = jax.random.split(key, len(arrays))
     draw = lambda k, x: jax.random.normal(k, x.shape, x.dtype) if continuous(x) else x
     return tuple(draw(k, x) for k, x in zip(keys, arrays, strict=True))
 
 
 def own_key(key: Key, layer: Any) -> Key:
-    """A key of the layer's own, in a loop of the step's: by its name, so that it does not depend on other layers."""
+    """Returns a key for the layer (in a loop, the step) from the layer's name: it does not depend on other layers."""
     return functools.reduce(jax.random.fold_in, layer.steps, jax.random.fold_in(key, zlib.crc32(layer.name.encode())))
 
 
 def continuous(x: Array) -> bool:
-    """Whether x can be disturbed a little and be sent credit: an index and a mask cannot."""
+    """Returns whether x can be perturbed and receive credit: an index or a mask cannot."""
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 

@@ -24,11 +24,11 @@ from nl_jax.estimators.constrained.relaxation import Relaxation, distance, relax
 from nl_jax.propagation import Site, interpret
 
 Offsets = dict[str, tuple[Array, Array]]
-"""What is added to ν and to s̄ of each layer, for the derivative by it: δ and z."""
+"""Zero offsets of ν and s̄ of each layer, for the derivatives with respect to them: δ and z."""
 
 
 class _Found(NamedTuple):
-    """Where the sweeps ended: means s̄ and ∂C/∂s̄ by layer, losses, the gradient, sweeps taken, what went wrong."""
+    """The result of the sweeps: means s̄ and ∂C/∂s̄ by layer, losses, the gradient, sweeps taken, failures."""
 
     means: dict[str, Array]
     credit: dict[str, tuple[Array, Array]]
@@ -41,7 +41,7 @@ class _Found(NamedTuple):
 def dual_propagation(
     objective: Objective, *, beta: float | Array = 0.1, num_steps: int | Array = 1, tolerance: float = 0.0
 ) -> GradientEstimator:
-    """The gradient from units of two states, s⁺ and s⁻: dual propagation (Høier, Staudt & Zach 2023), α = ½.
+    """Computes the gradient from units with states s⁺ and s⁻: dual propagation (Høier, Staudt & Zach 2023), α = ½.
 
         s_l^± = f_l(ν_l ± ½ u_l),   s̄_l = ½ (s_l⁺ + s_l⁻),   ν_l = W_l s̄_{l−1} + b_l
         u_l = Σ_k (∂ν_k/∂s̄_l)ᵀ (s_k⁺ − s_k⁻) − β ∂C/∂s̄_l       over the layers k above that read layer l
@@ -49,31 +49,30 @@ def dual_propagation(
 
     The mean goes up, the difference comes down, and each layer is solved in closed form. These are the stationary
     points of Σ_l [E_l(s_l⁺, s̄_{l−1}) − E_l(s_l⁻, s̄_{l−1})] + β C with E_l = G_l(s_l) − s_lᵀ ν_l and G_l' = f_l⁻¹: the
-    paper's objective for α = ½, but that the loss is taken at the mean of the output states. So any loss has a nudge,
-    without a proximal step of its own.
+    paper's objective for α = ½, except that the loss is evaluated at the mean of the output states. Any loss can
+    therefore nudge, without its own proximal step.
 
-    A difference stands for a derivative: (s⁺ − s⁻)/β = −[f(ν + ½βz) − f(ν − ½βz)]/β with z = −u/β. Where f is linear
-    between the two states, as relu is unless its kink lies there, the estimate is backpropagation's to rounding, at any
-    β. Where f is curved its error is of order β².
+    A finite difference replaces the derivative: (s⁺ − s⁻)/β = −[f(ν + ½βz) − f(ν − ½βz)]/β with z = −u/β. Where f is
+    linear between the two states, as relu is unless its kink lies there, the estimate is backpropagation's up to
+    rounding, at any β. Where f is curved, the error is of order β².
 
-    A sweep is a forward run with the u of the sweep before, 0 in the first one, and a run back that finds u anew. One
-    is enough where f is linear; where it is curved the means move a little, and more sweeps come to rest at the
-    equations above.
+    A sweep is a forward pass with the u of the previous sweep (0 in the first one) and a backward pass that recomputes
+    u. One sweep is enough where f is linear. Where f is curved, the means move a little, and more sweeps converge to
+    the equations above.
 
     Args:
-      objective: a per-example objective that takes `propagate`. Activations that are no elementwise function must
-        have a symmetric derivative, as the softmax has; what they hold besides ν gets its ordinary derivative.
-      beta: β, above 0. In float32 a difference of states is rounded at 10⁻⁷, which counts 1/(β |z|) times.
-      num_steps: the most sweeps, at least 1.
-      tolerance: sweeps end once u changes by at most this fraction of what it did in the first one, in [0, 1).
+      objective: a per-example objective that takes `propagate`. An activation that is not elementwise must have a
+        symmetric derivative, as the softmax has; values it holds besides ν receive their ordinary derivative.
+      beta: β, above 0. In float32 the difference of states has a rounding error of 10⁻⁷, amplified by 1/(β |z|).
+      num_steps: the maximum number of sweeps, at least 1.
+      tolerance: sweeps end once u changes by at most this fraction of its change in the first sweep, in [0, 1).
 
     Returns:
-      An estimator without state or randomness, of 2 evaluations a sweep and 1 besides. Its `info.residuals` is the
+      An estimator without state or randomness: 2 evaluations per sweep and 1 more. Its `info.residuals` is the
       Lagrangian's `KKT` at x = s̄ and λ = −z; its `credit` has z and δ = −(s⁺ − s⁻)/β at x = s̄.
 
     Raises:
-      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, for layers that share a
-        name.
+      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if layers share a name.
       FloatingPointError: when run, if sweeps diverge; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
@@ -91,7 +90,7 @@ def dual_propagation(
     report = stationarity(objective)
 
     def run(params: Params, offsets: Offsets, batch: Batch, pulls: Axons) -> tuple[Array, Any]:
-        """One forward run, of which the derivative is the run back."""
+        """Runs forward once; its derivative is the backward pass."""
 
         def layer(site: Site, given: tuple[tuple[Array, Array], Array]) -> tuple[Array, Array]:
             (of_nu, of_mean), u = given
@@ -135,7 +134,7 @@ def dual_propagation(
 
 
 def _still(objective: Objective, params: Params, batch: Batch) -> Offsets:
-    """Offsets of no size; nothing is run."""
+    """Returns zero offsets; nothing is run."""
 
     def layer(site: Site, given: None) -> tuple[Array, tuple[Array, Array]]:
         nu = site.preactivation()
@@ -147,7 +146,7 @@ def _still(objective: Objective, params: Params, batch: Batch) -> Offsets:
 
 
 def _mean(site: Site, nu: Array, u: Array, beta: float | Array) -> Array:
-    """s̄ = ½ [f(ν + ½u) + f(ν − ½u)], whose derivative is dual propagation's: δ = [f(ν + ½βz) − f(ν − ½βz)]/β."""
+    """Computes s̄ = ½ [f(ν + ½u) + f(ν − ½u)], with dual propagation's derivative: δ = [f(ν + ½βz) − f(ν − ½βz)]/β."""
     activation, held = jax.closure_convert(site.activation, nu)
 
     def averaged(nu: Array, u: Array, held: list[Any]) -> Array:

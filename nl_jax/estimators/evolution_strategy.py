@@ -32,34 +32,34 @@ def evolution_strategy(
     sum_updates: bool | None = None,
     params_sharding: Any = None,
 ) -> GradientEstimator:
-    """A search direction from shaped fitness: **not calibrated**, of the gradient's sign but not of its scale.
+    """Computes a search direction from shaped fitness: **not calibrated**, with the gradient's sign but not its scale.
 
         ĝ = 1/(K σ) Σ_k u_k ξ_k,   u = shaping(Ẽ_1 … Ẽ_K);   antithetic: u_k = (u_k⁺ − u_k⁻)/2
 
-    All K (or 2 K) mean losses are ranked or standardised together, so that outliers and the loss's scale do not matter
-    and the optimizer alone says how far to go. For a calibrated estimate take `weight_perturbation`.
+    All K (or 2 K) mean losses are ranked or standardised together. Outliers and the loss's scale therefore do not
+    matter, and the optimizer alone sets the step length. For a calibrated estimate use `weight_perturbation`.
 
-    Directions are drawn twice, once to be evaluated and once to be summed: memory does not grow with K but for one
-    number an evaluation.
+    Directions are drawn twice, once for evaluation and once for the sum: memory grows with K only by one number per
+    evaluation.
 
     Args:
       objective: any per-example objective.
-      sigma: σ, standard deviation of the population in units of the parameters, above 0; by default that of a step
-        ‖σ ξ‖ of length 1.
-      num_samples: K, directions per estimate, at least 2.
-      antithetic: whether each direction is tried both ways.
+      sigma: σ, standard deviation of the population in units of the parameters, above 0; by default such that the step
+        ‖σ ξ‖ has length 1.
+      num_samples: K, the number of directions per estimate, at least 2.
+      antithetic: whether each direction is evaluated with both signs.
       shaping: from `nl.shaping`, or any function of the losses [n] to utilities [n].
       directions: law of ξ, from `nl.directions`.
-      chunk: samples evaluated at once; by default what suits the backend.
-      sharding, sum_updates: how samples are divided over devices and what these exchange, as for
-        `weight_perturbation`; losses are gathered to be shaped together.
-      params_sharding: how the parameters lie over devices, as for `weight_perturbation`.
+      chunk: samples evaluated at once; by default chosen for the backend.
+      sharding, sum_updates: how samples are divided over devices and what devices exchange, as for
+        `weight_perturbation`; losses are gathered so that they can be shaped together.
+      params_sharding: how the parameters are sharded over devices, as for `weight_perturbation`.
 
     Returns:
-      An estimator without state: K evaluations, antithetic 2 K.
+      An estimator without state: K evaluations, or 2 K antithetic.
 
     Raises:
-      ValueError: if a setting is not as described; when run, if a parameter is not floating-point or σ is lost in
+      ValueError: if a setting is not as described; when run, if a parameter is not floating-point or σ is too small for
         its dtype.
     """
     sigma = None if sigma is None else positive_hyperparameter("sigma", sigma)

@@ -7,7 +7,7 @@ from nl_jax.base import Batch, Params
 
 
 def shapes_of(example: Batch, params: Params) -> Batch:
-    """The example's shapes; what is floating-point there has the parameters' dtype, in whatever it was given."""
+    """Returns the example's shapes; floating-point leaves get the parameters' dtype, whatever their own is."""
     dtype = jnp.result_type(*jax.tree.leaves(params))
 
     def shape(x: jax.Array) -> jax.ShapeDtypeStruct:

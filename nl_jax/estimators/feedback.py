@@ -1,7 +1,7 @@
 """Feedback weights that carry credit down instead of the transposed forward weights.
 
-What a layer has one of for each unit, such as a bias or a gain γ, is not drawn: leaves of fewer than two axes are
-ones in B, at first, or their own signs where B is made of signs. Biases are never fed back.
+Parameters with one value per unit, such as a bias or a gain γ, are not drawn: leaves of fewer than two axes start as
+ones in B, or are their own signs where B is made of signs. Biases are never fed back.
 """
 
 import math
@@ -22,23 +22,24 @@ Look = Callable[[Find, Params, Any], dict[str, Any]]
 
 
 class UpdateFn(Protocol):
-    """`update(key, state, params, grads, look) -> state`, after every estimate.
+    """`update(key, state, params, grads, look) -> state`, called after every estimate.
 
-    Given the forward weights, what they are taught, and a look at the layers: `look(find, B, extra)` runs the program
-    once and returns what `find` finds in each layer where B stands beside its weights (`way_back.beside`).
+    It is given the forward weights, their gradient estimate, and a function to inspect the layers:
+    `look(find, B, extra)` runs the program once and returns what `find` returns for each layer, which sees B beside its
+    weights (`way_back.beside`).
     """
 
     def __call__(self, key: Key, state: State, params: Params, grads: Params, look: Look) -> State: ...
 
 
 class Feedback(NamedTuple):
-    """A way to come by feedback weights.
+    """A source of feedback weights.
 
     Attributes:
       init: `init(key, params) -> state`.
       weights: `weights(state, params) -> B`, a tree like `params`.
-      update: `update(key, state, params, grads, look) -> state`, what B learns of one estimate.
-      evaluations: what `update` costs, in evaluations of the objective.
+      update: `update(key, state, params, grads, look) -> state`, the learning of B from one estimate.
+      evaluations: the cost of `update`, in evaluations of the objective.
     """
 
     init: EstimatorInitFn
@@ -48,19 +49,19 @@ class Feedback(NamedTuple):
 
 
 def random(weight_init: Initializer = initializers.lecun_normal()) -> Feedback:
-    """B drawn once and kept (Lillicrap et al. 2016).
+    """Draws B once and keeps it (Lillicrap et al. 2016).
 
-    Uniform feedback, which tells all units below the same, is `random(jax.nn.initializers.constant(b))`.
+    Uniform feedback, which sends the same credit to all units below, is `random(jax.nn.initializers.constant(b))`.
 
     Args:
-      weight_init: scheme for B, of the shape of the forward weight; by default what `nl.connections` draw theirs by,
-        so that credit is of its usual size. It sees no weight.
+      weight_init: initializer of B, in the shape of the forward weight; the default is that of `nl.connections`, so
+        that credit has its usual size. It does not depend on the forward weights' values.
     """
     return Feedback(lambda key, params: drawn(weight_init, key, params), lambda state, params: state, _kept)
 
 
 def sign_symmetric() -> Feedback:
-    """B = sign(W)/√(fan in), one bit of each forward weight (uSF of Liao et al. 2016)."""
+    """Sets B = sign(W)/√(fan in), one bit of each forward weight (uSF of Liao et al. 2016)."""
 
     def weights(state: State, params: Params) -> Params:
         del state
@@ -70,10 +71,10 @@ def sign_symmetric() -> Feedback:
 
 
 def sign_concordant(weight_init: Initializer = initializers.lecun_normal()) -> Feedback:
-    """B = |M| sign(W), one bit of each forward weight, the magnitudes M drawn once (frSF of Liao et al. 2016).
+    """Sets B = |M| sign(W), one bit of each forward weight, with magnitudes M drawn once (frSF of Liao et al. 2016).
 
     Args:
-      weight_init: scheme for M, as in `random`.
+      weight_init: initializer of M, as in `random`.
     """
 
     def weights(state: State, params: Params) -> Params:
@@ -85,16 +86,16 @@ def sign_concordant(weight_init: Initializer = initializers.lecun_normal()) -> F
 def kolen_pollack(
     optimizer: optax.GradientTransformation, weight_init: Initializer = initializers.lecun_normal()
 ) -> Feedback:
-    """B drawn at random, then changed as W is: ΔB = −η ∂L/∂W − λ B (Kolen & Pollack 1994; Akrout et al. 2019).
+    """Draws B at random, then updates it like W: ΔB = −η ∂L/∂W − λ B (Kolen & Pollack 1994; Akrout et al. 2019).
 
-    If W is changed by the same optimizer, whose step decays weights by a factor 1 − λ, then W − B decays by it as well,
-    and feedback alignment becomes backprop, though neither weight is ever sent to the other's place.
+    If the same optimizer changes W, and its step decays weights by a factor 1 − λ, then W − B decays by this factor as
+    well, and feedback alignment becomes backprop. Neither weight is ever copied to the other.
 
     Args:
-      optimizer: what changes B; the learner's own, with decay, such as `optax.adamw(1e-3, weight_decay=1e-1)`. Without
-        decay W − B stays as it is. It must make its step of the gradients alone, but for the decay, and as often: B
-        takes one for every estimate, so within `nl.average` several while W takes one.
-      weight_init: scheme for the first B, as in `random`.
+      optimizer: optimizer of B; the learner's own, with decay, such as `optax.adamw(1e-3, weight_decay=1e-1)`. Without
+        decay W − B stays constant. Apart from the decay, its step must depend on the gradients alone. W must be updated
+        as often as B, which takes one step for every estimate: within `nl.average`, B takes several while W takes one.
+      weight_init: initializer of the first B, as in `random`.
 
     Raises:
       ValueError: if `optimizer` is not one of optax's.
@@ -111,20 +112,20 @@ def kolen_pollack(
 def weight_mirror(
     optimizer: optax.GradientTransformation, weight_init: Initializer = initializers.lecun_normal()
 ) -> Feedback:
-    """B drawn at random, then taught by noise sent through W: ΔB = η ξ yᵀ − λ B with y = W ξ (Akrout et al. 2019).
+    """Draws B at random, then trains it on noise sent through W: ΔB = η ξ yᵀ − λ B with y = W ξ (Akrout et al. 2019).
 
-    After each estimate every connection is given ξ ~ N(0, I), an example of it for each of the batch, in the place of
-    its inputs, and answers y, less what it answers to silence (its bias). As E ξ yᵀ = Wᵀ, B comes to point along W, and
-    to equal it where η = λ. No weight is read, only axons.
+    After each estimate every connection receives ξ ~ N(0, I) instead of its inputs, drawn for each example. y is its
+    output minus its output for zero inputs (its bias). As E ξ yᵀ = Wᵀ, B aligns with W, and converges to W if η = λ. No
+    weight is read, only axons.
 
-    In general terms −ξ yᵀ is the gradient by B of −⟨B ξ, y⟩, for any connection that is linear in its inputs, averaged
-    over examples and over places where a convolution stands (all axes of y but the last, its channels); with several
-    inputs each has noise of its own.
+    In general, −ξ yᵀ is the gradient of −⟨B ξ, y⟩ with respect to B, for any connection that is linear in its inputs.
+    It is averaged over examples and over the positions of a convolution (all axes of y but the last, its channels).
+    Each of several inputs has its own noise.
 
     Args:
-      optimizer: what changes B by that gradient, with decay, without which B grows for ever: for η = λ = 0.01
+      optimizer: optimizer of B for that gradient, with decay, without which B grows without bound: for η = λ = 0.01
         `optax.chain(optax.add_decayed_weights(1.0), optax.sgd(0.01))`.
-      weight_init: scheme for the first B, as in `random`.
+      weight_init: initializer of the first B, as in `random`.
 
     Raises:
       ValueError: if `optimizer` is not one of optax's.
@@ -132,7 +133,7 @@ def weight_mirror(
     require_optimizer(optimizer)
 
     def agreement(layer: Seen, key: Key) -> Array | None:
-        """⟨B ξ, y⟩ of one layer, averaged over examples and places."""
+        """Computes ⟨B ξ, y⟩ of one layer, averaged over examples and positions."""
         if not any(map(continuous, layer.inputs)):
             return None
         noise = normal_like(own_key(key, layer), layer.inputs)

@@ -12,17 +12,18 @@ from nl_jax.estimators.way_back import Find, beside, way_back
 
 
 def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None) -> GradientEstimator:
-    """Credit through B in the place of Wᵀ: δ^l = (B^{l+1} δ^{l+1}) f'(ν^l), ∂E/∂W^l ≈ δ^l x^{l−1}.
+    """Sends credit down through B instead of Wᵀ: δ^l = (B^{l+1} δ^{l+1}) f'(ν^l), ∂E/∂W^l ≈ δ^l x^{l−1}.
 
     With B fixed and random this is Lillicrap et al. 2016; see `nl.feedback` for others.
 
-    Any network has it: forward runs are its own, and the way back from a layer to those below it is the derivative
-    of the same connection with B for its parameters, at the same axons. Convolutions, skip connections and tied
-    weights, whose B are tied as well, follow. What a program does between its layers is differentiated as it is; so
-    are, under `nl.partition`, layers of another part's parameters: their own W carries credit through them.
+    It works for any network. The forward pass is the network's own. The backward pass through a layer is the derivative
+    of the same connection with B instead of its parameters, at the same axons (activity). This covers convolutions,
+    skip connections and tied weights; the B of tied weights are tied as well. What a program does between its layers is
+    differentiated exactly. So are, under `nl.partition`, layers with another part's parameters: they carry credit by
+    their own W.
 
-    The highest layer gets its exact gradient, with the scale of `jax.grad`; lower ones get an estimate which is not
-    unbiased, for any draw of B, and which comes to agree with the gradient as W aligns with B.
+    The highest layer receives its exact gradient, on the scale of `jax.grad`. The estimate for lower layers is biased,
+    for any draw of B, but approaches the gradient as W aligns with B.
 
     Args:
       objective: a per-example objective that takes `propagate`.
@@ -30,11 +31,11 @@ def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None
         `kolen_pollack(optimizer)`, `weight_mirror(optimizer)`.
 
     Returns:
-      An estimator whose state is the feedback's, and which uses its key in `init` and for the feedback's own learning.
+      An estimator with the feedback's state. It uses its key in `init` and for the feedback's own learning.
 
     Raises:
-      ValueError: if the objective takes no `propagate` or `feedback` is no `Feedback`; when run, for layers that share
-        a name.
+      ValueError: if the objective takes no `propagate` or `feedback` is not a `Feedback`; when run, if layers share a
+        name.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())

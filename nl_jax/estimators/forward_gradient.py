@@ -28,23 +28,23 @@ def forward_gradient(
 
         ĝ = ⟨(∇E · ξ) ξ⟩
 
-    The limit σ → 0 of the perturbation estimators: unbiased, with no step size and no rounding error of a
-    difference, for the price of a forward-mode derivative, which the objective must have.
+    This is the limit σ → 0 of the perturbation estimators. It is unbiased, with no step size and no rounding error of a
+    difference. The objective must have a forward-mode derivative.
 
     Args:
       objective: a per-example objective; for node space it must take `propagate`.
-      space: `nl.spaces.weights` (any JAX function; its `params_sharding` by `functools.partial`), `nl.spaces.nodes`
-        (per-example directions in the pre-activations, far smaller variance), or `nl.spaces.subspace` with its `basis`
-        by `functools.partial`.
-      num_samples: K, independent directions averaged.
+      space: `nl.spaces.weights` (any JAX function; set its `params_sharding` with `functools.partial`),
+        `nl.spaces.nodes` (per-example directions in the pre-activations, with far smaller variance), or
+        `nl.spaces.subspace` (set its `basis` with `functools.partial`).
+      num_samples: K, the number of independent directions averaged.
       directions: law of ξ, from `nl.directions`.
-      chunk: samples evaluated at once; by default what suits the backend. The result does not depend on it.
-      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh; the result
-        does not depend on the devices beyond rounding. None for no division.
-      sum_updates: what devices exchange to form a gradient. False: the K rates of change alone, and each adds up all K
-        directions. True: each adds up its own samples' directions, and these sums are summed. None for
-        the faster by rule, see docs/scaling.md. `nl.seeded` forms no gradient and exchanges rates. In
-        node space the credit of nodes is summed, whatever is asked here.
+      chunk: samples evaluated at once; by default chosen for the backend. The result does not depend on it.
+      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh; up to
+        rounding, the result does not depend on the devices. None: no division.
+      sum_updates: what devices exchange to form a gradient. False: only the K rates of change, and each device adds up
+        all K directions. True: each device adds up its own samples' directions, and these sums are summed over devices.
+        None: the faster of the two by a rule, see docs/scaling.md. `nl.seeded` forms no gradient and exchanges rates.
+        In node space the nodes' credit is always summed.
 
     Returns:
       An estimator without state: 2 K + 1 evaluations in weight space, K + 2 in node space.

@@ -16,11 +16,11 @@ from nl_jax.propagation.loops import accumulated
 
 
 class Inputs(NamedTuple):
-    """What a weight is multiplied with.
+    """The inputs that a weight is multiplied with.
 
     Attributes:
-      rows: how many inputs it meets in one run: examples, times places of an image or steps of a loop.
-      stacked: how many of its leading axes a loop slices, so that each slice has inputs of its own.
+      rows: the number of inputs in one run: examples, times positions of an image or steps of a loop.
+      stacked: how many of the weight's leading axes a loop slices, so that each slice has its own inputs.
     """
 
     rows: int
@@ -28,7 +28,7 @@ class Inputs(NamedTuple):
 
 
 class _Use(NamedTuple):
-    """One product of a weight: the axes that the weight had there, and whether the span of x is that of ∂E/∂W."""
+    """One product of a weight: its number of axes there, and whether the span of x is that of ∂E/∂W."""
 
     place: int
     ndim: int
@@ -36,7 +36,7 @@ class _Use(NamedTuple):
 
 
 class _Sketched(StandIn):
-    """Stands in for W in x W and answers ⟨x P, x Ω⟩ beside it, whose derivative by P is the sketch xᵀx Ω."""
+    """Stands in for W in x W and also records ⟨x P, x Ω⟩, whose derivative by P is the sketch xᵀx Ω."""
 
     def __init__(self, weight: Array, probe: Array, omega: Array, place: int, note: Callable[..., None]) -> None:
         super().__init__(weight)
@@ -50,7 +50,7 @@ class _Sketched(StandIn):
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         held = severed(x)
         seen = bilinear(held, self.omega)
-        response = jnp.sum(bilinear(held, self.probe) * severed(seen)).astype(float)  # whatever layers differ in
+        response = jnp.sum(bilinear(held, self.probe) * severed(seen)).astype(float)  # one dtype for all layers
         self.note(_Use(self.place, self.ndim, spans=True), math.prod(seen.shape[:-1]), response)
         return bilinear(x, self.weight)
 
@@ -63,7 +63,7 @@ class _Sketched(StandIn):
 
 
 class _Other(StandIn):
-    """Stands in for a weight that is transposed or looked up, and says so."""
+    """Stands in for a weight that is transposed or looked up, and records this use."""
 
     def __init__(self, weight: Array, place: int, note: Callable[..., None]) -> None:
         super().__init__(weight)
@@ -86,20 +86,20 @@ class _Other(StandIn):
 
 
 class _Notes:
-    """What the products of a run say, layer by layer."""
+    """Records the products of a run, layer by layer."""
 
     def __init__(self) -> None:
         self.uses: set[_Use] = set()
         self.of_layer: list[tuple[int, int, Array]] | None = None
 
     def __call__(self, use: _Use, rows: int, response: Array | None) -> None:
-        # What a product outside the layers says could not leave a loop.
+        # The response of a product outside the layers could not leave a loop.
         self.uses.add(use if self.of_layer is not None else use._replace(spans=False))
         if self.of_layer is not None and response is not None:
             self.of_layer.append((use.place, rows, response))
 
     def run(self, site: Site) -> tuple[Array, list[tuple[int, int, Array]]]:
-        """The layer's axons, and (place, rows, response) of its products."""
+        """Returns the layer's axons, and (place, rows, response) of its products."""
         self.of_layer = []
         axons = site.axons()
         found, self.of_layer = self.of_layer, None
@@ -107,9 +107,9 @@ class _Notes:
 
 
 def inputs_of(objective: Objective, params: Params, batch: Batch) -> dict[int, Inputs]:
-    """By place among the parameters' leaves, the weights whose gradient lies in the span of their inputs.
+    """Finds the weights whose gradient lies in the span of their inputs, by place among the parameters' leaves.
 
-    ∂E/∂W = Σ x δᵀ for a weight that is used in products x W of layers and in nothing else. Nothing is run.
+    ∂E/∂W = Σ x δᵀ for a weight that is used only in products x W of layers. Nothing is run.
     """
     leaves = jax.tree.leaves(params)
     multiplied = [place for place, found in enumerate(use(objective, params, batch).multiplied) if found]
@@ -144,18 +144,19 @@ def inputs_of(objective: Objective, params: Params, batch: Batch) -> dict[int, I
 def sketches(
     objective: Objective, params: Params, batch: Batch, key: Key, ranks: dict[int, int]
 ) -> tuple[Array, dict[int, Array]]:
-    """The losses of a clean run, and XᵀX Ω of some weights' inputs X [rows, inputs], Ω random [inputs, rank].
+    """Returns a clean run's losses, and XᵀX Ω of some weights' inputs X [rows, inputs], Ω random [inputs, rank].
 
-    A randomised range finder (Halko et al. 2011, with half a power iteration): it has the span of the inputs where
-    the rank is theirs or more, and leans to their leading directions where it is less. The derivative is one of each
-    product by itself: activations and losses need none, nothing is sent back, and loops keep nothing of their steps.
+    This is a randomised range finder (Halko et al. 2011, with half a power iteration). It has the span of the inputs if
+    its rank is at least theirs, and otherwise favours their leading directions. Each product is differentiated by
+    itself: activations and losses need no derivative, nothing is backpropagated, and loops store nothing of their
+    steps.
 
     Args:
       objective: a per-example objective that takes `propagate`.
       params: its parameters.
       batch: its batch.
-      key: of Ω.
-      ranks: columns of Ω by the weights' places, which `inputs_of` names.
+      key: for Ω.
+      ranks: the number of columns of Ω, by the weights' places from `inputs_of`.
 
     Returns:
       `(losses, {place: sketch})`, each […, inputs, rank] with the leading axes of its weight.

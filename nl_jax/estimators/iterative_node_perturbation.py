@@ -28,32 +28,33 @@ def iterative_node_perturbation(
 
         ∂E/∂ν^l ≈ N_l ⟨(Ẽ − E) γ^l⟩ / ‖γ^l‖²,   ∂E/∂W^l = (∂E/∂ν^l) x^{l−1}
 
-    This is iterative node perturbation, INP (Dalm et al. 2023): (Ẽ − E)/‖γ^l‖ is the loss's directional
-    derivative along layer l's noise, and N_l, the units of the layer, calibrates its mean. Since noise in other layers
-    does not disturb the measurement, the estimate for a layer has the relative variance (N_l − 1)/K with signs or
-    noise of fixed length. It is `node_perturbation` with the directions `nl.directions.layerwise(directions)` and
-    L passes for each of the K samples. Unbiased as σ → 0.
+    This is iterative node perturbation, INP (Dalm et al. 2023). (Ẽ − E)/‖γ^l‖ is the loss's directional derivative
+    along layer l's noise; the factor N_l, the layer's number of units, calibrates its mean. Noise in other layers does
+    not disturb the measurement: with signs or noise of fixed length, the estimate for a layer has the relative variance
+    (N_l − 1)/K. It is `node_perturbation` with the directions `nl.directions.layerwise(directions)` and L passes for
+    each of the K samples. Unbiased as σ → 0.
 
-    Layers in a loop (`nl.scan`) are perturbed one at each step of the loop, beside one of those outside of it.
+    In a loop (`nl.scan`), each pass perturbs one layer at each step of the loop, and at the same time one of the layers
+    outside it.
 
     Args:
       objective: a per-example objective that takes `propagate`.
       sigma: σ, standard deviation of the noise in units of the pre-activations, averaged over all layers, above 0: the
-        layer that is perturbed gets √L σ. By default what suits their dtype, see `nl_jax.estimators.step_size`.
-      num_samples: K, independent directions averaged for each layer.
+        perturbed layer gets √L σ. By default chosen for their dtype, see `nl_jax.estimators.step_size`.
+      num_samples: K, the number of independent directions averaged for each layer.
       baseline: from `nl.baselines`, as for `node_perturbation`.
       credit: as for `node_perturbation`.
-      directions: law of a layer's noise, from `nl.directions`. By default `sphere()`, noise of the length √N_l, so that
-        the equation above holds to the letter.
-      chunk: passes evaluated at once; by default what suits the backend. The result does not depend on it.
-      sharding: as for `node_perturbation`; the K L passes must be a multiple of the devices.
+      directions: law of a layer's noise, from `nl.directions`. The default is `sphere()`, noise of length √N_l, for
+        which the equation above is exact.
+      chunk: passes evaluated at once; by default chosen for the backend. The result does not depend on it.
+      sharding: as for `node_perturbation`; K L, the number of passes, must be a multiple of the number of devices.
 
     Returns:
-      An estimator with its baseline's state: K L + 2 evaluations with L layers that have parameters (one clean pass,
-      K L perturbed ones, a local gradient), 2 K L + 2 antithetic.
+      An estimator with its baseline's state: K L + 2 evaluations for L layers with parameters (one clean pass, K L
+      perturbed ones, a local gradient), 2 K L + 2 antithetic.
 
     Raises:
-      ValueError: as `node_perturbation`.
+      ValueError: as for `node_perturbation`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([2, 3, 1], activation=nl.activations.tanh())

@@ -27,31 +27,31 @@ def node_perturbation(
 
         ∂E/∂ν^l ≈ ⟨(Ẽ − E) γ^l⟩ / σ²,   ∂E/∂W^l = (∂E/∂ν^l) x^{l−1},   γ = σ ξ
 
-    Noise is independent for every example, layer and sample. Needs the network's layers and no derivative of
-    activation or loss. Unbiased as σ → 0.
+    Noise is independent for every example, layer and sample. Needs the network's layers, but no derivative of
+    activations or loss. Unbiased as σ → 0.
 
     Args:
       objective: a per-example objective that takes `propagate`.
-      sigma: σ, standard deviation of the noise in units of the pre-activations, above 0; by default what suits their
+      sigma: σ, standard deviation of the noise in units of the pre-activations, above 0; by default chosen for their
         dtype, see `nl_jax.estimators.step_size`.
-      num_samples: K, independent directions averaged.
+      num_samples: K, the number of independent directions averaged.
       baseline: from `nl.baselines`, as for `weight_perturbation`.
       credit: `nl.spaces.per_example_credit()`, the default, or `per_batch_credit()` for objectives whose examples
         interact.
       directions: law of ξ, from `nl.directions`.
-      chunk: samples evaluated at once; by default what suits the backend. The result does not depend on it.
-      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh; the result
-        does not depend on the devices beyond rounding. The credit of all nodes, [batch, units] of every layer, is
-        summed over devices. None for no division.
+      chunk: samples evaluated at once; by default chosen for the backend. The result does not depend on it.
+      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh; up to
+        rounding, the result does not depend on the devices. The credit of all nodes, [batch, units] of every layer, is
+        summed over devices. None: no division.
 
     Returns:
       An estimator with its baseline's state: K + 2 evaluations (one clean pass, K perturbed ones, a local gradient),
       2 K + 2 antithetic.
 
     Raises:
-      ValueError: if a setting is out of range or the objective takes no `propagate`; when run, for layers
-        that share a name or whose first axis is not the batch, and for per-example credit of noise that reaches a
-        layer which mixes examples.
+      ValueError: if a setting is out of range or the objective takes no `propagate`; when run, if layers share a name,
+        if a layer's first axis is not the batch, or if credit is per example and noise reaches a layer that mixes
+        examples.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([2, 1], activation=nl.activations.tanh(), weight_init=jax.nn.initializers.ones)

@@ -9,23 +9,23 @@ from nl_jax.estimators.sampled import SampledGradient
 
 
 def normalised(estimator: GradientEstimator) -> GradientEstimator:
-    """Divides an estimate by the standard deviation of its rates: **not calibrated**, blind to the loss's scale.
+    """Divides an estimate by the standard deviation of its rates: **not calibrated**, independent of the loss's scale.
 
         ĝ = 1/K Σ_k r_k ξ_k / std(r),   std(r)² = 1/(K − 1) Σ_k (r_k − mean r)²
 
-    Of `nl.weight_perturbation` with the clean baseline, r_k = (ℓ_k − ℓ_0)/σ, it is FZOO's step,
-    Σ (ℓ_k − ℓ_0) ξ_k / (K std(ℓ)), whose length adapts to the curvature: steep places are walked through slowly.
+    For `nl.weight_perturbation` with the clean baseline, r_k = (ℓ_k − ℓ_0)/σ, this is FZOO's step,
+    Σ (ℓ_k − ℓ_0) ξ_k / (K std(ℓ)). Its length adapts to the curvature: steps are shorter in steep regions.
 
     Args:
       estimator: one whose gradient is a list of numbers, `nl.weight_perturbation` or `nl.forward_gradient` in weights,
         with 2 samples or more.
 
     Returns:
-      An estimator with the state and evaluations of `estimator`. Where all rates are equal, as where rounding hides
-      every difference, the estimate is 0.
+      An estimator with the state and evaluations of `estimator`. If all rates are equal, for example because rounding
+      hides every difference, the estimate is 0.
 
     Raises:
-      ValueError: if the estimator's gradient is no list of numbers; when run, if it has one sample.
+      ValueError: if the estimator's gradient is not a list of numbers; when run, if it has one sample.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> def step(scale):

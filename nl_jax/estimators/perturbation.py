@@ -27,17 +27,17 @@ def perturbation(
     sharding: NamedSharding | None = None,
     sum_updates: bool | None = None,
 ) -> GradientEstimator:
-    """ĝ = mean over K samples of (dE/dξ) ξ, since E (gᵀξ) ξ = g for directions of unit covariance.
+    """Estimates ĝ = mean over K samples of (dE/dξ) ξ, since E (gᵀξ) ξ = g for directions of unit covariance.
 
     Args:
       space: where to displace, from `nl.spaces`.
       baseline: how to measure the losses' rate of change along a direction, from `nl.baselines`.
       directions: law of ξ, from `nl.directions`.
-      sigma: σ, step along a direction, above 0; None for what suits the dtype.
+      sigma: σ, the step along a direction, above 0; None: chosen for the dtype.
       num_samples: K, at least 1.
-      chunk: samples evaluated at once, at least 1; None for what suits the backend.
+      chunk: samples evaluated at once, at least 1; None: chosen for the backend.
       sharding: how samples are divided over devices: see `sampling.shared_out`.
-      sum_updates: what devices exchange of a gradient in weight space: see `SampledGradient.formed`.
+      sum_updates: what devices exchange to form a gradient in weight space: see `SampledGradient.formed`.
 
     Raises:
       ValueError: if a setting is not as described.
@@ -63,7 +63,7 @@ def perturbation(
         return view, rate.along, view.fixed_cost + rate.fixed_cost + num_samples * rate.cost_per_sample
 
     def found(key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, State, Info]:
-        """A gradient of layers, or of weights as a list of numbers."""
+        """Returns a gradient: that of layers, or that of weights as a list of numbers."""
         seen: list[int] = []
 
         def of_share(share: Share, key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, Array]:

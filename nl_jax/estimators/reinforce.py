@@ -27,28 +27,29 @@ def reinforce(
     baseline: RewardBaseline = _LEAVE_ONE_OUT,
     sharding: NamedSharding | None = None,
 ) -> GradientEstimator:
-    """Estimates the gradient of the *expected* loss of a network whose units are drawn at random.
+    """Estimates the gradient of the *expected* loss of a network with stochastic units.
 
         ∂E[ℓ]/∂ν^l = ⟨(ℓ − b) e^l⟩,   e^l = ∂ log p(s^l | ν^l)/∂ν^l,   ∂E[ℓ]/∂W^l = ⟨(ℓ − b) e^l x^{l−1}⟩
 
-    with x^{l−1} the axons drawn below. Reward-increment = non-negative factor × offset reinforcement × characteristic
-    eligibility: a three-factor rule, in which one number tells every unit how it went. Exact in expectation, for
-    any amount of noise and any K; no derivative is taken but of each connection by its own parameters and of log p.
+    where x^{l−1} are the axons (activity) drawn in the layer below. This is reward-increment = non-negative factor ×
+    offset reinforcement × characteristic eligibility: a three-factor rule in which one number, ℓ − b, is broadcast to
+    all units. Unbiased for any amount of noise and any K. The only derivatives are those of each connection with
+    respect to its own parameters and of log p.
 
-    With Gaussian units it is node perturbation but for x^{l−1}, which that takes from a clean pass. So in the first
-    layer both have the same expectation, and above it only as σ → 0: what noise does to x and ℓ together is lost there.
+    With Gaussian units it differs from node perturbation only in x^{l−1}, which node perturbation takes from a clean
+    pass. In the first layer both therefore have the same expectation. Above it they agree only as σ → 0, because node
+    perturbation misses the joint effect of noise on x and ℓ.
 
     Args:
       objective: a per-example objective that takes `propagate`, such as `nl.bandit`'s; examples must not interact.
-      units: of `nl.units`, for every layer with parameters, or by layer name, patterns (shell style) allowed:
-        `{"output": nl.units.categorical(), "*": nl.units.bernoulli()}`; the first match in order wins. Layers
-        without parameters (pooling) stay as they are.
-      num_samples: K, drawn all at once, as K copies of the batch; for more than memory holds take
+      units: from `nl.units`, for every layer with parameters, or by layer name, patterns (shell style) allowed:
+        `{"output": nl.units.categorical(), "*": nl.units.bernoulli()}`; the first match in order wins. Layers without
+        parameters (pooling) stay as they are.
+      num_samples: K, drawn all at once, as K copies of the batch; if they do not fit in memory use
         `nl.average(estimator, n)`.
-      baseline: b, of `nl.reward_baselines`.
-      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an automatic axis of a
-        mesh; the sums of what each device learns are summed. The result does not depend on the devices beyond
-        rounding. None for no division.
+      baseline: b, from `nl.reward_baselines`.
+      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an automatic axis of a mesh;
+        the devices' gradients are summed. Up to rounding, the result does not depend on the devices. None: no division.
 
     Returns:
       An estimator with its baseline's state: 2 K evaluations (K passes and their local gradients). Its loss is the mean
@@ -56,8 +57,8 @@ def reinforce(
 
     Raises:
       ValueError: if a setting is not as described or the objective takes no `propagate`; when run, if a layer with
-        parameters has no unit or a pattern no layer, a layer's first axis is not the batch, or a Gaussian unit's σ
-        is lost in its dtype.
+        parameters has no unit, a pattern matches no layer, a layer's first axis is not the batch, or a Gaussian unit's
+        σ is too small for its dtype.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([2, 3], activation=nl.activations.tanh(), weight_init=jax.nn.initializers.zeros)
@@ -116,7 +117,7 @@ def reinforce(
             return unit.axons(unit.sample(own_key(key, site), nu), site.activation)
 
         def respond(site: Site, nu: Array) -> Array | None:
-            """⟨e, ν⟩ of every example: its credit ℓ − b is that of all units, in a loop at all steps."""
+            """Returns ⟨e, ν⟩ per example. Its credit is ℓ − b, the same for all units and all steps of a loop."""
             unit = unit_of(site)
             if unit is None:
                 return None
@@ -144,7 +145,7 @@ def reinforce(
         each = per_example(losses).reshape(num_samples, -1)
         judgement = (each - baseline.expected(each, state)).reshape(-1) / losses.size
         credit = {name: judgement.astype(response.dtype) for name, response in responses.items()}
-        # Parameters used outside any layer: the loss's own derivative, averaged over the samples.
+        # Parameters used outside any layer receive the exact gradient of the loss, averaged over the samples.
         grads = pull(jnp.full_like(losses, 1 / losses.size), credit)
         loss = jnp.mean(losses)
         return grads, baseline.update(state, loss), Info(loss, jnp.int32(2 * num_samples))
@@ -155,7 +156,7 @@ def reinforce(
 def _repeated(leaf: Array, times: int, sharding: NamedSharding | None) -> Array:
     leaf = jnp.asarray(leaf)
     copies = jnp.broadcast_to(leaf, (times, *leaf.shape))
-    if sharding is not None:  # XLA divides all that follows from them, and the noise is that of one device
+    if sharding is not None:  # XLA divides all that is computed from them; the noise is the same as on one device
         open_axes = [PartitionSpec.UNCONSTRAINED] * leaf.ndim
         spec = PartitionSpec(*sharding.spec, *open_axes)
         copies = jax.lax.with_sharding_constraint(copies, NamedSharding(sharding.mesh, spec))

@@ -1,6 +1,6 @@
 """Reinforcement baselines: reference values for a reward or a loss (Williams 1992).
 
-Whatever does not depend on a sample's own noise may be taken from its loss without a bias, for E ∇ log p = 0.
+Subtracting anything that does not depend on a sample's own noise adds no bias, because E ∇ log p = 0.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from nl_jax.estimators.running_mean import checked_decay, nothing_seen
 
 
 class RewardBaseline(NamedTuple):
-    """What to expect of each sample before it is drawn.
+    """The loss to expect of each sample before it is drawn.
 
     Attributes:
-      init: `init() -> state`, what it carries from one estimate to the next.
+      init: `init() -> state`, the state carried from one estimate to the next.
       expected: `expected(losses, state) -> expected losses`, both [samples, batch]; the expected loss of a sample
         must not depend on that sample's own.
       update: `update(state, loss) -> state`, given the mean loss of the estimate.
-      least_samples: how many samples an estimate must have for it.
+      least_samples: the minimum number of samples of an estimate.
     """
 
     init: Callable[[], State]
@@ -30,7 +30,7 @@ class RewardBaseline(NamedTuple):
 
 
 def none() -> RewardBaseline:
-    """0: the loss itself is the judge."""
+    """0: no baseline, the loss itself is used."""
     return RewardBaseline(lambda: (), lambda losses, state: jnp.zeros_like(losses), lambda state, loss: state)
 
 
@@ -38,8 +38,8 @@ def running_mean(decay: float = 0.9) -> RewardBaseline:
     """The mean loss of past estimates (reinforcement comparison; Sutton 1984, Williams 1992).
 
     Args:
-      decay: weight of the past in the exponential mean, at least 0 and below 1. Its start is corrected for; the very
-        first estimate has no baseline.
+      decay: weight of the past in the exponential mean, at least 0 and below 1. The mean is corrected for its start;
+        the very first estimate has no baseline.
 
     Raises:
       ValueError: if `decay` is not as described.
@@ -53,9 +53,9 @@ def running_mean(decay: float = 0.9) -> RewardBaseline:
 
 
 def leave_one_out() -> RewardBaseline:
-    """The mean loss of the same example's other samples, K of 2 at least (Kool et al. 2019).
+    """The mean loss of the same example's other samples; K must be at least 2 (Kool et al. 2019).
 
-    Knows each example's own difficulty, as no running mean can.
+    It adapts to each example's own difficulty, which a running mean cannot.
     """
 
     def expected(losses: Array, state: State) -> Array:

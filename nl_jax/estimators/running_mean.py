@@ -9,7 +9,7 @@ from nl_jax.base import Array
 
 
 class RunningMean(NamedTuple):
-    """An exponential mean as its total and its weight, so that its start is no bias."""
+    """An exponential mean as its total and its weight, so that its start adds no bias."""
 
     total: Array
     weight: Array
@@ -20,7 +20,7 @@ class RunningMean(NamedTuple):
         return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1), 0)
 
     def seen(self, loss: Array, decay: float) -> "RunningMean":
-        """With one more loss; non-finite losses are skipped, because they would never leave the mean."""
+        """Adds one loss to the mean; non-finite losses are skipped, because they would never leave the mean."""
         kept = jnp.isfinite(loss)
         total = decay * self.total + (1 - decay) * loss.astype(self.total.dtype)
         weight = decay * self.weight + (1 - decay)
@@ -33,7 +33,7 @@ def nothing_seen() -> RunningMean:
 
 
 def checked_decay(decay: float) -> float:
-    """`decay`, the weight of the past, or ValueError if it is not at least 0 and below 1."""
+    """Returns `decay`, the weight of the past; ValueError unless it is at least 0 and below 1."""
     if isinstance(decay, bool) or not isinstance(decay, Real) or not 0 <= decay < 1:
         raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
     return float(decay)

@@ -1,4 +1,4 @@
-"""A gradient as a list of numbers: ĝ = 1/K Σ_k r_k ξ_k, of which only the rates r need to be kept."""
+"""A gradient as a list of numbers: ĝ = 1/K Σ_k r_k ξ_k, of which only the rates r need to be stored."""
 
 import functools
 import math
@@ -30,13 +30,13 @@ from nl_jax.numerics import wide_dtype
 
 
 class Leaf(NamedTuple):
-    """What a law is told of one parameter.
+    """What a law is told about one parameter.
 
     Attributes:
       shape, dtype: of the parameter.
-      weight: whether the law is shown a weight; otherwise it is shown a vector, for which a structured law has
+      weight: whether the law is shown a weight; otherwise it is shown a vector, for which a structured law draws
         independent noise.
-      sharding: how the parameter lies over devices, see `nl_jax.estimators.directions.layout.placed`.
+      sharding: how the parameter is sharded over devices, see `nl_jax.estimators.directions.layout.placed`.
     """
 
     shape: tuple[int, ...]
@@ -60,8 +60,8 @@ class Directions:
         Args:
           law: from `nl.directions`.
           params: the parameters.
-          weights: which of them, by leaf, are weights.
-          shardings: by leaf, how they lie over devices; None for what is seen of them.
+          weights: by leaf, whether it is a weight.
+          shardings: by leaf, how it is sharded over devices; None for what is visible from the parameters.
         """
         leaves, tree = jax.tree.flatten(params)
         found = zip(leaves, weights, shardings or [None] * len(leaves), strict=True)
@@ -74,7 +74,7 @@ class Directions:
         )
 
     def draw(self, key: Key, index: Array) -> Direction:
-        """The index-th direction of the estimate that `key` belongs to, a tree like the parameters."""
+        """Draws the index-th direction of the estimate that `key` belongs to, a tree like the parameters."""
         shown = [
             jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             if leaf.weight or len(leaf.shape) == 1
@@ -96,9 +96,9 @@ class SampledGradient:
     """ĝ = 1/K Σ_k mean_n (r_kn ξ_kn), with every direction ξ drawn again where it is needed.
 
     Attributes:
-      key: of the estimate.
+      key: the estimate's key.
       rates: the losses' rates of change along the directions, in float32 at least: [K, 1], or [K, batch] where every
-        example has directions of its own.
+        example has its own directions.
       directions: how they are drawn.
     """
 
@@ -107,7 +107,7 @@ class SampledGradient:
     directions: Directions
 
     def added(self, params: Params, scale: Any) -> Params:
-        """params + scale · ĝ, block by block and in place where XLA may; nothing of the parameters' size is held.
+        """Computes params + scale · ĝ, block by block, in place if XLA allows; stores nothing of the parameters' size.
 
         Args:
           params: the parameters, or any tree of their shapes.
@@ -119,14 +119,14 @@ class SampledGradient:
         return self._added(params, scale, alone(self.rates.shape[0]).indices)
 
     def _added(self, params: Params, scale: Any, indices: Array) -> Params:
-        """`added` of the samples of some consecutive indices."""
+        """As `added`, for the samples of some consecutive indices."""
         leaves, tree = jax.tree.flatten(params)
         count, of_all = len(indices), self.rates.shape[0]
         own = self.rates if count == of_all else self.rates[indices]
         rates = own * (jnp.asarray(scale, self.rates.dtype) / of_all)
         draw = lambda index: self.directions.draw(self.key, index)
         size = occupied(jax.eval_shape(draw, jnp.int32(0)))
-        # Signs of every example are many; samples that have them are added one by one.
+        # Per-example signs are many; samples that have them are added one by one.
         chunk = 1 if rates.shape[1] > 1 else default_chunk(count, Footprint(size, weights_of_its_own=False))
 
         def part(leaves: list[Array], indices: Array, rates: Array) -> list[Array]:
@@ -144,13 +144,13 @@ class SampledGradient:
         return jax.tree.unflatten(tree, leaves)
 
     def formed(self, params: Params, sharding: NamedSharding | None = None, sum_updates: bool | None = None) -> Params:
-        """ĝ as a tree like `params`.
+        """Returns ĝ as a tree like `params`.
 
         Args:
           params: the parameters, or any tree of their shapes.
           sharding: how the samples are divided over devices.
-          sum_updates: whether each device adds up its own samples' directions and the sums are summed; or each adds
-            up all, so that nothing travels. None for what suits, see `nl_jax.estimators.sampling.sums_updates`.
+          sum_updates: whether each device adds up its own samples' directions and these sums are summed; otherwise each
+            device adds up all directions, and nothing is exchanged. None: by `nl_jax.estimators.sampling.sums_updates`.
         """
         if sum_updates is None:
             sum_updates = sums_updates(sharding, self._drawn(), sum(leaf.size for leaf in jax.tree.leaves(params)))
@@ -166,7 +166,7 @@ class SampledGradient:
         return jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), formed, params)
 
     def _drawn(self) -> int:
-        """Numbers that a direction is drawn as."""
+        """Counts the numbers that a direction is drawn as."""
         drawn = parts(jax.eval_shape(lambda: self.directions.draw(self.key, jnp.int32(0))))
         return sum(
             math.prod(xi.shape) if isinstance(xi, Blocks) else sum(leaf.size for leaf in jax.tree.leaves(xi))
@@ -179,9 +179,9 @@ def _added(leaf: Array, directions: Any, rates: Array) -> Array:
         return directions.added(leaf.reshape(_shape(directions, leaf)), rates).reshape(leaf.shape)
     wide = wide_dtype(directions.dtype)
     change = jnp.tensordot(jnp.mean(rates, axis=1).astype(wide), directions.astype(wide), axes=1)
-    return leaf + jax.lax.optimization_barrier(change.astype(leaf.dtype))  # rounded here, whatever stands around it
+    return leaf + jax.lax.optimization_barrier(change.astype(leaf.dtype))  # rounded here, whatever XLA fuses it with
 
 
 def _shape(directions: Any, leaf: Array) -> tuple[int, ...]:
-    """The shape in which a leaf was shown to the law: its own, or that of a vector."""
+    """Returns the shape in which a leaf was shown to the law: its own, or that of a vector."""
     return getattr(directions, "shape", leaf.shape)

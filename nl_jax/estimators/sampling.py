@@ -13,10 +13,10 @@ from nl_jax.numerics import wide_dtype
 
 
 class Footprint(NamedTuple):
-    """What one sample asks of the machine.
+    """The demands of one sample.
 
     Attributes:
-      bytes: of the arrays it brings along.
+      bytes: of the arrays that it adds.
       weights_of_its_own: whether it multiplies by weights of its own, so that samples share no product.
     """
 
@@ -25,15 +25,15 @@ class Footprint(NamedTuple):
 
 
 def occupied(tree: State) -> int:
-    """Bytes of a tree's arrays."""
+    """Counts the bytes of a tree's arrays."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def default_chunk(num_samples: int, footprint: Footprint) -> int:
-    """Samples evaluated at once.
+    """Chooses how many samples are evaluated at once.
 
-    On a CPU one, where samples have weights of their own, for batches of small products are slow there; otherwise
-    as many as share a cache of 4 MiB, up to 32. Elsewhere as many as fit in a gigabyte, up to 256.
+    On a CPU: one if samples have their own weights, because batches of small products are slow there; otherwise as many
+    as share a cache of 4 MiB, up to 32. On other backends: as many as fit in a gigabyte, up to 256.
     """
     on_cpu = jax.default_backend() == "cpu"
     if on_cpu and footprint.weights_of_its_own:
@@ -44,13 +44,13 @@ def default_chunk(num_samples: int, footprint: Footprint) -> int:
 
 
 def sum_over_samples(partial_sum: Callable[[Array], State], indices: Array, chunk: int) -> State:
-    """Σ over samples of a tree, a chunk at a time.
+    """Sums a tree over samples, a chunk at a time.
 
     Args:
-      partial_sum: `partial_sum(indices) -> tree`, the sum over the samples of the given int32 indices. Indices are
-        the samples' own, so that the result does not depend on the chunk beyond rounding.
+      partial_sum: `partial_sum(indices) -> tree`, the sum over the samples of the given int32 indices. Indices are the
+        samples' own, so that up to rounding the result does not depend on the chunk.
       indices: of the samples, int32 [n], consecutive and at least one.
-      chunk: samples at once, at least 1; the last chunk is smaller where the numbers do not divide.
+      chunk: samples at once, at least 1; the last chunk is smaller if the numbers do not divide.
 
     Returns:
       The sum, in float32 at least: in half precision a long sum would stop growing.
@@ -80,7 +80,7 @@ def sum_over_samples(partial_sum: Callable[[Array], State], indices: Array, chun
 
 
 def stacked(sample: Callable[[Array], State]) -> Callable[[Array], State]:
-    """`sample(index)` over many indices, leading axis the samples'; of one, without a batch to multiply in."""
+    """Maps `sample(index)` over indices, with the samples' axis first; a single sample is not batched."""
 
     def over(indices: Array) -> State:
         if indices.shape[0] == 1:
@@ -91,7 +91,7 @@ def stacked(sample: Callable[[Array], State]) -> Callable[[Array], State]:
 
 
 def require_sharding(sharding: Any, num_samples: int, sum_updates: bool | None = None) -> None:
-    """ValueError unless samples can be divided by the sharding, or it is None."""
+    """Raises ValueError unless the sharding can divide the samples, or is None."""
     if sum_updates is not None and not isinstance(sum_updates, bool):
         raise ValueError(f"sum_updates must be True, False, or None for what suits; got {sum_updates!r}")
     if sharding is None:
@@ -109,44 +109,44 @@ def require_sharding(sharding: Any, num_samples: int, sum_updates: bool | None =
 
 
 class Share(NamedTuple):
-    """The samples that one device evaluates, and how it meets the others.
+    """The samples that one device evaluates, and its communication with the others.
 
     Attributes:
-      indices: of its samples, by their global number, int32.
-      axis: the axis of the mesh along which the samples are divided; None if all are here.
+      indices: the global numbers of its samples, int32.
+      axis: the axis of the mesh along which the samples are divided; None if all are on this device.
     """
 
     indices: Array
     axis: str | None
 
     def gathered(self, tree: State) -> State:
-        """Arrays with a leading axis of this device's samples, with those of all devices, in order."""
+        """Gathers arrays with a leading axis of samples from all devices, in order."""
         return tree if self.axis is None else jax.lax.all_gather(tree, self.axis, tiled=True)
 
     def summed(self, tree: State) -> State:
-        """The sum over devices of arrays."""
+        """Sums arrays over devices."""
         return tree if self.axis is None else jax.lax.psum(tree, self.axis)
 
 
 def alone(num_samples: int) -> Share:
-    """All samples on one device."""
+    """Returns all samples, on one device."""
     return Share(jnp.arange(num_samples, dtype=jnp.int32), None)
 
 
 def shared_out(
     function: Callable[..., State], num_samples: int, sharding: NamedSharding | None
 ) -> Callable[..., State]:
-    """Calls `function(share, *arguments)` on every device, with its share of the samples 0 … num_samples − 1.
+    """Returns a function that calls `function(share, *arguments)` on every device, with its share of the samples.
 
-    Every device has its own samples, by their global number, so that the result does not depend on how many devices
-    there are. Nothing travels between them but what `share` is asked to gather or to sum.
+    The samples are 0 … num_samples − 1. Every device has its own, by their global number, so that the result does not
+    depend on the number of devices. Devices exchange only what `share` gathers or sums.
 
     Args:
       function: returns a tree of arrays, the same on all devices.
-      num_samples: a multiple of the devices.
-      sharding: along which axis of which mesh; None for no division. The mesh's other axes stay as they are: a batch
-        or parameters may be laid over them. Called inside a `jax.shard_map` over that axis, it takes the axis from
-        there.
+      num_samples: a multiple of the number of devices.
+      sharding: the mesh and its axis along which samples are divided; None for no division. The mesh's other axes stay
+        as they are: a batch or parameters may be sharded over them. Inside a `jax.shard_map` over that axis, the axis
+        is taken from there.
     """
     if sharding is None:
         return lambda *arguments: function(alone(num_samples), *arguments)
@@ -169,16 +169,16 @@ def shared_out(
 
 
 def sums_updates(sharding: NamedSharding | None, footprint: int, components: int) -> bool:
-    """Whether devices should rather sum what each adds up of a gradient than exchange scalars and add up all of it.
+    """Decides whether devices sum partial gradients, or exchange scalars and each add up the whole gradient.
 
-    Adding K directions on every device takes time in proportion to K; a sum of partial gradients is exchanged once,
-    whatever K. So devices sum. But scalars travel where directions are much smaller than the parameters, as rank-one
-    noise is: these are added by one matrix product, at little cost for one direction more.
+    Adding K directions on every device takes time in proportion to K, while partial gradients are summed once, whatever
+    K. So devices sum. They exchange scalars instead if directions are much smaller than the parameters, as rank-one
+    noise is: one matrix product adds these, at little cost for one more direction.
 
     Args:
       sharding: of the samples.
-      footprint: numbers that a direction is drawn as.
-      components: P, of the parameters.
+      footprint: the count of numbers that a direction is drawn as.
+      components: P, the number of components of the parameters.
     """
     if sharding is None or sharding.mesh.shape[sharding.spec[0]] == 1:
         return False

@@ -13,10 +13,9 @@ Shaping = Callable[[Array], Array]
 
 
 def centred_ranks(losses: Array) -> Array:
-    """The losses' ranks, evenly spaced from −1/2 (lowest) to 1/2 (highest): blind to outliers and to scale.
+    """Returns the losses' ranks, evenly spaced from −1/2 (lowest) to 1/2 (highest): outliers and scale do not matter.
 
-    Salimans et al. 2017. Equal losses share the mean of their ranks, and
-    NaN is the highest of all. Shape [n], n at least 2.
+    Salimans et al. 2017. Equal losses share the mean of their ranks, and NaN ranks highest. Shape [n], n at least 2.
 
     >>> import jax.numpy as jnp
     >>> centred_ranks(jnp.array([3.0, 100.0, 1.0]))
@@ -30,9 +29,9 @@ def centred_ranks(losses: Array) -> Array:
 
 
 def z_scores(losses: Array) -> Array:
-    """(E − mean)/standard deviation: blind to scale. Shape [n].
+    """Returns (E − mean)/standard deviation: scale does not matter. Shape [n].
 
-    All 0 where losses differ by no more than rounding. A loss that is not finite counts as the highest finite one.
+    All 0 if losses differ only by rounding. A loss that is not finite counts as the highest finite one.
 
     >>> import jax.numpy as jnp
     >>> z_scores(jnp.array([3.0, 5.0]))

@@ -1,4 +1,4 @@
-"""Finds the loops over depth, whose steps have parameters of their own, stacked."""
+"""Finds the loops over depth, whose steps have their own, stacked parameters."""
 
 import itertools
 from typing import Any
@@ -11,10 +11,10 @@ from nl_jax.propagation import Site, interpret, loops_around
 
 
 def steps_of_their_own(objective: Objective, params: Params, batch: Batch) -> dict[str, tuple[int, ...]]:
-    """Of each layer, over which of the loops around it, counted from the outermost, its parameters are stacked.
+    """Finds, for each layer, the loops around it, counted from the outermost, over which its parameters are stacked.
 
-    Told from shapes: a layer's parameters are stacked over those loops whose numbers of steps, put before the shapes
-    that the layer is handed, give shapes among the program's parameters. Nothing is run.
+    This is inferred from shapes: a layer's parameters are stacked over those loops whose numbers of steps, put before
+    the shapes that the layer receives, give shapes among the program's parameters. Nothing is run.
     """
     used: dict[str, list[tuple[int, ...]]] = {}
 
@@ -36,5 +36,5 @@ def steps_of_their_own(objective: Objective, params: Params, batch: Batch) -> di
 
 
 def chosen(of_axes: tuple[Any, ...], axes: tuple[int, ...]) -> tuple[Any, ...]:
-    """Of some axes: their sizes, of a shape."""
+    """Returns the entries at some axes, such as their sizes in a shape."""
     return tuple(of_axes[axis] for axis in axes)

@@ -8,21 +8,21 @@ import jax.numpy as jnp
 from nl_jax.base import Array
 
 Length = Callable[[float], float]
-"""`length(eps) -> ‖σ ξ‖`, how far to go in a dtype that resolves eps next to 1."""
+"""`length(eps) -> ‖σ ξ‖`, the step length in a dtype that resolves eps next to 1."""
 
 
 def balanced(order: int) -> Length:
-    """8 eps^(1/(order + 1)): the rounding error, about 30 eps/‖σ ξ‖, balanced against that of the difference.
+    """Returns 8 eps^(1/(order + 1)): balances the rounding error, about 30 eps/‖σ ξ‖, against that of the difference.
 
-    The factor is between the best for a network of 43 parameters, about 5, and for one of 268,800, about 15, measured
-    in weights and in nodes, in float32, float16 and bfloat16, with one-sided (order 1) and central (order 2)
+    The factor lies between the best for a network of 43 parameters, about 5, and the best for one of 268,800, about 15,
+    measured in weights and in nodes, in float32, float16 and bfloat16, with one-sided (order 1) and central (order 2)
     differences.
     """
     return lambda eps: 8 * eps ** (1 / (order + 1))
 
 
 def unit(eps: float) -> float:
-    """1, whatever the resolution: for comparisons in which a small step drowns in the loss itself."""
+    """Returns 1, whatever the resolution: for comparisons in which the loss itself hides the effect of a small step."""
     del eps
     return 1.0
 
@@ -30,15 +30,15 @@ def unit(eps: float) -> float:
 def step_size(
     sigma: float | Array | None, length: Length | None, dtypes: Sequence[jnp.dtype], components: int
 ) -> float | Array:
-    """σ as given, or ‖σ ξ‖/√P for directions ξ of P components.
+    """Returns σ as given, or ‖σ ξ‖/√P for directions ξ of P components.
 
     Raises:
-      ValueError: if σ is a number so small that the difference would be rounding noise; an array is not looked into.
+      ValueError: if σ is a number so small that the difference would be rounding noise; an array is not checked.
     """
     if isinstance(sigma, jax.Array):
         return sigma
     if length is None or not components:
-        return 1.0  # not made, or of nothing
+        return 1.0  # no step is made, or nothing is displaced
     coarsest = max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps))
     eps, root = float(jnp.finfo(coarsest).eps), components**0.5
     if sigma is None:
@@ -53,7 +53,7 @@ def step_size(
 
 
 def _products() -> float:
-    """What products resolve at best: accelerators round factors unless `jax_default_matmul_precision` forbids it."""
+    """The resolution of products: accelerators round factors unless `jax_default_matmul_precision` forbids it."""
     if getattr(jax.config, "jax_default_matmul_precision", None) in ("float32", "highest"):
         return 0.0
     return {"gpu": 2.0**-10, "tpu": 2.0**-7}.get(jax.default_backend(), 0.0)

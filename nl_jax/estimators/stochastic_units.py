@@ -1,7 +1,8 @@
 """Stochastic units: distributions of a layer's activity given its pre-activation ν (Williams 1992).
 
-In training a layer's axons are drawn; without `nl.reinforce` the same network is its mean field, where x = f(ν). Draws
-and eligibilities are made in float32 at least: random numbers of half precision are too coarse for rare events.
+In training a layer's axons (activity) are drawn at random; without `nl.reinforce` the same network is its mean field,
+where x = f(ν). Draws and eligibilities are computed in float32 at least: random numbers of half precision are too
+coarse for rare events.
 """
 
 from collections.abc import Callable
@@ -17,13 +18,13 @@ from nl_jax.numerics import wide_dtype
 
 
 class Unit(NamedTuple):
-    """A family of distributions p(s | ν), the pre-activation ν its parameter.
+    """A family of distributions p(s | ν), with the pre-activation ν as its parameter.
 
     Attributes:
       sample: `sample(key, preactivation) -> s`, independent for every example.
       log_probability: `log_probability(s, preactivation)`, log p by unit or by example, up to a constant. Its
         derivative by ν is the unit's eligibility.
-      axons: `axons(s, activation)`, what the layer sends on.
+      axons: `axons(s, activation)`, the layer's axons.
     """
 
     sample: Callable[[Key, Array], Array]
@@ -38,8 +39,8 @@ class Unit(NamedTuple):
 def bernoulli() -> Unit:
     """s = 1 with probability σ(ν), else 0; e = s − σ(ν) (Bernoulli logistic unit: Williams 1992 §4).
 
-    The draw takes the place of the layer's activation, and its mean is that of `nl.activations.sigmoid()`: choose this
-    one, and the network without noise is the mean field.
+    The sample replaces the layer's activation. Its mean is that of `nl.activations.sigmoid()`: with this activation the
+    network without noise is the mean field.
     """
 
     def sample(key: Key, nu: Array) -> Array:
@@ -51,7 +52,7 @@ def bernoulli() -> Unit:
 def categorical() -> Unit:
     """One of the last axis's units is 1, with probability softmax(ν), the others 0; e = s − softmax(ν).
 
-    For the output that chooses an action. The draw takes the place of the layer's activation.
+    For the output that chooses an action. The sample replaces the layer's activation.
     """
 
     def sample(key: Key, nu: Array) -> Array:
@@ -63,14 +64,14 @@ def categorical() -> Unit:
 def gaussian(*, sigma: float) -> Unit:
     """s = ν + σ ξ, ξ standard normal; e = (s − ν)/σ² (Gaussian unit: Williams 1992 §6).
 
-    The draw takes the place of the pre-activation, x = f(s): the noise of node perturbation.
+    The sample replaces the pre-activation, x = f(s): the noise of node perturbation.
 
     Args:
       sigma: σ, in units of the pre-activation, above 0, and at least 10 eps of its dtype: rounding s to steps of eps,
         as between 1 and 2, then adds less than a thousandth to its variance.
 
     Raises:
-      ValueError: if `sigma` is not as described; when drawn, if it is lost in the pre-activation's dtype.
+      ValueError: if `sigma` is not as described; when drawn, if it is too small for the pre-activation's dtype.
     """
     sigma = positive_number("sigma", sigma)
 

@@ -26,27 +26,27 @@ def subspace_perturbation(
 
         ∂E/∂W ≈ Q ⟨(Ẽ − E) G⟩ / σ,   G [rank, units] random, E GGᵀ = I
 
-    A weight of `inputs` × `units` has rank × units noisy numbers instead of inputs × units. With the basis of its own
-    inputs, the default, nothing of the gradient is lost where the rank is the batch's number of rows, and the
-    relative variance is (P' + 1)/num_samples with P' = Σ rank · units + (all other parameters), Gaussian noise: less
-    than weight perturbation's in the ratio P'/P. A lower rank has less variance and a bias (see `nl.bases.inputs`).
+    A weight [inputs, units] is perturbed by rank × units random numbers instead of inputs × units. The default basis
+    spans the weight's own inputs. If its rank is the batch's number of rows, no part of the gradient is lost, and the
+    relative variance with Gaussian noise is (P' + 1)/num_samples with P' = Σ rank · units + (all other parameters):
+    P'/P times that of weight perturbation. A lower rank has less variance, but a bias (see `nl.bases.inputs`).
 
     Args:
       objective: a per-example objective; for the basis of inputs it must take `propagate`.
       basis: from `nl.bases`: `inputs(rank)` or `random(rank)`.
-      sigma: σ, standard deviation of the noise in units of the parameters, above 0; by default what suits their
-        dtype, see `nl_jax.estimators.step_size`.
-      num_samples: K, independent G averaged; all have the same Q.
+      sigma: σ, standard deviation of the noise in units of the parameters, above 0; by default chosen for their dtype,
+        see `nl_jax.estimators.step_size`.
+      num_samples: K, the number of independent G averaged; all share the same Q.
       baseline: from `nl.baselines`, as for `weight_perturbation`.
       directions: law of G and of the other parameters' noise, from `nl.directions`.
-      chunk: samples evaluated at once; by default what suits the backend. The result does not depend on it.
-      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh. None for no
+      chunk: samples evaluated at once; by default chosen for the backend. The result does not depend on it.
+      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh. None: no
         division.
 
     Returns:
-      An estimator with its baseline's state. By inputs it costs K + 2 evaluations (a clean pass, the sketch's local
-      products, K displaced passes), 2 K + 2 antithetic; by a random basis K + 1 and 2 K. Its gradient is no list of
-      numbers for `nl.seeded`: the basis depends on the batch.
+      An estimator with its baseline's state. With `inputs` it costs K + 2 evaluations (a clean pass, the sketch's local
+      products, K displaced passes), 2 K + 2 antithetic; with `random`, K + 1 and 2 K. `nl.seeded` cannot use it: the
+      basis depends on the batch, so that the gradient is not a list of numbers.
 
     Raises:
       ValueError: if a setting is out of range, or the basis needs layers and the objective takes no `propagate`.

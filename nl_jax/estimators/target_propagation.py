@@ -21,16 +21,16 @@ from nl_jax.propagation import Site, interpret, learning_layers, loops_around, r
 Biases = tuple[Array, ...]
 
 Steps = dict[str, tuple[int, ...]]
-"""By layer, the loops over which its parameters are stacked, and its decoder with them."""
+"""By layer, the loops over which its parameters, and with them its decoder, are stacked."""
 
 
 class Decoders(NamedTuple):
-    """What the decoders g(y) = a(Bᵀ y + c) have learned.
+    """The parameters of the decoders g(y) = a(Bᵀ y + c).
 
     Attributes:
-      weights: B, a tree like the parameters, as feedback weights are.
-      biases: c by layer, one for each of its floating-point inputs, of the shape of one example; steps with parameters
-        of their own first.
+      weights: B, a tree like the parameters, as for feedback weights.
+      biases: c by layer, one for each of its floating-point inputs, in the shape of one example; axes of steps with
+        their own parameters come first.
     """
 
     weights: Params
@@ -47,45 +47,47 @@ def difference_target_propagation(
     sigma: float = 0.1,
     weight_init: Initializer = initializers.lecun_normal(),
 ) -> GradientEstimator:
-    """Each layer is given a target, and learns by its own distance to it (Lee et al. 2015).
+    """Gives each layer a target; each layer learns by its own distance to it (Lee et al. 2015).
 
-    The highest target is a step down the example's loss, lower ones are decoded from those above:
+    The highest target is one step down the example's loss; lower targets are decoded from those above:
 
         t_L = x_L − η ∂C/∂x_L
         t_{l−1} = x_{l−1} + g_l(t_l) − g_l(x_l),  g_l(y) = a(B_lᵀ y + c_l)
         ∂E/∂W_l ≈ ∂/∂W_l ‖x_l − t_l‖²/2η
 
-    so that (x_l − t_l)/η takes the place of ∂C/∂x_l, on its scale. Where a layer's axons enter several layers the
-    displacements add up; what the program does between its layers, and layers that have no parameters (under
-    `nl.partition`, none of this part's), are differentiated as they are. B_lᵀ is the derivative of the layer's own
-    connection with B for its parameters. As η → 0, a decoder that inverts its layer sends credit through the layer's
-    inverse, a step like Gauss and Newton's and not of gradient descent (Meulemans et al. 2020): the two agree for
+    so that (x_l − t_l)/η replaces ∂C/∂x_l, on the same scale. If a layer's axons (activity) enter several layers, the
+    displacements add up. What the program does between its layers is differentiated exactly, and so are layers without
+    parameters (under `nl.partition`, without parameters of this part). B_lᵀ is the derivative of the layer's own
+    connection with B instead of its parameters. As η → 0, a decoder that inverts its layer sends credit through the
+    layer's inverse: a step like Gauss-Newton's, not gradient descent's (Meulemans et al. 2020). The two agree for
     orthogonal linear layers.
 
-    Through time it is a layer's next step that its target is decoded from, by the one decoder of all steps (Manchev &
-    Spratling 2020). Over depth, where parameters are stacked, every step has a decoder of its own.
+    Through time, a layer's target is decoded from that of its next step, by one decoder shared by all steps
+    (Manchev & Spratling 2020). In a loop over depth, where parameters are stacked, every step has its own decoder.
 
-    After each estimate the decoders learn to restore what was disturbed: B and c go down the gradient of
-    ½‖g_l(f_l(x + σξ)) − (x + σξ)‖², x the layer's inputs.
+    After each estimate the decoders learn to reconstruct noisy inputs: the optimizer reduces
+    ½‖g_l(f_l(x + σξ)) − (x + σξ)‖² in B and c, where x are the layer's inputs.
 
     Args:
       objective: a per-example objective that takes `propagate`.
-      example: a batch of which only shapes are read, arrays or `jax.ShapeDtypeStruct`, for the shapes of c.
-        Other batches may be of other sizes.
-      optimizer: what the decoders learn by, such as `optax.adam(1e-3)`.
-      activation: a, the unit that decodes: the paper's tanh, for layers whose inputs lie between −1 and 1; for others
-        `lambda nu: nu`, with which targets do not depend on η, or one with the range of the layers' inputs.
-      eta: η, the length of the first step, above 0; in half precision no smaller than the default.
-      sigma: σ, the noise on what is decoded, in units of axons, above 0.
-      weight_init: scheme for the first B, of the shape of the forward weight.
+      example: a batch, of arrays or `jax.ShapeDtypeStruct`, of which only the shapes are read, to give c its shapes.
+        Other batches may have other sizes.
+      optimizer: optimizer of the decoders, such as `optax.adam(1e-3)`.
+      activation: a, the decoder's activation. The paper's tanh is for layers whose inputs lie between −1 and 1. For
+        others use `lambda nu: nu`, with which (x_l − t_l)/η does not depend on η, or a function with the range of the
+        layers' inputs.
+      eta: η, the step size of the highest target, above 0; in half precision no smaller than the default.
+      sigma: σ, standard deviation of the noise on the inputs to be reconstructed, in units of axons, above 0.
+      weight_init: initializer of the first B, in the shape of the forward weight.
 
     Returns:
-      An estimator whose state is (`Decoders`, the optimizer's state). `info.residuals` is a `nl.KKT` of feedforward
-      axons with multipliers −(x_l − t_l)/η: its `dual` says how far these are from ∂C/∂x_l.
+      An estimator whose state is (`Decoders`, the optimizer's state). `info.residuals` is a `nl.KKT` at the feedforward
+      axons with multipliers −(x_l − t_l)/η; its `dual` measures how far (x_l − t_l)/η is from ∂C/∂x_l.
 
     Raises:
-      ValueError: if the objective takes no `propagate` or a setting is not as described; when run, for layers that
-        share a name, whose axons are not examples, or that have inputs of another shape than on the example.
+      ValueError: if the objective takes no `propagate` or a setting is not as described; when run, if layers share a
+        name, if the first axis of a layer's axons is not the batch, or if a layer has inputs of another shape than on
+        the example.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl, optax
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -143,24 +145,24 @@ def difference_target_propagation(
 
 
 def _by_targets(activation: ActivationFn, eta: float, steps: Steps) -> Back:
-    """(x_{l−1} − t_{l−1})/η from (x_l − t_l)/η."""
+    """Computes (x_{l−1} − t_{l−1})/η from (x_l − t_l)/η."""
 
     def back(layer: Seen, biases: dict[str, Biases], z: Array, delta: Array) -> tuple[Array, ...]:
         routed = layer.transpose(layer.connection)(delta)
         if layer.name not in biases:
             return routed
         own = _of_step(layer, biases, steps)
-        step_size = eta * len(z)  # z is of the mean loss, a target of the example's own
+        step_size = eta * len(z)  # z is of the mean loss, a target is of the example's own loss
         to_axons, to_target = (_decode(layer, own, activation, y) for y in (layer.axons, layer.axons - step_size * z))
         displaced = ((x - t) / step_size for x, t in zip(to_axons, to_target, strict=True))
-        # nothing is decoded where it goes to indices
+        # indices are not decoded
         return tuple(next(displaced) if continuous(x) else r for x, r in zip(layer.inputs, routed, strict=True))
 
     return back
 
 
 def _reconstruction(activation: ActivationFn, sigma: float, steps: Steps) -> Find:
-    """½‖g(f(x + σξ)) − (x + σξ)‖² of a layer's decoder, the mean over examples and the sum over steps."""
+    """Computes ½‖g(f(x + σξ)) − (x + σξ)‖² of a layer's decoder, averaged over examples and summed over steps."""
 
     def error(layer: Seen, extra: tuple[dict[str, Biases], Key]) -> Array | None:
         biases, key = extra
@@ -178,7 +180,7 @@ def _reconstruction(activation: ActivationFn, sigma: float, steps: Steps) -> Fin
 
 
 def _decode(layer: Seen, biases: Biases, activation: ActivationFn, y: Array) -> tuple[Array, ...]:
-    """g(y) = a(Bᵀ y + c), for each floating-point input of the layer."""
+    """Computes g(y) = a(Bᵀ y + c) for each floating-point input of the layer."""
     returned = layer.transpose(layer.companion)(y)
     continuing = [nu for nu, x in zip(returned, layer.inputs, strict=True) if continuous(x)]
     return tuple(activation(nu + c[None]) for nu, c in zip(continuing, biases, strict=True))
@@ -189,7 +191,7 @@ def _no_bias(name: str, own: tuple[int, ...], inputs: Array) -> Array:
 
 
 def _of_step(layer: Seen, biases: dict[str, Biases], steps: Steps) -> Biases:
-    """c of the step that is run; ValueError if they are not for the layer's inputs."""
+    """Returns c of the current step; ValueError if its shapes are not those of the layer's inputs."""
     at = chosen(layer.steps, steps[layer.name])
     ours = [c.shape[len(at) :] for c in biases[layer.name]]
     theirs = [x.shape[1:] for x in layer.inputs if continuous(x)]
@@ -202,7 +204,7 @@ def _of_step(layer: Seen, biases: dict[str, Biases], steps: Steps) -> Biases:
 
 
 def _decoded(objective: Objective, params: Params, batch: Batch) -> dict[str, Biases]:
-    """The floating-point inputs of layers that learn, where they depend on other layers' axons: what is decoded."""
+    """Returns the inputs to decode: floating-point inputs of learning layers that depend on other layers' axons."""
 
     def layer(site: Site, given: Array | None) -> tuple[Array, Biases]:
         return site.axons() if given is None else given, tuple(filter(continuous, site.inputs))

@@ -1,14 +1,14 @@
-"""A forward pass and a backward pass in which each layer sends credit down in its own way.
+"""A forward pass and a backward pass in which each layer sends credit down by a given rule.
 
-Each layer becomes a function whose derivative *is* the rule (`jax.custom_vjp`), and one `jax.grad` runs them all: loops
-in reverse, skip connections, tied weights and what a program does between its layers are JAX's own. With z_j = ∂L/∂x_j,
-from the highest layer down:
+Each layer becomes a function whose derivative *is* the rule (`jax.custom_vjp`), and one `jax.grad` runs them all. JAX
+itself handles loops in reverse, skip connections, tied weights and what a program does between its layers. With
+z_j = ∂L/∂x_j, from the highest layer down:
 
     δ_j = z_j df_j(x_j)                                    seed 003 eq. 8, df from the value, eq. 10
     ∂L/∂M_ji = δ_j x_i,  ∂L/∂b_j = δ_j                     eq. 9, 12
     z_i ← z_i + back_j, starting from z_i = ∂L/∂x_i direct  eq. 12, where back_j = δ_j M_ji
 
-No other derivative is taken than of single connections and activations, and of what the program does between them.
+The only derivatives are those of single connections and activations, and of what the program does between them.
 """
 
 from collections.abc import Callable
@@ -25,17 +25,17 @@ from nl_jax.propagation.loops import zero_of
 
 
 class Seen(NamedTuple):
-    """A layer as its rule sees it. Its functions hold no values of the moment and may be called later.
+    """A layer as its rule sees it. Its functions close over no traced values and may be called later.
 
     Attributes:
       name: "hidden", in a loop "time/hidden".
       connection: `connection(*inputs) -> ν`, with the layer's own parameters.
-      companion: the same with what stands in their place in a second tree that goes the same ways through the program,
-        such as feedback weights B; without such a tree, and where it has nothing, with its own.
+      companion: the same connection with the corresponding values of a second tree like the parameters, such as
+        feedback weights B; without such a tree, and where it has no value, with the layer's own parameters.
       activation: `activation(ν) -> axons`.
-      inputs: what it receives.
-      steps: the number of the step in every loop around it.
-      axons: what it sends on.
+      inputs: the layer's inputs.
+      steps: the number of the current step in every loop around it.
+      axons: the layer's axons (activity).
     """
 
     name: str
@@ -47,29 +47,29 @@ class Seen(NamedTuple):
     axons: Array
 
     def transpose(self, connection: Callable[..., Array]) -> Callable[[Array], tuple[Array, ...]]:
-        """A connection from ν to the inputs, for an ordinary one its weightᵀ, at the inputs that the layer receives."""
+        """Returns the map from ν to the inputs, at the layer's own inputs: for an ordinary connection its weightᵀ."""
         return jax.vjp(connection, *self.inputs)[1]
 
 
 Back = Callable[[Seen, Any, Array, Array], tuple[Any, ...]]
-"""`back(seen, extra, z, delta) -> credit of the layer's inputs`, given its own by axons, z, and by ν, δ."""
+"""`back(seen, extra, z, delta) -> credit of the layer's inputs`, given the credit of its axons, z, and of ν, δ."""
 
 Find = Callable[[Seen, Any], Any]
-"""`find(seen, extra) -> found`: anything that a layer's companion, parameters and values tell."""
+"""`find(seen, extra) -> found`: anything computed from a layer's companion, parameters and values."""
 
 
 def transposed(seen: Seen, extra: Any, z: Array, delta: Array) -> tuple[Array, ...]:
-    """δ_j B_ji: the derivative of the connection with the companion for its parameters."""
+    """Computes δ_j B_ji: the derivative of the connection with the companion instead of its parameters."""
     del extra, z
     return seen.transpose(seen.companion)(delta)
 
 
 Offsets = dict[str, tuple[Array, Array]]
-"""What is added to ν and to the axons of layers, for the derivative by it: δ and z."""
+"""Zero offsets of ν and of the axons of layers, for the derivatives with respect to them: δ and z."""
 
 
 class Run(NamedTuple):
-    """A run forth and back.
+    """The result of a forward and a backward pass.
 
     Attributes:
       losses: [batch].
@@ -96,12 +96,12 @@ def way_back(
 
     Args:
       objective: a per-example objective that takes `propagate`.
-      params: of the program.
+      params: the program's parameters.
       batch: as the objective takes it.
-      back: the way back from one layer.
-      companion: a tree like `params` that goes the same ways. It does so as a tangent does: slices, transposes and
-        scalings between `params` and a layer's parameters apply to it, what is not linear there to first order.
-      extra: handed to `back`; any tree of arrays.
+      back: the backward rule of one layer.
+      companion: a tree like `params`. It reaches the layers as a tangent does: slices, transposes and scalings between
+        `params` and a layer's parameters apply to it, and nonlinear operations to first order.
+      extra: passed to `back`; any tree of arrays.
       credit: whether to return the credit.
     """
 
@@ -123,7 +123,7 @@ def way_back(
     def both(params: Params, offsets: Offsets) -> tuple[Array, tuple[Array, list[Array]]]:
         if companion is None:
             return run(params, offsets, None)
-        # Every layer is to see the tangents, also one whose parameters have none.
+        # Every layer must see the tangents, even if its own parameters have none.
         one = jnp.ones(())
         return jax.jvp(lambda params, one: run(params, offsets, one), (params, one), (companion, one))[0]
 
@@ -137,7 +137,7 @@ def way_back(
 
 
 def _zeros(program: Program, params: Params, inputs: Any) -> Offsets:
-    """Offsets of no size; nothing is run."""
+    """Returns zero offsets; nothing is run."""
 
     def layer(site: Site, given: None) -> tuple[Array, tuple[Array, Array]]:
         nu = site.preactivation()
@@ -149,11 +149,11 @@ def _zeros(program: Program, params: Params, inputs: Any) -> Offsets:
 
 
 def beside(program: Program, find: Find) -> Callable[[Params, Params, Any, Any], dict[str, Any]]:
-    """Runs the program forward and finds, layer by layer, what a companion of the parameters makes of it.
+    """Returns a function that runs the program and applies `find` to each layer with a companion of its parameters.
 
     Returns:
-      `run(params, companion, inputs, extra) -> {layer: found}`, in loops summed over the steps; differentiable by the
-      companion alone. Layers in which None is found are left out.
+      `run(params, companion, inputs, extra) -> {layer: found}`, in loops summed over the steps; differentiable only
+      with respect to the companion. Layers for which `find` returns None are left out.
     """
 
     def run(params: Params, companion: Params, inputs: Any, extra: Any) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def beside(program: Program, find: Find) -> Callable[[Params, Params, Any, Any],
 
 
 class _Own(NamedTuple):
-    """The values that a layer is made with: its parameters, and what its functions close over."""
+    """The values that a layer depends on: its parameters, and what its functions close over."""
 
     params: Params
     connection: list[Any]
@@ -185,7 +185,7 @@ class _Own(NamedTuple):
 
 
 class _Pure(NamedTuple):
-    """A layer's functions, which are handed what they closed over after their other arguments."""
+    """A layer's functions, which take what they closed over as arguments after the others."""
 
     connection: Callable[..., Array]
     activation: Callable[..., Array]
@@ -214,7 +214,7 @@ def _seen(name: str, pure: _Pure, own: _Own, companion: _Own, inputs: Any, steps
 
 
 def taught(site: Site, back: Back, extra: Any, paired: Array | None) -> Array:
-    """The layer's axons, of which the derivative is the rule."""
+    """Computes the layer's axons, with the rule as their derivative."""
     pure, held = _pure(site)
 
     @jax.custom_vjp
@@ -226,7 +226,7 @@ def taught(site: Site, back: Back, extra: Any, paired: Array | None) -> Array:
         nu, to_connection = jax.vjp(connection, own.params, own.connection)
         if pure.derivative is None:
             axons, to_activation = jax.vjp(pure.activation, nu, *own.activation)
-        else:  # by the value, where the activation knows how (seed 003 eq. 10)
+        else:  # from the value, where the activation defines it (seed 003 eq. 10)
             axons, to_held = jax.vjp(lambda *values: pure.activation(nu, *values), *own.activation)
             slope = pure.derivative(axons, *own.derivative)
             to_activation = jax.tree_util.Partial(_by_value, to_held, slope, jnp.zeros((), nu.dtype))
@@ -250,10 +250,10 @@ def taught(site: Site, back: Back, extra: Any, paired: Array | None) -> Array:
 
 
 def parted(paired: Array | None, values: Any) -> tuple[Any, Any]:
-    """Values as they are, and what stands beside them in the second tree: the tangents, as values of their own.
+    """Returns the values, and their counterparts in the second tree: the tangents, as values of their own.
 
-    From here on the values have no tangents. What has nothing beside it, such as the parameters of another part, a
-    loop's state or an index, is its own companion. Without a pair there are no companions.
+    The returned values have no tangents. A value without a counterpart, such as the parameters of another part, a
+    loop's state or an index, is its own companion. Without a pair, every value is.
     """
     if paired is None:
         return values, values
@@ -278,7 +278,7 @@ def _by_value(to_held: Callable, slope: Array, like: Array, z: Array) -> tuple[A
 
 
 def _found(site: Site, axons: Array, find: Find, extra: Any, paired: Array) -> Any:
-    """What is found of a layer beside its companion."""
+    """Applies `find` to a layer and its companion."""
     pure, held = _pure(site)
 
     def found(own: _Own, companion: _Own, inputs: Any, steps: Any, axons: Array, extra: Any) -> Any:

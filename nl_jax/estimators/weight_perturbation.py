@@ -29,25 +29,25 @@ def weight_perturbation(
 
         ∂E/∂W ≈ ⟨(Ẽ − E) Ω⟩ / σ²,   Ω = σ ξ
 
-    Needs no derivative and no layers: any JAX function will do. Unbiased as σ → 0, with relative variance
+    Needs no derivative and no layers: any JAX function works. Unbiased as σ → 0, with relative variance
     (P + 1)/num_samples for P parameters and Gaussian noise (`clean` and `antithetic` baselines).
 
     Args:
       objective: any per-example objective.
-      sigma: σ, standard deviation of the noise in units of the parameters, above 0; by default what suits their
-        dtype, see `nl_jax.estimators.step_size`.
-      num_samples: K, independent directions averaged.
+      sigma: σ, standard deviation of the noise in units of the parameters, above 0; by default chosen for their dtype,
+        see `nl_jax.estimators.step_size`.
+      num_samples: K, the number of independent directions averaged.
       baseline: from `nl.baselines`, such as `none()` (Ẽ Ω/σ², the seed's update), `clean()` (Ẽ − E) or `antithetic()`
         (two-sided, SPSA).
       directions: law of ξ, from `nl.directions`.
-      chunk: samples evaluated at once; by default what suits the backend. The result does not depend on it.
-      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh; the result
-        does not depend on the devices beyond rounding. None for no division.
-      sum_updates: what devices exchange to form a gradient. False: the K rates of change alone, and each adds up all K
-        directions. True: each adds up its own samples' directions, and these sums are summed. None for
-        the faster by rule, see docs/scaling.md. `nl.seeded` forms no gradient and exchanges rates.
-      params_sharding: how the parameters lie over devices, a tree like them, so that noise is drawn where they lie: see
-        `nl.spaces.weights`. None if they do not, or lie on a mesh with explicit axes.
+      chunk: samples evaluated at once; by default chosen for the backend. The result does not depend on it.
+      sharding: `NamedSharding(mesh, PartitionSpec("samples"))` divides the samples over an axis of a mesh; up to
+        rounding, the result does not depend on the devices. None: no division.
+      sum_updates: what devices exchange to form a gradient. False: only the K rates of change, and each device adds up
+        all K directions. True: each device adds up its own samples' directions, and these sums are summed over devices.
+        None: the faster of the two by a rule, see docs/scaling.md. `nl.seeded` forms no gradient and exchanges rates.
+      params_sharding: how the parameters are sharded over devices, a tree like them, so that noise is drawn where they
+        are: see `nl.spaces.weights`. None if they are not sharded, or are sharded over a mesh with explicit axes.
 
     Returns:
       An estimator with its baseline's state: K evaluations without baseline, K + 1 with the clean one, 2 K antithetic.

@@ -13,11 +13,11 @@ from nl_jax.propagation import displace, zero_axons
 
 
 def lagrangian_backprop(objective: Objective) -> GradientEstimator:
-    """The exact gradient as the stationary point of the Lagrangian (seed 000; LeCun 1988).
+    """Computes the exact gradient as the stationary point of the Lagrangian (seed 000; LeCun 1988).
 
-    Solved by substitution: x by the forward pass, so that ∂L/∂λ = 0; then each λ_l from those above it,
-    from the last layer down, so that ∂L/∂x_l = 0 (the adjoint equations); then ∂L/∂W is the gradient.
-    At that point λ_l = −∂C/∂x_l.
+    The point is found by substitution. The forward pass gives x, so that ∂L/∂λ = 0. Each λ_l then follows from those
+    above it, from the last layer down, so that ∂L/∂x_l = 0 (the adjoint equations). There ∂L/∂W is the gradient, and
+    λ_l = −∂C/∂x_l.
 
     Args:
       objective: a per-example objective that takes `propagate`.
@@ -27,7 +27,7 @@ def lagrangian_backprop(objective: Objective) -> GradientEstimator:
       is a `KKT` of the three gradients' norms.
 
     Raises:
-      ValueError: if the objective takes no `propagate`; when run, for layers that share a name.
+      ValueError: if the objective takes no `propagate`; when run, if layers share a name.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -42,10 +42,10 @@ def lagrangian_backprop(objective: Objective) -> GradientEstimator:
     layered("lagrangian_backprop", objective)
 
     def solve(params: Params, batch: Batch) -> Point:
-        """x by one forward run; λ with ∂L/∂x = 0 there by one reverse sweep.
+        """Finds x by one forward run, and λ with ∂L/∂x = 0 there by one reverse sweep.
 
-        ∂L/∂x_l = λ_l + ∂C/∂x_l − Σ_k J_klᵀ λ_k, of the layers k above: λ_l is the credit that a displacement of x_l
-        alone gets from −C.
+        ∂L/∂x_l = λ_l + ∂C/∂x_l − Σ_k J_klᵀ λ_k, with k the layers above: λ_l is the gradient of −C with respect to a
+        displacement of x_l alone.
         """
 
         def total(displacements: Axons) -> tuple[Array, Any]:

@@ -22,28 +22,28 @@ def admm(
     tolerance: float = 1e-3,
     start: starts.Start = starts.feedforward,
 ) -> GradientEstimator:
-    """The gradient where sweeps of layer-wise minimisation and multiplier steps come to rest: backpropagation's.
+    """Alternates layer-wise minimisation and multiplier steps; at convergence the estimate is backprop's gradient.
 
-    As the method of multipliers, but L_μ is minimised over one layer after the other, once, from the last down (so
-    that one sweep takes credit to the first layer); then λ ← λ + μ r. Taylor et al. 2016 train networks so, with
-    pre-activations and weights as further blocks; here weights are held, for what is wanted is their gradient. With
-    more than two blocks, or curved units, convergence is not assured: where it fails, raise μ.
+    As the method of multipliers, but L_μ is minimised over one layer after the other, once each, from the last down, so
+    that one sweep carries credit to the first layer. Then λ ← λ + μ r. Taylor et al. 2016 train networks this way, with
+    pre-activations and weights as further blocks; here the weights are held, because their gradient is wanted. With
+    more than two blocks, or curved activations, convergence is not guaranteed: if it fails, raise μ.
 
     Args:
       objective: a per-example objective that takes `propagate`, of layers that do not mix examples.
       penalty: μ, above 0.
       solve: how a layer is solved for: `nl.layer_solves.gauss_newton()` by default, or `gradient_descent()`.
-      num_steps: K, the most sweeps.
+      num_steps: K, the maximum number of sweeps.
       tolerance: as in `primal_dual`.
       start: `nl.starts.feedforward` or `nl.starts.zeros`; multipliers start at 0.
 
     Returns:
-      An estimator without state or randomness, with a `KKT` in `info.residuals`; a sweep costs what its solves cost
-      and three evaluations.
+      An estimator without state or randomness, with a `KKT` in `info.residuals`; a sweep costs its layer solves and
+      three evaluations.
 
     Raises:
-      ValueError: if the objective takes no `propagate`, or for a setting out of range; when run, for a layer that
-        mixes examples, each of which is solved for alone, or stands in a loop.
+      ValueError: if the objective takes no `propagate`, or a setting is out of range; when run, if a layer mixes
+        examples, each of which is solved for separately, or is in a loop.
       FloatingPointError: when run, if the residual grows a thousandfold; under `jax.jit` see `info.failures`.
     """
     layered("admm", objective)
@@ -62,7 +62,7 @@ def admm(
 
 
 def sweep(objective: Objective, penalty: float, solve: LayerSolve) -> Iteration:
-    """x_l ← argmin L_μ over x_l alone, from the last layer down; then λ ← λ + μ r."""
+    """Returns the iteration x_l ← argmin L_μ over x_l alone, from the last layer down; then λ ← λ + μ r."""
     forces = gradients(objective)
 
     def minimised(params: Params, downwards: list[str], at: Iterate, example: Batch) -> dict[str, Array]:
@@ -100,7 +100,7 @@ def _batch_of_one(example: Axons | Batch) -> Batch:
 
 
 def _unmixed(objective: Objective, params: Params, batch: Batch) -> list[str]:
-    """The layers' names in the order of propagation, or ValueError for one that mixes examples."""
+    """Returns the layers' names in the order of propagation; ValueError if a layer mixes examples or is in a loop."""
     names: list[str] = []
 
     def layer(site: Site, given: None) -> tuple[Array, None]:

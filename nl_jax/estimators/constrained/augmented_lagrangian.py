@@ -21,19 +21,20 @@ def augmented_lagrangian(
     tolerance: float = 1e-3,
     start: starts.Start = starts.feedforward,
 ) -> GradientEstimator:
-    """The gradient where x ← argmin_x L_μ(x, λ) and λ ← λ + μ r come to rest: backpropagation's, in the limit.
+    """Iterates x ← argmin_x L_μ(x, λ) and λ ← λ + μ r; in the limit the estimate is backprop's gradient.
 
-    L_μ is the Lagrangian with penalty μ/2 ‖r‖² (Hestenes 1969; Powell 1969). The first minimum is that of the
-    penalty alone; every multiplier step takes away a part of its bias, the larger μ the more. Minima are not found
-    exactly but approached by a number of steps, from where the last ones ended.
+    L_μ is the Lagrangian with penalty μ/2 ‖r‖² (Hestenes 1969; Powell 1969). The first minimum is that of the penalty
+    alone; every multiplier step removes part of its bias, more of it for larger μ. Minima are not found exactly, but
+    approached in a number of steps from the previous end point.
 
     Args:
       objective: a per-example objective that takes `propagate`.
-      penalty: μ, above 0; large where units are curved and credit is large, at the price of smaller steps.
-      optimizer: the inner one, an optax transformation, by default `optax.sgd(0.05 / penalty, momentum=0.9,
-        nesterov=True)`. It starts afresh after every multiplier step. Examples stay apart if it works elementwise.
-      num_inner: optimizer steps between two multiplier steps.
-      num_outer: K, the most multiplier steps.
+      penalty: μ, above 0; large where activations are curved and credit is large, which requires smaller steps.
+      optimizer: the inner optimizer, an optax transformation, by default `optax.sgd(0.05 / penalty, momentum=0.9,
+        nesterov=True)`. It is reinitialised after every multiplier step. Examples stay independent if it works
+        elementwise.
+      num_inner: the number of optimizer steps between two multiplier steps.
+      num_outer: K, the maximum number of multiplier steps.
       tolerance: as in `primal_dual`.
       start: `nl.starts.feedforward` or `nl.starts.zeros`; multipliers start at 0.
 
@@ -42,7 +43,7 @@ def augmented_lagrangian(
       evaluations, a multiplier step three.
 
     Raises:
-      ValueError: if the objective takes no `propagate`, or for a setting out of range.
+      ValueError: if the objective takes no `propagate`, or a setting is out of range.
       FloatingPointError: when run, if the residual grows a thousandfold; under `jax.jit` see `info.failures`.
     """
     layered("augmented_lagrangian", objective)
@@ -64,7 +65,7 @@ def augmented_lagrangian(
 def multiplier_step(
     objective: Objective, penalty: float, optimizer: optax.GradientTransformation, num_inner: int
 ) -> Iteration:
-    """x towards argmin_x L_μ(x, λ), then λ ← λ + μ r."""
+    """Returns the iteration that moves x towards argmin_x L_μ(x, λ), then λ ← λ + μ r."""
     forces, augmented = gradients(objective), gradients(objective, penalty=penalty)
 
     def iteration(params: Params, batch: Batch, at: Iterate) -> tuple[Iterate, Array]:

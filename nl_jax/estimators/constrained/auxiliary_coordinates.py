@@ -28,34 +28,34 @@ def auxiliary_coordinates(
     num_steps: int | Array = 200,
     tolerance: float = 1e-3,
 ) -> GradientEstimator:
-    """∂F/∂W at the end of a path of minima under rising penalties μ: the quadratic-penalty method.
+    """Computes ∂F/∂W at the last of a sequence of minima under rising penalties μ: the quadratic-penalty method.
 
         F = C(x_L) + μ/2 Σ_l ‖x_l − f(W_l x_{l−1} + b_l)‖²   over hidden layers l,   μ = μ_1 < μ_2 < …
 
-    The hidden axons are the auxiliary coordinates (Carreira-Perpiñán & Wang 2014). The paper fits the weights to F as
-    well; here ∂F/∂W is the estimate, as close to the gradient as the last μ brings it, with an error in proportion
-    to 1/μ.
+    The hidden axons (activity) are the auxiliary coordinates (Carreira-Perpiñán & Wang 2014). The paper fits the
+    weights to F as well; here ∂F/∂W is the estimate. It differs from the gradient by an error proportional to 1/μ at
+    the last μ.
 
-    Axons begin each stage where they came to rest in the one before, drawn towards the feedforward axons by
-    μ_k/μ_{k+1}, which keeps the multipliers λ = μ r: these have a limit as μ → ∞, where displacements vanish.
-    Undrawn they would begin with about μ_{k+1}/μ_k times the displacement to be found. The end is an equilibrium of
-    `predictive_coding` with the last μ, and to go there straight costs less; the path is for energies that have
-    several equilibria.
+    Each stage starts from the axons of the previous one, with their displacement from the feedforward axons multiplied
+    by μ_k/μ_{k+1}. This keeps the multipliers λ = μ r, which have a limit as μ → ∞, where displacements vanish.
+    Otherwise a stage would start with about μ_{k+1}/μ_k times the displacement to be found. The result is an
+    equilibrium of `predictive_coding` with the last μ, which costs less if found directly; the sequence is for energies
+    with several equilibria.
 
     Args:
       objective: a per-example objective that takes `propagate`.
       penalties: μ_1, μ_2, …, above 0 and rising. For float32 see `predictive_coding`.
-      optimizer: takes the steps of inference, on F/μ summed over the batch (see `predictive_coding`); begins afresh
-        at each μ.
-      num_steps: the most steps of inference at each μ.
+      optimizer: takes the steps of inference, on F/μ summed over the batch (see `predictive_coding`); reinitialised at
+        each μ.
+      num_steps: the maximum number of steps of inference at each μ.
       tolerance: as in `predictive_coding`, at each μ.
 
     Returns:
-      An estimator without state or randomness, of 2 evaluations a step of inference and 3 besides.
+      An estimator without state or randomness: 2 evaluations per step of inference and 3 more.
 
     Raises:
-      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, for layers that
-        share a name or whose axons are not examples.
+      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if layers share a name
+        or the first axis of a layer's axons is not the batch.
       FloatingPointError: when run, if inference diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl

@@ -25,36 +25,36 @@ def error_predictive_coding(
     num_steps: int | Array = 200,
     tolerance: float = 1e-3,
 ) -> GradientEstimator:
-    """∂F/∂W at predictive coding's own equilibrium, found by descent in the errors: ePC (Goemaere et al. 2025).
+    """Computes predictive coding's ∂F/∂W at equilibrium by descent in the errors: ePC (Goemaere et al. 2025).
 
         x_l = f(W_l x_{l−1} + b_l) + e_l   of hidden layers l,   x_L = f(W_L x_{L−1} + b_L)
         F = C(x_L) + μ/2 Σ_l ‖e_l‖²,       e_l ← e_l − η ∂F/∂e_l
 
     It is `predictive_coding` in other variables: the same energy F, the same equilibria, the same ∂F/∂W there and the
-    same certificate in `info.residuals`. What differs is the way there. An axon of `predictive_coding` moves by what
-    its neighbours tell it, so that a signal crosses one layer a step and shrinks by η at each. Errors are sent on by
-    the forward run, and one reverse sweep takes ∂F/∂e to all of them at once, so that depth delays nothing. For the
-    same reason the rule is no longer local: a step of inference is a backpropagation.
+    same certificate in `info.residuals`. Only the path to equilibrium differs. In `predictive_coding` axons (activity)
+    move by their neighbours' signals, so that a signal crosses one layer per step and shrinks by η at each. Here the
+    forward run propagates the errors, and one reverse sweep computes ∂F/∂e of all layers at once, so that depth causes
+    no delay. For the same reason the rule is not local: a step of inference is a backpropagation.
 
     ∂F/∂e_l = μ e_l + ∂C/∂x_l, where ∂C/∂x_l is taken through all layers above. From e = 0 the first step makes e
-    proportional to backprop's credit. In float32 μ may be large: an error is stored by itself, and not as a small
-    difference of axons.
+    proportional to backprop's credit. In float32 μ may be large: an error is stored directly, not as a small difference
+    of axons.
 
     Args:
       objective: a per-example objective that takes `propagate`.
       penalty: μ, above 0.
       optimizer: takes the steps of inference, on F/μ summed over the batch: step sizes do not depend on the batch's
-        size. The curvature in e is 1 plus that of C(x_L(e))/μ, which grows with the number of layers where these
-        preserve or amplify what they receive.
-      num_steps: the most steps of inference, from e = 0.
-      tolerance: inference ends once ‖∂F/∂e‖ has fallen to this fraction of what it was, in [0, 1); 0 for all steps.
+        size. The curvature in e is 1 plus that of C(x_L(e))/μ, which grows with the number of layers if these preserve
+        or amplify their inputs.
+      num_steps: the maximum number of steps of inference, from e = 0.
+      tolerance: inference ends once ‖∂F/∂e‖ has fallen to this fraction of its first value, in [0, 1); 0 for all steps.
 
     Returns:
-      An estimator without state or randomness, of 2 evaluations a step of inference and 3 besides.
+      An estimator without state or randomness: 2 evaluations per step of inference and 3 more.
 
     Raises:
-      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, for layers that
-        share a name or whose axons are not examples.
+      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if layers share a name
+        or the first axis of a layer's axons is not the batch.
       FloatingPointError: when run, if inference diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl

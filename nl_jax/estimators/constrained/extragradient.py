@@ -17,17 +17,18 @@ def extragradient(
     tolerance: float = 1e-3,
     start: starts.Start = starts.feedforward,
 ) -> GradientEstimator:
-    """As `primal_dual`, but each step follows the gradients found where it would lead: it needs no damping.
+    """As `primal_dual`, but each step uses the gradients at the point it would lead to: it needs no damping.
 
-    With z = (x, λ) and F = (∂L/∂x, −∂L/∂λ), z ← z − η F(z − η F(z)) (Korpelevich 1976). Where L is bilinear errors
-    shrink by √(1 − η²σ² + η⁴σ⁴) a step, σ the singular values of ∂r/∂x, for all ησ < 1: with σ of about 3 at most
-    in networks at initialisation, η below 1/3. Curvature that makes the point no minimum over x needs damping here too.
+    With z = (x, λ) and F = (∂L/∂x, −∂L/∂λ), z ← z − η F(z − η F(z)) (Korpelevich 1976). Where L is bilinear, errors
+    shrink by √(1 − η²σ² + η⁴σ⁴) per step for all ησ < 1, with σ the singular values of ∂r/∂x: σ is at most about 3 in
+    networks at initialisation, so that η must be below 1/3. If curvature makes the point no minimum over x, damping is
+    needed here too.
 
     Args:
       objective: a per-example objective that takes `propagate`.
       step_size: η, above 0.
-      damping: c of L + c/2 ‖r‖², at least 0; it adds η c σ² to what must stay below 1.
-      num_steps: K, the most steps taken.
+      damping: c of L + c/2 ‖r‖², at least 0; it adds η c σ² to the quantity that must stay below 1.
+      num_steps: K, the maximum number of steps.
       tolerance: as in `primal_dual`.
       start: `nl.starts.feedforward` or `nl.starts.zeros`; multipliers start at 0.
 
@@ -35,7 +36,7 @@ def extragradient(
       An estimator without state or randomness, with a `KKT` in `info.residuals`; a step costs four evaluations.
 
     Raises:
-      ValueError: if the objective takes no `propagate`, or for a setting out of range.
+      ValueError: if the objective takes no `propagate`, or a setting is out of range.
       FloatingPointError: when run, if the residual grows a thousandfold; under `jax.jit` see `info.failures`.
     """
     layered("extragradient", objective)
@@ -52,7 +53,7 @@ def extragradient(
 
 
 def looking_ahead(objective: Objective, step_size: float, damping: float) -> Iteration:
-    """z ← z − η F(z − η F(z))."""
+    """Returns the iteration z ← z − η F(z − η F(z))."""
     forces = gradients(objective, penalty=damping)
 
     def iteration(params: Params, batch: Batch, at: Iterate) -> tuple[Iterate, Array]:

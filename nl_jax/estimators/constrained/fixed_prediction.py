@@ -15,30 +15,31 @@ from nl_jax.propagation import hold, record
 def fixed_prediction(
     objective: Objective, *, rate: float = 1.0, num_steps: int | Array = 100, tolerance: float = 0.0
 ) -> GradientEstimator:
-    """Prediction errors relax while predictions stay at the feedforward pass: backprop's own recursion, in parallel.
+    """Relaxes prediction errors with predictions fixed at the forward pass: backprop's own recursion, in parallel.
 
         λ_l ← λ_l − η ∂L/∂x_l,   ∂L/∂x_l = λ_l + ∂C/∂x_l − Σ_k J_klᵀ λ_k   at x = feedforward,   λ_L = −∂C/∂x_L
 
-    All hidden layers at once, from λ = 0, each from what it and the layers above it (k) have at the moment: the
-    dynamics of predictive coding in λ_l = x_l − f(W_l x_{l−1} + b_l), but for predictions and Jacobians J, which are
-    those of the feedforward axons throughout. They have one equilibrium, the adjoint equations' solution; there the
-    estimate is the gradient exactly (Millidge, Tschantz & Buckley 2020). With a rate η = 1 they are there after as
-    many steps as there are layers above the lowest; else the error falls as |1 − η|ᵏ in the number k of steps, times
-    a polynomial in k.
+    All hidden layers are updated at once, from λ = 0, each from its own current λ and that of the layers k above it.
+    These are the dynamics of predictive coding in λ_l = x_l − f(W_l x_{l−1} + b_l), except that predictions and
+    Jacobians J stay those of the feedforward axons (activity). Their only equilibrium is the solution of the adjoint
+    equations, where the estimate is exactly the gradient (Millidge, Tschantz & Buckley 2020). With a rate η = 1 it is
+    reached after as many steps as there are layers above the lowest. Otherwise the error falls as |1 − η|ᵏ in the
+    number k of steps, times a polynomial in k.
 
     Args:
       objective: a per-example objective that takes `propagate`.
       rate: η, above 0 and below 2, beyond which nothing converges.
-      num_steps: the most steps; fewer than there are hidden layers teach some of them nothing.
-      tolerance: relaxation ends once ‖∂L/∂x‖ has fallen to this fraction of what it was, in [0, 1). With 0, once
-        it is exactly 0. Take it small where credit fades on its way down: what has not arrived yet is not missed.
+      num_steps: the maximum number of steps; with fewer than there are hidden layers, some of them learn nothing.
+      tolerance: relaxation ends once ‖∂L/∂x‖ has fallen to this fraction of its first value, in [0, 1). With 0, once it
+        is exactly 0. Choose it small if credit fades on its way down: the residual does not include credit that has yet
+        to arrive.
 
     Returns:
-      An estimator without state or randomness, of 1 evaluation a step and 3 besides.
+      An estimator without state or randomness: 1 evaluation per step and 3 more.
 
     Raises:
-      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, for layers that
-        share a name or whose axons are not examples.
+      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if layers share a name
+        or the first axis of a layer's axons is not the batch.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 4, 2], activation=nl.activations.tanh())

@@ -14,12 +14,12 @@ from nl_jax.propagation import Loop, Partly, Site, hold, interpret, loops_around
 
 
 class Freedom(NamedTuple):
-    """The layers of a program, by whether their axons are free, each in the order of propagation.
+    """The layers of a program with and without free axons, each in the order of propagation.
 
     Attributes:
-      hidden: with free axons.
-      but_last: those among them that stand in a loop whose last step is an output: later steps alone read them.
-      outputs: without; their axons are always f(W x + b).
+      hidden: layers with free axons.
+      but_last: those of them in a loop whose last step is an output: only later steps read them.
+      outputs: layers without free axons, which are always f(W x + b).
     """
 
     hidden: tuple[str, ...]
@@ -27,18 +27,18 @@ class Freedom(NamedTuple):
     outputs: tuple[str, ...]
 
     def held(self, axons: Axons) -> dict[str, Array | Partly]:
-        """What `hold` is given, for hidden layers' axons."""
+        """Returns the argument of `hold` for hidden layers' axons."""
         return {
             name: Partly(x, jnp.arange(len(x)) < len(x) - 1) if name in self.but_last else x
             for name, x in axons.items()
         }
 
     def displacing(self, errors: Axons) -> dict[str, Array]:
-        """What `displace` is given, for hidden layers' errors: a step that is an output has none."""
+        """Returns the argument of `displace` for hidden layers' errors: a step that is an output has none."""
         return {name: e.at[-1].set(0) if name in self.but_last else e for name, e in errors.items()}
 
     def credit(self, objective: Objective, params: Params, axons: Axons, batch: Batch) -> dict[str, Array]:
-        """λ = −∂C/∂x of outputs, with which ∂L/∂x = 0 there; of layers in `but_last` 0 at all other steps."""
+        """Computes λ = −∂C/∂x of outputs, where ∂L/∂x = 0 then; for layers in `but_last`, 0 except at the last step."""
         towards = downhill(objective, params, axons, batch, [*self.but_last, *self.outputs])
         own = {name: towards[name].at[:-1].set(0) for name in self.but_last}
         return {name: towards[name] for name in self.outputs} | own
@@ -53,7 +53,7 @@ def free_axons(estimator: str, objective: Objective, params: Params, batch: Batc
       axons: of all layers, in the order of propagation; only shapes are used.
 
     Raises:
-      ValueError: for a layer in a loop within a loop that is read by later steps alone.
+      ValueError: if a layer in a loop within a loop is read only by later steps.
     """
     read, finally_read = (_read(objective, params, batch, axons, loop) for loop in (plain_loop, _last_step))
     but_last = tuple(name for name in axons if name in read - finally_read)
@@ -67,7 +67,7 @@ def free_axons(estimator: str, objective: Objective, params: Params, batch: Batc
 
 
 def downhill(objective: Objective, params: Params, axons: Axons, batch: Batch, names: list[str]) -> dict[str, Array]:
-    """−∂C/∂x_l of the layers named, all others' axons held."""
+    """Computes −∂C/∂x_l of the named layers, with all other axons held."""
 
     def total(some: Axons) -> Array:
         return -jnp.sum(per_example(hold(objective)(params, batch, {**axons, **some})[0]))
@@ -76,7 +76,7 @@ def downhill(objective: Objective, params: Params, axons: Axons, batch: Batch, n
 
 
 def _read(objective: Objective, params: Params, batch: Batch, axons: Axons, loop: Loop) -> set[str]:
-    """The layers that any layer, or a later step of their own, computes its axons from."""
+    """Returns the layers that another layer, or a later step of their own, computes its axons from."""
 
     def layer(site: Site, x: Array) -> tuple[Array, Array]:
         return x, site.axons()
@@ -89,7 +89,7 @@ def _read(objective: Objective, params: Params, batch: Batch, axons: Axons, loop
 
 
 def _last_step(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
-    """A loop of its last step alone, in which no layer is read by later ones."""
+    """Runs the last step of a loop alone, in which no layer is read by later steps."""
     del name
     carry, y = body(carry, jax.tree.map(lambda x: x[-1], xs))
     steps = jax.tree.leaves(xs)[0].shape[0] if jax.tree.leaves(xs) else length

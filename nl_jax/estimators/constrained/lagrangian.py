@@ -17,12 +17,12 @@ Axons = Mapping[str, Array]
 class KKT(NamedTuple):
     """Norms of the mean Lagrangian's three gradients: how far an estimate is from stationarity.
 
-    At a point where `primal` and `dual` vanish the estimate is the gradient that `jax.grad` takes.
+    Where `primal` and `dual` vanish, the estimate is the gradient that `jax.grad` computes.
 
     Attributes:
       primal: ‖∂L/∂λ_l‖ by layer, the violation of x_l = f(W_l x_{l−1} + b_l).
       dual: ‖∂L/∂x_l‖ by layer, the violation of the multipliers' own recursion.
-      gradient: ‖∂L/∂W_l‖ by parameter leaf; the third condition, which learning brings to zero.
+      gradient: ‖∂L/∂W_l‖ by parameter leaf; the third stationarity condition, which learning brings to zero.
     """
 
     primal: dict[str, Array]
@@ -33,23 +33,23 @@ class KKT(NamedTuple):
 def lagrangian(objective: Objective, *, penalty: float | Array = 0.0) -> Callable[[Params, Axons, Axons, Batch], Array]:
     """L = C(x_L) + Σ_l λ_lᵀ r_l + μ/2 Σ_l ‖r_l‖², r_l = x_l − f(W_l x_{l−1} + b_l), per example.
 
-    Axons x and multipliers λ are free variables, one of each per layer; the layers' equations r = 0 are
-    constraints (seed 000; LeCun 1988). The three stationarity conditions are the three gradients of this one
-    function: ∂L/∂λ = 0 is the forward pass, ∂L/∂x = 0 the backward pass, ∂L/∂W = 0 a minimum of the loss.
-    With a penalty μ it is the augmented Lagrangian (Hestenes 1969; Powell 1969), whose stationary points are
-    the same; its gradients are those without penalty at multipliers λ + μ r.
+    Axons x (activity) and multipliers λ are free variables, one of each per layer; the layers' equations r = 0 are
+    constraints (seed 000; LeCun 1988). The three stationarity conditions are the three gradients of this one function:
+    ∂L/∂λ = 0 is the forward pass, ∂L/∂x = 0 the backward pass, ∂L/∂W = 0 a minimum of the loss. With a penalty μ it is
+    the augmented Lagrangian (Hestenes 1969; Powell 1969). Its stationary points are the same; its gradients are those
+    without penalty at multipliers λ + μ r.
 
     Args:
       objective: a per-example objective that takes `propagate`.
       penalty: μ, at least 0.
 
     Returns:
-      `L(params, axons, multipliers, batch) -> [batch]`, where `axons` maps all layers' names to arrays of the
-      layers' shapes, batch axis first, and `multipliers` those of some or all; those left out are 0.
+      `L(params, axons, multipliers, batch) -> [batch]`. `axons` maps the names of all layers to arrays in the layers'
+      shapes, batch axis first. `multipliers` does so for some or all layers; missing ones are 0.
 
     Raises:
-      ValueError: if the objective takes no `propagate`, or for a penalty that is negative or not finite; when
-        run, for layers whose axons are not examples, or multipliers of an unknown layer or of another shape.
+      ValueError: if the objective takes no `propagate`, or the penalty is negative or not finite; when run, if the
+        first axis of a layer's axons is not the batch, or multipliers are of an unknown layer or of another shape.
     """
     layered("lagrangian", objective)
     if not isinstance(penalty, jax.Array):
@@ -73,9 +73,9 @@ def lagrangian(objective: Objective, *, penalty: float | Array = 0.0) -> Callabl
 def gradients(
     objective: Objective, *, penalty: float = 0.0
 ) -> Callable[[Params, Axons, Axons, Batch], tuple[dict[str, Array], dict[str, Array]]]:
-    """`(params, axons, multipliers, batch) -> (∂L/∂x, ∂L/∂λ)`, each example's own: summed, not averaged.
+    """Returns `(params, axons, multipliers, batch) -> (∂L/∂x, ∂L/∂λ)`, per example: L is summed, not averaged.
 
-    One forward run and one reverse to the axons, no credit to the parameters: two evaluations.
+    It costs two evaluations: one forward pass and one reverse pass to the axons, without parameter gradients.
     """
     evaluate = lagrangian(objective, penalty=penalty)
 
@@ -88,10 +88,10 @@ def gradients(
 def stationarity(
     objective: Objective,
 ) -> Callable[[Params, Axons, Axons, Batch], tuple[Params, KKT]]:
-    """What the Lagrangian says of a point: `report(params, axons, multipliers, batch) -> (∂L/∂W, KKT)`.
+    """Returns `report(params, axons, multipliers, batch) -> (∂L/∂W, KKT)`, the Lagrangian's gradients at a point.
 
-    L is averaged over the batch, so that ∂L/∂W has the scale of `jax.grad` of the mean loss. No derivative
-    reaches across more than one layer.
+    L is averaged over the batch, so that ∂L/∂W has the scale of `jax.grad` of the mean loss. No derivative spans more
+    than one layer.
     """
     evaluate = lagrangian(objective)
 
@@ -106,8 +106,8 @@ def stationarity(
 
 
 def inner(name: str, a: Array, b: Array, total: Array) -> Array:
-    """aᵀb of one layer, per example, to be added to such a total; ValueError for axons that are not examples."""
-    steps = loops_around(name)  # whose axes come first
+    """Computes aᵀb of one layer, per example, to be added to `total`; ValueError if the first axis is not the batch."""
+    steps = loops_around(name)  # their axes come first
     if a.shape[steps : steps + 1] != total.shape:
         raise ValueError(
             f"layer {name!r} has axons of shape {a.shape[steps:]}, whose first axis is not the batch of "
@@ -122,7 +122,7 @@ def _norm(leaf: Array) -> Array:
 
 
 def _product(a: Array, b: Array, summed: tuple[int, ...], kept: tuple[int, ...]) -> Array:
-    """Σ a b over some axes; one equation, forth and back, where a sum of products is two."""
+    """Computes Σ a b over some axes as one equation in either direction, where a sum of products has two."""
     exact = jax.lax.Precision.HIGHEST
     wide = wide_dtype(a.dtype)
     return jax.lax.dot_general(a, b, ((summed, summed), (kept, kept)), precision=exact, preferred_element_type=wide)

@@ -16,7 +16,7 @@ Residuals = Callable[[Array], Any]
 
 
 class Minimise(Protocol):
-    """`minimise(loss, residuals, penalty, x) -> x`: from x towards argmin_x C(x) + μ/2 ‖ρ(x)‖², of one example.
+    """`minimise(loss, residuals, penalty, x) -> x`: moves x towards argmin_x C(x) + μ/2 ‖ρ(x)‖², for one example.
 
     `loss(x)` is the scalar C, `residuals(x)` a tree of arrays ρ, `penalty` μ.
     """
@@ -25,11 +25,11 @@ class Minimise(Protocol):
 
 
 class LayerSolve(NamedTuple):
-    """A way to minimise over one layer.
+    """A minimiser over one layer.
 
     Attributes:
       minimise: see `Minimise`.
-      evaluations: what it costs at most to solve every layer once, in evaluations of the objective.
+      evaluations: the maximum cost of solving every layer once, in evaluations of the objective.
     """
 
     minimise: Minimise
@@ -37,13 +37,15 @@ class LayerSolve(NamedTuple):
 
 
 def gauss_newton(num_steps: int = 10) -> LayerSolve:
-    """The minimum of the linearised problem: (C'' + μ JᵀJ) Δx = −(C' + μ Jᵀρ), J = ∂ρ/∂x.
+    """Solves the linearised problem: (C'' + μ JᵀJ) Δx = −(C' + μ Jᵀρ), J = ∂ρ/∂x.
 
-    By conjugate gradients, whose matrix is never formed. Exact where the layers above are linear and the loss is
-    quadratic, given as many steps as there are units; JᵀJ is I plus what the layers above add, so that few will do.
+    It uses conjugate gradients and never forms the matrix. It is exact if the layers above are linear, the loss is
+    quadratic and there are as many steps as units. JᵀJ is I plus a contribution of the layers above, so that few steps
+    suffice.
 
     Args:
-      num_steps: of conjugate gradients, at least 1; fewer are taken where all is solved to rounding.
+      num_steps: the number of conjugate gradient steps, at least 1; fewer are taken once the problem is solved to
+        rounding.
     """
     positive_integer("num_steps", num_steps)
 
@@ -55,7 +57,7 @@ def gauss_newton(num_steps: int = 10) -> LayerSolve:
         def product(v: Array) -> Array:
             return curvature(v) / penalty + transpose(J(v))[0]
 
-        # Past the rounding, or the root of the smallest number, conjugate gradients would come to divide 0 by 0.
+        # Below rounding, or below the root of the smallest number, conjugate gradients would divide 0 by 0.
         limits = jnp.finfo(x.dtype)
         rounding, smallest = float(limits.eps), float(limits.tiny) ** 0.5
         step, _ = cg(product, -(slope / penalty + transpose(rho)[0]), tol=rounding, atol=smallest, maxiter=num_steps)
@@ -65,11 +67,11 @@ def gauss_newton(num_steps: int = 10) -> LayerSolve:
 
 
 def gradient_descent(step_size: float = 0.1, num_steps: int = 10) -> LayerSolve:
-    """A few steps of gradient descent.
+    """Takes a few steps of gradient descent.
 
     Args:
       step_size: η, above 0.
-      num_steps: at least 1.
+      num_steps: the number of steps, at least 1.
     """
     step_size = positive_number("step_size", step_size)
     positive_integer("num_steps", num_steps)

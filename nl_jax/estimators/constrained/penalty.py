@@ -1,4 +1,4 @@
-"""Constraints as a penalty: minimises an energy over the axons, then differentiates it by the weights."""
+"""Constraints as a penalty: minimises an energy over the axons, then differentiates it with respect to the weights."""
 
 from collections.abc import Callable, Mapping
 
@@ -18,7 +18,7 @@ from nl_jax.propagation import Partly, hold
 def energy(objective: Objective, *, penalty: float | Array = 1.0) -> Callable[[Params, Mapping, Batch], Array]:
     """F = C(x_L) + μ/2 Σ_l ‖r_l‖², r_l = x_l − f(W_l x_{l−1} + b_l), per example (Whittington & Bogacz 2017).
 
-    The hidden layers' axons are free; an output layer's are what it computes from those below.
+    The axons of hidden layers are free; output layers compute theirs from the layers below.
 
     Args:
       objective: a per-example objective that takes `propagate`.
@@ -53,8 +53,8 @@ def infer(
 ) -> Relaxed[Axons]:
     """Descends to a minimum of F over the hidden axons.
 
-    What descends is F/μ = C/μ + ½ Σ ‖r‖², summed over the batch: its curvature is bounded as μ → ∞, and an
-    example's own does not know the batch's size, so that one step size serves all μ ≥ 1 and all batches.
+    The descent is on F/μ = C/μ + ½ Σ ‖r‖², summed over the batch. Its curvature is bounded as μ → ∞ and, per example,
+    independent of the batch's size, so that one step size serves all μ ≥ 1 and all batches.
     """
     evaluate = energy(objective, penalty=penalty)
 
@@ -80,7 +80,7 @@ def learning_point(
     *,
     penalty: float | Array,
 ) -> Point:
-    """The point of inferred hidden axons: λ_l = μ r_l and λ_L = −∂C/∂x_L, so that its ∂L/∂W is ∂F/∂W."""
+    """Returns the point of inferred hidden axons: λ_l = μ r_l and λ_L = −∂C/∂x_L, so that its ∂L/∂W is ∂F/∂W."""
     hidden, taken, failures = inferred
     _, layers = hold(objective)(params, batch, freedom.held(hidden))
     axons = {name: layer.axons for name, layer in layers.items()}
@@ -99,7 +99,7 @@ def forces(
     *,
     penalty: float | Array,
 ) -> dict[str, Array]:
-    """λ by layer, where hidden layers have the errors r_l: λ_l = μ r_l, and of outputs λ_L = −∂C/∂x_L."""
+    """Computes λ by layer: λ_l = μ r_l for hidden layers with errors r_l, and λ_L = −∂C/∂x_L for outputs."""
     pulls = {name: jnp.asarray(penalty, error.dtype) * error for name, error in errors.items()}
     credit = freedom.credit(objective, params, axons, batch)
     multipliers = {name: pulls[name] if name in pulls else credit[name] for name in axons}

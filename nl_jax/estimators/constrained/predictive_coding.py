@@ -23,38 +23,38 @@ def predictive_coding(
     tolerance: float = 1e-3,
     start: starts.Start = starts.feedforward,
 ) -> GradientEstimator:
-    """∂F/∂W where the energy F is least in the axons: constraints kept by a penalty alone.
+    """Computes ∂F/∂W at a minimum of the energy F over the axons (activity), which only a penalty constrains.
 
         F = C(x_L) + μ/2 Σ_l ‖x_l − f(W_l x_{l−1} + b_l)‖²   over hidden layers l,   x_L = f(W_L x_{L−1} + b_L)
 
-    Layers that no other layer reads are outputs, the others hidden: several heads, or a read-out at every step of a
+    Layers that no other layer reads are outputs; the others are hidden. Several heads, or a read-out at every step of a
     loop, are all outputs.
 
-    Hidden axons are inferred, x ← x − η ∂F/∂x; then ∂F/∂W is each layer's own prediction error times what it
-    receives. With half the squared error and μ = 1 this is predictive coding with clamped targets (Whittington &
-    Bogacz 2017), with other losses that of another output energy (Pinchetti et al. 2022). It is **not** the
-    gradient: axons have taken up part of the error before the weights learn from the rest, and what a layer
-    receives has moved. As μ → ∞ it is, with an error in proportion to 1/μ; and a small weight α = 1/μ of the
-    output's energy, divided out of the estimate, is the same thing (Millidge et al. 2022). `info.residuals` is the
-    certificate: at equilibrium its `dual` vanishes, its `primal` does not.
+    Hidden axons are inferred by x ← x − η ∂F/∂x. Then ∂F/∂W is each layer's own prediction error times its inputs. With
+    half the squared error and μ = 1 this is predictive coding with clamped targets (Whittington & Bogacz 2017); other
+    losses give other output energies (Pinchetti et al. 2022). It is **not** the gradient: the axons have absorbed part
+    of the error before the weights learn from the rest, and the layers' inputs have moved. As μ → ∞ it becomes the
+    gradient, with an error proportional to 1/μ. Giving the output's energy a small weight α = 1/μ, and dividing the
+    estimate by it, is equivalent (Millidge et al. 2022). `info.residuals` is the certificate: at equilibrium its `dual`
+    vanishes, its `primal` does not.
 
     Args:
       objective: a per-example objective that takes `propagate`.
-      penalty: μ, above 0. In float32 keep it below about 1000: residuals shrink with 1/μ, and steps below the
-        rounding of the axons are lost.
-      optimizer: takes the steps of inference, on F/μ summed over the batch: step sizes depend neither on the
-        batch's size nor, from 1 upwards, on μ. Below 1 multiply them by μ.
-      num_steps: the most steps of inference.
-      tolerance: inference ends once ‖∂F/∂x‖ has fallen to this fraction of what it was, in [0, 1); 0 for all steps.
+      penalty: μ, above 0. In float32 keep it below about 1000: residuals shrink with 1/μ, and steps below the axons'
+        rounding error are lost.
+      optimizer: takes the steps of inference, on F/μ summed over the batch: step sizes depend neither on the batch's
+        size nor, for μ of 1 or more, on μ. Below 1 multiply them by μ.
+      num_steps: the maximum number of steps of inference.
+      tolerance: inference ends once ‖∂F/∂x‖ has fallen to this fraction of its first value, in [0, 1); 0 for all steps.
         With kinks (relu, max pooling) an equilibrium may lie on one, where steps of a fixed size never settle.
-      start: `nl.starts.feedforward` or `nl.starts.zeros`, of the hidden layers.
+      start: initial axons of the hidden layers, `nl.starts.feedforward` or `nl.starts.zeros`.
 
     Returns:
-      An estimator without state or randomness, of 2 evaluations a step of inference and 3 besides.
+      An estimator without state or randomness: 2 evaluations per step of inference and 3 more.
 
     Raises:
-      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, for layers that
-        share a name or whose axons are not examples.
+      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if layers share a name
+        or the first axis of a layer's axons is not the batch.
       FloatingPointError: when run, if inference diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl

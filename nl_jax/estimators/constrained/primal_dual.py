@@ -18,35 +18,36 @@ def primal_dual(
     tolerance: float = 1e-3,
     start: starts.Start = starts.feedforward,
 ) -> GradientEstimator:
-    """The gradient where x ← x − η ∂L/∂x and λ ← λ + τ ∂L/∂λ come to rest: backpropagation's, in the limit.
+    """Iterates x ← x − η ∂L/∂x and λ ← λ + τ ∂L/∂λ; in the limit the estimate is backprop's gradient.
 
-    All layers move at once, each by its own constraint, that of the layers it feeds, and their multipliers. With
-    damping c > 0 these are the damped multipliers of Platt & Barr 1988 (MDMM), whose axons feel λ + c r, with c = 0
-    those of Arrow, Hurwicz & Uzawa 1958. λ moves first and x feels it at once: on hidden layers L is bilinear, where
-    undamped steps of both from the same point would spiral outwards by √(1 + ητσ²) a step, and these circle.
+    All layers move at once, each by its own constraint, those of the layers it feeds, and their multipliers. With
+    damping c > 0 this is the damped multiplier method of Platt & Barr 1988 (MDMM), where λ + c r acts on the axons
+    (activity); with c = 0 it is that of Arrow, Hurwicz & Uzawa 1958. λ moves first, and x uses the new λ. L is bilinear
+    in hidden layers: there, undamped steps of both from the same point would spiral outwards by √(1 + ητσ²) per step,
+    while these circle.
 
     Let σ be the singular values of ∂r/∂x, between about 1/4 and 3 in networks at initialisation and 1/10 and 5 once
-    trained. Steps are stable up to η (2c + τ) σ² ≈ 4, less for losses of high curvature: by default up to σ = 5.6.
-    Errors shrink by about √(1 − ηcσ²) a step at the smallest σ, given τ ≥ c/4: at initialisation a larger η gets
-    there in fewer steps. Where units are curved and credit is large, as with large weights, or at the kinks
-    of a maximum, the point is stable only for large c: take τ = c, and η in inverse proportion.
+    trained. Steps are stable up to η (2c + τ) σ² ≈ 4, less for losses of high curvature; with the defaults, up to
+    σ = 5.6. If τ ≥ c/4, errors shrink by about √(1 − ηcσ²) per step at the smallest σ: at initialisation a larger η
+    converges in fewer steps. Where activations are curved and credit is large, as with large weights, or at the kinks
+    of a maximum, the point is stable only for large c: set τ = c, and η in inverse proportion.
 
     Args:
       objective: a per-example objective that takes `propagate`.
       step_size: η, above 0.
       multiplier_step_size: τ, above 0.
       damping: c, at least 0; with 0, convergence is slow at best.
-      num_steps: K, the most steps taken.
-      tolerance: stops once the norms of ∂L/∂x and ∂L/∂λ, over the batch, are at most this fraction of the first, in
-        [0, 1). With 0 all K steps are taken, and no example's result depends on another's.
+      num_steps: K, the maximum number of steps.
+      tolerance: iterations stop once the norm of ∂L/∂x and ∂L/∂λ, over the batch, is at most this fraction of the
+        first, in [0, 1). With 0 all K steps are taken, and no example's result depends on another's.
       start: `nl.starts.feedforward` or `nl.starts.zeros`; multipliers start at 0.
 
     Returns:
-      An estimator without state or randomness. Its `info.residuals` is a `KKT` of the point reached, multipliers
-      counted as x feels them; a step costs two evaluations.
+      An estimator without state or randomness. Its `info.residuals` is a `KKT` of the final point, with the multipliers
+      that act on x; a step costs two evaluations.
 
     Raises:
-      ValueError: if the objective takes no `propagate`, or for a setting out of range.
+      ValueError: if the objective takes no `propagate`, or a setting is out of range.
       FloatingPointError: when run, if the residual grows a thousandfold; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
@@ -75,8 +76,8 @@ def primal_dual(
 
 
 def alternating(objective: Objective, step_size: float, multiplier_step_size: float, damping: float) -> Iteration:
-    """λ ← λ + τ r, then x ← x − η ∂L/∂x with the new λ."""
-    # The new λ, λ + τ r, is felt as τ more of penalty: one gradient serves both steps.
+    """Returns the iteration λ ← λ + τ r, then x ← x − η ∂L/∂x with the new λ."""
+    # The new λ, λ + τ r, acts like a penalty larger by τ: one gradient serves both steps.
     forces = gradients(objective, penalty=damping + multiplier_step_size)
 
     def iteration(params: Params, batch: Batch, at: Iterate) -> tuple[Iterate, Array]:

@@ -13,22 +13,22 @@ from nl_jax.failures import raise_if_known
 Carry = TypeVar("Carry")
 
 GROWTH = 1e3
-"""How many times its first value a residual may grow to before the iteration counts as diverging."""
+"""An iteration counts as diverged once its residual exceeds its first value by this factor."""
 
 
 class Relaxation(NamedTuple):
-    """How long to iterate.
+    """The length of inner iterations.
 
     Attributes:
-      num_steps: K, the most iterations taken; an array, which may be traced, is not checked.
-      tolerance: stops once the residual is at most this fraction of the first iteration's; 0 to take all K.
+      num_steps: K, the maximum number of iterations; an array, which may be traced, is not checked.
+      tolerance: iterations stop once the residual is at most this fraction of the first one; 0 to take all K.
     """
 
     num_steps: int | Array
     tolerance: float = 0.0
 
     def checked(self) -> "Relaxation":
-        """The same, or ValueError for a number of steps below 1 or a tolerance that is not in [0, 1)."""
+        """Returns itself; ValueError if the number of steps is below 1 or the tolerance is not in [0, 1)."""
         positive_count("num_steps", self.num_steps)
         if nonnegative_number("tolerance", self.tolerance) >= 1:
             raise ValueError(f"tolerance must be below 1, a fraction of the first residual, got {self.tolerance!r}")
@@ -36,11 +36,11 @@ class Relaxation(NamedTuple):
 
 
 class Relaxed(NamedTuple, Generic[Carry]):
-    """Where inner iterations ended.
+    """The result of inner iterations.
 
     Attributes:
-      carry: the last one, its floating-point leaves NaN if the iterations diverged.
-      taken: how many steps were taken, int32.
+      carry: the last one; its floating-point leaves are NaN if the iterations diverged.
+      taken: the number of steps taken, int32.
       failures: whether they diverged; () for iterations that always converge.
     """
 
@@ -52,19 +52,20 @@ class Relaxed(NamedTuple, Generic[Carry]):
 def relax(
     step: Callable[[Carry], tuple[Carry, Array]], start: Carry, relaxation: Relaxation, remedy: str | None
 ) -> Relaxed[Carry]:
-    """Repeats `step` on the whole batch, up to K times or until its residual has become small.
+    """Repeats `step` on the whole batch, up to K times or until its residual is small.
 
-    Iterations diverge if the residual grows a thousandfold or is no longer finite. If the first one is not finite the
-    trouble lies before the iterations, and they have not failed. What the very last step does would take one residual
-    more to see: `num_steps` of 1 never fails, and a `KKT` alone tells.
+    Iterations count as diverged if the residual grows a thousandfold or becomes non-finite. If the first residual is
+    not finite, the cause lies before the iterations, and they have not failed. The effect of the last step is not
+    checked, for that would take one more residual: with `num_steps` of 1 nothing ever fails, and only a `KKT` shows
+    divergence.
 
     Args:
-      step: `step(carry) -> (carry, residual)`, the residual a scalar: how far the carry it was given is from
+      step: `step(carry) -> (carry, residual)`, the residual a scalar that measures how far the given carry is from
         being stationary.
       start: the first carry, any tree of arrays.
-      relaxation: how long.
+      relaxation: the length of the iterations.
       remedy: what to change if it diverges, with the setting's name and value: "step_size=0.5: choose a smaller one";
-        None for iterations that always converge, however far they go on the way.
+        None for iterations that always converge, however large they become on the way.
 
     Returns:
       A `Relaxed`.
@@ -83,7 +84,7 @@ def relax(
         carry, residual = step(carry)
         return carry, taken + 1, jnp.where(taken == 0, residual, begun), residual
 
-    unknown = jnp.zeros_like(first)  # varies over devices as it does
+    unknown = jnp.zeros_like(first)  # varies over devices as the residual does
     carry, taken, begun, residual = jax.lax.while_loop(unfinished, again, (start, jnp.int32(0), unknown, unknown))
     if remedy is None:
         return Relaxed(carry, taken, ())
@@ -94,16 +95,16 @@ def relax(
 
 
 def distance(*gradients: Any) -> Array:
-    """The root mean square over examples of ‖gradient‖, for trees of arrays with the batch axis first; 0 for none."""
+    """Computes the RMS over examples of ‖gradient‖, for trees of arrays with the batch axis first; 0 for none."""
     leaves = jax.tree.leaves(gradients)
     if not leaves:
         return jnp.zeros(())
-    # In the default precision: squares of half-precision numbers overflow, and layers may differ in theirs.
+    # In the default precision: squares of half-precision numbers overflow, and layers may differ in precision.
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(float))) for leaf in leaves) / leaves[0].shape[0])
 
 
 def _nan_where(condition: Array, carry: Carry) -> Carry:
-    """NaN in place of what has gone wrong, so that nobody takes it for a result."""
+    """Replaces diverged values by NaN, so that they are not mistaken for a result."""
 
     def leaf(x: Array) -> Array:
         return jnp.where(condition, jnp.nan, x) if jnp.issubdtype(x.dtype, jnp.inexact) else x

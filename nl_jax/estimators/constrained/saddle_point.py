@@ -16,14 +16,14 @@ from nl_jax.propagation import record
 
 
 class Iterate(NamedTuple):
-    """x and λ by layer, all layers."""
+    """Axons x and multipliers λ by layer, for all layers."""
 
     axons: Axons
     multipliers: Axons
 
 
 Iteration = Callable[[Params, Batch, Iterate], tuple[Iterate, Array]]
-"""`iteration(params, batch, iterate) -> (iterate, residual)`, the residual of the one it was given."""
+"""`iteration(params, batch, iterate) -> (iterate, residual)`, with the residual of the given iterate."""
 
 
 def saddle_point(
@@ -36,15 +36,15 @@ def saddle_point(
     evaluations: int,
     penalty: float = 0.0,
 ) -> GradientEstimator:
-    """The estimator of an iteration, from `start` and multipliers of 0.
+    """Returns the estimator of an iteration from `start` and multipliers of 0.
 
     Args:
       objective: a per-example objective that takes `propagate`.
       iteration: one step.
-      relaxation: how many.
-      start: where they begin.
-      remedy: what to change if they diverge, as `relax` wants it.
-      evaluations: what one step costs.
+      relaxation: the length of the iterations.
+      start: the initial axons.
+      remedy: what to change if they diverge, in the form that `relax` takes.
+      evaluations: the cost of one step.
       penalty: μ of the Lagrangian that the last multipliers λ belong to; those without penalty are λ + μ r.
     """
     relaxation.checked()
@@ -64,10 +64,10 @@ def saddle_point(
 
 
 def ascended(multipliers: Axons, residuals: Axons, step: float) -> dict[str, Array]:
-    """λ + μ r, layer by layer."""
+    """Computes λ + μ r, layer by layer."""
     return {name: multipliers[name] + step * residual for name, residual in residuals.items()}
 
 
 def descended(axons: Axons, gradient: Axons, step: float) -> dict[str, Array]:
-    """x − η ∂L/∂x, layer by layer."""
+    """Computes x − η ∂L/∂x, layer by layer."""
     return ascended(axons, gradient, -step)

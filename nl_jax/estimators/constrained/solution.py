@@ -1,4 +1,4 @@
-"""Makes an estimator of a solver of the Lagrangian."""
+"""Makes an estimator from a solver of the Lagrangian."""
 
 from typing import NamedTuple, Protocol
 
@@ -22,15 +22,15 @@ from nl_jax.estimators.credit import of_axons
 
 
 class Point(NamedTuple):
-    """Where a solver ended.
+    """The point that a solver found.
 
     Attributes:
       losses: of the network's own forward run, [batch].
       axons: x by layer, all layers.
-      multipliers: λ by layer, all layers, of the Lagrangian without penalty; methods that have a penalty
-        count its force with them, λ + μ r, so that their points can be compared.
-      evaluations: what the way there cost, in evaluations of the objective (see `nl.Info`).
-      failures: what can go wrong on the way, and whether it did (see `nl.Info`).
+      multipliers: λ by layer, all layers, of the Lagrangian without penalty; methods with a penalty include its force,
+        λ + μ r, so that their points can be compared.
+      evaluations: the cost of the solver, in evaluations of the objective (see `nl.Info`).
+      failures: what can go wrong in the solver, and whether it did (see `nl.Info`).
     """
 
     losses: Array
@@ -41,22 +41,22 @@ class Point(NamedTuple):
 
 
 class Solver(Protocol):
-    """`solve(params, batch) -> point`, by way of the network's own forward run."""
+    """`solve(params, batch) -> point`, which includes the network's own forward run."""
 
     def __call__(self, params: Params, batch: Batch, /) -> Point: ...
 
 
 def solution(objective: Objective, solve: Solver) -> GradientEstimator:
-    """The estimator ∂L/∂W at the point that `solve` finds, with a `KKT` report of that point.
+    """Returns the estimator ∂L/∂W at the point that `solve` finds, with a `KKT` report of that point.
 
-    Every member of the family ends here: it has the gradient of the same function at another point, and
-    `info.residuals` says how far that is from being stationary, whatever the way there. The report costs two
-    more local gradients where it is used; these are not counted, and not spent where it is not. Its `credit` is the
-    point itself.
+    Every estimator of this family is built here. They compute the gradient of the same function at different points;
+    `info.residuals` measures how far a point is from being stationary, however it was found. The report costs two more
+    local gradients if it is used; these are not counted, and not computed if it is not used. Its `credit` is the point
+    itself.
 
     Args:
       objective: a per-example objective that takes `propagate`.
-      solve: the way to a point.
+      solve: finds the point.
     """
     report = stationarity(objective)
 
@@ -64,7 +64,7 @@ def solution(objective: Objective, solve: Solver) -> GradientEstimator:
         del key
         losses, axons, multipliers, evaluations, failures = solve(params, batch)
         grads, residuals = report(params, axons, multipliers, batch)
-        # besides the way: one forward run, one local gradient
+        # besides the solver: one forward run, one local gradient
         return grads, state, Info(jnp.mean(losses), jnp.int32(2) + jnp.int32(evaluations), residuals, failures)
 
     def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:

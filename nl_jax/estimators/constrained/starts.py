@@ -11,17 +11,17 @@ Start = Callable[[Axons], Axons]
 
 
 def feedforward(axons: Axons) -> Axons:
-    """The network's own axons: the constraints hold, and what is left to find are the multipliers."""
+    """Returns the network's own axons: the constraints hold, and only the multipliers remain to be found."""
     return axons
 
 
 def zeros(axons: Axons) -> Axons:
-    """Silence: the forward pass is found on the way as well."""
+    """Returns zeros: the iterations have to find the forward pass as well."""
     return jax.tree.map(jnp.zeros_like, axons)
 
 
 def begun(start: Start, axons: Axons) -> Axons:
-    """`start(axons)`, or ValueError if it has other layers, shapes or dtypes: a layer left out would not be free."""
+    """Returns `start(axons)`; ValueError if layers, shapes or dtypes differ: a missing layer would not be free."""
     found = dict(start(axons))
     given, got = ({name: f"{x.dtype}{list(x.shape)}" for name, x in tree.items()} for tree in (axons, found))
     if given != got:

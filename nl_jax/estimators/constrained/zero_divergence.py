@@ -13,31 +13,31 @@ Stage = dict[str, Array]
 
 
 def zero_divergence(objective: Objective) -> GradientEstimator:
-    """Predictive coding caught at the right moments: each layer learns when its error first arrives (Z-IL).
+    """Predictive coding in which each layer learns at the step when its error first arrives (Z-IL).
 
-    Inference is that of `predictive_coding`, x ← x − ∂F/∂x with a step of 1 and μ = 1 from the feedforward axons.
-    Errors start at the top and climb down one layer a step. When the error of layer l arrives, after L − l steps,
-    nothing has moved below it: what is sent down the network is exactly backprop's credit, and what the layer
-    receives is what it received in the forward pass. Later it would not be. The updates are the gradient exactly
-    (Song et al. 2020), and are applied together.
+    Inference is that of `predictive_coding`, x ← x − ∂F/∂x with a step of 1 and μ = 1 from the feedforward axons
+    (activity). Errors start at the top and move down one layer per step. When the error of layer l arrives, after L − l
+    steps, nothing below it has moved: the credit that arrives is exactly backprop's, and the layer's inputs are those
+    of the forward pass. At later steps this no longer holds. The updates are exactly the gradient (Song et al. 2020),
+    and are applied together.
 
-    Where paths differ in length, credit by the shorter ones would arrive before the rest. So identity nodes make
-    all of them equally long (Salvatori et al. 2022): what a layer sends past the next one in the order of
-    propagation, to a higher layer or to the loss, is handed on by one identity node for each layer passed over, with
-    a prediction error of its own. Every program becomes a chain of stages, the n-th of n nodes, and the theorem for
-    chains holds for all of them. Memory and the time to compile grow with the square of the number of layers: this
-    is for the study of predictive coding, not in the place of backprop.
+    If paths differed in length, credit along the shorter ones would arrive early. Identity nodes therefore make all
+    paths equally long (Salvatori et al. 2022). What a layer sends past the next one in the order of propagation, to a
+    higher layer or to the loss, goes through one identity node for each layer passed over, each with its own prediction
+    error. Every program becomes a chain of stages, the n-th of n nodes, and the theorem for chains applies. Memory and
+    compile time grow with the square of the number of layers: this is for the study of predictive coding, not a
+    replacement for backprop.
 
     Args:
       objective: a per-example objective that takes `propagate`.
 
     Returns:
-      An estimator without state or randomness, of 2 evaluations a layer and 2 besides. It equals `backprop` up to the
-      rounding of axons, not of credit, which is the difference of two of them: in float32 credit below 10⁻⁷ is lost.
+      An estimator without state or randomness: 2 evaluations per layer and 2 more. It equals `backprop` up to the
+      rounding of axons, not of credit, which is a difference of two axons: in float32 credit below 10⁻⁷ is lost.
 
     Raises:
-      ValueError: if the objective takes no `propagate`; when run, for layers that share a name, stand in a loop or
-        whose axons are not examples.
+      ValueError: if the objective takes no `propagate`; when run, if layers share a name, a layer is in a loop, or the
+        first axis of a layer's axons is not the batch.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -62,7 +62,7 @@ def zero_divergence(objective: Objective) -> GradientEstimator:
         arrival = {name: steps for steps, name in enumerate(reversed(hidden), start=1)}
 
         def energy(stages: dict[str, Stage]) -> tuple[Array, Stage]:
-            """F of the chain of stages; and the prediction error of each layer, its identity nodes apart."""
+            """Returns F of the chain of stages, and each layer's prediction error, without those of identity nodes."""
             below: Stage = {}
             residuals, errors = [], {}
             for name in hidden:

@@ -1,9 +1,9 @@
 """Laws of random directions ξ: zero mean, E ξξᵀ = I, so that E (gᵀξ) ξ = g for any gradient g.
 
-A law is a function `law(key, index, template) -> direction`: the index-th direction of the estimate that
-`key` belongs to, as a tree like the template. Any function of that form will do; these are made by a call, such as
-`rademacher()`. Where a law is structured (`low_rank`, `flipout`), it draws leaves of two axes or more as
-`structured.Structured` and all others as arrays. Estimators draw large leaves block by block, and store none of them.
+A law is a function `law(key, index, template) -> direction`: the index-th direction of the estimate that `key` belongs
+to, as a tree like the template. Any function of that form works; these are made by a call, such as `rademacher()`. A
+structured law (`low_rank`, `flipout`) draws leaves of two axes or more as `structured.Structured` and all others as
+arrays. Estimators draw large leaves block by block, and store none of them.
 """
 
 from nl_jax.estimators.directions.coordinate import coordinate

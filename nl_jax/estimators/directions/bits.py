@@ -11,10 +11,10 @@ from nl_jax.base import Array, Key
 
 
 def words(key: Key, count: int) -> Array:
-    """Random words, uint32 [count].
+    """Returns random words, uint32 [count].
 
-    Of threefry they are the words of fresh keys: of the two words that one run of the generator yields a key keeps
-    both, where `jax.random.bits` makes one of them, for twice the work. Other generators' keys repeat themselves.
+    For threefry they are the words of fresh keys: a key keeps both words that one run of the generator yields, while
+    `jax.random.bits` makes one word of them, for twice the work. Other generators' keys repeat themselves.
     """
     if str(jax.random.key_impl(key)) != "threefry2x32":
         return jax.random.bits(key, (count,), jnp.uint32)
@@ -22,20 +22,20 @@ def words(key: Key, count: int) -> Array:
 
 
 def unpack(words: Array, size: int, dtype: Any) -> Array:
-    """The words' bits, lowest first, as signs [size]: 0 as −1, 1 as +1."""
+    """Returns the words' bits, lowest first, as signs [size]: 0 as −1, 1 as +1."""
     places = jnp.arange(32, dtype=jnp.uint32)
     bits = (jnp.expand_dims(words, 1) >> jnp.expand_dims(places, 0)) & 1
     return 2 * bits.reshape(-1)[:size].astype(dtype) - 1
 
 
 def signs(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Independent ±1; one word gives 32."""
+    """Draws independent ±1; one word gives 32."""
     size = math.prod(shape)
     return unpack(words(key, -(-size // 32)), size, dtype).reshape(shape)
 
 
 def normal(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Independent N(0, 1), one word each: √2 erf⁻¹(u) of u uniform on (−1, 1), as `jax.random.normal`."""
+    """Draws independent N(0, 1), one word each: √2 erf⁻¹(u) of u uniform on (−1, 1), as `jax.random.normal`."""
     if jnp.dtype(dtype).itemsize > 4:
         return jax.random.normal(key, shape, dtype)
     mantissa = words(key, math.prod(shape)) >> 9

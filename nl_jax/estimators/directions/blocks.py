@@ -20,7 +20,7 @@ _identity: Part = lambda part: part
 
 
 class Block(NamedTuple):
-    """Where a block lies: its number among the parameter's blocks, and that of its first component."""
+    """The position of a block: its number among the parameter's blocks, and that of its first component."""
 
     number: Array
     start: Array
@@ -37,10 +37,10 @@ class Blocks(Structured):
 
     Attributes:
       seed: what `fill` draws from, a tree of arrays.
-      slice: the number of the first slice along the leading axes, an int32 scalar: 0 but inside a loop.
+      slice: the number of the first slice along the leading axes, an int32 scalar: 0 except inside a loop.
       fill: draws one block.
       shape, dtype: of ξ.
-      sharding: how the parameter lies over devices; None if each has all of it, or if that is not known.
+      sharding: how the parameter is sharded over devices; None if each has all of it, or if that is not known.
     """
 
     seed: Any
@@ -55,7 +55,7 @@ class Blocks(Structured):
         return Layout.of(self.shape)
 
     def tile(self, slice: Array, block: Array, count: int, width: int) -> Array:
-        """Consecutive blocks of a slice, [inputs, count · width]."""
+        """Draws consecutive blocks of a slice, [inputs, count · width]."""
         layout = self.layout
 
         def one(block: Array) -> Array:
@@ -70,7 +70,7 @@ class Blocks(Structured):
         return jnp.moveaxis(drawn, 0, 1).reshape(layout.inputs, count * width)
 
     def columns(self, block: Array, count: int, width: int) -> Array:
-        """The same columns of all slices, […, inputs, count · width]."""
+        """Draws the same columns of all slices, […, inputs, count · width]."""
         layout = self.layout
         slices = self.slice + jnp.arange(layout.slices, dtype=jnp.int32)
         if layout.slices == 1:
@@ -83,11 +83,11 @@ class Blocks(Structured):
         return _Tiled(weight, self, sigma)
 
     def alone(self) -> StandIn:
-        """ξ itself, to be multiplied without being formed."""
+        """Returns ξ itself, to be multiplied without being formed."""
         return _Tiled(None, self, 1)
 
     def plus(self, weight: Array, scale: Any) -> Array:
-        """W + scale · ξ as an array."""
+        """Returns W + scale · ξ as an array."""
 
         def increment(data: tuple[Self, Array], at: At) -> Array:
             noise, scale = data
@@ -97,7 +97,7 @@ class Blocks(Structured):
         return over_blocks(self.layout, weight, increment, (self, jnp.asarray(scale, self.dtype)), self.sharding)
 
     def formed(self) -> Array:
-        """ξ as an array."""
+        """Returns ξ as an array."""
         return self.plus(zeros(self.shape, self.dtype, self.sharding), 1)
 
     def added(self, total: Array, change: Array) -> Array:
@@ -117,7 +117,7 @@ class Blocks(Structured):
 
 
 def in_blocks(direction: Any) -> int:
-    """How many components of a direction are drawn in blocks."""
+    """Counts the components of a direction that are drawn in blocks."""
     is_blocks = lambda part: isinstance(part, Blocks)
     found = filter(is_blocks, jax.tree.leaves(direction, is_leaf=is_blocks))
     return sum(math.prod(noise.shape) for noise in found)
@@ -152,7 +152,7 @@ class _Tiled(StandIn):
         return (self.plain, slices), rebuilt
 
     def formed(self) -> Array:
-        """All of it, on the devices where the weight lies."""
+        """Forms all of it, on the devices where the weight lies."""
         return self.function(self.noise.formed() if self.plain is None else self.noise.plus(self.plain, self.sigma))
 
     def product(self, bilinear: Bilinear, x: Array) -> Array:
@@ -168,7 +168,7 @@ class _Tiled(StandIn):
         return (_sum if self.swapped else _side_by_side)(layout, piece)
 
     def part(self, block: Array, count: int, width: int) -> Array:
-        """Some units of W + σ ξ, with the function applied to them."""
+        """Forms some units of W + σ ξ, with the function applied to them."""
         part = self.noise.columns(block, count, width)
         if self.plain is not None:
             weight = lax.dynamic_slice_in_dim(self.plain, block * self.noise.layout.width, count * width, axis=-1)
@@ -176,7 +176,7 @@ class _Tiled(StandIn):
         return self.function(part)
 
     def rows(self, ids: Array) -> Array:
-        """Of W itself, every block is drawn and its part of the rows taken; of Wᵀ, the blocks of the units alone."""
+        """For W, draws every block and takes its part of the rows; for Wᵀ, draws only the blocks of the units."""
         layout = self.noise.layout
         if self.noise.sharding is not None:
             return self.formed()[ids]
@@ -196,7 +196,7 @@ class _Tiled(StandIn):
 
 
 Piece = Callable[[Array, int, int], Array]
-"""`piece(block, count, width) -> y`, what consecutive blocks contribute."""
+"""`piece(block, count, width) -> y`, the contribution of consecutive blocks."""
 
 
 def _side_by_side(layout: Layout, piece: Piece) -> Array:
@@ -204,7 +204,7 @@ def _side_by_side(layout: Layout, piece: Piece) -> Array:
     one = lambda block: piece(block, layout.together, layout.width)
     if steps == 1:
         y = one(jnp.int32(0))
-    else:  # put down one beside the other where they are to stay: stacked, they would have to be copied
+    else:  # written to where they are to stay: stacked, they would have to be copied
 
         def put(y: Array, step: Array) -> tuple[Array, None]:
             block = layout.together * step

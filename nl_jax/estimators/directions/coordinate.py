@@ -49,6 +49,6 @@ def coordinate() -> Law:
 
 
 def _hot(seed: tuple[Array, Array], start: Array, components: int) -> Array:
-    """The value at its place among components from `start` on, and 0 elsewhere."""
+    """Returns components from `start` on: the value at its place, and 0 elsewhere."""
     place, value = seed
     return jnp.where(start + jnp.arange(components, dtype=jnp.int32) == place, value, 0)

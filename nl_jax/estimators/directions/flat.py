@@ -16,12 +16,12 @@ Draw = Callable[[Key, tuple[int, ...], Any], Array]
 
 
 def size(template: Params) -> int:
-    """The number of components, P."""
+    """Returns the number of components, P."""
     return sum(leaf.size for leaf in jax.tree.leaves(template))
 
 
 def cut(flat: Array, template: Params) -> list[Array]:
-    """The vector [P] as a list of arrays in the template's shapes, not yet in its dtypes."""
+    """Splits the vector [P] into arrays of the template's shapes, not yet in its dtypes."""
     leaves = jax.tree.leaves(template)
     parts = jnp.split(flat, list(itertools.accumulate(leaf.size for leaf in leaves[:-1])))
     return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
@@ -33,12 +33,12 @@ def divided(
     large: Callable[[int, Any], tuple[Any, Fill]],
     in_blocks: Callable[[Any], bool] = is_large,
 ) -> Params:
-    """A direction of arrays for small leaves and `Blocks` for large ones.
+    """Returns a direction of arrays for small leaves and `Blocks` for large ones.
 
     Args:
       template: a tree of shapes.
-      small: `small(leaves) -> arrays`, all small leaves at once: compiling a generator is dear.
-      large: `large(number, leaf) -> (seed, fill)` of the number-th large leaf.
+      small: `small(leaves) -> arrays`, all small leaves at once, because compiling a generator is expensive.
+      large: `large(number, leaf) -> (seed, fill)` for the number-th large leaf.
       in_blocks: whether a leaf is drawn in blocks.
     """
     leaves, tree = jax.tree.flatten(template)
@@ -54,7 +54,7 @@ def divided(
 
 
 def drawn(draw: Draw, key: Key, template: Params, in_blocks: Callable[[Any], bool] = is_large) -> Params:
-    """A tree of independent components, `draw(key, shape, dtype)`; large leaves as `Blocks`."""
+    """Draws a tree of independent components by `draw(key, shape, dtype)`; large leaves as `Blocks`."""
 
     def small(leaves: list[Any]) -> list[Array]:
         parts: list[Any] = list(leaves)

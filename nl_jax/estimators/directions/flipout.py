@@ -1,4 +1,4 @@
-"""Flipout: one noise, for each example with its own signs."""
+"""Flipout: shared noise, with each example's own signs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,12 +23,13 @@ def flipout() -> Law:
 
     Only for objectives in which examples do not interact and keep their places: the n-th loss must depend on the n-th
     row of every product, and on no other (no batch normalisation, no contrast between examples, no sorting). Otherwise
-    the estimate is biased; `low_rank` and the laws of independent signs do not mind. A layer whose connection says that
-    it mixes examples (`nl_jax.base.Connection`) is refused, the rest cannot be seen.
+    the estimate is biased; `low_rank` and the laws of independent signs have no such requirement. A layer whose
+    connection declares that it mixes examples (`nl_jax.base.Connection`) is refused; other interactions are not
+    detected.
 
-    Every example judges its own direction by its own loss, for two products a layer:
-    x (W + σ V) = x W + σ ((x ∘ s) E) ∘ r; averages are accumulated as E ∘ (Sᵀ diag(change) R). Weights are the
-    parameters that `low_rank` takes for weights; all others get independent signs shared by the batch.
+    Every example's direction is judged by its own loss, at the cost of two products per layer:
+    x (W + σ V) = x W + σ ((x ∘ s) E) ∘ r; averages are accumulated as E ∘ (Sᵀ diag(change) R). Weights are the same
+    parameters as for `low_rank`; all others get independent signs shared by the batch.
 
     With P_w weights and P_c other parameters, and g_n the gradient of example n in a batch of N, the relative
     variance is [(P_w − 1) Σ ‖g_nʷ‖² + P_w Σ ‖g_nᶜ‖² + P_c Σ ‖g_nʷ‖² + N² (P_c − 1) ‖gᶜ‖²] / (N² ‖g‖² K):
@@ -59,7 +60,7 @@ class Flipped(Structured):
     of_each_example: ClassVar[bool] = True
 
     def flips(self, examples: int) -> tuple[Array, Array]:
-        """s [examples, inputs] and r [examples, units]."""
+        """Returns s [examples, inputs] and r [examples, units]."""
         inputs, units = self.noise.shape[-2:]
         both = signs(self.key, (examples, inputs + units), self.noise.dtype)
         (both,) = everywhere([both], self.noise.sharding if isinstance(self.noise, Blocks) else None)
@@ -130,5 +131,5 @@ class _Displaced(StandIn):
 
 
 def _along_ends(flips: Array, ndim: int) -> Array:
-    """[examples, features] as [examples, 1, …, features]."""
+    """Reshapes [examples, features] to [examples, 1, …, features]."""
     return jnp.expand_dims(flips, tuple(range(1, ndim - 1)))

@@ -1,4 +1,4 @@
-"""Laws with independent components: of variance 1 and kurtosis κ, their relative variance is (P − 2 + κ)/K."""
+"""Laws with independent components: with variance 1 and kurtosis κ, the relative variance is (P − 2 + κ)/K."""
 
 import math
 from typing import Any
@@ -24,18 +24,18 @@ def gaussian() -> Law:
 
 
 def rademacher() -> Law:
-    """ξ = ±1 with equal chance for every component; each random word gives 32 signs.
+    """ξ = ±1 with equal probability for every component; each random word gives 32 signs.
 
-    Second moment P ‖g‖², relative variance (P − 1)/K: the least of any law with independent components.
+    Second moment P ‖g‖², relative variance (P − 1)/K: the lowest of any law with independent components.
     """
     return _independent("rademacher", signs)
 
 
 def sparse(density: float) -> Law:
-    """ξ = ±1/√p with chance p for every component, and otherwise 0.
+    """ξ = ±1/√p with probability p for every component, and otherwise 0.
 
-    Second moment (P − 1 + 1/p) ‖g‖², relative variance (P − 2 + 1/p)/K: few components are touched at once, and
-    hardly more variance is paid as long as p P is well above 1.
+    Second moment (P − 1 + 1/p) ‖g‖², relative variance (P − 2 + 1/p)/K: few components are displaced at once, and the
+    variance is hardly larger as long as p P is well above 1.
 
     Args:
       density: p, above 0 and at most 1.

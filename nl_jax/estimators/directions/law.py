@@ -15,9 +15,9 @@ class NamedLaw:
 
     Args:
       name: its factory in `nl.directions`.
-      draw: `draw(key, index, template) -> direction`, large parameters as `Blocks`, which store nothing. Called as a
-        law, it forms these as arrays.
-      **settings: what the factory was called with.
+      draw: `draw(key, index, template) -> direction`, large parameters as `Blocks`, which store nothing. When called as
+        a law, it forms these as arrays.
+      **settings: the arguments of the factory.
     """
 
     def __init__(self, name: str, draw: Callable[[Key, Array, Params], Direction], **settings: Any) -> None:
@@ -31,7 +31,7 @@ class NamedLaw:
 
 
 def formed(direction: Direction) -> Direction:
-    """The direction with all `Blocks` as arrays."""
+    """Returns the direction with all `Blocks` as arrays."""
     return jax.tree.map(
         lambda part: part.formed() if isinstance(part, Blocks) else part,
         direction,
@@ -40,5 +40,5 @@ def formed(direction: Direction) -> Direction:
 
 
 def drawing(law: Callable[[Key, Array, Params], Direction]) -> Callable[[Key, Array, Params], Direction]:
-    """The law's own way to draw without forming large parameters; a law written by hand is its own."""
+    """Returns the law's `draw`, which does not form large parameters; a law written by hand is its own."""
     return law.draw if isinstance(law, NamedLaw) else law

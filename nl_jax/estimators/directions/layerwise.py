@@ -16,9 +16,9 @@ _SPHERE = sphere()
 def layerwise(law: Law = _SPHERE) -> Law:
     """ξ = √L ξ^l on one layer l and 0 on all others, the L layers in order from a random first one.
 
-    Of a template with L leaves every L consecutive samples visit each leaf once; the factor √L keeps E ξξᵀ = I. In node
-    space a leaf is a layer, and this is the noise of iterative node perturbation (Dalm et al. 2023). In
-    weight space a leaf is one parameter.
+    For a template with L leaves, every L consecutive samples visit each leaf once; the factor √L keeps E ξξᵀ = I. In
+    node space a leaf is a layer, and this is the noise of iterative node perturbation (Dalm et al. 2023). In weight
+    space a leaf is one parameter.
 
     For layers of N_l components and credit g_l, K samples of `sphere()` have the relative variance
     Σ_l L (N_l − 1)‖g_l‖²/(K‖g‖²) if K is a multiple of L, and Σ_l (L N_l − 1)‖g_l‖²/‖g‖² if K is 1. Noise in all layers
@@ -29,7 +29,7 @@ def layerwise(law: Law = _SPHERE) -> Law:
       law: of ξ^l; the j-th visit to a layer takes its j-th direction. By default `sphere()`.
 
     Returns:
-      A law that forms all parameters' directions as arrays, the large ones too.
+      A law that forms all parameters' directions as arrays, even large ones.
 
     Raises:
       ValueError: if `law` is not a law; when run, if it draws a parameter as `Structured` (low_rank, flipout).

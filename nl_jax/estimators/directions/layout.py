@@ -16,23 +16,23 @@ LARGE = 2**14
 """Parameters of more components than this are drawn in blocks; all others are drawn together, as one array."""
 
 BLOCK = 2**16
-"""The most components of a block, unless a single unit has more."""
+"""The maximum number of components of a block, unless a single unit has more."""
 
 
 def is_large(leaf: Any) -> bool:
-    """Whether a parameter is drawn in blocks."""
+    """Returns whether a parameter is drawn in blocks."""
     return leaf.size > LARGE
 
 
 class Layout(NamedTuple):
     """How a parameter of shape […, inputs, units] is divided into blocks of a few units each.
 
-    The layout belongs to the noise: it depends on the shape alone. Every slice along the leading axes has its own
-    blocks, so that a loop over stacked weights draws those of its step.
+    The layout is part of the noise's definition: it depends on the shape alone. Every slice along the leading axes has
+    its own blocks, so that a loop over stacked weights draws only those of its step.
 
     Attributes:
       slices: product of the leading axes.
-      inputs: length of the last axis but one, 1 of a vector.
+      inputs: length of the second-to-last axis, 1 for a vector.
       units: length of the last axis.
       width: units of a block.
     """
@@ -52,22 +52,22 @@ class Layout(NamedTuple):
 
     @property
     def whole(self) -> int:
-        """Blocks of full width in a slice."""
+        """The number of blocks of full width in a slice."""
         return self.units // self.width
 
     @property
     def rest(self) -> int:
-        """Units of the narrower last block, if there is one."""
+        """The number of units of the narrower last block, if there is one."""
         return self.units % self.width
 
     @property
     def blocks(self) -> int:
-        """Blocks in a slice."""
+        """The number of blocks in a slice."""
         return self.whole + (self.rest > 0)
 
     @property
     def together(self) -> int:
-        """Blocks handled at once: enough for a product that is not too narrow, and on an accelerator to fill it."""
+        """The number of blocks handled at once: a product must not be too narrow, and must fill an accelerator."""
         size = self.inputs * self.width
         on_cpu = jax.default_backend() == "cpu"
         most = min(-(-64 // self.width), 2**18 // size) if on_cpu else 2**22 // size
@@ -78,23 +78,23 @@ At = tuple[Array, Array, int, int]
 """(slice, block, count, width): consecutive blocks of a slice, of `width` units each."""
 
 Increment = Callable[[Any, At], Array]
-"""`increment(data, at) -> [inputs, count · width]`, what is added to some blocks."""
+"""`increment(data, at) -> [inputs, count · width]`, the values to add to some blocks."""
 
 
 def over_blocks(
     layout: Layout, total: Array, increment: Increment, data: Any, sharding: NamedSharding | None = None
 ) -> Array:
-    """The array with `increment(data, at)` added to each of its blocks.
+    """Returns the array with `increment(data, at)` added to each of its blocks.
 
-    In place, if XLA may: nothing but a block is held beside the array.
+    It is changed in place if XLA allows: only one block is stored beside the array.
 
     Args:
-      layout: the array's.
+      layout: the array's layout.
       total: the array, […, inputs, units].
-      increment: what is added to some blocks.
+      increment: the values to add to some blocks.
       data: a tree of arrays that `increment` needs, the same on all devices.
-      sharding: how the array lies over devices. Each of them adds to its own part, and nothing is exchanged. None for
-        an array that is whole on every device.
+      sharding: how the array is sharded over devices. Each device adds to its own part, and nothing is exchanged. None
+        for an array that is whole on every device.
     """
     axes = _divided(sharding, total.ndim)
     if sharding is None or not axes:
@@ -145,7 +145,7 @@ class _Part(NamedTuple):
         return cls(Layout(math.prod(own[:-2]), whole.inputs, own[-1], width), whole, slice, first[-1])
 
     def added(self, total: Array, increment: Callable[[At], Array]) -> Array:
-        """The part with what belongs to it of the whole's increments."""
+        """Adds those of the whole's increments that belong to the part."""
         if self.layout.width == self.whole.width:  # it consists of whole blocks
             first = self.unit // self.whole.width
             return _over(
@@ -172,17 +172,17 @@ class _Part(NamedTuple):
 
 
 def _spec(sharding: NamedSharding, ndim: int) -> list[Any]:
-    """The axes of the mesh that each axis of an array is divided by. Its inputs are left to XLA."""
+    """Returns the axes of the mesh that divide each axis of an array. Its inputs are left to XLA."""
     spec: list[Any] = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
     if ndim > 1:
-        # Units are looped over and inputs are not: a loop needs to know where its blocks lie, and within a block XLA
-        # divides the noise as it divides the array.
+        # The loop runs over units, not over inputs: it must know where its blocks are, and within a block XLA divides
+        # the noise as it divides the array.
         spec[-2] = None
     return spec
 
 
 def _divided(sharding: NamedSharding | None, ndim: int) -> set[str]:
-    """The axes of the mesh that divide an array's units or leading axes."""
+    """Returns the axes of the mesh that divide an array's units or leading axes."""
     if sharding is None:
         return set()
     named = [names if isinstance(names, tuple) else (names,) for names in _spec(sharding, ndim) if names is not None]
@@ -190,32 +190,32 @@ def _divided(sharding: NamedSharding | None, ndim: int) -> set[str]:
 
 
 def placed(leaf: Any, sharding: Any = None) -> NamedSharding | None:
-    """How a parameter lies over devices, as far as its noise has to know; None if nothing is divided.
+    """Returns how a parameter is sharded, as far as its noise has to know; None if nothing is divided.
 
     Args:
       leaf: an array, or its shape.
-      sharding: what the caller knows. None for what is seen: where a concrete array lies, or one that is traced on a
-        mesh with explicit axes.
+      sharding: what the caller knows. None for what is visible: the sharding of a concrete array, or of one that is
+        traced on a mesh with explicit axes.
     """
     sharding = sharding or _seen(leaf)
     return sharding if sharding is not None and any(sharding.spec) else None
 
 
 def on_mesh(leaves: Sequence[Any]) -> NamedSharding | None:
-    """How the first of some parameters that lie on a mesh lies there, be it whole; None if none does."""
+    """Returns the sharding of the first parameter that lies on a mesh, divided or not; None if none does."""
     return next((sharding for leaf in leaves if (sharding := _seen(leaf)) is not None), None)
 
 
 def _seen(leaf: Any) -> NamedSharding | None:
     try:
         sharding = leaf.sharding
-    except (AttributeError, jax.errors.ConcretizationTypeError):  # it is traced, and its type knows of explicit axes
+    except (AttributeError, jax.errors.ConcretizationTypeError):  # it is traced: its type has only explicit axes
         sharding = getattr(jax.typeof(leaf), "sharding", None)
     return sharding if isinstance(sharding, NamedSharding) and not sharding.mesh.empty else None
 
 
 def without_first(sharding: NamedSharding | None) -> NamedSharding | None:
-    """How a slice along the first axis lies, if the whole array lies like this; None if none of its axes is divided."""
+    """Returns the sharding of a slice along the first axis of an array with this one; None if no axis is divided."""
     if sharding is None:
         return None
     sliced = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
@@ -223,14 +223,14 @@ def without_first(sharding: NamedSharding | None) -> NamedSharding | None:
 
 
 def everywhere(parts: Sequence[Array], sharding: NamedSharding | None) -> list[Array]:
-    """Arrays that all devices of a parameter's mesh are to have whole: XLA would divide their making."""
+    """Replicates arrays over a parameter's mesh: XLA would divide their computation."""
     if sharding is None:
         return list(parts)
     return [lax.with_sharding_constraint(part, NamedSharding(sharding.mesh, PartitionSpec())) for part in parts]
 
 
 def zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding | None) -> Array:
-    """Zeros where a parameter lies."""
+    """Returns zeros with a parameter's sharding."""
     return jnp.zeros(shape, dtype) if sharding is None else jnp.zeros(shape, dtype, device=sharding)
 
 

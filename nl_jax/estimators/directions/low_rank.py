@@ -23,8 +23,8 @@ from nl_jax.products import Bilinear, Part, StandIn
 def rank_one() -> Law:
     """V = a bᵀ with signs a, b for every weight; see `low_rank`.
 
-    Second moment mn ‖G‖² for an m × n weight with gradient G, that of independent signs: relative variance
-    (P − 1)/K, for a small part of their cost.
+    Second moment mn ‖G‖² for an m × n weight with gradient G, as for independent signs: relative variance (P − 1)/K, at
+    a small part of their cost.
     """
     return low_rank(1)
 
@@ -32,10 +32,10 @@ def rank_one() -> Law:
 def low_rank(rank: int) -> Law:
     """V = Σ_r a_r b_rᵀ/√rank with signs a, b for every weight, independent signs for all else.
 
-    Weights are parameters of two axes or more that layers only multiply by, x W + b of dense layers and
-    convolutions alike, or look up, W[ids]: x (W + σ V) = x W + σ (x A) Bᵀ, so that all samples share the product with
-    W. Averages are accumulated as Aᵀ diag(change) B. (Rank-one noise: Sarkar et al. 2025, there Gaussian, at a second
-    moment of (m + 2)(n + 2) ‖G‖².)
+    Weights are parameters of two axes or more that layers only multiply by (x W + b, in dense layers and convolutions),
+    or look up (W[ids]). As x (W + σ V) = x W + σ (x A) Bᵀ, all samples share the product with W. Averages are
+    accumulated as Aᵀ diag(change) B. (Rank-one noise: Sarkar et al. 2025, there Gaussian, at a second moment of
+    (m + 2)(n + 2) ‖G‖².)
 
     Second moment (mn + 2(1 − 1/rank)) ‖G‖² per weight: from that of independent signs at rank 1 towards
     the Gaussian one. Relative variance (P − 1 + 2(1 − 1/rank) Σ_weights ‖G‖²/‖g‖²)/K.
@@ -63,7 +63,7 @@ def low_rank(rank: int) -> Law:
 
 
 def _signs(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    # 1/ξ = ξ. A division is what XLA takes for dear: without it, it would unpack the same signs again for every example
+    # 1/ξ = ξ. XLA treats a division as expensive: without it, XLA would unpack the same signs again for every example
     # they are multiplied with (on a CPU, half of an estimate's time).
     return 1 / signs(key, shape, dtype)
 
@@ -73,7 +73,7 @@ def _signs(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
 class LowRank(Structured):
     """V = A B/√rank, `left` A [..., inputs, rank] and `right` B [rank, units].
 
-    `sharding` says how the weight lies over devices. All of them have A and B.
+    `sharding` is that of the weight. All devices have A and B.
     """
 
     left: Array
@@ -122,13 +122,13 @@ class _Displaced(StandIn):
     def opened(self) -> tuple[Any, Callable[[Any], StandIn]]:
         if self.ndim < 3:
             return super().opened()
-        # A slice of a stacked weight has its own A; B is that of all slices.
+        # Each slice of a stacked weight has its own A; all slices share B.
         return (self.weight, self.left), lambda parts: _Displaced(parts[0], parts[1], self.right, self.sigma)
 
     def product(self, bilinear: Bilinear, x: Array) -> Array:
         seen = bilinear(x, self.left)
         seen = seen * jnp.asarray(self.sigma, seen.dtype)
-        # Of rank one, an outer product; a matrix product with a single term would be slower.
+        # For rank one, an outer product; a matrix product with a single term would be slower.
         noise = seen * self.right.reshape(*(1,) * (seen.ndim - 1), -1) if len(self.right) == 1 else seen @ self.right
         return bilinear(x, self.weight) + noise
 

@@ -27,13 +27,13 @@ def orthogonal() -> Law:
 
     The matrix has order n, the least power of two not below P (at least 2; the blocks of large parameters are rounded
     up to whole words of 32). Rows are taken without replacement. Relative variance (P − 1)/K · (n − K)/(n − 1): less
-    than that of independent signs, and at K = n the estimate is exact as σ → 0. Beyond n samples another randomised
-    matrix follows.
+    than that of independent signs, and at K = n the estimate is exact as σ → 0. After n samples another randomised
+    matrix is used.
     """
 
     def law(key: Key, index: Array, template: Params) -> Direction:
         leaves = jax.tree.leaves(template)
-        # Columns are given out in whole words: first those of all small leaves, then each large one's, block by block.
+        # Columns are assigned in whole words: first to all small leaves, then to each large one, block by block.
         together = sum(leaf.size for leaf in leaves if not is_large(leaf))
         large_leaves = [leaf.shape for leaf in leaves if is_large(leaf)]
         begins = list(itertools.accumulate(map(_words_of, large_leaves), initial=-(-together // 32)))
@@ -43,8 +43,8 @@ def orthogonal() -> Law:
             raise ValueError(f"orthogonal directions reach 2^30 components, got {total}: use rademacher()")
         index = jnp.asarray(index, jnp.uint32)
         sign_key, row_key = jax.random.split(jax.random.fold_in(key, index >> degree))
-        # A product with a random factor in GF(2^degree) is a permutation that takes any two rows to any other two
-        # with equal chance: all that the variance law asks, without a table of n entries.
+        # A product with a random factor in GF(2^degree) is a permutation that maps any two rows to any other two with
+        # equal probability. The variance formula needs no more, and no table of n entries is needed.
         factor = jax.random.randint(row_key, (), 1, 2**degree, jnp.int32).astype(jnp.uint32)
         row = _times(factor, index & jnp.uint32(2**degree - 1), degree)
 
@@ -78,7 +78,7 @@ def _words_of(shape: tuple[int, ...]) -> int:
 
 
 def _flipped(key: Key, row: Array, first: Array, components: int) -> Array:
-    """A piece of a row, from a word of columns on, its columns signed by a key that all rows share."""
+    """Returns a piece of a row from a word of columns on; columns are signed by a key that all rows share."""
     count = -(-components // 32)
     return unpack(words(key, count) ^ _hadamard(row, first, count), components, jnp.float32)
 
@@ -95,7 +95,7 @@ def _hadamard(row: Array, first: Array, count: int) -> Array:
 
 
 def _times(a: Array, b: Array, degree: int) -> Array:
-    """The product of two elements of GF(2^degree), polynomials over GF(2) as the bits of a word."""
+    """Multiplies two elements of GF(2^degree), polynomials over GF(2) as the bits of a word."""
     product = jnp.uint32(0)
     for power in range(degree):
         product ^= jnp.where((b >> power) & 1, a, jnp.uint32(0))

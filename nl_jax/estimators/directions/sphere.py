@@ -22,7 +22,8 @@ def sphere() -> Law:
     Second moment P ‖g‖², relative variance (P − 1)/K (Nesterov and Spokoiny 2017 smooth over the ball it bounds).
 
     Large parameters are drawn in blocks. The squared lengths of the blocks of a uniform direction are P times a
-    Dirichlet variable of parameters n_b/2, n_b the block's components; each block is uniform on a sphere of its own.
+    Dirichlet variable of parameters n_b/2, with n_b the block's number of components; each block is uniform on its own
+    sphere.
     """
 
     def law(key: Key, index: Array, template: Params) -> Direction:
@@ -56,7 +57,7 @@ def _on_sphere(key: Key, components: int, length: Array, dtype: Any) -> Array:
 
 
 def _lengths(key: Key, sizes: list[list[int]], total: int) -> list[Array]:
-    """The length of every block, by leaf."""
+    """Draws the length of every block, by leaf."""
     flat = list(itertools.chain(*sizes))
     dtype = jnp.result_type(float)
     if len(flat) == 1:
@@ -69,7 +70,7 @@ def _lengths(key: Key, sizes: list[list[int]], total: int) -> list[Array]:
 
 
 def _block_sizes(shape: tuple[int, ...]) -> list[int]:
-    """Components of a large leaf's blocks, in order."""
+    """Returns the numbers of components of a large leaf's blocks, in order."""
     layout = Layout.of(shape)
     widths = [layout.width] * layout.whole + [layout.rest] * (layout.rest > 0)
     return [layout.inputs * width for width in widths] * layout.slices

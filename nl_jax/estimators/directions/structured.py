@@ -17,22 +17,22 @@ Law = Callable[[Key, Array, Params], Direction]
 
 
 def parts(direction: Direction) -> list[Any]:
-    """A direction's parts, parameter by parameter: arrays or `Structured`."""
+    """Returns a direction's parts, parameter by parameter: arrays or `Structured`."""
     return jax.tree.leaves(direction, is_leaf=lambda part: isinstance(part, Structured))
 
 
 class Structured(abc.ABC):
-    """A weight's direction V that is not kept as an array; subclasses are pytrees.
+    """A weight's direction V that is not stored as an array; subclasses are pytrees.
 
     Attributes:
-      of_each_example: whether V is another one for every example, to be judged by that example's own loss.
+      of_each_example: whether V differs for every example, to be judged by that example's own loss.
     """
 
     of_each_example: ClassVar[bool] = False
 
     @abc.abstractmethod
     def displace(self, weight: Array, sigma: Any) -> StandIn:
-        """W + σ V, to be multiplied without being formed."""
+        """Returns W + σ V, to be multiplied without being formed."""
 
     @abc.abstractmethod
     def added(self, total: Array, change: Array) -> Array:

@@ -19,25 +19,25 @@ def at_equilibrium(
     num_steps: int | Array = 1000,
     tolerance: float = 1e-6,
 ) -> Callable[[Params, Any], Any]:
-    """The program with its network, as an energy network, at rest: its outputs, or its losses, at x_0.
+    """Returns the program at the equilibrium x_0 of its energy network: its outputs, or its losses.
 
-    Of a forward function it is what a network says that has been taught by `nl.equilibrium_propagation`; of an
-    objective, the loss whose gradient that estimates. `nl.backprop(nl.at_equilibrium(objective))` is the gradient.
-    It is taken by implicit differentiation at the fixed point, not through the steps that lead there: the linear
-    system of the adjoint is solved by the same damped iteration (recurrent backpropagation: Almeida 1987; Pineda
-    1987). Forward mode works as well.
+    For a forward function, these are the outputs of a network trained by `nl.equilibrium_propagation`; for an
+    objective, the loss whose gradient that estimator estimates. `nl.backprop(nl.at_equilibrium(objective))` is the
+    gradient. It is computed by implicit differentiation at the fixed point, not through the iterations: the linear
+    system of the adjoint is solved by the same damped iteration (recurrent backpropagation: Almeida 1987; Pineda 1987).
+    Forward mode works as well.
 
     Args:
       program: a forward function or a per-example objective that takes `propagate`. See `nl.equilibrium_propagation`
-        for what it asks of its layers.
-      feedback_strength: γ, above 0: weights are γ times as strong on the way back as on the way forth.
-      rate: of the damped iteration x ← x + rate (f(…) − x), above 0 and at most 1.
-      num_steps: the most iterations, at least 1, of the network and of its adjoint.
+        for the requirements on its layers.
+      feedback_strength: γ, above 0: feedback weights are γ times the forward weights.
+      rate: the step of the damped iteration x ← x + rate (f(…) − x), above 0 and at most 1.
+      num_steps: the maximum number of iterations, at least 1, of the network and of its adjoint.
       tolerance: iterations end once the residual is at most this fraction of the first one, in [0, 1).
 
     Returns:
-      `program(params, inputs) -> outputs`. It takes no `propagate`, for its layers are not run one after the other.
-      Under `jax.jit`, outputs are NaN if the iteration diverges; gradients are, if that of the adjoint does.
+      `program(params, inputs) -> outputs`. It takes no `propagate`, because its layers are not run one after the other.
+      Under `jax.jit`, outputs are NaN if the iteration diverges, and gradients are NaN if the adjoint's iteration does.
 
     Raises:
       ValueError: if the program takes no `propagate` or a setting is out of range; when run, if an activation
@@ -63,7 +63,7 @@ def at_equilibrium(
 
 
 def free_equilibrium(network: EnergyNetwork, params: Params, batch: Batch) -> tuple[Axons, tuple[Failure, ...]]:
-    """x_0 with x_0 = f(∂Φ/∂x), differentiable by the parameters, and whether the way there failed."""
+    """Finds x_0 with x_0 = f(∂Φ/∂x), differentiable by the parameters, and whether the iteration failed."""
 
     def residual(axons: Axons) -> Axons:
         answers = network.answers(params, axons, batch, network.forces(params, axons, batch))
@@ -71,7 +71,7 @@ def free_equilibrium(network: EnergyNetwork, params: Params, batch: Batch) -> tu
 
     def solve(_: Callable, start: Axons) -> tuple[Axons, tuple[Failure, ...]]:
         relaxed = network.settle(params, start, batch)
-        # As numbers: custom_root differentiates what it hands on, and has no tangent for a bool.
+        # As floats: custom_root differentiates all its outputs, and has no tangent for a bool.
         return relaxed.carry, jax.tree.map(lambda occurred: occurred.astype(float), relaxed.failures)
 
     def solve_linear(linear: Callable[[Axons], Axons], right: Axons) -> Axons:

@@ -11,15 +11,15 @@ from nl_jax.estimators.equilibrium.energy import Axons, EnergyNetwork
 def certificate(
     network: EnergyNetwork, params: Params, axons: Axons, multipliers: Axons, batch: Batch, grads: Params
 ) -> KKT:
-    """Norms of the gradients of L = C(x) + Σ_l λ_lᵀ (x_l − f_l(s_l⁻¹ ∂Φ/∂x_l)), averaged over the batch.
+    """Computes the gradient norms of L = C(x) + Σ_l λ_lᵀ (x_l − f_l(s_l⁻¹ ∂Φ/∂x_l)), averaged over the batch.
 
     The constraint is the equilibrium. With Q = ∂²Φ/∂x², D = f' and S = diag(s), an equilibrium x_β moves by
-    dx/dβ = S⁻¹D (Q dx/dβ − ∂C/∂x), and ∂L/∂x = 0 is λ = Q S⁻¹D λ − ∂C/∂x. So dx/dβ = S⁻¹D λ: the multipliers are
-    how the forces move,
+    dx/dβ = S⁻¹D (Q dx/dβ − ∂C/∂x), and ∂L/∂x = 0 is λ = Q S⁻¹D λ − ∂C/∂x. So dx/dβ = S⁻¹D λ: the multipliers are the
+    derivative of the forces,
 
         λ = d/dβ [∂(Φ − β C)/∂x] at x_β,
 
-    and ∂L/∂θ = ∂C/∂θ − (dx/dβ)ᵀ ∂²Φ/∂x∂θ is what `grads`, the estimate, is to be: `KKT.gradient` has its norms.
+    and `grads`, the estimate, should be ∂L/∂θ = ∂C/∂θ − (dx/dβ)ᵀ ∂²Φ/∂x∂θ: `KKT.gradient` has its norms.
     """
 
     def lagrangian(axons: Axons, multipliers: Axons) -> Array:

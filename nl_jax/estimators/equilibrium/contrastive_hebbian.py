@@ -26,7 +26,7 @@ from nl_jax.propagation import loops_around
 
 
 class _Phases(NamedTuple):
-    """The phases of one estimate: x, x̂, the losses at x, λ, evaluations, and what went wrong."""
+    """The phases of one estimate: x, x̂, the losses at x, λ, evaluations, and failures."""
 
     free: Axons
     clamped: Axons
@@ -44,38 +44,38 @@ def contrastive_hebbian(
     num_steps: int | Array = 20,
     tolerance: float = 0.0,
 ) -> GradientEstimator:
-    """Hebb in the clamped phase, anti-Hebb in the free one (Movellan 1991), with weak feedback (Xie & Seung 2003).
+    """Hebbian in the clamped phase, anti-Hebbian in the free one (Movellan 1991), weak feedback (Xie & Seung 2003).
 
-    The network is an energy network whose weights are γ times as strong on the way back
-    (`nl_jax.estimators.equilibrium.energy`). x is where it comes to rest by itself, x̂ where it does with its outputs
-    clamped, and
+    The network is an energy network whose feedback weights are γ times its forward weights
+    (`nl_jax.estimators.equilibrium.energy`). With x its free equilibrium (activity at rest) and x̂ its equilibrium with
+    clamped outputs,
 
         ∂E/∂W_l ≈ −γ^{l−L} (x̂_l x̂_{l−1} − x_l x_{l−1}),
 
     which is backprop's gradient of the *feedforward* network as γ → 0, with an error of order γ.
 
-    Outputs are clamped to x̂_L = x_L − ∂C/∂ν_L. That is the target itself for every loss that matches its units:
-    squared error of linear ones, cross-entropy of sigmoid or softmax ones. With any other loss, such as the
-    cross-entropy of linear outputs taken for logits, it is the target whose squared error has the loss's gradient.
+    Outputs are clamped to x̂_L = x_L − ∂C/∂ν_L. This is the target itself for every loss that matches the output units:
+    squared error for linear ones, cross-entropy for sigmoid or softmax ones. For any other loss, such as the
+    cross-entropy of linear outputs (logits), it is the target whose squared error has the loss's gradient.
 
     Args:
-      objective: a per-example objective that takes `propagate` and reads the axons of the last layer alone. Its
-        network as `nl.equilibrium_propagation` takes it.
-      feedback_strength: γ, above 0. The differences between the phases are of order γ^{L−l}: small γ in a deep network
-        are lost in rounding, which at layer l counts γ^{l−L} times.
-      rate: of the damped iteration x ← x + rate (f(…) − x) of all layers at once, above 0 and at most 1.
-      num_steps: the most iterations of each phase, at least 1; as many as layers at least, for the clamped outputs to
-        be heard by all: the rest of a phase that is cut short counts γ^{l−L} times.
+      objective: a per-example objective that takes `propagate` and reads the axons of the last layer alone. Its network
+        must be as for `nl.equilibrium_propagation`.
+      feedback_strength: γ, above 0. The differences between the phases are of order γ^{L−l}: in a deep network with
+        small γ they are lost in rounding, which is amplified by γ^{l−L} at layer l.
+      rate: the step of the damped iteration x ← x + rate (f(…) − x) of all layers at once, above 0 and at most 1.
+      num_steps: the maximum number of iterations of each phase, at least 1. Take at least as many as there are layers,
+        so that the clamped outputs reach all of them: the error of a phase that is cut short is amplified by γ^{l−L}.
       tolerance: a phase ends once its residual is at most this fraction of its first one, in [0, 1).
 
     Returns:
-      An estimator without state or randomness. Its `info.loss` is that of the free phase, its `info.residuals` a `KKT`
-      as `nl.equilibrium_propagation` has it, with λ_L = −∂C/∂x_L and below it λ_l the difference of the forces; so is
-      its `credit`, of the free phase.
+      An estimator without state or randomness. Its `info.loss` is that of the free phase. Its `info.residuals` is a
+      `KKT` as for `nl.equilibrium_propagation`, with λ_L = −∂C/∂x_L and, below it, λ_l the difference of the forces.
+      Its `credit` is as there, for the free phase.
 
     Raises:
-      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
-        holds parameters, the loss reads another layer than the last, or that layer is in a loop.
+      ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation holds
+        parameters, the loss reads a layer other than the last, or that layer is in a loop.
       FloatingPointError: when run, if a phase diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
@@ -113,7 +113,7 @@ def contrastive_hebbian(
         free, clamped, losses, multipliers, evaluations, failures = phases(params, batch)
 
         def contrast(params: Params) -> Array:
-            """Φ(x) − Φ(x̂), and the loss for parameters that it uses itself."""
+            """Computes Φ(x) − Φ(x̂), plus the loss, for parameters that the loss uses itself."""
             of_free = network.harmony(params, free, batch, nudge=-1.0)
             return (of_free - network.harmony(params, clamped, batch)) / losses.size
 
@@ -130,7 +130,7 @@ def contrastive_hebbian(
 
 
 def _refuse_loop_around(output: str) -> None:
-    """ValueError for outputs at several steps, of which the earlier ones are farther from the end by powers of γ."""
+    """Raises ValueError for outputs at several steps: the earlier ones are farther from the end by powers of γ."""
     if loops_around(output):
         raise ValueError(
             f"contrastive_hebbian: the last layer {output!r} is in a loop, but outputs are clamped once: call the "
@@ -139,7 +139,7 @@ def _refuse_loop_around(output: str) -> None:
 
 
 def _refuse_loss_of(lower: list[str], network: EnergyNetwork, params: Params, axons: Axons, batch: Batch) -> None:
-    """ValueError if the loss reads these layers, which are not clamped: credit for them would not fade with γ."""
+    """Raises ValueError if the loss reads these layers, which are not clamped: their credit would not fade with γ."""
 
     def losses(*values: Array) -> Array:
         return network.outputs(params, {**axons, **dict(zip(lower, values, strict=True))}, batch)

@@ -1,4 +1,4 @@
-"""Energy networks: programs of layers whose connections work both ways."""
+"""Energy networks: programs of layers whose connections work in both directions."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,27 +19,27 @@ Axons = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class EnergyNetwork:
-    """The network of a program, with axons x free to move and an energy to tell where they come to rest.
+    """The energy network of a program: its axons x (activity) relax to a stationary point of an energy F.
 
         F = Σ_l s_l [G_l(x_l) − ⟨x_l, ν_l⟩] + β C,   G_l' = f_l⁻¹,   s_l = γ^{l−L}
 
-    (Hopfield 1984 with γ = 1; Xie & Seung 2003 with weak feedback). ν_l is what the connections of layer l make of
-    the axons below it. F is stationary where every layer answers to what it is sent from below and from above:
+    (Hopfield 1984 with γ = 1; Xie & Seung 2003 with weak feedback). ν_l is what the connections of layer l compute from
+    the axons below it. F is stationary where every layer responds to its inputs from below and from above:
 
         x_l = f_l(ν_l + Σ_{m>l} γ^{m−l} (∂ν_m/∂x_l)ᵀ x_m − β γ^{L−l} ∂C/∂x_l)
 
-    The way back is autodiff's, so that convolutions, skip connections and tied weights have one, with the weights of
-    the way forth. G is never needed: only Φ = Σ_l s_l ⟨x_l, ν_l⟩, the primitive function of Ernoult et al. (2019).
+    Feedback is computed by autodiff, so that convolutions, skip connections and tied weights have it, with the forward
+    weights. G is never needed: only Φ = Σ_l s_l ⟨x_l, ν_l⟩, the primitive function of Ernoult et al. (2019).
 
     Layers without parameters (pooling, a flattening) have no axons of their own to relax: they belong to the
-    connections of the layers above. A layer's f must be the gradient of some function, as elementwise activations
-    and the softmax are, and hold no parameters.
+    connections of the layers above. A layer's f must be the gradient of some function, as elementwise activations and
+    the softmax are, and hold no parameters.
 
     Attributes:
       program: an objective, or a forward function if nothing is nudged.
       feedback_strength: γ; l counts layers in the order of propagation, L is the last one.
-      rate: of the damped iteration x ← x + rate (f(…) − x), of all layers at once.
-      relaxation: how long.
+      rate: the step of the damped iteration x ← x + rate (f(…) − x), of all layers at once.
+      relaxation: the length of the iteration.
     """
 
     program: Program
@@ -48,7 +48,7 @@ class EnergyNetwork:
     relaxation: Relaxation
 
     def start(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """The axons of the network without feedback, where relaxation begins."""
+        """Returns the axons of the network without feedback, where relaxation begins."""
         _, axons = record(self.program)(params, batch)
         if not axons:
             raise ValueError("no layer has parameters, so that none has axons to relax: hand them to propagate")
@@ -58,7 +58,7 @@ class EnergyNetwork:
     def settle(
         self, params: Params, start: Axons, batch: Batch, *, held: Axons | None = None
     ) -> Relaxed[dict[str, Array]]:
-        """The free equilibrium, but for layers that are held."""
+        """Finds the free equilibrium, except for layers that are held."""
 
         def step(axons: Axons) -> tuple[dict[str, Array], Array]:
             moved, change = self._step(params, axons, batch, None, held or {})
@@ -67,7 +67,7 @@ class EnergyNetwork:
         return relax(step, dict(start), self.relaxation, self.remedy)
 
     def settle_all(self, params: Params, start: Axons, batch: Batch, strengths: Array) -> Relaxed[dict[str, Array]]:
-        """The equilibria under several nudges, stacked along a new first axis; they stop together."""
+        """Finds the equilibria under several nudges, stacked along a new first axis; they stop together."""
 
         def step(axons: Axons) -> tuple[dict[str, Array], Array]:
             each = lambda x, beta: self._step(params, x, batch, beta, {})
@@ -78,11 +78,11 @@ class EnergyNetwork:
         return relax(step, stacked, self.relaxation, self.remedy)
 
     def outputs(self, params: Params, axons: Axons, batch: Batch) -> Any:
-        """What the program makes of given axons: C, if it is an objective."""
+        """Returns the program's outputs for given axons: C, if it is an objective."""
         return hold(self.program)(params, batch, axons)[0]
 
     def harmony(self, params: Params, axons: Axons, batch: Batch, nudge: float | Array | None = None) -> Array:
-        """Φ − β C, summed over the batch: −F but for what each layer has to itself."""
+        """Computes Φ − β C, summed over the batch: −F except for the layers' own terms G."""
 
         def layer(site: Site, x: Array) -> tuple[Array, Array]:
             return x, jnp.sum(x * site.preactivation())
@@ -95,12 +95,12 @@ class EnergyNetwork:
     def forces(
         self, params: Params, axons: Axons, batch: Batch, nudge: float | Array | None = None
     ) -> dict[str, Array]:
-        """∂(Φ − β C)/∂x_l, by layer."""
+        """Computes ∂(Φ − β C)/∂x_l, by layer."""
         holomorphic = any(jnp.iscomplexobj(x) for x in axons.values())
         return jax.grad(self.harmony, argnums=1, holomorphic=holomorphic)(params, dict(axons), batch, nudge)
 
     def answers(self, params: Params, axons: Axons, batch: Batch, forces: Axons) -> dict[str, Array]:
-        """x_l = f_l(s_l⁻¹ force_l), by layer."""
+        """Computes x_l = f_l(s_l⁻¹ force_l), by layer."""
 
         def layer(site: Site, given: tuple[Array, Array]) -> tuple[Array, Array]:
             x, sent = given
@@ -110,12 +110,12 @@ class EnergyNetwork:
         return interpret(self.program, layer)(params, batch, scaled)[1]
 
     def credit(self, params: Params, axons: Axons, batch: Batch, multipliers: Axons) -> dict[str, LayerCredit]:
-        """z = −λ of what a layer answers, δ of what it is sent from all sides, s_l⁻¹ ∂Φ/∂x_l."""
+        """Computes each layer's credit: z = −λ at its output, δ at its total input from all sides, s_l⁻¹ ∂Φ/∂x_l."""
         sent = self._unscaled(params, axons, batch, self.forces(params, axons, batch))
         return of_axons(self.program, params, batch, axons, jax.tree.map(jnp.negative, dict(multipliers)), sent)
 
     def _unscaled(self, params: Params, axons: Axons, batch: Batch, forces: Axons) -> dict[str, Array]:
-        """s_l⁻¹ force_l, by layer."""
+        """Computes s_l⁻¹ force_l, by layer."""
         order: list[str] = []
 
         def layer(site: Site, x: Array) -> tuple[Array, None]:
@@ -137,7 +137,7 @@ class EnergyNetwork:
         return {name: axons[name] + self.rate * change[name] for name in axons}, change
 
     def _scales(self, order: Iterable[str], axons: Axons) -> dict[str, float | Array]:
-        """s_l by layer, for names in the order of propagation; of layers in loops, an array of the steps'."""
+        """Computes s_l by layer, for names in the order of propagation; an array over the steps for layers in loops."""
         ranks, count = places({name: axons[name].shape for name in order})
         exponents = {name: rank + 1 - count for name, rank in ranks.items()}
         return {
@@ -151,7 +151,7 @@ class EnergyNetwork:
         return f"rate={self.rate}: choose a smaller one, or smaller weights"
 
     def _refuse_learned_activations(self, params: Params, axons: Axons, batch: Batch) -> None:
-        """ValueError if an activation depends on parameters, by which F would have to be differentiated through G."""
+        """Raises ValueError if an activation depends on parameters: the gradient of F by them would need G."""
 
         def layer(site: Site, x: Array) -> tuple[Array, Array]:
             return x, site.activation(x)
@@ -172,10 +172,10 @@ def energy_network(
     num_steps: int | Array,
     tolerance: float,
 ) -> EnergyNetwork:
-    """An `EnergyNetwork` with its settings checked.
+    """Returns an `EnergyNetwork` with its settings checked.
 
     Raises:
-      ValueError: in the name of its user, if the program takes no `propagate` or a setting is out of range.
+      ValueError: with the name of its user, if the program takes no `propagate` or a setting is out of range.
     """
     layered(user, program)
     feedback_strength = positive_hyperparameter("feedback_strength", feedback_strength)
@@ -186,7 +186,7 @@ def energy_network(
 
 
 def _of_neurons(program: Program) -> Program:
-    """The program without its layers that have no parameters: they become part of those above."""
+    """Returns the program without its layers that have no parameters: they become part of those above."""
 
     def run(params: Params, inputs: Batch, propagate: Propagate = feedforward) -> Array:
         def of_neurons(site: Site, given: None, propagate: Propagate) -> Array:

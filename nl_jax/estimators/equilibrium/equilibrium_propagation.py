@@ -26,7 +26,7 @@ from nl_jax.estimators.equilibrium.nudges import Nudge
 
 
 class _Phases(NamedTuple):
-    """The phases of one estimate: x_0, the losses there, ∂F/∂θ's derivative by β, λ, evaluations, and failures."""
+    """The phases of one estimate: x_0, the losses there, d/dβ of −∂F/∂θ, λ, evaluations, and failures."""
 
     free: Axons
     losses: Array
@@ -45,40 +45,40 @@ def equilibrium_propagation(
     num_steps: int | Array = 100,
     tolerance: float = 1e-5,
 ) -> GradientEstimator:
-    """The gradient of the loss at equilibrium, from two phases or more (Scellier & Bengio 2017).
+    """Estimates the gradient of the loss at equilibrium from two or more phases (Scellier & Bengio 2017).
 
-    The network is an energy network, `F = E + β C`: axons relax under what layers send up *and* down, through the same
-    weights (`nl_jax.estimators.equilibrium.energy`). From the free equilibrium x_0 the loss's force, −β ∂C/∂x, moves
-    them to x_β, and
+    The network is an energy network, `F = E + β C`: axons (activity) relax under inputs from the layers below *and*
+    above, through the same weights (`nl_jax.estimators.equilibrium.energy`). From the free equilibrium x_0 the loss's
+    force, −β ∂C/∂x, moves them to x_β, and
 
         dC(x_0)/dθ = d/dβ [∂F/∂θ at x_β] at β = 0,
 
-    by finite differences: of ∂F/∂θ, which for a dense layer is −x_l x_{l−1}ᵀ, Hebb's. No derivative is propagated
-    but that of each connection by its own inputs. The error is that of the finite difference (`nl.nudges`), and of
-    phases that have not come to rest: a one-sided nudge mistakes unfinished relaxation for the effect of β.
+    by finite differences of ∂F/∂θ, which for a dense layer is the Hebbian −x_l x_{l−1}ᵀ. The only derivative propagated
+    is that of each connection with respect to its own inputs. The error is that of the finite difference (`nl.nudges`),
+    and of phases that have not come to rest: a one-sided nudge mistakes unfinished relaxation for the effect of β.
 
-    The loss is that of the network at rest, not of its feedforward run; so is `info.loss`, and the gradient to
-    compare with, `nl.backprop(nl.at_equilibrium(objective))`, and what the network has learned to say,
-    `nl.at_equilibrium(forward)`. As γ → 0 all become those of the feedforward network.
+    The loss is that of the network at rest, not of its feedforward run; so is `info.loss`. The gradient to compare with
+    is `nl.backprop(nl.at_equilibrium(objective))`, and the trained network's outputs are `nl.at_equilibrium(forward)`.
+    As γ → 0 all become those of the feedforward network.
 
     Args:
-      objective: a per-example objective that takes `propagate`. It may read any layer's axons; activations must be
-        the gradients of functions (all elementwise ones, the softmax) and hold no parameters. Layers without
-        parameters (pooling) belong to the connections of those above.
+      objective: a per-example objective that takes `propagate`. It may read any layer's axons. Activations must be
+        gradients of functions (all elementwise ones, the softmax) and hold no parameters. Layers without parameters
+        (pooling) belong to the connections of those above.
       nudge: the strengths β, by default `nl.nudges.symmetric(0.1)`; `one_sided`, `n_point` and `circle` are others.
-      feedback_strength: γ, above 0: weights are γ times as strong on the way back as on the way forth, per layer in
-        the order of propagation. 1 is Scellier & Bengio's.
-      rate: of the damped iteration x ← x + rate (f(…) − x) of all layers at once, above 0 and at most 1.
-      num_steps: the most iterations of each phase, at least 1; of fewer than layers the lowest learn nothing, for the
-        nudge has not come down to them.
+      feedback_strength: γ, above 0: feedback weights are γ times the forward weights, per layer in the order of
+        propagation. 1 is Scellier & Bengio's.
+      rate: the step of the damped iteration x ← x + rate (f(…) − x) of all layers at once, above 0 and at most 1.
+      num_steps: the maximum number of iterations of each phase, at least 1; with fewer than there are layers the lowest
+        learn nothing, because the nudge has not reached them.
       tolerance: a phase ends once its residual is at most this fraction of its first one, in [0, 1).
 
     Returns:
-      An estimator without state or randomness. Its `info.residuals` is a `KKT` of
-      L = C(x) + λᵀ(x − f(∂Φ/∂x)) at x_0, its `primal` how far the free phase is from rest, its `dual` how far the
-      estimate is from the gradient there; the report is not counted in `info.evaluations`. These count two for each
-      iteration of a phase, forth and back. Its `credit` is of x_0, with z = −λ for what each layer answers; a weight
-      learns at both its ends, by the δ above it and the δ below.
+      An estimator without state or randomness. Its `info.residuals` is a `KKT` of L = C(x) + λᵀ(x − f(∂Φ/∂x)) at x_0:
+      its `primal` measures how far the free phase is from rest, its `dual` how far the estimate is from the gradient
+      there. The report is not counted in `info.evaluations`, which count two for each iteration of a phase, one forward
+      and one backward. Its `credit` is at x_0, with z = −λ at each layer's output; a weight learns at both its ends, by
+      the δ above it and the δ below.
 
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
@@ -109,7 +109,10 @@ def equilibrium_propagation(
         nudged, retaken, more_failures = network.settle_all(lifted, still, given, strengths)
 
         def slope(params: Params, shift: Axons) -> Array:
-            """Σ_k w_k [(Φ − β_k C)(x_k) − Φ(x_0)], whose derivative by θ, or by all of x at once, is that of β."""
+            """Computes Σ_k w_k [(Φ − β_k C)(x_k) − Φ(x_0)].
+
+            Its derivatives by θ, and by all of x at once, are finite differences in β of those of Φ − β C.
+            """
 
             def harmony(axons: Axons, beta: Array | None = None) -> Array:
                 return network.harmony(params, jax.tree.map(jnp.add, axons, shift), given, beta)
@@ -147,7 +150,7 @@ def _checked(nudge: Nudge) -> Nudge:
 
 
 def _complex(tree: Any) -> Any:
-    """The tree with its floating-point leaves as complex numbers."""
+    """Returns the tree with its floating-point leaves as complex numbers."""
 
     def cast(x: Array) -> Array:
         if not jnp.issubdtype(x.dtype, jnp.floating):

@@ -1,7 +1,7 @@
 """Strengths of the nudge towards lower loss, and how phases are combined.
 
-With y(β) any quantity at the equilibrium that is nudged by β, an estimate is y'(0) by finite differences: the
-derivative at 0 of the polynomial through y(0), of the free phase, and all y(β_k).
+Let y(β) be any quantity at the equilibrium under a nudge β. An estimate is y'(0) by finite differences: the derivative
+at 0 of the polynomial through y(0), from the free phase, and all y(β_k).
 """
 
 import math
@@ -32,7 +32,7 @@ class Nudge(NamedTuple):
 
 
 def one_sided(beta: float) -> Nudge:
-    """β (Scellier & Bengio 2017). The error is of order β: a factor 1/(1 + β).
+    """One nudge β (Scellier & Bengio 2017). The error is of order β: a factor 1/(1 + β).
 
     Args:
       beta: β, a finite number other than 0.
@@ -44,7 +44,7 @@ def one_sided(beta: float) -> Nudge:
 
 
 def symmetric(beta: float) -> Nudge:
-    """±β (Laborieux et al. 2021). The error is of order β²: a factor 1/(1 − β²).
+    """Two nudges ±β (Laborieux et al. 2021). The error is of order β²: a factor 1/(1 − β²).
 
     Args:
       beta: β, a finite number above 0.
@@ -76,12 +76,12 @@ def n_point(beta: float, num_points: int) -> Nudge:
 
 
 def circle(beta: float, num_points: int) -> Nudge:
-    """β e^{2πik/N}, k = 0 … N − 1: holomorphic equilibrium propagation (Laborieux & Zenke 2022).
+    """N nudges β e^{2πik/N}, k = 0 … N − 1: holomorphic equilibrium propagation (Laborieux & Zenke 2022).
 
-    By Cauchy's formula the error is of order β^N, a factor 1/(1 − β^N); N finite strengths will do where a real
-    nudge has to be small. Axons become complex numbers in the nudged phases: connections, activations and loss must
-    be holomorphic and take complex numbers, as tanh and sigmoid do and ½ Σ (x − x̄)² written with jax.numpy; relu,
-    max_pool and optax's losses do not.
+    By Cauchy's formula the error is of order β^N, a factor 1/(1 − β^N); N finite strengths suffice where a real nudge
+    would have to be small. Axons (activity) become complex numbers in the nudged phases. Connections, activations and
+    loss must therefore be holomorphic and accept complex numbers, as tanh and sigmoid do and ½ Σ (x − x̄)² written with
+    jax.numpy; relu, max_pool and optax's losses do not.
 
     Args:
       beta: β, a finite number above 0.

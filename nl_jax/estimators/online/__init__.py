@@ -1,1 +1,1 @@
-"""Online learning: credit in a loop over time, carried forward instead of back."""
+"""Online learning: credit in a loop over time, carried forward instead of backward."""

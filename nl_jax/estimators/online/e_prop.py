@@ -10,32 +10,32 @@ from nl_jax.estimators.way_back import beside
 
 
 def e_prop(objective: Objective, *, feedback: Feedback | None = None, loop: str = "time") -> GradientEstimator:
-    """A learning signal for each unit times an eligibility trace for each weight (Bellec et al. 2020, eq. 1).
+    """Multiplies a learning signal for each unit by an eligibility trace for each weight (Bellec et al. 2020, eq. 1).
 
         ∂L/∂W_ij ≈ Σ_t L_j^t e_ij^t,   L_j^t = Σ_k B_jk ∂L_t/∂y_k
 
-    e is what weight ij has done to the state of its own unit j, carried forward (`eligibility.py` has the equations for
-    any cell); L is the error of the moment, sent down by way of B. What a unit does to others by recurrent connections
-    is left out; without these, and with symmetric feedback, it is the exact gradient. For spiking cells traces run
-    through the surrogate derivative.
+    The trace e is the effect of weight ij on the state of its own unit j, carried forward (`eligibility.py` has the
+    equations for any cell). The signal L is the error of the current step, sent down through B. A unit's effect on
+    others by recurrent connections is neglected. Without recurrent connections, and with symmetric feedback, the
+    estimate is the exact gradient. For spiking cells traces use the surrogate derivative.
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name. Its step
-        may have several layers and its own read-out; the state of a unit must be its own, arrays [batch, units], and
-        start from constants. An encoder, in the loop or before it, has the credit of the moment alone.
-      feedback: B, of `nl.feedback`: None for symmetric signals, through the weights themselves,
-        `nl.feedback.random()`, or `nl.feedback.kolen_pollack(optimizer)`, which the paper calls adaptive. It acts
-        from layers in the step to those below, and from layers after the loop.
+        may have several layers and its own read-out. Each unit must have its own state, arrays [batch, units], that
+        starts from constants. An encoder, in the loop or before it, receives only the credit of the current step.
+      feedback: B, from `nl.feedback`: None for symmetric signals, through the weights themselves,
+        `nl.feedback.random()`, or `nl.feedback.kolen_pollack(optimizer)`, which the paper calls adaptive. It acts from
+        layers in the step to those below, and from layers after the loop.
       loop: the loop's name.
 
     Returns:
-      An estimator with the feedback's state. For each example, weight in the loop and part of a unit's state it keeps a
-      trace, whatever the number of steps; it is counted as six evaluations, besides the feedback's own.
+      An estimator with the feedback's state. It stores one trace for each example, weight in the loop and part of a
+      unit's state, whatever the number of steps. It counts as six evaluations plus the feedback's own.
 
     Raises:
       ValueError: if the objective takes no `propagate` or `feedback` is none of `nl.feedback`; when run, if the program
-        has no loop of this name, its start depends on parameters, or a layer moves a state of another shape than its
-        own.
+        has no loop of this name, the loop's start depends on parameters, or a layer moves a state of another shape than
+        its own.
 
     >>> import jax, nl_jax as nl
     >>> network = nl.recurrent(nl.cells.lif(8), 2, 3, read=nl.cells.mean)
@@ -51,7 +51,7 @@ def e_prop(objective: Objective, *, feedback: Feedback | None = None, loop: str 
 def traced(
     name: str, objective: Objective, feedback: Feedback | None, loop: str, own: bool = False
 ) -> GradientEstimator:
-    """The estimator by traces, in the name of its user; `own` as `eligibility.by_traces` has it."""
+    """Returns the estimator by traces, with the name of its user; `own` as in `eligibility.by_traces`."""
     layered(name, objective)
     if not (feedback is None or isinstance(feedback, Feedback)):
         raise ValueError(

@@ -1,15 +1,15 @@
 """Eligibility traces: the influence of a weight on the state of its own unit alone.
 
-For each layer l of the loop, with ν_j the pre-activation of unit j and s_j what the unit carries on of itself by the
-program's own arithmetic (a leak, a threshold, a reset),
+For each layer l of the loop, let ν_j be the pre-activation of unit j, and s_j the state that the unit carries itself by
+the program's own arithmetic (a leak, a threshold, a reset). Then
 
     ε_s,ij ← Σ_s' ∂s_j/∂s'_j ε_s',ij + ∂s_j/∂ν_j ∂ν_j/∂W_ij                        (Bellec et al. 2020, eq. 13–14)
     ∂L/∂W_ij ≈ Σ_t Σ_s ∂L_t/∂s_j ε_s,ij(t−1) + ∂L_t/∂ν_j ∂ν_j/∂W_ij
 
-one trace for each weight, example and part of the state. Recurrent connections, inputs of layers that come from the
-step before, are no way for credit (or of a unit to itself alone); layers of one step are, so that a read-out or a
-second layer in the loop sends it down. Without recurrent connections this is the gradient. What ∂L_t/∂s_j is made of is
-the learning signal: with feedback weights B layers send it down through B.
+with one trace for each weight, example and part of the state. Recurrent connections, which are inputs of layers from
+the previous step, pass no credit (or only that of a unit to itself). Layers of one step do, so that a read-out or a
+second layer in the loop sends it down. Without recurrent connections this is the gradient. ∂L_t/∂s_j is the learning
+signal: with feedback weights B, layers send it down through B.
 """
 
 from collections.abc import Callable
@@ -48,26 +48,26 @@ def by_traces(
     feedback: Params | None = None,
     own: bool = False,
 ) -> Estimate:
-    """The gradient of the mean loss, in the loop by traces.
+    """Computes the gradient of the mean loss, by traces in the loop.
 
-    A first run finds the loss, and what the loop's results are worth; a second one takes that to the parameters.
+    A first run finds the loss and the credit of the loop's results; a second one passes that credit to the parameters.
 
     Args:
       name: the estimator's, for messages.
       objective: a per-example objective that takes `propagate`.
       loop: the name of its loop over time.
-      params: of the program.
+      params: the program's parameters.
       batch: as the objective takes it.
       feedback: B, a tree like `params`, or None for the weights themselves.
-      own: whether a recurrent connection passes the credit of a unit to itself.
+      own: whether a recurrent connection passes a unit's credit to the unit itself.
 
     Raises:
-      ValueError: if the program has no loop of this name, its start depends on parameters, or a layer moves a state of
-        another shape than its own.
+      ValueError: if the program has no loop of this name, the loop's start depends on parameters, or a layer moves a
+        state of another shape than its own.
     """
 
     def beside(run: Callable[[Params, Array | None], Any], params: Params) -> Any:
-        """`run(params, pair)` with the feedback weights beside the parameters (`way_back.parted`)."""
+        """Runs `run(params, pair)` with the feedback weights beside the parameters (`way_back.parted`)."""
         if feedback is None:
             return run(params, None)
         one = jnp.ones(())
@@ -98,7 +98,7 @@ def _first_run(
     pair: Array | None,
     moves: Leaves | None,
 ) -> tuple[Array, tuple[Array, Leaves]]:
-    """The mean loss, as a function of parameters outside the loop and of displacements of its results."""
+    """Computes the mean loss as a function of parameters outside the loop and of displacements of its results."""
     results: Leaves = []
 
     def run(own: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
@@ -122,7 +122,7 @@ def _first_run(
 def _second_run(
     layers: Layers, objective: Objective, loop: str, batch: Batch, params: Params, pair: Array | None, worth: Leaves
 ) -> Array:
-    """⟨what the loop reads, its credit⟩, whose gradient takes the credit on to the parameters."""
+    """Computes ⟨what the loop reads, its credit⟩, whose gradient passes the credit on to the parameters."""
     lessons = [jnp.asarray(0.0)]
 
     def run(own: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:

@@ -1,8 +1,8 @@
 """Derivatives of loops over time, computed forward; shared by the rules of this folder.
 
-A first run finds the losses; from them follows what each step's outputs are worth, ∂L/∂y_t, and what the last carry is
-worth. A second run, forward as well, adds up every step's share of the gradient with whatever a rule carries along of
-the past. Where losses are summed in the loop, ∂L/∂y_t is known beforehand: the second run needs nothing of the first.
+A first run finds the losses, and from them the credit of each step's outputs, ∂L/∂y_t, and of the last carry. A second
+run, forward as well, sums every step's share of the gradient, using what a rule carries of the past. If losses are
+summed in the loop, ∂L/∂y_t is known beforehand, and the second run needs nothing of the first.
 """
 
 from collections.abc import Callable
@@ -22,20 +22,20 @@ Read = tuple[Leaves, Leaves]
 
 
 class Run(NamedTuple):
-    """A loop that has been run, and what its results are worth.
+    """A loop that has been run, and the credit of its results.
 
-    Everything that can be differentiated by is a parameter θ of the loop: what it closes over, its start and what it
-    reads step by step, as far as they depend on parameters.
+    Everything with respect to which the loop is differentiated is a parameter θ: what it closes over, its start and its
+    inputs at each step, if they depend on parameters.
 
     Attributes:
       theta: θ.
-      start: h_0, the state before the first step: what is carried on, running totals apart.
-      step: `step(θ, t, read, h, rest) -> (h, seen, rest)`, lists of arrays: the state after step t; what has credit at
-        once, totals and y_t; and what is carried but cannot be differentiated.
-      reads: what is read step by step, and what each step's y is worth, leading axis the steps.
+      start: h_0, the state before the first step: the carry without running totals.
+      step: `step(θ, t, read, h, rest) -> (h, seen, rest)`, lists of arrays: the state after step t; the values that
+        have credit at once, totals and y_t; and the part of the carry that cannot be differentiated.
+      reads: the inputs of each step, and the credit of its y; the leading axis is the steps'.
       rest: the rest before the first step.
       credit: `credit(read) -> ∂L/∂seen` of a step.
-      end: ∂L/∂h_T, what the last state is worth.
+      end: ∂L/∂h_T, the credit of the last state.
       length: T.
     """
 
@@ -62,16 +62,16 @@ def online_estimator(
     *,
     alone: bool = True,
 ) -> GradientEstimator:
-    """The gradient of the mean loss, but for the loop over time, which has a derivative of its own.
+    """Returns an estimator of the mean loss's gradient in which the loop over time has the given derivative.
 
     Args:
       name: the estimator's.
       objective: a per-example objective that takes `propagate`.
       loop: the name of its loop over time; other loops keep their ordinary derivative.
       derivative: `derivative(key) -> Derivative`.
-      evaluations: `evaluations(params)`, what an estimate costs.
-      alone: whether each example is run by itself, so that nothing need be carried of its influence on others; not
-        done where a layer mixes examples.
+      evaluations: `evaluations(params)`, the cost of an estimate.
+      alone: whether each example is run separately, so that its influence on others need not be carried; not done where
+        a layer mixes examples.
     """
     layered(name, objective)
     if not isinstance(loop, str) or not loop:
@@ -105,7 +105,7 @@ def online_estimator(
 
 
 def require_loop(estimator: str, loop: str, met: list[str]) -> None:
-    """ValueError unless the program has met a loop of this name."""
+    """Raises ValueError unless the program has run a loop of this name."""
     if loop not in met:
         there = ", ".join(map(repr, met)) or "none"
         raise ValueError(
@@ -115,7 +115,7 @@ def require_loop(estimator: str, loop: str, met: list[str]) -> None:
 
 
 def forward_loop(derivative: Callable[[Key], Derivative], key: Key) -> Loop:
-    """`jax.lax.scan` with the derivative of this key."""
+    """Returns `jax.lax.scan` with the derivative for this key."""
 
     def loop(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
         del name
@@ -144,20 +144,20 @@ def forward_loop(derivative: Callable[[Key], Derivative], key: Key) -> Loop:
 def _run(
     loop: Opened, values: Any, flags: Any, end: Leaves, ys: Leaves
 ) -> tuple[Run, Callable[[Leaves], tuple[Leaves, Leaves, Leaves]]]:
-    """The loop as its derivative sees it; and what puts θ's gradients back where θ was taken from."""
+    """Returns the loop as its derivative sees it, and a function that puts θ's gradients back where θ came from."""
     (consts, carry, xs), (learned, begun, read) = values, flags
     end, ys = ([instantiated(leaf) for leaf in leaves] for leaves in (end, ys))
     state = [differentiable(leaf) and not total for leaf, total in zip(carry, loop.totals, strict=True)]
     rest = [not one for one in state]
     credited = [leaf.dtype != jax.dtypes.float0 for leaf in ys]
-    totals = chosen(end, loop.totals)  # what a total is worth is the same at all steps
+    totals = chosen(end, loop.totals)  # a total's credit is the same at all steps
     parts = chosen(consts, learned), chosen(carry, begun), chosen(xs, read)
     places = len(parts[0]), len(parts[0]) + len(parts[1])
 
     def step(theta: Leaves, t: Array, now_read: Read, h: Leaves, others: Leaves) -> tuple[Leaves, Leaves, Leaves]:
         own, start, stacked = theta[: places[0]], theta[places[0] : places[1]], theta[places[1] :]
         now = replaced(replaced(carry, rest, jax.lax.stop_gradient(others)), state, h)
-        # The start is where the first step has its state from: its influence begins there.
+        # The first step takes its state from the start, whose influence begins there.
         first = [jnp.where(t == 0, s, leaf) for s, leaf in zip(start, chosen(now, begun), strict=True)]
         x = replaced(now_read[0], read, [leaf[t] for leaf in stacked])
         moved, y = loop.step(replaced(consts, learned, own), replaced(now, begun, first), x)
@@ -179,20 +179,20 @@ def _run(
 
 
 Push = Callable[[Leaves], Leaves]
-"""`push(h') -> A h'`: a displacement of the state, over a step."""
+"""`push(h') -> A h'`: carries a displacement of the state over a step."""
 
 Pull = Callable[[Leaves], tuple[Leaves, Leaves]]
-"""`pull(c) -> (cᵀD, cᵀA)`: the credit of the state after a step, to θ and to the state before it."""
+"""`pull(c) -> (cᵀD, cᵀA)`: carries the credit of the state after a step to θ and to the state before it."""
 
 
 class Influence(NamedTuple):
-    """What a rule carries of the past, instead of the past.
+    """What a rule carries forward instead of the past itself.
 
     Attributes:
-      begin: before the first step, when parameters have had no influence on the state.
+      begin: its value before the first step, when parameters have had no influence on the state.
       move: `move(influence, t, push, pull) -> influence`, over step t, with A = ∂h_t/∂h_{t−1} and D = ∂h_t/∂θ as
         `push` and `pull` apply them.
-      spend: `spend(influence, c) -> grads`, like θ: what credit c of the state makes of it, c J.
+      spend: `spend(influence, c) -> grads`, like θ: the gradient c J that credit c of the state gives.
     """
 
     begin: Any
@@ -236,7 +236,7 @@ def _as_it_is(site: Site, given: None) -> tuple[Array, None]:
 
 
 class _Flags:
-    """Flags among residuals, which are arrays otherwise."""
+    """Static flags among the residuals of a `custom_vjp`, which otherwise are arrays."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

@@ -9,13 +9,13 @@ _RANDOM = feedbacks.random()
 
 
 def rflo(objective: Objective, *, feedback: Feedback = _RANDOM, loop: str = "time") -> GradientEstimator:
-    """Local traces and random feedback, for leaky rate units (Murray 2019, eq. 8–10).
+    """Combines local traces and random feedback, for leaky rate units (Murray 2019, eq. 8–10).
 
         p_ij ← (1 − α) p_ij + α f'(u_j) x_i,   ∂L/∂W_ij ≈ Σ_t (B e_t)_j p_ij
 
-    for h_t = (1 − α) h_{t−1} + α f(u_t), u = W x + U h_{t−1} + b, as `nl.cells.leaky` has it. The traces are those of
-    `e_prop` for this cell, and the error e reaches it by fixed random weights; with a state of other cells the rule is
-    `e_prop` with random feedback.
+    for h_t = (1 − α) h_{t−1} + α f(u_t), u = W x + U h_{t−1} + b, the cell `nl.cells.leaky`. The traces are those of
+    `e_prop` for this cell, and the error e reaches it through fixed random weights. For cells with another state the
+    rule is `e_prop` with random feedback.
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name.
@@ -23,10 +23,10 @@ def rflo(objective: Objective, *, feedback: Feedback = _RANDOM, loop: str = "tim
       loop: the loop's name.
 
     Returns:
-      An estimator with the feedback's state, of `e_prop`'s memory and evaluations.
+      An estimator with the feedback's state, and with `e_prop`'s memory and evaluations.
 
     Raises:
-      ValueError: as `e_prop`.
+      ValueError: as for `e_prop`.
     """
     if feedback is None:
         raise ValueError("feedback must be one of nl.feedback, such as nl.feedback.random(); without it use e_prop")

@@ -14,23 +14,22 @@ Jacobian = list[Leaves]
 
 
 def rtrl(objective: Objective, *, loop: str = "time") -> GradientEstimator:
-    """The exact gradient, computed while time goes on: real-time recurrent learning (Williams & Zipser 1989, eq. 6–8).
+    """Computes the exact gradient forward in time: real-time recurrent learning (Williams & Zipser 1989, eq. 6–8).
 
         J_t = ∂h_t/∂h_{t−1} J_{t−1} + ∂h_t/∂θ,    ∂L/∂θ = Σ_t ∂L_t/∂θ + ∂L_t/∂h_{t−1} J_{t−1}
 
-    J is the influence of every parameter on all that the loop carries. Backpropagation through time takes the same sum
-    in the other order. Layers and loops besides the one over time keep their ordinary derivative.
+    J is the influence of every parameter on everything that the loop carries. Backpropagation through time computes the
+    same sum in the other order. Layers, and loops other than the one over time, keep their ordinary derivative.
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name.
-      loop: its name. What it reads step by step should not depend on parameters: call an encoder in the loop, or each
-        of its outputs is one more parameter, and memory grows with the number of steps.
+      loop: its name. Its inputs at each step should not depend on parameters: call an encoder in the loop. Otherwise
+        each of the encoder's outputs is one more parameter, and memory grows with the number of steps.
 
     Returns:
-      An estimator without state or randomness; `backprop` up to rounding. For P parameters in the loop and states of S
-      components, over the batch, it keeps P S numbers, whatever the number of steps: each example is run by itself,
-      except where a layer mixes examples. What it costs in evaluations is counted as one for each parameter, besides
-      four.
+      An estimator without state or randomness, equal to `backprop` up to rounding. For P parameters in the loop and
+      states of S components, over the batch, it stores P S numbers, whatever the number of steps: each example is run
+      separately, except where a layer mixes examples. Its evaluations are counted as one for each parameter, plus four.
 
     Raises:
       ValueError: if the objective takes no `propagate`; when run, if the program has no loop of this name.
@@ -50,12 +49,12 @@ def rtrl(objective: Objective, *, loop: str = "time") -> GradientEstimator:
 
 
 def cost(params: Params) -> int:
-    """A run, its repetition with credit within the step (three), and a tangent for each parameter."""
+    """Counts a run, its repetition with credit within the step (three), and a tangent for each parameter."""
     return 4 + sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def exact(run: Run) -> Influence:
-    """The whole influence matrix."""
+    """Carries the whole influence matrix."""
     return Influence(nothing(run), lambda J, t, push, pull: moved(J, run, push, pull), lambda J, c: spent(J, c, run))
 
 
@@ -65,12 +64,12 @@ def nothing(run: Run) -> Jacobian:
 
 
 def moved(J: Jacobian, run: Run, push: Push, pull: Pull) -> Jacobian:
-    """A J + D."""
+    """Computes A J + D."""
     return jax.tree.map(jnp.add, [jax.vmap(push)(of_leaf) for of_leaf in J], direct(run, pull))
 
 
 def direct(run: Run, pull: Pull) -> Jacobian:
-    """D = ∂h_t/∂θ within the step, row by row."""
+    """Computes D = ∂h_t/∂θ within the step, row by row."""
     sizes = [h.size for h in run.start]
     splits = list(itertools.accumulate(sizes))[:-1]
 
@@ -84,7 +83,7 @@ def direct(run: Run, pull: Pull) -> Jacobian:
 
 
 def spent(J: Jacobian, c: Leaves, run: Run) -> Leaves:
-    """c J."""
+    """Computes c J."""
     found = []
     for of_leaf, leaf in zip(J, run.theta, strict=True):
         shares = [jnp.tensordot(j, own, axes=own.ndim) for j, own in zip(of_leaf, c, strict=True)]

@@ -14,40 +14,42 @@ Kept = tuple[Jacobian, Jacobian, Jacobian]
 
 
 def snap(objective: Objective, *, order: int = 1, loop: str = "time") -> GradientEstimator:
-    """`rtrl` with the influence of a parameter kept on those units alone that it reaches within n steps.
+    """Approximates `rtrl`: keeps a parameter's influence only on the units that it reaches within n steps.
 
         J_t = S_n ∘ (∂h_t/∂h_{t−1} J_{t−1} + ∂h_t/∂θ),   ∂L/∂θ ≈ Σ_t ∂L_t/∂h_t J_t          (Menick et al. 2021, eq. 5)
 
-    S_n marks the entries that are not zero after n steps. With n as large as the longest way through the network it is
-    `rtrl`; in a densely connected layer n = 2 is.
+    S_n marks the entries that are not zero after n steps. With n as large as the longest path through the network this
+    is `rtrl`; in a densely connected layer n = 2 is enough.
 
-    For n = 1 a parameter acts on the unit that it feeds, and J is a trace for each weight and example, as in `e_prop`,
-    which leaves out besides what a unit does to itself by its recurrent connection.
+    For n = 1 a parameter acts only on the unit that it feeds, and J is a trace for each weight and example, as in
+    `e_prop`. The difference is that `e_prop` also neglects a unit's effect on itself by its recurrent connection.
 
-    For larger n the pattern is found as the loop runs, and J is a dense matrix whose other entries are zero: `rtrl`'s
-    memory, not the paper's. The credit of the state before a step, ∂L_t/∂h_{t−1}, is exact there: it reaches J_{t−1} by
-    all of the step's own ways, so that the estimate is somewhat closer to the gradient than the paper's at the same n.
+    For larger n the pattern is found as the loop runs, and J is a dense matrix whose other entries are zero: it takes
+    `rtrl`'s memory, not the paper's. The credit of the state before a step, ∂L_t/∂h_{t−1}, is exact: it reaches J_{t−1}
+    by all paths within the step, so that the estimate is somewhat closer to the gradient than the paper's at the same
+    n.
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name. For n = 1
-        the state of a unit must be its own, arrays [batch, units], and recurrent inputs theirs, in their order.
+        each unit must have its own state, arrays [batch, units], and recurrent inputs must be the units' own, in their
+        order.
       order: n, at least 1.
       loop: the loop's name.
 
     Returns:
-      An estimator without state or randomness, biased unless n is large. For n = 1 it costs what `e_prop` does, else
-      what `rtrl` costs and n − 1 tangents more for each parameter.
+      An estimator without state or randomness, biased unless n is large. For n = 1 it costs as much as `e_prop`;
+      otherwise as much as `rtrl`, and n − 1 tangents more for each parameter.
 
     Raises:
       ValueError: if the objective takes no `propagate` or `order` is not as described; when run, if the program has no
-        loop of this name; for n = 1 as `e_prop` does.
+        loop of this name; for n = 1 as for `e_prop`.
     """
     order = positive_integer("order", order)
     if order == 1:
         return traced("snap", objective, None, loop, own=True)
 
     def sparse(run: Run) -> Influence:
-        # Displacements of no particular size: what they sum to is zero only if nothing arrives.
+        # Displacements of random size: their sum is zero only if nothing arrives.
         keys = jax.random.split(jax.random.key(0), max(len(run.start), 1))
         size = [jax.random.uniform(k, h.shape, h.dtype, 0.5, 1.5) for k, h in zip(keys, run.start, strict=False)]
 

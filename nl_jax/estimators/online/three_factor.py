@@ -18,12 +18,12 @@ _RUNNING_MEAN = reward_baselines.running_mean()
 
 
 def linear(xi: Array) -> Array:
-    """ξ: node perturbation's own trace, of which the estimate is unbiased."""
+    """Returns ξ: node perturbation's own trace, with which the estimate is unbiased."""
     return xi
 
 
 def cubed(xi: Array) -> Array:
-    """ξ³, supralinear (Miconi 2017, eq. 2): what counts are the large fluctuations."""
+    """Returns ξ³, supralinear (Miconi 2017, eq. 2): large fluctuations dominate."""
     return xi**3
 
 
@@ -36,31 +36,32 @@ def three_factor(
     baseline: RewardBaseline = _RUNNING_MEAN,
     loop: str = "time",
 ) -> GradientEstimator:
-    """What a weight saw times what its unit tried, summed over the trial; then one number says how it went.
+    """Sums each weight's input times its unit's noise over a trial, then multiplies by one number, the trial's loss.
 
         e_ij ← e_ij + S(ξ_j) x_i,   ∂L/∂W_ij ≈ ⟨(ℓ − b) e_ij⟩ / σ      (Fiete & Seung 2006, eq. 7; Miconi 2017, eq. 1)
 
-    Noise σ ξ is added to every pre-activation, and traces e run along with the trial, one for each weight and example:
-    the only thing to come at its end is the reward, or loss. With S linear it is `reinforce` with Gaussian units, and
-    the mean is the gradient of the expected loss, for any σ; with `cubed` it is not calibrated. No derivative is taken
-    of activations or losses. `node_perturbation` keeps no traces: it draws its noise again once the loss is known, and
-    needs a clean run.
+    Noise σ ξ is added to every pre-activation, and traces e accumulate during the trial, one for each weight and
+    example: only the reward, or loss, comes at its end. With S linear this is `reinforce` with Gaussian units, and the
+    mean is the gradient of the expected loss, for any σ; with `cubed` it is not calibrated. No derivative of
+    activations or losses is used. `node_perturbation` keeps no traces: it draws its noise again once the loss is known,
+    and needs a clean run.
 
     Args:
       objective: a per-example objective that takes `propagate`, such as `nl.bandit`'s; examples must not interact.
-      sigma: σ, in units of the pre-activations, above 0.
-      num_samples: K, trials of each example, at least 1.
+      sigma: σ, standard deviation of the noise in units of the pre-activations, above 0.
+      num_samples: K, the number of trials of each example, at least 1.
       response: S, elementwise: `linear` or `cubed` of this module, or any function.
-      baseline: b, of `nl.reward_baselines`.
-      loop: the name of the loop over time, all of whose steps share their parameters. A program without loops will do.
+      baseline: b, from `nl.reward_baselines`.
+      loop: the name of the loop over time, all of whose steps share their parameters. A program without loops works
+        too.
 
     Returns:
-      An estimator with its baseline's state: 2 K evaluations, and memory of a trace for each weight and example,
+      An estimator with its baseline's state: 2 K evaluations, and the memory of one trace for each weight and example,
       whatever the number of steps. Parameters that a program uses outside its layers do not learn.
 
     Raises:
-      ValueError: if a setting is not as described or the objective takes no `propagate`; when run, for a layer that
-        mixes examples, or in another loop.
+      ValueError: if a setting is not as described or the objective takes no `propagate`; when run, if a layer mixes
+        examples or is in another loop.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> network = nl.recurrent(nl.cells.leaky(4, rate=0.5), 2, 3)
@@ -117,7 +118,7 @@ def _traces(site: Site, tried: Array) -> Params:
 
 
 def _taught(objective: Objective, lessons: dict[str, Params], batch: Batch) -> Callable[[Params], Array]:
-    """Σ_l ⟨θ_l, lesson_l⟩, whose gradient takes the layers' lessons to where the program has its parameters."""
+    """Computes Σ_l ⟨θ_l, lesson_l⟩, whose gradient takes the layers' lessons to the program's own parameters."""
 
     def layer(site: Site, given: None) -> tuple[Array, Any]:
         axons = site._replace(params=jax.lax.stop_gradient(site.params)).axons()
@@ -134,7 +135,7 @@ def _taught(objective: Objective, lessons: dict[str, Params], batch: Batch) -> C
 
 
 def _first_step(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
-    """One step in the place of a loop, whose layers have the same parameters at all steps."""
+    """Runs one step instead of a loop whose layers have the same parameters at all steps."""
     del name
     steps = length if not jax.tree.leaves(xs) else len(jax.tree.leaves(xs)[0])
     carry, y = body(carry, jax.tree.map(lambda leaf: leaf[0], xs))

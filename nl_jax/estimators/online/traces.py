@@ -16,15 +16,15 @@ PLAIN, INPUTS, ALONE, TAUGHT = range(4)
 
 
 class Layers:
-    """What a layer does in the second run. The same step is traced with several faces of its layers:
+    """The behaviour of layers in the second run. The same step is traced with its layers in several modes, `face`:
 
-    - PLAIN: as they are.
-    - INPUTS: what each receives is found.
-    - ALONE: no input lets credit pass, so that a unit's state is moved by its own current and past alone.
-    - TAUGHT: inputs from the step before let none pass, those from layers of this step do, by the way back.
+    - PLAIN: unchanged.
+    - INPUTS: each layer's inputs are returned.
+    - ALONE: no input passes credit, so that only a unit's own current and past move its state.
+    - TAUGHT: inputs from the previous step pass no credit, those from layers of this step do, by `way_back`.
 
-    With `own`, an input from the step before that has as many values as the layer has units is taken for theirs, in
-    their order, and what it does to its own unit passes in either case.
+    With `own`, an input from the previous step with as many values as the layer has units is taken to be these units'
+    own, in their order, and its effect on its own unit passes in both ALONE and TAUGHT.
     """
 
     def __init__(self, name: str, own: bool) -> None:
@@ -33,7 +33,7 @@ class Layers:
         self.recurrent: dict[str, list[bool]] = {}
 
     def layer(self, site: Site, given: tuple[Array, Array | None] | None) -> tuple[Array, Any]:
-        """The interpretation: `given` is an offset of ν, and the pair for the way back (`way_back.parted`)."""
+        """Runs a layer; `given` is an offset of ν and the pair for the way back (`way_back.parted`)."""
         if given is None:
             nu = site.preactivation()
             if site.steps:
@@ -55,7 +55,7 @@ class Layers:
 
 
 def _own_effect(site: Site, place: int) -> Array:
-    """∂ν_j/∂x_j (x_j − x_j): zero, with the derivative of what an input does to the unit that it comes from."""
+    """Computes ∂ν_j/∂x_j (x_j − x_j): zero, with the derivative of an input's effect on the unit that it comes from."""
     x = site.inputs[place]
     params, inputs = jax.lax.stop_gradient((site.params, site.inputs))
 
@@ -70,13 +70,13 @@ def _own_effect(site: Site, place: int) -> Array:
         return jnp.zeros((), x.dtype)
     moving = lambda inputs, moves: jax.jvp(lambda *inputs: site.connection(params, *inputs), inputs, moves)[1]
     linear = 0 not in reached(moving, inputs, tuple(jnp.ones_like(x) for x in inputs))
-    # Where the connection is linear its weight from a unit to itself is the same for all examples.
+    # If the connection is linear, its weight from a unit to itself is the same for all examples.
     some = tuple(x[:1] for x in inputs) if linear else inputs
     return jax.lax.stop_gradient(jax.vmap(of_example)(some)) * (x - severed(x))
 
 
 def _rows(site: Site) -> Params:
-    """∂ν_j/∂θ_…j for each example: the last axis of every parameter is that of the units."""
+    """Computes ∂ν_j/∂θ_…j for each example; the last axis of every parameter is that of the units."""
     params, inputs = jax.lax.stop_gradient((site.params, site.inputs))
 
     def of_example(inputs: tuple[Array, ...]) -> Params:
@@ -90,15 +90,15 @@ def _rows(site: Site) -> Params:
 def lessons_of_loop(
     layers: Layers, body: Callable, carry: Any, xs: Any, length: int | None, worth: Leaves, pair: Array | None
 ) -> tuple[Leaves, Leaves, tuple[Any, Any]]:
-    """What the loop reads, its credit by traces, and the loop's results.
+    """Returns what the loop reads, its credit by traces, and the loop's results.
 
-    What it reads step by step has the credit of its own step alone.
+    The inputs of a step receive the credit of that step alone.
 
     Args:
-      layers: whose `layer` the program is being run with.
+      layers: the object whose `layer` the program is run with.
       body, carry, xs, length: the loop.
-      worth: ∂L/∂ of its results, of those that can be differentiated.
-      pair: of the way back.
+      worth: the credit ∂L/∂ of those of its results that can be differentiated.
+      pair: for the way back.
     """
 
     def displaced(state: Any, x: Any) -> tuple[Any, Any]:
@@ -133,7 +133,7 @@ def lessons_of_loop(
 
 
 def _recurrent(loop: Opened, plain: Opened, layers: Layers) -> dict[str, list[bool]]:
-    """Of each layer's inputs, whether they come from the step before and not from layers of this one."""
+    """Finds, for each layer's inputs, whether they come from the previous step and not from layers of this one."""
     count, names = len(plain.carry), list(layers.nus)
 
     def inputs(carry: Leaves, *offsets: Array) -> list[Leaves]:
@@ -145,13 +145,13 @@ def _recurrent(loop: Opened, plain: Opened, layers: Layers) -> dict[str, list[bo
 
 
 class _Kept(NamedTuple):
-    """What the second run carries.
+    """The carry of the second run.
 
     Attributes:
-      carry: the loop's own.
-      traces: ε by layer, for each part of the state that is its units' own, like the layer's parameters with a leading
-        axis of examples.
-      direct: Σ_t of the credit that what the loop reads gets within a step.
+      carry: the loop's own carry.
+      traces: ε by layer, for each part of the state that its units carry themselves, like the layer's parameters with a
+        leading axis of examples.
+      direct: Σ_t of the credit that what the loop reads receives within a step.
       lessons: Σ_t Σ_s ∂L_t/∂s ε_s by layer, like its parameters.
     """
 
@@ -183,7 +183,7 @@ class _Recursion:
         self.own = {name: self.own_states(k) for k, name in enumerate(self.names)}
 
     def run(self, worth: Leaves) -> Leaves:
-        """The credit of consts and of what depends on parameters among xs."""
+        """Computes the credit of consts, and of those xs that depend on parameters."""
         last, of_y = dict(zip(self.ends, worth, strict=False)), worth[len(self.ends) :]
         begun = [self.start[i] for i in self.state]
         shapes = jax.eval_shape(lambda: self.step(self.consts, self.start, self.blank_x(), begun, self.zeros)[2])
@@ -197,7 +197,7 @@ class _Recursion:
 
         def step(kept: _Kept, slices: tuple[Leaves, Leaves, Array]) -> tuple[_Kept, Leaves]:
             x, y_credit, is_last = slices
-            # What a total is worth is the same at all steps; what the last state is, counts at the last.
+            # A total's credit is the same at all steps; that of the last state counts at the last step.
             due = {i: c if self.plain.totals[i] else jnp.where(is_last, c, jnp.zeros_like(c)) for i, c in last.items()}
             return self.learn(kept, x, due, y_credit)
 
@@ -205,14 +205,14 @@ class _Recursion:
         kept, to_xs = jax.lax.scan(step, begin, (self.xs, of_y, is_last), self.plain.length)
 
         def parameters(consts: Leaves) -> list[Params]:
-            """The layers' parameters, which are the same at every step of a loop over time."""
+            """Returns the layers' parameters, which are the same at every step of a loop over time."""
             return [own for own, _ in self.step(consts, self.start, [x[0] for x in self.xs], begun, self.zeros)[2]]
 
         (by_layers,) = jax.vjp(parameters, self.consts)[1]([kept.lessons[name] for name in self.names])
         return [*(d + g for d, g in zip(kept.direct, by_layers, strict=True)), *to_xs]
 
     def learn(self, kept: _Kept, x: Leaves, due: dict[int, Array], y_credit: Leaves) -> tuple[_Kept, Leaves]:
-        """One step: its credit meets the traces of the past, then these move on; and the credit of what it reads."""
+        """Runs one step: multiplies its credit by the past traces, updates these, and returns its inputs' credit."""
         h = [kept.carry[i] for i in self.state]
 
         def seen(consts: Leaves, h: Leaves, some_x: Leaves) -> tuple[Any, Any]:
@@ -231,7 +231,7 @@ class _Recursion:
         return _Kept(moved, self.moved_on(kept, x, h, rows), direct, lessons), to_x
 
     def moved_on(self, kept: _Kept, x: Leaves, h: Leaves, rows: dict[str, Params]) -> dict[str, list[Params]]:
-        """ε_s ← Σ_s' ∂s/∂s' ε_s' + ∂s/∂ν ∂ν/∂θ, the first two of which are unit by unit."""
+        """Computes ε_s ← Σ_s' ∂s/∂s' ε_s' + ∂s/∂ν ∂ν/∂θ, where ∂s/∂s' and ∂s/∂ν act unit by unit."""
 
         def along(h_moves: Leaves, nu_moves: Leaves) -> Leaves:
             by_itself = lambda h, offsets: self.by_itself(kept.carry, x, h, offsets)
@@ -252,7 +252,7 @@ class _Recursion:
         return after
 
     def step(self, consts: Leaves, carry: Leaves, x: Leaves, h: Leaves, offsets: Leaves) -> tuple[Leaves, Leaves, Any]:
-        """The carry after a step, what of y has credit, and each layer's parameters and rows."""
+        """Returns the carry after a step, the part of y that has credit, and each layer's parameters and rows."""
 
         def run(consts: Leaves, pair: Array) -> tuple[Leaves, Leaves]:
             return self.whole.step(consts, [*self.with_state(carry, h), *offsets, pair], x)
@@ -266,13 +266,13 @@ class _Recursion:
         return moved[: len(carry)], [leaf for leaf in jax.tree.leaves(results) if differentiable(leaf)], found
 
     def by_itself(self, carry: Leaves, x: Leaves, h: Leaves, offsets: Leaves) -> Leaves:
-        """The state after a step, of units that no connection reaches."""
+        """Returns the state after a step, of units that no connection reaches."""
         consts = jax.lax.stop_gradient(self.alone.consts)
         moved, _ = self.alone.step(consts, [*self.with_state(carry, h), *offsets, jnp.ones(())], x)
         return [moved[i] for i in self.state]
 
     def own_states(self, k: int) -> list[int]:
-        """Which parts of the state the units of the k-th layer carry of themselves, by place."""
+        """Returns, by place, the parts of the state that the units of the k-th layer carry themselves."""
         begun, x, name = [self.start[i] for i in self.state], self.blank_x(), self.names[k]
         by_h = reached(lambda *h: self.by_itself(self.start, x, list(h), self.zeros), *begun)
         by_nu = reached(lambda *nus: self.by_itself(self.start, x, begun, list(nus)), *self.zeros)

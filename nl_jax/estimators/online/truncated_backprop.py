@@ -10,20 +10,20 @@ from nl_jax.propagation.loops import Leaves
 
 
 def truncated_backprop(objective: Objective, *, window: int, loop: str = "time") -> GradientEstimator:
-    """Backpropagation through time within windows of k steps; no credit passes from one to the one before.
+    """Backpropagation through time within windows of k steps; no credit passes from a window to the one before.
 
-    Time is cut into windows, one after the other, the last one shorter where it must be. The state is handed on, its
-    credit is not: BPTT(k; k) of Williams & Peng (1990). What is further apart than k steps is not learned, and what is
-    nearer only if no border lies between.
+    Time is cut into consecutive windows; the last one may be shorter. The state is passed on, its credit is not:
+    BPTT(k; k) of Williams & Peng (1990). Dependencies over more than k steps are not learned, and shorter ones only if
+    no border lies between.
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name.
-      window: k, at least 1; from the number of steps on it is `backprop`.
+      window: k, at least 1; if at least the number of steps, this is `backprop`.
       loop: the loop's name.
 
     Returns:
-      An estimator without state or randomness, biased unless a window holds all steps: memory of one window, whatever
-      the number of steps; four evaluations.
+      An estimator without state or randomness, biased unless a window holds all steps. It needs the memory of one
+      window, whatever the number of steps, and four evaluations.
 
     Raises:
       ValueError: if the objective takes no `propagate` or `window` is not as described; when run, if the program has no
@@ -35,7 +35,7 @@ def truncated_backprop(objective: Objective, *, window: int, loop: str = "time")
         windows = -(-run.length // window)
 
         def back(first: Array, h: Leaves, rest: Leaves, end: Leaves, steps: int) -> tuple[Leaves, Leaves, Leaves]:
-            """The state after the steps of a window, and what they teach."""
+            """Returns the state and the rest after the steps of a window, and the gradient of these steps."""
 
             places = first + jnp.arange(steps, dtype=jnp.int32)
             reads = jax.tree.map(lambda leaf: leaf[places], run.reads)

@@ -28,28 +28,28 @@ class RankOne(NamedTuple):
 
 
 def uoro(objective: Objective, *, num_samples: int = 1, loop: str = "time") -> GradientEstimator:
-    """`rtrl` with its influence matrix as a product of two vectors, unbiased: J_t ≈ h̃_t θ̃_tᵀ (Tallec & Ollivier 2018).
+    """`rtrl` with an unbiased product of two vectors as influence matrix: J_t ≈ h̃_t θ̃_tᵀ (Tallec & Ollivier 2018).
 
         h̃ ← ρ_0 ∂h_t/∂h_{t−1} h̃ + ρ_1 ν,    θ̃ ← θ̃/ρ_0 + νᵀ ∂h_t/∂θ / ρ_1                         (their eq. 13–14)
 
-    ν are independent signs, one for each component of the state, ρ_0 and ρ_1 the square roots of ratios of norms that
-    make the variance least (their eq. 15–16). E h̃ θ̃ᵀ = J, so that the estimate is the gradient on average.
+    ν are independent signs, one for each component of the state. ρ_0 and ρ_1 are the square roots of ratios of norms
+    that minimise the variance (their eq. 15–16). E h̃ θ̃ᵀ = J, so that the estimate is the gradient on average.
 
-    Every example has products of its own, except where a layer mixes examples: there one stands for the whole batch,
-    and its variance grows with the batch as well as with time. Samples are averaged.
+    Every example has its own products, except where a layer mixes examples: there one product stands for the whole
+    batch, and its variance grows with the batch as well as with time. Samples are averaged.
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name.
-      num_samples: K, products averaged, at least 1.
+      num_samples: K, the number of products averaged, at least 1.
       loop: the loop's name.
 
     Returns:
-      An estimator without state, unbiased: memory of two vectors a sample and example, like θ and like the state,
-      whatever the number of steps; 4 + 4 K evaluations.
+      An estimator without state, unbiased. It needs the memory of two vectors for each sample and example, like θ and
+      like the state, whatever the number of steps, and 4 + 4 K evaluations.
 
     Raises:
-      ValueError: if the objective takes no `propagate` or `num_samples` is not as described; when run, for a key that
-        is not typed, or if the program has no loop of this name.
+      ValueError: if the objective takes no `propagate` or `num_samples` is not as described; when run, if the key is
+        not typed or the program has no loop of this name.
     """
     num_samples = positive_integer("num_samples", num_samples)
 
@@ -60,7 +60,7 @@ def uoro(objective: Objective, *, num_samples: int = 1, loop: str = "time") -> G
 
 
 def rank_one(run: Run, key: Key, num_samples: int) -> Influence:
-    """K products of two vectors."""
+    """Carries K products of two vectors."""
 
     def one(J: RankOne, signs: Leaves, push: Push, pull: Pull) -> RankOne:
         along, fed = push(J.state), pull(signs)[0]
@@ -87,7 +87,7 @@ def rank_one(run: Run, key: Key, num_samples: int) -> Influence:
 
 
 def _balance(theta: Leaves, state: Leaves) -> Array:
-    """√(‖θ̃‖/‖h̃‖), at which both factors have one norm; 1 where either is zero."""
+    """Computes √(‖θ̃‖/‖h̃‖), which gives both factors the same norm; 1 where either is zero."""
     ours, theirs = optax.tree.norm(theta), optax.tree.norm(state)
     known = (ours > 0) & (theirs > 0)
     return jnp.where(known, jnp.sqrt(jnp.where(known, ours, 1) / jnp.where(known, theirs, 1)), 1)

@@ -1,4 +1,4 @@
-"""Spaces a network can be perturbed in: its weights, some directions of its weights, or its nodes.
+"""Spaces in which a network can be perturbed: its weights, some directions of its weights, or its nodes.
 
 A space is a function `space(params, batch, noise) -> View`.
 """

@@ -11,10 +11,10 @@ Run = Callable[..., tuple[Any, dict[str, Array]]]
 
 
 def mixing_layers(objective: Objective) -> Run:
-    """`run(params, batch, offsets) -> (losses, {layer: ν})`, of the layers that mix examples.
+    """Returns `run(params, batch, offsets) -> (losses, {layer: ν})` for the layers that mix examples.
 
-    Which those are, `nl_jax.base.Connection` says. Offsets of pre-activations as in `nl_jax.propagation.inject`; ν is
-    without the layer's own.
+    `nl_jax.base.Connection` defines which these are. Offsets of pre-activations are as in `nl_jax.propagation.inject`;
+    ν is without the layer's own offset.
     """
 
     def layer(site: Site, offset: Array | None) -> tuple[Array, Array | None]:
@@ -26,12 +26,12 @@ def mixing_layers(objective: Objective) -> Run:
 
 
 def refuse_coupling(preactivations: Callable[[State], dict[str, Array]], origin: State, remedy: str) -> None:
-    """ValueError if examples' own displacements meet in a layer that mixes examples.
+    """Raises ValueError if displacements of single examples meet in a layer that mixes examples.
 
-    Above such a layer, or beside it, they do no harm: what counts is whether its pre-activation depends on them.
+    Displacements above such a layer, or beside it, do no harm: only those count on which its pre-activation depends.
 
     Args:
-      preactivations: `preactivations(displaced values) -> {layer: ν}`, of the layers that mix examples.
+      preactivations: `preactivations(displaced values) -> {layer: ν}`, for the layers that mix examples.
       origin: a tree like the displaced values.
       remedy: what to do instead.
     """

@@ -21,12 +21,12 @@ Template = dict[str, jax.ShapeDtypeStruct]
 
 
 class Credit(NamedTuple):
-    """Whose loss judges whose noise.
+    """Which loss judges which noise.
 
     Attributes:
       draw: `draw(noise, index, template, examples) -> {layer: ξ}`, the directions of one sample.
       judge: `judge(change, directions) -> credit`, Σ_k over one layer's stacked directions.
-      together: whether a direction is the whole batch's and not one example's.
+      together: whether a direction is that of the whole batch, not of one example.
     """
 
     draw: Callable[[Noise, Array, Template, int], dict[str, Array]]
@@ -37,9 +37,9 @@ class Credit(NamedTuple):
 def per_example_credit() -> Credit:
     """(Ẽ_n − E_n) γ_n: each example's noise is judged by its own loss (seed 000, node perturbation).
 
-    Right where one example's nodes act on that example's loss alone, and refused where a layer says that they do not
-    (`nl_jax.base.Connection`); variance does not grow with the batch. Every example explores its own node space: it
-    has the law's directions to itself.
+    Correct if an example's nodes act only on that example's loss, and refused if a layer declares otherwise
+    (`nl_jax.base.Connection`). The variance does not grow with the batch. Every example explores its own node space,
+    with its own directions of the law.
     """
 
     def draw(noise: Noise, index: Array, template: Template, examples: int) -> dict[str, Array]:
@@ -63,7 +63,7 @@ def per_example_credit() -> Credit:
 def per_batch_credit() -> Credit:
     """(Σ_n Ẽ_n − Σ_n E_n) γ: all noise is judged by the whole batch's loss.
 
-    Unbiased also where examples interact (batch normalisation), at a variance that grows with the batch.
+    Unbiased even if examples interact (batch normalisation), with a variance that grows with the batch.
     """
 
     def draw(noise: Noise, index: Array, template: Template, examples: int) -> dict[str, Array]:
@@ -77,22 +77,21 @@ def per_batch_credit() -> Credit:
 
 
 def nodes(objective: Objective, credit: Credit | None = None) -> Space:
-    """Displace every pre-activation: ν^l + γ^l, for each example its own (seed 000, node perturbation).
+    """Displaces every pre-activation: ν^l + γ^l, separately for each example (seed 000, node perturbation).
 
-    Only layers whose pre-activation depends on the parameters are displaced: noise anywhere else would
-    be noise alone.
+    Only layers whose pre-activation depends on the parameters are displaced: elsewhere, noise would only add variance.
 
     In a loop (`nl.scan`) noise is drawn step by step, from the number of the step, and drawn again once its credit is
-    known: memory does not grow with the number of steps. A law that joins its components, such as orthogonal
-    directions, does so among the layers of one step.
+    known: memory does not grow with the number of steps. A law with dependent components, such as orthogonal
+    directions, couples only the layers of one step.
 
     Args:
       objective: a per-example objective that takes `propagate`.
       credit: `per_example_credit()`, the default, or `per_batch_credit()` where examples interact.
 
     Raises:
-      ValueError: if the objective takes no `propagate`; when run, for per-example credit of noise that reaches a layer
-        which mixes examples.
+      ValueError: if the objective takes no `propagate`; when run, if credit is per example and noise reaches a layer
+        that mixes examples.
     """
     layered("perturbing nodes", objective)
     chosen = per_example_credit() if credit is None else credit
@@ -104,7 +103,7 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
         straight = templates.pop("", {})
 
         def of_step(scope: str, key: Key, index: Array) -> dict[str, Array]:
-            """The directions of sample `index` at one step of a loop, of which this is the key."""
+            """Draws the directions of sample `index` at one step of a loop, by the key of that step."""
             return chosen.draw(noise._replace(key=key), index, templates[scope], examples)
 
         def key_of_step(scope: str, steps: tuple[Array, ...]) -> Key:
@@ -112,7 +111,7 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
             return functools.reduce(jax.random.fold_in, steps, key)
 
         def respond(site: Site, nu: Array) -> Array | None:
-            """ν itself outside loops; in one, a number for each sample and example, whose credit is enough."""
+            """Returns ν outside loops; in a loop, one number for each sample and example, whose credit is enough."""
             if not site.steps:
                 return nu
             if site.name not in displaceable:
@@ -131,7 +130,7 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
             )  # fmt: skip
 
         def draw(index: Array) -> Direction:
-            """Arrays by layer; for a loop, only the sample's number."""
+            """Returns arrays by layer; for a loop, only the sample's number."""
             drawn = chosen.draw(noise, index, straight, examples) if straight else {}
             return drawn | {scope: jnp.int32(index) for scope in templates}
 
@@ -158,12 +157,12 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
 
         def credited(change: Array, directions: Direction) -> Params:
             found = {name: chosen.judge(change, directions[name]) for name in straight}
-            # Of a loop, the change itself, each sample's at its place: its noise is drawn again.
+            # For a loop, each sample's change itself, at the sample's place: its noise is drawn again.
             blank = jnp.zeros((noise.num_samples, change.shape[1]), wide_dtype(change.dtype))
             return found | {scope: blank.at[directions[scope]].set(change.astype(blank.dtype)) for scope in templates}
 
         def of_layer(name: str, credit: Params) -> Array:
-            """Of a layer's response."""
+            """Returns the credit of a layer's response."""
             return credit[name if name in straight else _scope(name)]
 
         def gradient(credit: Params) -> Params:
@@ -206,7 +205,7 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
             components=sum(nu.size for nu in displaceable.values()) // (1 if chosen.together else examples),
             fixed_cost=2,  # the clean pass and the local gradient
             clean_cost=0,
-            tangent_cost=2 if templates else 1,  # d(x W) = dx W; in a loop, the pass is run along
+            tangent_cost=2 if templates else 1,  # d(x W) = dx W; in a loop, the pass itself is run as well
             chunk=at_once,
             layers=Layers(judged, gradient, by_layer),
         )
@@ -215,7 +214,7 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
 
 
 def layers_at_once(objective: Objective, params: Params, batch: Batch) -> int:
-    """How many layers one direction of `nodes` joins: all outside loops, or those of one step of a loop; the more.
+    """Counts the layers in one direction of `nodes`: all outside loops, or those of a loop's step; the larger number.
 
     Nothing is run.
     """
@@ -234,7 +233,7 @@ def _response(
     nu: Array,
     key: Key,
 ) -> Array:
-    """R_kn = ⟨ξ_k, ν⟩_n, of which nothing is wanted but the derivative: Σ_k c_kn ξ_kn, of noise drawn again."""
+    """R_kn = ⟨ξ_k, ν⟩_n, of which only the derivative is used: Σ_k c_kn ξ_kn, with noise drawn again."""
     dtype = nu.dtype
 
     @jax.custom_vjp
@@ -260,7 +259,7 @@ def _response(
 
 
 def _by_loop(displaceable: Template) -> dict[str, Template]:
-    """The templates of one step, by the loop the layers are in; "" for those outside loops."""
+    """Returns the templates of one step, by the loop that the layers are in; "" for those outside loops."""
     templates: dict[str, Template] = {}
     for name, nu in displaceable.items():
         of_step = jax.ShapeDtypeStruct(nu.shape[loops_around(name) :], nu.dtype)
@@ -269,11 +268,11 @@ def _by_loop(displaceable: Template) -> dict[str, Template]:
 
 
 def _scope(name: str) -> str:
-    """The loop a layer is in, as `nl_jax.propagation.Given` names it."""
+    """Returns the loop that a layer is in, as `nl_jax.propagation.Given` names it."""
     return name[: name.rfind("/") + 1]
 
 
 def _independent(law: Law, key: Key, index: Array, template: Params) -> Direction:
-    """A direction of vectors in the template's shapes: nodes are no weights, and no law takes them for such."""
+    """Draws a direction of vectors in the template's shapes: nodes are not weights, and laws must not take them so."""
     shown = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((leaf.size,), leaf.dtype), template)
     return jax.tree.map(lambda xi, leaf: xi.reshape(leaf.shape), law(key, index, shown), template)

@@ -19,16 +19,16 @@ from nl_jax.propagation import feedforward
 
 
 def subspace(objective: Objective, basis: Basis) -> Space:
-    """Displace weights by Q G, G the noise of a few coordinates, and all other parameters as `weights` does.
+    """Displaces weights by Q G, with G the noise of a few coordinates, and all other parameters as `weights` does.
 
     W + σ Q G is never formed: x (W + σ Q G) = x W + σ (x Q) G, so that all samples share the products with W.
 
     Args:
-      objective: any per-example objective, as the basis asks for.
+      objective: any per-example objective that the basis accepts.
       basis: from `nl.bases`.
 
     Raises:
-      ValueError: if `basis` is none, or does not suit the objective.
+      ValueError: if `basis` is not one of `nl.bases`, or does not suit the objective.
     """
     if not isinstance(basis, Basis):
         raise ValueError(f"basis must be one of nl.bases, made by a call such as inputs(rank=4); got {basis!r}")
@@ -38,7 +38,7 @@ def subspace(objective: Objective, basis: Basis) -> Space:
         floating(params)
         leaves, tree = jax.tree.flatten(params)
         examples = jax.eval_shape(lambda: per_example(objective(params, batch))).shape[0]
-        # A fold that no sample's index takes.
+        # A fold-in that no sample's index uses.
         found = basis.find(jax.random.fold_in(noise.key, jnp.uint32(2**32 - 1)), objective, params, batch)
         first = jax.tree.unflatten(tree, [_coordinates(i, leaf, found) for i, leaf in enumerate(leaves)])
 
@@ -68,7 +68,7 @@ def subspace(objective: Objective, basis: Basis) -> Space:
         def values() -> int:
             return use(objective, params, batch).values * examples * leaves[0].dtype.itemsize
 
-        # Samples share the products with W: what each brings along is its coordinates and its axons.
+        # Samples share the products with W: each adds only its coordinates and its axons.
         at_once = default_chunk(noise.num_samples, Footprint(occupied(first) + values(), weights_of_its_own=False))
         losses = found.losses
         return inner._replace(
@@ -83,7 +83,7 @@ def subspace(objective: Objective, basis: Basis) -> Space:
 
 
 def _coordinates(place: int, leaf: Array, found: Found) -> Array:
-    """Where a parameter's noise starts from: 0 of a weight in its subspace, itself of all others."""
+    """Returns the origin of a parameter's noise: 0 for a weight in its subspace, itself for all others."""
     if place not in found.matrices:
         return leaf
     stack = leaf.shape[: found.stacked[place]]
@@ -91,7 +91,7 @@ def _coordinates(place: int, leaf: Array, found: Found) -> Array:
 
 
 def _lifted(place: int, leaf: Array, coordinates: Array, found: Found) -> Array:
-    """Q c."""
+    """Computes Q c."""
     if place not in found.matrices:
         return coordinates
     wide = wide_dtype(leaf.dtype)

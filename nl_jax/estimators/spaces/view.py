@@ -12,12 +12,12 @@ from nl_jax.numerics import wide_dtype
 
 
 class Noise(NamedTuple):
-    """What the directions of one estimate are drawn from.
+    """The source of the directions of one estimate.
 
     Attributes:
       law: from `nl.directions`.
-      key: the estimate's.
-      num_samples: K, how many are drawn.
+      key: the estimate's key.
+      num_samples: K, the number of directions drawn.
     """
 
     law: Law
@@ -33,11 +33,11 @@ Measure = Callable[[Direction], tuple[Array, Array]]
 
 
 class Layers(NamedTuple):
-    """How a space of layers makes credit of rates of change, and a gradient of credit.
+    """How a space of layers turns rates of change into credit, and credit into a gradient.
 
     Attributes:
-      judged: `judged(measure, chunk, share) -> (mean credit, mean loss)`, of all samples, of which this device
-        evaluates its share; `chunk` samples at once, None for what suits.
+      judged: `judged(measure, chunk, share) -> (mean credit, mean loss)`, over all samples, of which this device
+        evaluates its share; `chunk` samples at once, None for the default.
       gradient: `gradient(mean credit) -> grads`, calibrated to the mean loss.
       credit: `credit(mean credit) -> {layer: LayerCredit}`.
     """
@@ -48,25 +48,25 @@ class Layers(NamedTuple):
 
 
 class View(NamedTuple):
-    """A space seen from given parameters and a given batch, with the noise of one estimate.
+    """A space at given parameters and a given batch, with the noise of one estimate.
 
     Attributes:
-      draw: `draw(index) -> direction`, the index-th of the estimate.
+      draw: `draw(index) -> direction`, the index-th direction of the estimate.
       clean: `clean() -> losses` without displacement, [batch].
       displaced: `displaced(direction, sigma) -> losses`, [batch], a step of σ along the direction.
-      both_sides: `both_sides(direction, sigma) -> (losses, losses)`, a step forth and a step back.
+      both_sides: `both_sides(direction, sigma) -> (losses, losses)`, a step forward and a step back.
       tangent: `tangent() -> (losses, along)`, the exact derivative at σ = 0.
       dtypes: of all that is displaced.
-      components: P, of one direction.
-      fixed_cost: evaluations spent per estimate, whatever the number of samples.
-      clean_cost: evaluations `clean` costs beyond that.
-      tangent_cost: evaluations an exact derivative along one direction costs.
-      chunk: samples at once by default.
-      rates: of weights, `rates(measure, chunk, indices) -> (rates, losses)` along some directions: rates [K, 1], or
+      components: P, the number of components of one direction.
+      fixed_cost: evaluations per estimate, whatever the number of samples.
+      clean_cost: the additional evaluations of `clean`.
+      tangent_cost: the evaluations of an exact derivative along one direction.
+      chunk: the default number of samples at once.
+      rates: for weights, `rates(measure, chunk, indices) -> (rates, losses)` along some directions: rates [K, 1], or
         [K, batch] where every example has its own directions, and mean losses [K]; `chunk` samples at once, None for
-        what suits. The gradient follows from them.
-      directions: of weights, a `nl_jax.estimators.sampled.Directions`, to draw them again by.
-      layers: of nodes, how credit is formed; None of weights.
+        the default. The gradient follows from them.
+      directions: for weights, a `nl_jax.estimators.sampled.Directions`, with which to draw them again.
+      layers: for nodes, how credit is formed; None for weights.
     """
 
     draw: Callable[[Array], Direction]
@@ -89,6 +89,6 @@ Space = Callable[[Params, Batch, Noise], View]
 
 
 def weighted_sum(rates: Array, directions: Array) -> Array:
-    """Σ_k rate_k ξ_k, for `rates` [k] and `directions` [k, …], in float32 at least."""
+    """Computes Σ_k rate_k ξ_k, for `rates` [k] and `directions` [k, …], in float32 at least."""
     wide = wide_dtype(directions.dtype)
     return jnp.tensordot(rates.astype(wide), directions.astype(wide), axes=1)

@@ -23,23 +23,23 @@ from nl_jax.products import Shifted, Use, use
 
 
 def weights(objective: Objective, *, params_sharding: Any = None) -> Space:
-    """Displace every parameter: W + Ω, b + γ (seed 000, weight perturbation). Works on any JAX function.
+    """Displaces every parameter: W + Ω, b + γ (seed 000, weight perturbation). Works on any JAX function.
 
-    No direction is kept. Large parameters are displaced block by block where an objective multiplies by them
-    (`nl_jax.products`), and every direction is drawn a second time once its loss is known, to be added to the gradient.
+    Directions are not stored. Large parameters are displaced block by block where an objective multiplies by them
+    (`nl_jax.products`), and every direction is drawn again once its loss is known, to be added to the gradient.
 
-    Structured laws keep their form for parameters that an objective only multiplies by. They are shown all others as
-    vectors, for which they have independent noise. `flipout` asks for examples that do not interact; all other laws
+    Structured laws keep their form for parameters that an objective only multiplies by. All others are shown to them as
+    vectors, for which they draw independent noise. `flipout` requires examples that do not interact; all other laws
     work on any objective.
 
     Args:
       objective: any per-example objective.
-      params_sharding: how the parameters lie over the devices of a mesh, a tree like them with a `NamedSharding` each.
-        Large parameters' noise is drawn where they lie. None for what JAX knows of them while it traces, which is all
-        on a mesh with explicit axes and nothing on one with automatic axes.
+      params_sharding: how the parameters are sharded over the devices of a mesh, a tree like them with a
+        `NamedSharding` each. Large parameters' noise is drawn where they are. None for what JAX knows of them while it
+        traces, which is everything on a mesh with explicit axes and nothing on one with automatic axes.
 
     Raises:
-      ValueError: when run, if `params_sharding` is no such tree.
+      ValueError: when run, if `params_sharding` is not such a tree.
     """
 
     def view(params: Params, batch: Batch, noise: Noise) -> View:
@@ -58,11 +58,11 @@ def weights(objective: Objective, *, params_sharding: Any = None) -> Space:
             return per_example(objective(jax.tree.unflatten(tree, moved), batch))
 
         def moved(direction: Direction, sigma: Any, *, shared: bool = False) -> list[Any]:
-            """The parameters a step of σ along the direction; `shared` if other steps are taken beside this one."""
+            """Returns the parameters a step of σ along the direction; `shared` if other steps are taken as well."""
 
             def displace(place: int, weight: Array, xi: Any) -> Any:
-                # A layer that reads the data sees the same x at every step: x (W + σ ξ) are sums of two products that
-                # all steps share, and x W is that of all samples.
+                # A layer that reads the data has the same x at every step: x (W + σ ξ) is a sum of two products that
+                # all steps share, and x W is shared by all samples.
                 apart = shared and uses().reads_data[place]
                 if isinstance(xi, Blocks):
                     if not uses().multiplied[place]:
@@ -81,7 +81,7 @@ def weights(objective: Objective, *, params_sharding: Any = None) -> Space:
             one = lambda sigma: losses_at(moved(direction, sigma, shared=True))
             if not mostly_blocks:
                 above = one(sigma)
-                # The step back waits: what both hold at once would be the memory of two forward passes.
+                # The step back waits: both at once would take the memory of two forward passes.
                 back, above = jax.lax.optimization_barrier((jnp.asarray(-sigma, wide_dtype(above.dtype)), above))
                 return above, one(back)
             above, below = jax.vmap(one)(jnp.array([sigma, -sigma]))  # each block is drawn once for both
@@ -107,7 +107,7 @@ def weights(objective: Objective, *, params_sharding: Any = None) -> Space:
             return Footprint(occupied(example) + values, weights_of_its_own=False)
 
         def rates(measure: Measure, chunk: int | None, indices: Array) -> tuple[Array, Array]:
-            """The rates of change, of the whole batch where its examples share their directions; the mean loss."""
+            """Returns rates of change, averaged over the batch if examples share their directions, and mean losses."""
 
             def one(index: Array) -> tuple[Array, Array]:
                 change, losses = measure(draw(index))
@@ -157,7 +157,7 @@ def _directions(
     uses: Callable[[], Use],
     shardings: list[Any] | None,
 ) -> Directions:
-    """The noise's directions. A structured law is shown as weights what the objective only multiplies by."""
+    """Returns the noise's directions. Structured laws see as weights what the objective only multiplies by."""
     leaves, tree = jax.tree.flatten(params)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     drawn = parts(jax.eval_shape(drawing(noise.law), noise.key, jnp.int32(0), shapes))
