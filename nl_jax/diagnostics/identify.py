@@ -54,7 +54,7 @@ def identify(
     prior: Mapping[str, float] | None = None,
     num_samples: int = 1,
 ) -> Identified:
-    """Computes the posterior over candidate learning rules by Bayes' rule (after Nayebi et al. 2020 and Portes et al. 2022).
+    """Computes the posterior over candidate rules by Bayes' rule (after Nayebi et al. 2020 and Portes et al. 2022).
 
     A candidate predicts the changes d = −η g + noise. g concatenates its estimates at all steps; the noise is Gaussian
     with standard deviation σ, independent across weights and steps. The total distance that the rule moved the weights,
