@@ -51,7 +51,7 @@ def _finite(tree: State) -> bool:
 
 
 def loops(s: Subject) -> Row:
-    """Checks calibration in a loop over time; a refusal must be a ValueError that gives the reason and an alternative."""
+    """Checks calibration in a loop over time; a refusal is a ValueError with the reason and an alternative."""
     if s.make_problem is problem.recurrent:
         return Row("loops", "noted", "all of this is in a loop over time", {"served": True})
     return _on(s, "loops", problem.recurrent)

@@ -28,7 +28,7 @@ def signatures(s: Subject) -> Row:
 
 
 def shapes(s: Subject) -> Row:
-    """Checks that gradients match the parameters' tree, the state matches the previous one, and gradients are finite."""
+    """Checks that gradients match the parameters and are finite, and that the state matches the previous one."""
     leaves = jax.tree_util.tree_leaves_with_path
     grads, state, _ = _once(s)
     found = []
