@@ -12,8 +12,8 @@ def decorrelated(connection: Connection) -> Connection:
     """Replaces a connection's inputs x by x R; a dense connection becomes ν = (x R) W + b.
 
     R, `params["decorrelation"]` of shape [inputs, inputs], starts as the identity and learns to decorrelate the inputs
-    by a local rule, `nl.decorrelation` (Ahmad et al. 2022, where it multiplies columns, R x). R is a parameter like
-    any other: an estimator treats it as part of the gradient of the loss, unless `nl.partition` says otherwise.
+    by a local rule, `nl.decorrelation` (Ahmad et al. 2022, where it multiplies columns, R x). R is a parameter like any
+    other: an estimator gives it the gradient of the loss, unless `nl.partition` assigns it to another estimator.
 
     Args:
       connection: any connection that reads a vector, such as `nl.connections.dense()`.
