@@ -15,7 +15,7 @@ KEY = jax.random.key(3)
 
 
 class Differentiated(Exception):
-    """Raised by the functions below when their derivative is taken."""
+    """Raised when `_rough_tanh` or `_rough_loss` is differentiated."""
 
 
 def layers(s: Subject) -> Row:

@@ -141,7 +141,7 @@ def leaf(moments: Moments, g: np.ndarray, error: float, whole: float = 0.0, tole
     covariance = (moments.products / n - np.outer(mean, mean)) * n / (n - 1)
     if not np.all(np.isfinite(covariance)):
         return LeafBias(np.nan, np.nan, np.inf, np.inf, np.inf, True, False)
-    zero = not float(g @ g) ** 0.5 > 1e-12 * whole  # 0 but for rounding
+    zero = not float(g @ g) ** 0.5 > 1e-12 * whole  # 0 up to rounding
     norm = (whole or 1.0) if zero else float(g @ g) ** 0.5
     missed = NormalDist().inv_cdf(1 - MISSED)
     length, length_error, seen, far = np.nan, np.nan, np.nan, False
@@ -152,7 +152,7 @@ def leaf(moments: Moments, g: np.ndarray, error: float, whole: float = 0.0, tole
         far = not abs(length - 1) <= limit
         seen = limit + missed * length_error
 
-    spectrum = np.maximum(np.linalg.eigvalsh(covariance), 0.0) / n  # of the mean
+    spectrum = np.maximum(np.linalg.eigvalsh(covariance), 0.0) / n  # eigenvalues of the mean's covariance
     chance, limit2 = float(spectrum.sum()), chi_square_limit(spectrum, error)
     square = float(mean @ mean)
     limit = (chance + limit2) ** 0.5 + tolerance * norm

@@ -179,7 +179,7 @@ def _row(seconds: np.ndarray, evaluations: int, quality: Any) -> Row:
     power = optax.tree.norm(quality.reference, squared=True)
     scale = float(optax.tree.vdot(quality.mean, quality.reference) / power)
     snr, snr_error = (scale**2 * float(x) for x in (quality.signal_to_noise, quality.signal_to_noise_error))
-    exact = snr > 1 / np.finfo(np.float32).eps and float(quality.cosine) > 0.999  # what is left is rounding
+    exact = snr > 1 / np.finfo(np.float32).eps and float(quality.cosine) > 0.999  # the rest is rounding
     snr, relative = (math.inf, 0.0) if exact else (snr, snr_error / snr if snr else math.nan)
     per_second, per_evaluation = snr / time.median, snr / evaluations
     return Row(

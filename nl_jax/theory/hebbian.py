@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 
 def hebb_flow(C: Array, W0: Array, t: ArrayLike) -> Array:
-    """W(t) = e^{Ct} W₀ solves dW/dt = C W: every eigen-component grows, as e^{λ_i t} (seed 000, PCA networks).
+    """Hebb's flow: W(t) = e^{Ct} W₀ solves dW/dt = C W; eigen-components grow as e^{λ_i t} (seed 000, PCA networks).
 
     Args:
       C: [inputs, inputs], symmetric.
@@ -24,7 +24,7 @@ def hebb_flow(C: Array, W0: Array, t: ArrayLike) -> Array:
 
 
 def oja_flow(C: Array, w0: Array, t: ArrayLike) -> Array:
-    """w(t) = e^{Ct} w₀ / √(1 + w₀ᵀ(e^{2Ct} − I)w₀) solves dw/dt = C w − (wᵀ C w) w (Oja 1982).
+    """Oja's flow: w(t) = e^{Ct} w₀ / √(1 + w₀ᵀ(e^{2Ct} − I)w₀) solves dw/dt = C w − (wᵀ C w) w (Oja 1982).
 
     Numerator and denominator are divided by the largest exponential, so any t ≥ 0 is valid.
 
@@ -45,7 +45,7 @@ def oja_flow(C: Array, w0: Array, t: ArrayLike) -> Array:
 
 
 def subspace_flow(C: Array, W0: Array, t: ArrayLike) -> Array:
-    """W Wᵀ(t) = e^{Ct} W₀ [I + W₀ᵀ(e^{2Ct} − I)W₀]⁻¹ W₀ᵀ e^{Ct} (Yan, Helmke and Moore 1994).
+    """Subspace flow: W Wᵀ(t) = e^{Ct} W₀ [I + W₀ᵀ(e^{2Ct} − I)W₀]⁻¹ W₀ᵀ e^{Ct} (Yan, Helmke and Moore 1994).
 
     It solves the flow of the subspace rule, dW/dt = C W − W Wᵀ C W, a Riccati equation in W Wᵀ. The columns of W₀ are
     first combined so that each contains exactly one of the largest eigen-components, then divided by its exponential.

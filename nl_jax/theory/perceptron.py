@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def update(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """w ← w + y x if y wᵀx ≤ 0, else w (Rosenblatt 1958).
+    """One step of the perceptron rule, w ← w + y x if y wᵀx ≤ 0, else w (Rosenblatt 1958).
 
     Args:
       w: weights, [D].
