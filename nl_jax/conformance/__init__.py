@@ -1,4 +1,4 @@
-"""Certifies that an estimator keeps the contract and its own claims.
+"""Certifies that an estimator meets the contract and its own claims.
 
 python -m nl_jax.conformance module:factory
 """

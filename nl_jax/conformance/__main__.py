@@ -14,7 +14,7 @@ from nl_jax.conformance.subject import Claims, Factory
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the certificate; 0 if all checks passed, 1 if one failed, 3 if draws were too few to show one."""
+    """Prints the certificate; returns 0 if all checks passed, 1 if one failed, 3 if one had too few draws."""
     parser = argparse.ArgumentParser(prog="python -m nl_jax.conformance", description=__doc__)
     parser.add_argument("factory", help="module:factory, with factory(objective) -> estimator; nl_jax:backprop")
     parser.add_argument("--biased", action="store_true", help="its mean is not claimed to be the gradient")
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [check for check in CHECKS if args.checks is None or check.__name__ in args.checks]
     budget = {} if args.max_keys is None else {"max_keys": args.max_keys}
     try:
-        with jax.enable_x64(True):  # where σ can be small, and algebra is told from rounding
+        with jax.enable_x64(True):  # allows small σ, and separates algebraic errors from rounding
             problem = recurrent if args.recurrent else chain
             certificate = certify(
                 _found(args.factory), claims, problem=problem, num_keys=args.num_keys, checks=chosen, **budget
@@ -55,7 +55,7 @@ def _found(name: str) -> Factory:
     module, _, attribute = name.partition(":")
     if not (module and attribute):
         raise ValueError("write it as module:factory, such as nl_jax:backprop")
-    sys.path.insert(0, "")  # modules where the command is given
+    sys.path.insert(0, "")  # finds modules in the working directory
     return getattr(importlib.import_module(module), attribute)
 
 

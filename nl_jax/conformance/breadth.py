@@ -1,4 +1,4 @@
-"""Checks of claims on other networks, in half precision, and after a hundred steps of training."""
+"""Checks claims on other networks, in half precision, and after a hundred steps of training."""
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,13 @@ from nl_jax.conformance.problem import MakeProblem
 from nl_jax.conformance.subject import Subject, subject
 
 STEPS = 100
-"""Steps of training after which an estimator is asked again."""
+"""Training steps before an estimator is checked again."""
 OPTIMIZER = optax.adam(1e-2)
-"""Whose steps are of one length, whatever scale an uncalibrated estimator has."""
+"""Its steps do not depend on the scale of an uncalibrated estimator."""
 
 
 def training(s: Subject) -> Row:
-    """After 100 steps of Adam parameters, state and losses are finite, and calibration is as claimed there too."""
+    """Checks that after 100 steps of Adam parameters, state and losses are finite and calibration still holds."""
     params, state, loss = s.problem.params, s.state, jnp.zeros(())
     optimizer = OPTIMIZER.init(params)
     for step, key in enumerate(jax.random.split(jax.random.key(13), STEPS)):
@@ -37,7 +37,7 @@ def training(s: Subject) -> Row:
 
 @jax.jit  # one program for all estimators on one problem
 def _updated(grads: Params, optimizer: State, params: Params) -> tuple[Params, State]:
-    with jax.numpy_dtype_promotion("standard"):  # whose own arithmetic relies on it
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
         updates, optimizer = OPTIMIZER.update(grads, optimizer, params)
     return optax.apply_updates(params, updates), optimizer
 
@@ -51,34 +51,34 @@ def _finite(tree: State) -> bool:
 
 
 def loops(s: Subject) -> Row:
-    """Calibration in a loop over time; or a ValueError, which says why not and what to use instead."""
+    """Checks calibration in a loop over time; a refusal is a ValueError with the reason and an alternative."""
     if s.make_problem is problem.recurrent:
         return Row("loops", "noted", "all of this is in a loop over time", {"served": True})
     return _on(s, "loops", problem.recurrent)
 
 
 def convolution(s: Subject) -> Row:
-    """Calibration where a weight is used at many places of an image."""
+    """Checks calibration where a weight is used at many positions of an image."""
     return _on(s, "convolution", problem.convolution)
 
 
 def batch_norm(s: Subject) -> Row:
-    """Calibration where examples act on one another."""
+    """Checks calibration where examples interact."""
     return _on(s, "batch norm", problem.batch_norm)
 
 
 def two_heads(s: Subject) -> Row:
-    """Calibration where two outputs are read from one hidden layer."""
+    """Checks calibration where two outputs are read from one hidden layer."""
     return _on(s, "two heads", problem.two_heads)
 
 
 def half_precision(s: Subject) -> Row:
-    """Calibration of parameters in bfloat16, to the root of its resolution: 9 % of the gradient's length."""
+    """Checks calibration for bfloat16 parameters, to the root of its resolution: 9 % of the gradient's length."""
     return _on(s, "half precision", problem.half_precision)
 
 
 def _on(s: Subject, check: str, make_problem: MakeProblem) -> Row:
-    """On another problem; what is random on the first is held to be so on others, which saves a program."""
+    """Checks another problem; an estimator random on the first is assumed random here, which saves a compilation."""
     random = is_random(s)
     try:
         other = subject(s.factory, s.claims, make_problem, s.num_keys, s.max_keys)

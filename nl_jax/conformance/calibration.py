@@ -14,18 +14,18 @@ from nl_jax.conformance.power import Bias, sequential
 from nl_jax.conformance.subject import Subject, by_leaf, keys, made, sampler, setting
 
 LIMIT = 5.0
-"""Standard errors that a mean may lie from what it should be."""
+"""Largest allowed deviation of a mean from its expected value, in standard errors."""
 MORE = 4
-"""How many times more samples the variance is compared at."""
+"""Factor in the number of samples between the two variances compared."""
 
 
 def calibration(s: Subject) -> Row:
-    """E ĝ = ∇ mean loss in every leaf; without randomness ĝ is that gradient, up to rounding."""
+    """Checks that E ĝ = ∇ mean loss in every leaf; without randomness ĝ must be that gradient, up to rounding."""
     return (drawn if is_random(s) else exact)(s, "calibration", s.state, s.problem.params)
 
 
 def drawn(s: Subject, check: str, state: State, params: Params) -> Row:
-    """Whether the mean is the gradient, by as many estimates as show it or as may be drawn; see `power`."""
+    """Checks whether the mean is the gradient; draws until that is shown or the budget is spent; see `power`."""
     g = gradient(s, params)
     ends = np.cumsum([part.size for part in g.values()])[:-1]
     first = s.sample(keys(s.num_keys), state, params).astype(np.float64)
@@ -56,7 +56,7 @@ def _verdict(bias: Bias, claimed: bool) -> tuple[Outcome, str]:
     if bias.biased:
         return "failed", f"{drew} is {'; '.join(found[name] for name in bias.biased)}"
     if bias.unseen:
-        needed = bias.estimates * 2 ** math.ceil(2 * math.log2(worst.visible / bias.target))  # as doubling comes to it
+        needed = bias.estimates * 2 ** math.ceil(2 * math.log2(worst.visible / bias.target))  # reached by doubling
         return "not shown", (
             f"{drew} shows no bias, but could have missed one of {worst.visible:.1%} in {name}: "
             f"for {bias.target:.1%} take max_keys of about {needed:,}"
@@ -65,13 +65,13 @@ def _verdict(bias: Bias, claimed: bool) -> tuple[Outcome, str]:
 
 
 def exact(s: Subject, check: str, state: State, params: Params) -> Row:
-    """Whether the one estimate is the gradient up to rounding, leaf by leaf."""
+    """Checks whether a single estimate is the gradient up to rounding, leaf by leaf."""
     estimate, g = by_leaf(s.estimate(keys(1)[0], state, params, s.problem.batch)[0]), gradient(s, params)
     whole = float(np.linalg.norm(np.concatenate(list(g.values()))))
     leaves = {}
     for name, part in g.items():
         norm = float(np.linalg.norm(part))
-        norm = norm if norm > 1e-12 * whole else whole  # of a leaf without gradient, by the whole one's
+        norm = norm if norm > 1e-12 * whole else whole  # a leaf without gradient uses the whole gradient's norm
         leaves[name] = {"difference": float(np.linalg.norm(estimate[name] - part)) / norm}
     name = max(leaves, key=lambda name: leaves[name]["difference"])
     apart = leaves[name]["difference"] if np.all(np.isfinite(np.concatenate(list(estimate.values())))) else np.inf
@@ -83,12 +83,12 @@ def exact(s: Subject, check: str, state: State, params: Params) -> Row:
 
 
 def _coarsest(params: Params) -> jnp.dtype:
-    """The dtype of fewest digits among the parameters'."""
+    """Returns the parameters' dtype of lowest precision."""
     return max((jnp.result_type(leaf) for leaf in jax.tree.leaves(params)), key=lambda dtype: jnp.finfo(dtype).eps)
 
 
 def variance(s: Subject) -> Row:
-    """E‖ĝ − E ĝ‖²/‖g‖², and that it falls at least as 1/K where there is a setting `num_samples`."""
+    """Measures E‖ĝ − E ĝ‖²/‖g‖², and checks that it falls at least as 1/K if there is a setting `num_samples`."""
     if not is_random(s):
         return Row("variance", "noted", "none: it does not use its key")
     g = np.concatenate(list(gradient(s, s.problem.params).values()))
@@ -116,7 +116,7 @@ def variance(s: Subject) -> Row:
 
 
 def gradient(s: Subject, params: Params) -> dict[str, np.ndarray]:
-    """g, the exact gradient of the mean loss by leaf, in single precision at least."""
+    """Computes g, the exact gradient of the mean loss by leaf, at least in single precision."""
 
     def widened(x: jax.Array) -> jax.Array:
         return x.astype(jnp.result_type(float)) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x
@@ -125,24 +125,24 @@ def gradient(s: Subject, params: Params) -> dict[str, np.ndarray]:
     return by_leaf(_gradient(s.problem.objective, params, batch))
 
 
-@functools.partial(jax.jit, static_argnums=0)  # once for all checks, and all estimators on one problem
+@functools.partial(jax.jit, static_argnums=0)  # compiled once for all checks and all estimators on one problem
 def _gradient(objective: Objective, params: Params, batch: Batch) -> Params:
     return jax.grad(lambda p: jnp.mean(objective(p, batch)))(params)
 
 
 def largest_deviation(found: np.ndarray, expected: np.ndarray) -> float:
-    """Of the samples' mean from what is expected, in measured standard errors: per component and in length.
+    """Returns the largest deviation of the samples' mean, per component and in length, in measured standard errors.
 
-    The length, ⟨ĝ, g⟩/‖g‖² against 1, is known far better than any single component.
+    The length, ⟨ĝ, g⟩/‖g‖² against 1, is known far more precisely than any single component.
     """
     found = np.column_stack([found, found @ expected / (expected @ expected)])
     expected = np.append(expected, 1.0)
-    error = found.std(axis=0, ddof=1) / len(found) ** 0.5 + rounding() * 1e-4  # exact parts vary by rounding alone
+    error = found.std(axis=0, ddof=1) / len(found) ** 0.5 + rounding() * 1e-4  # exact parts vary only by rounding
     return float(np.max(np.abs(found.mean(axis=0) - expected) / error))
 
 
 def spread(found: np.ndarray, g: np.ndarray) -> tuple[float, float]:
-    """The relative variance E‖ĝ − E ĝ‖²/‖g‖² and its standard error."""
+    """Computes the relative variance E‖ĝ − E ĝ‖²/‖g‖² and its standard error."""
     squares = ((found - found.mean(axis=0)) ** 2).sum(axis=1) / (g @ g)
     return float(squares.mean()), float(squares.std(ddof=1) / len(squares) ** 0.5)
 

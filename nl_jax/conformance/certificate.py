@@ -9,14 +9,15 @@ Outcome = Literal["passed", "failed", "not shown", "refused", "noted"]
 
 
 class Row(NamedTuple):
-    """One check.
+    """The result of one check.
 
     Attributes:
       check: its name.
-      outcome: "noted" is a finding that nothing was claimed about; "not shown" is a claim that nothing speaks against,
-        by draws too few to have shown what would; "refused" is a problem that the estimator says it is not for.
-      said: what was found, in words and figures.
-      figures: the same as data; `figures["leaves"]` by leaf, where there are such, and printed as a table.
+      outcome: "passed", "failed" or one of three others. "noted" is a finding about which nothing was claimed. "not
+        shown" is a claim without evidence against it, but with too few draws to find such evidence. "refused" is a
+        problem that the estimator does not support.
+      said: the finding in words and figures.
+      figures: the finding as data; `figures["leaves"]`, if present, holds figures by leaf and is printed as a table.
     """
 
     check: str
@@ -26,11 +27,11 @@ class Row(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """All checks of one estimator, as a table (`str` or `print`) or data (`as_dict`).
+    """All checks of one estimator; available as a table (`str` or `print`) or data (`as_dict`).
 
     Attributes:
-      subject: what was checked.
-      rows: by check.
+      subject: the name of the estimator.
+      rows: a row for each check.
     """
 
     subject: str
@@ -38,7 +39,7 @@ class Certificate(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed, and none has too few draws to show what is claimed."""
+        """Whether no check failed or had too few draws."""
         return not self.failures and not self.not_shown
 
     @property
@@ -48,12 +49,12 @@ class Certificate(NamedTuple):
 
     @property
     def not_shown(self) -> list[str]:
-        """The checks that saw nothing wrong, but could have missed it: more keys are needed."""
+        """The checks that found nothing wrong but had too few draws: more keys are needed."""
         return self._named("not shown")
 
     @property
     def refused(self) -> list[str]:
-        """The problems that the estimator says it is not for."""
+        """The problems that the estimator does not support."""
         return self._named("refused")
 
     def _named(self, outcome: Outcome) -> list[str]:
@@ -74,13 +75,13 @@ class Certificate(NamedTuple):
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Returns plain data for JSON."""
         rows = {name: {"outcome": row.outcome, "said": row.said, **row.figures} for name, row in self.rows.items()}
         return {"subject": self.subject, "certified": self.passed, "checks": rows}
 
 
 def _table(leaves: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each leaf that draws were judged by: how long their mean is, how far off, and what would be seen."""
+    """Formats a line for each leaf with draws: the mean's length and distance, and the smallest visible biases."""
     drawn = {name: leaf for name, leaf in leaves.items() if "visible_length" in leaf}
     if not drawn:
         return []

@@ -32,7 +32,7 @@ CHECKS: tuple[Check, ...] = (
     freedom.derivatives,
     freedom.locality,
 )
-"""All there are. The names of their functions are those of the certificate's rows."""
+"""All checks. The functions' names are the names of the certificate's rows."""
 
 
 def certify(
@@ -44,26 +44,25 @@ def certify(
     max_keys: int = 400_000,
     checks: Sequence[Check] = CHECKS,
 ) -> Certificate:
-    """Runs the checks that every estimator of this library passes, on anyone's.
+    """Runs the checks that every estimator of this library passes on any other estimator.
 
-    Precision is that of the caller: in float64 (`jax.enable_x64`) the algebra is judged to 1e-7, in float32 to 3e-3.
+    The caller sets the precision: in float64 (`jax.enable_x64`) results are checked to 1e-7, in float32 to 3e-3.
 
-    Whether a mean is the gradient is asked leaf by leaf, of as many estimates as would have shown a bias of 2 % of the
-    leaf's gradient in 19 of 20 cases; an unbiased estimator fails one such check in 10,000, as
-    `nl_jax.conformance.power` derives. If `max_keys` are too few for that, the check is "not shown" and the certificate
-    says how many would do.
+    Each leaf's mean is compared with its gradient, with enough estimates to detect a bias of 2 % of the leaf's gradient
+    in 19 of 20 cases. An unbiased estimator fails one such check in 10,000; see `nl_jax.conformance.power`. If
+    `max_keys` are too few for that, the check is "not shown" and the certificate says how many are needed.
 
     Args:
-      factory: `factory(objective) -> estimator`. Settings named `num_samples` and `chunk` are tried out if it has them.
-      claims: what to hold it to; by default that its mean is the gradient.
-      problem: on what, of `nl_jax.conformance.problem`: `chain`, a 4-5-3 tanh network with cross-entropy, or
+      factory: `factory(objective) -> estimator`. Settings named `num_samples` and `chunk` are tested if it has them.
+      claims: the claims to check; by default that its mean is the gradient.
+      problem: a problem from `nl_jax.conformance.problem`: `chain`, a 4-5-3 tanh network with cross-entropy, or
         `recurrent`, two tanh units over four steps, for estimators that need a loop over time.
-      num_keys: estimates that are drawn at a time, at least 2; for sound standard errors a thousand or more.
+      num_keys: estimates drawn at a time, at least 2; reliable standard errors need a thousand or more.
       max_keys: estimates that each check may draw to show that there is no bias, at least `num_keys`.
-      checks: which to run, of `nl_jax.conformance.certify.CHECKS`.
+      checks: the checks to run, from `nl_jax.conformance.certify.CHECKS`.
 
     Returns:
-      A `Certificate`; print it. A check that raises has failed, and says with what.
+      A `Certificate`; print it. A check that raises counts as failed, and its row reports the error.
 
     Raises:
       ValueError: for a factory that takes no objective, fewer than 2 keys, or a budget below them.
@@ -86,7 +85,7 @@ def certify(
         name = check.__name__.replace("_", " ")
         try:
             rows[name] = check(s)
-        except Exception as error:  # whatever someone's estimator raises is what is to be told
+        except Exception as error:  # any error of the user's estimator is reported
             rows[name] = Row(name, "failed", f"{type(error).__name__}: {error}")
     function = getattr(factory, "func", factory)  # of functools.partial
     return Certificate(getattr(function, "__name__", type(function).__name__), rows)

@@ -1,4 +1,4 @@
-"""Checks of the contract that every estimator keeps."""
+"""Checks the contract that every estimator must meet."""
 
 import inspect
 from collections.abc import Callable
@@ -17,7 +17,7 @@ KEYS = jax.random.key(3), jax.random.key(4)
 
 
 def signatures(s: Subject) -> Row:
-    """`init(key, params)`, `estimate(key, state, params, batch)`, so that all are called alike."""
+    """Checks the signatures `init(key, params)` and `estimate(key, state, params, batch)`."""
     found = []
     for function, protocol in ((s.estimator.init, EstimatorInitFn), (s.estimator.estimate, EstimateFn)):
         expected = list(inspect.signature(protocol.__call__).parameters)[1:]
@@ -28,7 +28,7 @@ def signatures(s: Subject) -> Row:
 
 
 def shapes(s: Subject) -> Row:
-    """Gradients like the parameters, state like the state before; all finite."""
+    """Checks that gradients match the parameters and are finite, and that the state matches the previous one."""
     leaves = jax.tree_util.tree_leaves_with_path
     grads, state, _ = _once(s)
     found = []
@@ -47,7 +47,7 @@ def shapes(s: Subject) -> Row:
 
 
 def info(s: Subject) -> Row:
-    """The mean loss, and what the estimate cost."""
+    """Checks the reported mean loss and number of evaluations."""
     _, _, info = _once(s)
     if not isinstance(info, Info):
         return _row("info", [f"is {type(info).__name__}, must be nl.Info(loss, evaluations)"], "")
@@ -66,7 +66,7 @@ def info(s: Subject) -> Row:
 
 
 def reproducible(s: Subject) -> Row:
-    """One key, one result: again, and mapped over keys."""
+    """Checks that one key gives one result, when repeated and when mapped over keys."""
     first = _once(s)
     apart = {"again": _apart(_once(s), first), "mapped": _mapped(s)[0]}
     found = [
@@ -79,20 +79,20 @@ def reproducible(s: Subject) -> Row:
 
 
 def eager(s: Subject) -> Row:
-    """Without `jax.jit`, and made anew: the same result."""
+    """Checks that a new estimator without `jax.jit` gives the same result."""
     off = _apart(_run(s.factory, s.problem.objective, s, KEYS[0]), _once(s))
     found = [f"made anew, eager: relative difference {off:.1e}"] * (not off <= 10 * rounding())
     return _row("eager", found, f"agrees with jit to {off:.1e}", difference=off)
 
 
 def randomness(s: Subject) -> Row:
-    """Whether its key decides anything."""
+    """Reports whether the result depends on the key."""
     said = "a key decides" if is_random(s) else "does not use its key"
     return Row("randomness", "noted", said, {"random": is_random(s)})
 
 
 def compilations(s: Subject) -> Row:
-    """A second call with another key and the next state is not traced again."""
+    """Checks that a second call with another key and the next state is not traced again."""
     state = s.state
     for key in KEYS:
         _, state, _ = s.estimate(key, state, s.problem.params, s.problem.batch)
@@ -101,7 +101,7 @@ def compilations(s: Subject) -> Row:
 
 
 def chunks(s: Subject) -> Row:
-    """In whatever chunks samples are taken, where there is a setting `chunk`: the same result."""
+    """Checks that the result does not depend on the size of chunks, if there is a setting `chunk`."""
     chunk = other_chunk(s.factory)
     if chunk is None:
         return Row("chunks", "noted", "no setting named chunk")
@@ -111,7 +111,7 @@ def chunks(s: Subject) -> Row:
 
 
 def _mapped(s: Subject) -> tuple[float, float]:
-    """How far mapping over keys, and chunks, are off: one program does both, unless they must be told apart."""
+    """Measures the differences due to mapping over keys and to chunks; one program tests both unless they differ."""
     one = flat(s.estimate(keys(s.num_keys)[0], s.state, s.problem.params, s.problem.batch)[0])
     both = distance(s.estimates()[0], one)
     if both <= 10 * rounding() or other_chunk(s.factory) is None:
@@ -121,7 +121,7 @@ def _mapped(s: Subject) -> tuple[float, float]:
 
 
 def bad_input(s: Subject) -> Row:
-    """Averaged losses and raw keys are refused with a ValueError, not used."""
+    """Checks that averaged losses and raw keys raise a ValueError."""
 
     def averaged(params: Params, batch: Batch, propagate: Any = feedforward) -> Array:
         return jnp.mean(s.problem.objective(params, batch, propagate=propagate))
@@ -138,14 +138,14 @@ def bad_input(s: Subject) -> Row:
 
 
 def is_random(s: Subject) -> bool:
-    """Whether keys give different results; of ten, as some may happen to draw the same."""
+    """Whether keys give different results; tries ten, because some may give the same draw."""
     at = s.state, s.problem.params, s.problem.batch
     one, *others = (s.estimate(key, *at)[0] for key in jax.random.split(KEYS[0], 10))
     return any(distance(other, one) > rounding() for other in others)
 
 
 def refuses(run: Callable[[], Any]) -> bool:
-    """Whether running it is a ValueError; any other error is let through."""
+    """Whether running it raises a ValueError; any other error propagates."""
     try:
         run()
     except ValueError:
@@ -154,12 +154,12 @@ def refuses(run: Callable[[], Any]) -> bool:
 
 
 def rounding(dtype: Any = None) -> float:
-    """Relative differences that arithmetic in another order may make: √ε of the dtype, or of the default one."""
+    """The relative difference allowed for reordered arithmetic: √ε of the dtype, or of the default dtype."""
     return float(jnp.finfo(jnp.result_type(float) if dtype is None else dtype).eps) ** 0.5
 
 
 def distance(a: Any, b: Any) -> float:
-    """‖a − b‖/‖b‖ of two trees, infinite if b alone is 0; NaN if they hold one."""
+    """Computes ‖a − b‖/‖b‖ of two trees; infinite if only b is 0; NaN if they contain NaN."""
     ours, theirs = ([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)] for tree in (a, b))
     apart = sum(float(np.sum(np.square(x - y))) for x, y in zip(ours, theirs, strict=True))
     scale = sum(float(np.sum(np.square(y))) for y in theirs)
@@ -167,7 +167,7 @@ def distance(a: Any, b: Any) -> float:
 
 
 def _apart(ours: tuple[Params, State, Info], theirs: tuple[Params, State, Info]) -> float:
-    """The largest distance of gradients, states and infos, none of which hides another by its size."""
+    """The largest of the separate relative distances of gradients, states and infos."""
     return max(distance(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -176,7 +176,7 @@ def _once(s: Subject) -> tuple[Params, Any, Info]:
 
 
 def _run(factory: Any, objective: Any, s: Subject, key: Array) -> tuple[Params, State, Info]:
-    """Made anew, and eager."""
+    """Makes a new estimator and runs it eagerly."""
     estimator = made(factory, objective)
     return estimator.estimate(
         key, estimator.init(jax.random.key(0), s.problem.params), s.problem.params, s.problem.batch
@@ -184,7 +184,7 @@ def _run(factory: Any, objective: Any, s: Subject, key: Array) -> tuple[Params, 
 
 
 def _traced(s: Subject, objective: Any, key: Array) -> None:
-    """The same without running it: what is refused is refused while tracing."""
+    """Traces `_run` without running it; bad input must raise during tracing."""
     jax.eval_shape(lambda: _run(s.factory, objective, s, key))
 
 

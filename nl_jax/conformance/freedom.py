@@ -1,4 +1,4 @@
-"""Checks of what an estimator needs and sees: layers, derivatives, other layers' activity."""
+"""Checks what an estimator needs and sees: layers, derivatives, other layers' activity."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ KEY = jax.random.key(3)
 
 
 class Differentiated(Exception):
-    """Raised by the functions below when their derivative is taken."""
+    """Raised when `_rough_tanh` or `_rough_loss` is differentiated."""
 
 
 def layers(s: Subject) -> Row:
-    """Takes any function of parameters and batch, or says that it needs `propagate`."""
+    """Checks whether it takes any function of parameters and batch, or says that it needs `propagate`."""
 
     def layerless(params: Params, batch: Batch) -> Array:
         return (batch @ params) ** 2
@@ -37,7 +37,7 @@ def layers(s: Subject) -> Row:
 
 
 def derivatives(s: Subject) -> Row:
-    """Whether an activation or a loss is ever differentiated: both raise if so."""
+    """Checks whether an activation or a loss is differentiated, with functions that raise if they are."""
     outcome: Outcome
     try:
         _estimate(s, s.make_problem(_rough_tanh, _rough_loss))
@@ -49,7 +49,7 @@ def derivatives(s: Subject) -> Row:
 
 
 def locality(s: Subject) -> Row:
-    """What `nl.audit` says that its updates see."""
+    """Compares the verdict of `nl.audit` on its updates with the claim."""
     problem = s.problem
     verdict = audit(s.factory, problem.objective, problem.params, problem.batch).verdict
     if s.claims.verdict not in (None, verdict):

@@ -1,15 +1,15 @@
-"""Sequential tests of bias for each leaf, and the smallest bias that they could have shown.
+"""Sequential tests of bias for each leaf, with the smallest bias that they would detect.
 
-Two statistics are taken of each leaf, with m the mean of n estimates, g the gradient and Σ the estimates' covariance:
+Each leaf has two test statistics. m is the mean of n estimates, g the gradient and Σ the estimates' covariance:
 
-- Length, ⟨m, g⟩/‖g‖² against 1, which is normal: it sees estimates that are too long or too short.
-- Distance, ‖m − g‖² against tr Σ/n, which without bias is a weighted sum of χ²: it sees a bias in any direction. Its
-  tail is that of one χ² of the same first three moments (Imhof 1961).
+- Length, ⟨m, g⟩/‖g‖² against 1, which is normal. It detects estimates that are too long or too short.
+- Distance, ‖m − g‖² against tr Σ/n, which without bias is a weighted sum of χ². It detects a bias in any direction. Its
+  tail is approximated by one χ² with the same first three moments (Imhof 1961).
 
-Draws are doubled until they would show a bias of `TARGET`, or the budget is spent. Half of the error probability is
-kept for the last look, and the k-th look before has 2⁻ᵏ of the other half: stern looks on the way cost the last one
-little (Haybittle 1971). All looks, leaves and statistics together stay within the error probability, whatever their
-dependence (Bonferroni). Which look is the last is decided by standard errors alone, never by means.
+The number of draws doubles until a bias of `TARGET` would be detected or the budget is spent. Half of the error
+probability is reserved for the last look; the k-th look before it uses 2⁻ᵏ of the other half. Strict early looks cost
+the last one little (Haybittle 1971). All looks, leaves and statistics together stay within the error probability,
+whatever their dependence (Bonferroni). Only standard errors, never means, decide which look is the last.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,35 +19,35 @@ from typing import NamedTuple
 import numpy as np
 
 ERROR = 1e-4
-"""Probability that an unbiased estimator is called biased by one check: of all leaves, statistics and looks."""
+"""Probability that one check, over all leaves, statistics and looks, calls an unbiased estimator biased."""
 MISSED = 0.05
-"""Probability that a leaf's bias is missed which is as long as the smallest that is called visible."""
+"""Probability of missing a leaf's bias as large as the smallest one called visible."""
 TARGET = 0.02
-"""The bias to be shown, as a fraction of the gradient's length."""
+"""The bias to detect, as a fraction of the gradient's length."""
 
 
 class Moments(NamedTuple):
-    """Of one leaf's estimates less the gradient, e = ĝ − g: their number, Σ e and Σ e eᵀ."""
+    """Sums over one leaf's errors e = ĝ − g: their number, Σ e and Σ e eᵀ."""
 
     number: int
     total: np.ndarray
     products: np.ndarray
 
     def grown(self, e: np.ndarray) -> "Moments":
-        """With more estimates, [estimates, parameters]."""
+        """Adds errors of more estimates, [estimates, parameters]."""
         return Moments(self.number + len(e), self.total + e.sum(axis=0), self.products + e.T @ e)
 
 
 class LeafBias(NamedTuple):
-    """What the draws say of one leaf. All numbers but `zero` and `biased` are fractions of its gradient's length.
+    """The test results of one leaf. All numbers are fractions of its gradient's length; `biased` and `zero` are bools.
 
     Attributes:
-      length: ⟨m, g⟩/‖g‖², 1 if estimates are as long as the gradient; NaN of a leaf whose gradient is 0.
+      length: ⟨m, g⟩/‖g‖², 1 if estimates are as long as the gradient; NaN for a leaf whose gradient is 0.
       length_error: its standard error.
-      visible_length: how much too long or too short estimates must be to be seen, but for `MISSED`.
-      distance: ‖m − g‖ without what chance adds, (‖m − g‖² − tr Σ/n)^½, or 0 where chance adds more.
-      visible_distance: how long a bias must be to be seen whatever its direction, the noisiest included.
-      biased: whether one of the two is further off than chance allows.
+      visible_length: the smallest error of the length that is detected with probability 1 − `MISSED`.
+      distance: ‖m − g‖ corrected for chance, (‖m − g‖² − tr Σ/n)^½, or 0 if that square is negative.
+      visible_distance: the smallest bias that is detected in any direction, including the noisiest.
+      biased: whether one of the two deviates by more than chance allows.
       zero: whether the leaf's gradient is 0; numbers are then fractions of the whole gradient's length.
     """
 
@@ -61,18 +61,18 @@ class LeafBias(NamedTuple):
 
     @property
     def visible(self) -> float:
-        """The smallest bias that would have been seen, along the gradient and in any direction."""
+        """The smallest bias that would be detected both along the gradient and in any direction."""
         return float(np.nanmax([self.visible_length, self.visible_distance]))
 
 
 class Bias(NamedTuple):
-    """What all draws say.
+    """The test results of all leaves.
 
     Attributes:
-      leaves: by name.
-      estimates: how many were drawn.
-      looks: how often they were judged.
-      target: the bias that was to be shown.
+      leaves: results by leaf name.
+      estimates: the number of estimates drawn.
+      looks: the number of times they were tested.
+      target: the bias to detect.
     """
 
     leaves: dict[str, LeafBias]
@@ -87,7 +87,7 @@ class Bias(NamedTuple):
 
     @property
     def unseen(self) -> list[str]:
-        """The leaves that a bias above the target could have been missed in."""
+        """The leaves in which a bias above the target could have been missed."""
         return [name for name, leaf in self.leaves.items() if not leaf.visible <= self.target]
 
 
@@ -100,15 +100,16 @@ def sequential(
     error: float = ERROR,
     target: float = TARGET,
 ) -> Bias:
-    """Draws until a bias of the target would have been seen in every leaf, one is seen, or the budget is spent.
+    """Draws until the target bias would be detected in every leaf, a bias is detected, or the budget is spent.
 
     Args:
-      draw: `draw(block)`, the estimates of block 0, 1, … by leaf, each [estimates, parameters]; as many in every block.
+      draw: `draw(block)` returns the estimates of block 0, 1, … by leaf, each [estimates, parameters]. All blocks have
+        the same size.
       gradient: g by leaf, [parameters].
       max_estimates: the budget; the last doubling stays within it.
-      tolerance: a bias that is none, as a fraction of the gradient's length: what rounding makes.
+      tolerance: a bias to ignore as rounding, as a fraction of the gradient's length.
       error: probability that an unbiased estimator is called biased.
-      target: the bias to be shown; no smaller than the tolerance.
+      target: the bias to detect; raised to twice the tolerance if it is smaller.
     """
     target = max(target, 2 * tolerance)
     whole = float(np.sqrt(sum(float(g @ g) for g in gradient.values())))
@@ -134,13 +135,13 @@ def sequential(
 
 
 def leaf(moments: Moments, g: np.ndarray, error: float, whole: float = 0.0, tolerance: float = 0.0) -> LeafBias:
-    """Both statistics of one leaf, each judged at the probability `error` of a false alarm."""
+    """Tests both statistics of one leaf, each at the false-alarm probability `error`."""
     n = moments.number
     mean = moments.total / n
     covariance = (moments.products / n - np.outer(mean, mean)) * n / (n - 1)
     if not np.all(np.isfinite(covariance)):
         return LeafBias(np.nan, np.nan, np.inf, np.inf, np.inf, True, False)
-    zero = not float(g @ g) ** 0.5 > 1e-12 * whole  # 0 but for rounding
+    zero = not float(g @ g) ** 0.5 > 1e-12 * whole  # 0 up to rounding
     norm = (whole or 1.0) if zero else float(g @ g) ** 0.5
     missed = NormalDist().inv_cdf(1 - MISSED)
     length, length_error, seen, far = np.nan, np.nan, np.nan, False
@@ -151,12 +152,12 @@ def leaf(moments: Moments, g: np.ndarray, error: float, whole: float = 0.0, tole
         far = not abs(length - 1) <= limit
         seen = limit + missed * length_error
 
-    spectrum = np.maximum(np.linalg.eigvalsh(covariance), 0.0) / n  # of the mean
+    spectrum = np.maximum(np.linalg.eigvalsh(covariance), 0.0) / n  # eigenvalues of the mean's covariance
     chance, limit2 = float(spectrum.sum()), chi_square_limit(spectrum, error)
     square = float(mean @ mean)
     limit = (chance + limit2) ** 0.5 + tolerance * norm
-    # With a bias b the square has the mean ‖b‖² + tr Σ/n and the variance 2 tr Σ²/n² + 4 bᵀΣb/n, of which bᵀΣb is at
-    # most λ ‖b‖² with Σ's largest eigenvalue λ: B = ‖b‖² such that B − limit² = z (2 tr Σ²/n² + 4 λ B/n)^½.
+    # With a bias b the square has mean ‖b‖² + tr Σ/n and variance 2 tr Σ²/n² + 4 bᵀΣb/n. bᵀΣb is at most λ ‖b‖² with
+    # Σ's largest eigenvalue λ, so B = ‖b‖² solves B − limit² = z (2 tr Σ²/n² + 4 λ B/n)^½.
     excess, spread, slope = limit**2 - chance, 2 * float(spectrum @ spectrum), 4 * float(spectrum.max())
     half = missed**2 * slope
     seen2 = excess + (half + (half**2 + 4 * missed**2 * (spread + slope * excess)) ** 0.5) / 2
@@ -172,10 +173,10 @@ def leaf(moments: Moments, g: np.ndarray, error: float, whole: float = 0.0, tole
 
 
 def chi_square_limit(weights: np.ndarray, error: float) -> float:
-    """What Σ λ_i (χ²₁ − 1), with λ the weights, exceeds with the probability `error`.
+    """Computes the value that Σ λ_i (χ²₁ − 1), with weights λ, exceeds with probability `error`.
 
-    By the χ² of the same first three moments, with the quantile of Wilson and Hilferty (1931). Far out, at 10⁻⁶, that
-    is 2 % too large of 10 degrees of freedom, 5 % of 5 and 15 % of a single one: it errs towards no alarm.
+    It uses the χ² with the same first three moments and the quantile of Wilson and Hilferty (1931). At an error of 10⁻⁶
+    the result is too large by 2 % for 10 degrees of freedom, 5 % for 5 and 15 % for one: it errs towards no alarm.
     """
     two, three = float(np.sum(weights**2)), float(np.sum(weights**3))
     if not three > 0:

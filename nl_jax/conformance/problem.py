@@ -1,7 +1,7 @@
-"""The networks that estimators are certified on.
+"""The networks on which estimators are certified.
 
-Each is small enough to measure means well. None of its leaves has a much shorter gradient than the others, so that
-about the same bias can be seen in all of them.
+Each is small enough to measure means precisely. No leaf has a much smaller gradient than the others, so about the same
+bias can be detected in all of them.
 """
 
 import functools
@@ -34,7 +34,7 @@ class Problem(NamedTuple):
 
 
 MakeProblem = Callable[..., Problem]
-"""`make(activation=tanh, loss=cross_entropy) -> problem`, with whatever functions of ν and of (outputs, labels)."""
+"""`make(activation=tanh, loss=cross_entropy) -> problem`, with any functions of ν and of (outputs, labels)."""
 
 
 def chain(activation: ActivationFn | None = None, loss: Any = losses.cross_entropy) -> Problem:
@@ -49,7 +49,7 @@ def _chain(activation: ActivationFn | None, loss: Any, precision: Any) -> Proble
 
 
 def recurrent(activation: ActivationFn | None = None, loss: Any = losses.cross_entropy) -> Problem:
-    """Six examples, shown a value a step to two recurrent units in a loop "time"; their last state is read out."""
+    """Two recurrent units in a loop "time" read six examples, one value per step; their last state is read out."""
     return _recurrent(activation, loss, jnp.result_type(float))
 
 
@@ -65,7 +65,7 @@ def _recurrent(activation: ActivationFn | None, loss: Any, precision: Any) -> Pr
 
 
 def convolution() -> Problem:
-    """Images of 4 × 4, two features of 3 × 3 and three classes."""
+    """A convolutional network with images of 4 × 4, two features of 3 × 3 and three classes."""
     return _convolution(jnp.result_type(float))
 
 
@@ -82,7 +82,7 @@ def _convolution(precision: Any) -> Problem:
 
 
 def batch_norm() -> Problem:
-    """Three units that are normalised over the batch, so that examples act on one another."""
+    """A network with three units that are normalised over the batch, so that examples interact."""
     return _batch_norm(jnp.result_type(float))
 
 
@@ -97,7 +97,7 @@ def _batch_norm(precision: Any) -> Problem:
 
 
 def two_heads() -> Problem:
-    """Four hidden units that both a class and a value are read from."""
+    """A network whose four hidden units are read out as both a class and a value."""
     return _two_heads(jnp.result_type(float))
 
 
@@ -122,7 +122,7 @@ def _two_heads(precision: Any) -> Problem:
 
 
 def half_precision() -> Problem:
-    """The chain, its parameters and examples in bfloat16."""
+    """`chain` with parameters and examples in bfloat16."""
     return _half_precision(jnp.result_type(float))
 
 
@@ -136,7 +136,7 @@ def _half_precision(precision: Any) -> Problem:
 
 
 KEYS = {"convolution": 5, "batch_norm": 5, "two_heads": 0}
-"""Of first parameters: those of the first sixty that give the leaf of the shortest gradient the longest."""
+"""Seeds of the initial parameters: of the first sixty, those whose leaf with the smallest gradient has the largest."""
 
 
 def _on(forward: Any, params: Params, batch: Batch) -> Problem:
@@ -147,5 +147,5 @@ _affine: Connection = lambda params, x: x @ params["weight"] + params["bias"][No
 
 
 def _examples(scale: float, mean: float, *shape: int) -> tuple[Array, Array]:
-    """Six, most of them of one class, that biases have as much to learn as weights."""
+    """Draws six examples, most of them of one class, so that biases have as much to learn as weights."""
     return scale * jax.random.normal(jax.random.key(7), (6, *shape)) + mean, jnp.array([0, 0, 0, 0, 1, 2])

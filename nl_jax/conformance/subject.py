@@ -1,4 +1,4 @@
-"""An estimator to be certified, with what is claimed of it."""
+"""An estimator to certify, with the claims about it."""
 
 import functools
 import inspect
@@ -13,17 +13,17 @@ from nl_jax.checks import path_name
 from nl_jax.conformance.problem import MakeProblem, Problem
 
 Factory = Callable[..., GradientEstimator]
-"""`factory(objective) -> estimator`, with more keyword settings if it has them."""
+"""`factory(objective) -> estimator`, with optional keyword settings."""
 
 
 class Claims(NamedTuple):
-    """What its author says of an estimator, to be checked.
+    """The author's claims about an estimator, to be checked.
 
     Attributes:
-      calibrated: its mean is the gradient of the mean loss; without randomness: it is that gradient.
+      calibrated: its mean is the gradient of the mean loss; without randomness it is that gradient.
       gradient_free: it takes no derivative of layers or losses.
-      evaluations: what one estimate costs; None to say nothing.
-      verdict: what `nl.audit` finds of it, such as "three-factor"; None to say nothing.
+      evaluations: the cost of one estimate; None makes no claim.
+      verdict: the verdict of `nl.audit`, such as "three-factor"; None makes no claim.
     """
 
     calibrated: bool = True
@@ -33,20 +33,22 @@ class Claims(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What every check is given.
+    """The argument of every check.
 
     Attributes:
-      factory, claims, make_problem: as handed in.
-      problem: what `make_problem` makes.
-      num_keys: how many estimates are drawn at a time.
-      max_keys: how many may be drawn to show that there is no bias.
+      factory, claims, make_problem: as passed in.
+      problem: the result of `make_problem`.
+      num_keys: the number of estimates drawn at a time.
+      max_keys: the number of estimates that may be drawn to show that there is no bias.
       estimator: made by the factory for the problem's objective.
-      state: its first.
+      state: its initial state.
       estimate: its `estimate`, jitted once for all checks.
       traces: grows by one entry each time `estimate` is traced.
-      sample: `sample(keys, state, params)`, the gradients of many keys, [keys, parameters]; where chunks can be set by
-        an estimator made anew with others, so that one program serves several checks.
-      estimates: as many gradients as keys, from the first state, made once for all checks, [keys, parameters].
+      sample: `sample(keys, state, params)`, the gradients for many keys, [keys, parameters]. If the factory has a
+        setting `chunk`, the samples come from another estimator with other chunks, so that one program serves several
+        checks.
+      estimates: a function that returns `num_keys` gradients from the initial state, [keys, parameters], computed once
+        for all checks.
     """
 
     factory: Factory
@@ -66,7 +68,7 @@ class Subject(NamedTuple):
 def subject(
     factory: Factory, claims: Claims, make_problem: MakeProblem, num_keys: int, max_keys: int | None = None
 ) -> Subject:
-    """The factory's estimator for the problem, ready to be run; `max_keys` is `num_keys` by default."""
+    """Makes the factory's estimator for the problem, ready to run; `max_keys` is `num_keys` by default."""
     problem = make_problem()
     estimator = made(factory, problem.objective)
     traces: list[None] = []
@@ -91,26 +93,26 @@ def subject(
 
 
 def other_chunk(factory: Factory) -> int | None:
-    """Another size of chunks than the default, None without a setting `chunk`."""
+    """Returns a chunk size other than the default; None without a setting `chunk`."""
     if "chunk" not in inspect.signature(factory).parameters:
         return None
     return 1 if setting(factory, "chunk") == 2 else 2
 
 
 def setting(factory: Factory, name: str) -> Any:
-    """What a setting of the factory is by default, None if it has none of this name."""
+    """Returns the default of a setting of the factory; None if it has no such setting or default."""
     parameter = inspect.signature(factory).parameters.get(name)
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def keys(count: int, block: int = 0) -> Key:
-    """Those that means are taken over: block after block of `count`."""
+    """Returns the keys of a block of `count`; means are taken over the blocks."""
     key = jax.random.key(11)
     return jax.random.split(jax.random.fold_in(key, block) if block else key, count)
 
 
 def sampler(estimator: GradientEstimator, problem: Problem) -> Callable[..., np.ndarray]:
-    """`sample(keys, state, params=problem.params)`: one estimate for each key, from one state, [keys, parameters]."""
+    """Makes `sample(keys, state, params=problem.params)`: one estimate per key, from one state, [keys, parameters]."""
 
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, None, None))
@@ -125,18 +127,18 @@ def sampler(estimator: GradientEstimator, problem: Problem) -> Callable[..., np.
 
 
 def by_leaf(tree: Params) -> dict[str, np.ndarray]:
-    """The leaves by name, such as "hidden/bias", in double precision, [parameters]."""
+    """Returns the leaves by name, such as "hidden/bias", in double precision, [parameters]."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): np.ravel(np.asarray(leaf)).astype(np.float64) for path, leaf in leaves}
 
 
 def flat(tree: Params) -> np.ndarray:
-    """All leaves as one vector, [parameters]."""
+    """Concatenates all leaves to one vector, [parameters]."""
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def made(factory: Factory, objective: Objective, **settings: int) -> GradientEstimator:
-    """What the factory makes, or TypeError if that is not an estimator."""
+    """Calls the factory; raises a TypeError if the result is not an estimator."""
     estimator = factory(objective, **settings)
     if not (isinstance(estimator, tuple) and hasattr(estimator, "init") and hasattr(estimator, "estimate")):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Measures of estimators: accuracy and cost with standard errors, and which rule was at work."""
+"""Measures of estimators: accuracy and cost with standard errors, and identification of learning rules."""
 
 from nl_jax.diagnostics.accuracy import Measurement, cosine, measure
 from nl_jax.diagnostics.alignment import Traced, alignment, angle, by_layer, by_leaf, trace_alignment

@@ -13,16 +13,16 @@ from nl_jax.numerics import widened
 
 
 class Measurement(NamedTuple):
-    """An estimator against a reference at one point; every `*_error` is a standard error.
+    """An estimator compared with a reference at one point; every `*_error` is a standard error.
 
-    With ĝ the estimates, g the reference's gradient and n the number of estimates:
+    ĝ are the estimates, g is the reference's gradient and n the number of estimates.
 
     Attributes:
       reference: g, a tree like the parameters.
       mean: the mean of ĝ.
       bias, bias_error: mean(ĝ) − g per component.
-      variance, variance_error: of ĝ per component (unbiased; its error from the fourth moment).
-      cosine, cosine_error: of the angle between one ĝ and g, on average.
+      variance, variance_error: the variance of ĝ per component (unbiased; its error is from the fourth moment).
+      cosine, cosine_error: the mean cosine of the angle between one ĝ and g.
       relative_variance, relative_variance_error: E‖ĝ − E ĝ‖² / ‖g‖².
       signal_to_noise, signal_to_noise_error: ‖g‖² / E‖ĝ − E ĝ‖², infinite for an exact estimator.
     """
@@ -53,7 +53,7 @@ class Measurement(NamedTuple):
 
 
 def cosine(a: Params, b: Params) -> Array:
-    """The cosine of the angle between two trees seen as vectors, ⟨a, b⟩ / ‖a‖‖b‖; NaN if either is zero.
+    """Computes the cosine of the angle between two trees as vectors, ⟨a, b⟩ / ‖a‖‖b‖; NaN if either is zero.
 
     >>> import jax.numpy as jnp
     >>> round(float(cosine({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([1.0, 1.0])})), 4)
@@ -71,23 +71,24 @@ def measure(
     *,
     num_estimates: int = 100,
 ) -> Measurement:
-    """Bias, variance, cosine and signal-to-noise ratio of an estimator at given parameters and batch.
+    """Measures bias, variance, cosine and signal-to-noise ratio of an estimator at given parameters and batch.
 
-    A pure function: jit it to run fast. Memory does not grow with `num_estimates`; every estimate is made twice.
+    This is a pure function: jit it to run fast. Memory does not grow with `num_estimates`; every estimate is computed
+    twice.
 
     Args:
-      estimator: what to measure; each estimate has a key of its own and the estimator's initial state.
-      reference: what to measure against, as a rule `nl.backprop(objective)`; evaluated once.
+      estimator: the estimator to measure. Each estimate has its own key and the estimator's initial state.
+      reference: the estimator to compare with, usually `nl.backprop(objective)`; it is evaluated once.
       key: typed key.
-      params: where to measure.
-      batch: on what.
+      params: the parameters at which to measure.
+      batch: the batch on which to measure.
       num_estimates: independent estimates, at least 2.
 
     Returns:
-      A `Measurement`, in float32 at least whatever the parameters' dtype; NaN under `jax.jit` if an estimate fails.
+      A `Measurement`, at least in float32 for any parameter dtype; NaN under `jax.jit` if an estimate fails.
 
     Raises:
-      ValueError: if `num_estimates` is not a whole number of at least 2, or a key is not a typed one.
+      ValueError: if `num_estimates` is not a whole number of at least 2, or the key is not a typed key.
       FloatingPointError: outside of `jax.jit`, if an estimate fails (see `nl.Info`).
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
@@ -111,7 +112,7 @@ def measure(
         grads, _, info = estimator.estimate(jax.random.fold_in(sample_key, index), state, params, batch)
         return widened(grads), info.failures
 
-    # Two passes with the same keys: moments about the mean itself lose nothing to rounding, whatever the bias.
+    # Two passes with the same keys: moments about the mean itself avoid rounding errors even with a large bias.
     def accumulate(total: Params, index: Array) -> tuple[Params, tuple[Failure, ...]]:
         sample, failures = estimate(index)
         return jax.tree.map(lambda t, x, g: t + (x - g) / n, total, sample, exact), failures

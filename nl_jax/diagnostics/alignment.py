@@ -1,4 +1,4 @@
-"""The angle between an estimator's credit and a reference, layer by layer, at one point or along training."""
+"""Measures the angle between an estimator's credit and a reference per layer, at one point or during training."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -16,21 +16,21 @@ Split = Callable[[Params], Mapping[str, Params]]
 
 
 def by_layer(params: Params) -> dict[str, Params]:
-    """The top-level entries of a tree that hold parameters, as a rule its layers."""
+    """Splits a tree into its top-level entries that hold parameters, usually its layers."""
     parts = _parts(params, lambda part: part is not params)
     return {name: part for name, part in parts.items() if jax.tree.leaves(part)}
 
 
 def by_leaf(params: Params) -> dict[str, Params]:
-    """The leaves of a tree by path, such as "hidden1/weight"."""
+    """Splits a tree into its leaves by path, such as "hidden1/weight"."""
     return _parts(params, None)
 
 
 def angle(a: Params, b: Params) -> Array:
-    """The angle between two trees seen as vectors, in degrees from 0 to 180; NaN if either is zero.
+    """Computes the angle between two trees as vectors, in degrees from 0 to 180; NaN if either is zero.
 
-    From sum and difference of the unit vectors (Kahan): near 0 and 180 the cosine would lose half the digits. They are
-    measured in units of their largest component, so that small ones do not vanish squared.
+    It uses the sum and difference of the unit vectors (Kahan), because the cosine would lose half the digits near 0 and
+    180. Vectors are first scaled by their largest component, so that squares of small components do not underflow.
 
     >>> import jax.numpy as jnp
     >>> round(float(angle({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([1.0, 1.0])})), 4)
@@ -52,25 +52,25 @@ def alignment(
     *,
     split: Split = by_layer,
 ) -> dict[str, Array]:
-    """The angle between an estimate and the reference's gradient, layer by layer, in degrees.
+    """Measures the angle between an estimate and the reference's gradient per layer, in degrees.
 
-    Below 90 an update goes downhill, at 90 it has nothing to do with the gradient: what the literature on feedback
-    alignment draws (Lillicrap et al. 2016). A pure function: jit it to run fast.
+    Below 90 degrees an update decreases the loss; at 90 it is orthogonal to the gradient. This is the measure plotted
+    in the literature on feedback alignment (Lillicrap et al. 2016). It is a pure function: jit it to run fast.
 
     Args:
-      estimator: what to measure.
-      reference: what to measure against, as a rule `nl.backprop(objective)`; one that keeps no state.
+      estimator: the estimator to measure.
+      reference: the estimator to compare with, usually `nl.backprop(objective)`; it must keep no state.
       key: typed key.
-      state: the estimator's, such as `estimator.init(key, params)` or in training `learner_state.estimator`.
-      params: where to measure.
-      batch: on what.
+      state: the estimator's state, such as `estimator.init(key, params)` or, in training, `learner_state.estimator`.
+      params: the parameters at which to measure.
+      batch: the batch on which to measure.
       split: `split(params) -> {name: part}`, `by_layer` or `by_leaf`.
 
     Returns:
       {name: degrees}; NaN for a part where either is zero, and for all parts if an estimate fails under `jax.jit`.
 
     Raises:
-      ValueError: if the key is not a typed one.
+      ValueError: if the key is not a typed key.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -90,7 +90,7 @@ def alignment(
 
 
 class Traced(NamedTuple):
-    """What `trace_alignment` keeps of a step: its loss and evaluations, and {name: degrees} after it."""
+    """The record of a step by `trace_alignment`: its loss and evaluations, and {name: degrees} after it."""
 
     info: Info
     degrees: dict[str, Array]
@@ -105,21 +105,21 @@ def trace_alignment(
     every: int = 1,
     split: Split = by_layer,
 ) -> Callable[[LearnerState, Info], Traced]:
-    """The alignment all through training, as a `record` of `nl.fit` and `nl.restarts`.
+    """Measures the alignment during training, as a `record` of `nl.fit` and `nl.restarts`.
 
     Args:
-      estimator: the learner's own, or any other with the same state.
+      estimator: the learner's estimator, or any other with the same state.
       reference, split: as in `alignment`.
       key: typed key, folded with the step.
-      batch: on what to measure, the same all through: it is the network that changes.
-      every: steps between measurements, at least 1; in between `degrees` are NaN and `nl.fit` spends nothing
-        (`nl.restarts` does, its runs share one program).
+      batch: the batch on which to measure, the same throughout training.
+      every: steps between measurements, at least 1. In between `degrees` are NaN, at no cost in `nl.fit`; in
+        `nl.restarts` every step has the cost, because its runs share one program.
 
     Returns:
-      `record(state, info) -> Traced`, measured at the state after the step, whose number it then is: 1 after the first.
+      `record(state, info) -> Traced`, measured at the state after the step. Steps are counted from 1.
 
     Raises:
-      ValueError: if `every` is not a whole number of at least 1, or the key is not a typed one.
+      ValueError: if `every` is not a whole number of at least 1, or the key is not a typed key.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())

@@ -1,4 +1,4 @@
-"""Signal to noise per second and per evaluation, measured on the user's own network."""
+"""Measures signal to noise per second and per evaluation on the user's own network."""
 
 import math
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from nl_jax.failures import raise_if_failed
 
 
 class Row(NamedTuple):
-    """One estimator; every `*_error` is a standard error, and infinite figures (of exact estimators) have none.
+    """The results of one estimator; `*_error` is a standard error, 0 for the infinite figures of exact estimators.
 
     Attributes:
-      seconds: per estimate, median and quartiles.
-      evaluations: per estimate, in forward passes.
-      cosine, cosine_error: of one estimate to the gradient.
-      signal_to_noise, signal_to_noise_error: ⟨E ĝ, g⟩²/(‖g‖² E‖ĝ − E ĝ‖²) of one estimate: ‖g‖²/E‖ĝ − g‖² where it is
-        unbiased, and blind to the scale of what is not calibrated. Averaging n estimates multiplies it by n: what
-        signal costs does not depend on the number of samples in one estimate.
-      per_second, per_second_error: signal to noise over seconds.
-      per_evaluation, per_evaluation_error: signal to noise over evaluations.
+      seconds: seconds per estimate, median and quartiles.
+      evaluations: forward passes per estimate.
+      cosine, cosine_error: the cosine of one estimate to the gradient.
+      signal_to_noise, signal_to_noise_error: ⟨E ĝ, g⟩²/(‖g‖² E‖ĝ − E ĝ‖²) of one estimate. It equals ‖g‖²/E‖ĝ − g‖² for
+        an unbiased estimator, and does not depend on the scale of an uncalibrated one. Averaging n estimates multiplies
+        it by n, so the cost of signal does not depend on the number of samples in one estimate.
+      per_second, per_second_error: signal to noise per second.
+      per_evaluation, per_evaluation_error: signal to noise per evaluation.
     """
 
     seconds: Spread
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 class Efficiency(NamedTuple):
-    """The candidates' rows by name, as a table (`str` or `print`), a figure (`plot`) or data (`as_dict`)."""
+    """The candidates' rows by name; available as a table (`str` or `print`), a figure (`plot`) or data (`as_dict`)."""
 
     rows: dict[str, Row]
 
@@ -59,7 +59,7 @@ class Efficiency(NamedTuple):
         return "\n".join([head, *lines])
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain numbers for JSON; infinite ones as None."""
+        """Returns plain numbers for JSON; infinite ones are None."""
 
         def plain(value: Any) -> Any:
             return value._asdict() if isinstance(value, Spread) else value if math.isfinite(value) else None
@@ -67,9 +67,9 @@ class Efficiency(NamedTuple):
         return {name: {key: plain(value) for key, value in row._asdict().items()} for name, row in self.rows.items()}
 
     def plot(self) -> Any:
-        """A Matplotlib figure: signal to noise per second and per 1,000 evaluations, with standard errors.
+        """Plots signal to noise per second and per 1,000 evaluations with standard errors, as a Matplotlib figure.
 
-        Exact estimators, without noise, are left out.
+        Exact estimators, which have no noise, are omitted.
 
         Raises:
           ImportError: if Matplotlib is not installed.
@@ -108,20 +108,20 @@ def efficiency(
     rounds: int = 15,
     progress: bool = True,
 ) -> Efficiency:
-    """Signal to noise per second and per evaluation of each candidate, on this network, batch and machine.
+    """Measures each candidate's signal to noise per second and per evaluation, on this network, batch and machine.
 
-    Signal and noise are measured against `jax.grad` of the objective's mean loss; times are medians of interleaved
+    Signal and noise are measured against `jax.grad` of the objective's mean loss. Times are medians of interleaved
     repeats of the jitted estimate.
 
     Args:
       estimators: candidates by name.
-      objective: the per-example objective they estimate the gradient of; it must have derivatives.
-      params: where to measure; after some training the order may be another than before it.
-      batch: on what.
-      key: typed key; by default one of seed 0.
-      num_estimates: independent estimates per candidate, at least 2; each is made twice.
+      objective: the per-example objective whose gradient they estimate; it must be differentiable.
+      params: the parameters at which to measure; the ranking may change during training.
+      batch: the batch on which to measure.
+      key: typed key; by default one with seed 0.
+      num_estimates: independent estimates per candidate, at least 2; each is computed twice.
       rounds: timed repeats, at least 1.
-      progress: whether to show bars, where tqdm is installed.
+      progress: whether to show progress bars, if tqdm is installed.
 
     Returns:
       An `Efficiency`; print it, or call its `plot()`.
@@ -157,7 +157,7 @@ def efficiency(
 
 
 class _Repeated:
-    """An estimator run again and again, its state handed on, so that what learns from its past has one."""
+    """Runs an estimator repeatedly and carries its state, so that estimators which learn from past steps can do so."""
 
     def __init__(self, estimator: GradientEstimator, key: Key, params: Params, batch: Batch) -> None:
         self.estimator, self.state, self.at = estimator, estimator.init(key, params), (params, batch)
@@ -168,18 +168,18 @@ class _Repeated:
         return grads, self.state, info
 
     def warm(self) -> GradientEstimator:
-        """The estimator as it is after all that."""
+        """Returns the estimator with its present state as the initial state."""
         return self.estimator._replace(init=lambda key, params: self.state)
 
 
 def _row(seconds: np.ndarray, evaluations: int, quality: Any) -> Row:
-    # The standard error of a median, 0.93 interquartile ranges over the root of their number, for normal deviations.
+    # The standard error of a median for normal deviations: 0.93 times the interquartile range over √rounds.
     time = spread(seconds)
     time_error = 0.93 * (time.high - time.low) / len(seconds) ** 0.5 / time.median
     power = optax.tree.norm(quality.reference, squared=True)
     scale = float(optax.tree.vdot(quality.mean, quality.reference) / power)
     snr, snr_error = (scale**2 * float(x) for x in (quality.signal_to_noise, quality.signal_to_noise_error))
-    exact = snr > 1 / np.finfo(np.float32).eps and float(quality.cosine) > 0.999  # what is left is rounding
+    exact = snr > 1 / np.finfo(np.float32).eps and float(quality.cosine) > 0.999  # the rest is rounding
     snr, relative = (math.inf, 0.0) if exact else (snr, snr_error / snr if snr else math.nan)
     per_second, per_evaluation = snr / time.median, snr / evaluations
     return Row(

@@ -1,4 +1,4 @@
-"""Identifies which of several learning rules was at work from observed changes of weights."""
+"""Identifies which of several learning rules produced observed weight changes."""
 
 import math
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from nl_jax.diagnostics.scatter import Scatter, scatter, scattered_evidence
 
 
 class Trajectory(NamedTuple):
-    """What was observed of learning; all leaves have the steps along a first axis.
+    """Observations of learning; all leaves have the steps on the first axis.
 
     Attributes:
       params: the parameters before each step.
-      batch: what the network was shown at each step.
-      change: what was read of each step's change of the parameters, a tree like `params`.
-      observed: a tree like `params` of bool, whether a change was observed; None for all. Others are not looked at,
-        NaN included.
+      batch: the network's batch at each step.
+      change: the measured parameter change of each step, a tree like `params`.
+      observed: a tree of bool like `params` that marks observed changes; None for all. Unobserved values are ignored
+        and may be NaN.
     """
 
     params: Params
@@ -32,12 +32,12 @@ class Trajectory(NamedTuple):
 
 
 class Identified(NamedTuple):
-    """What `identify` found, by candidate.
+    """The result of `identify`, by candidate.
 
     Attributes:
       posterior: {name: probability}; they sum to 1.
-      log_evidence: {name: log p(changes | candidate)}, up to a number that is the same for all.
-      rate: {name: η, the learning rate that fits best, at least 0}; of candidates that are random to a few percent.
+      log_evidence: {name: log p(changes | candidate)}, up to a constant shared by all candidates.
+      rate: {name: η, the best-fitting learning rate, at least 0}; accurate to a few percent for random candidates.
     """
 
     posterior: dict[str, Array]
@@ -54,39 +54,39 @@ def identify(
     prior: Mapping[str, float] | None = None,
     num_samples: int = 1,
 ) -> Identified:
-    """The posterior over candidate learning rules, by Bayes' rule (after Nayebi et al. 2020 and Portes et al. 2022).
+    """Computes the posterior over candidate rules by Bayes' rule (after Nayebi et al. 2020 and Portes et al. 2022).
 
-    A candidate predicts the changes d = −η g + noise, g being its estimates at all steps side by side and the noise
-    Gaussian of standard deviation σ, independent from weight to weight and step to step. How far the rule moved the
-    weights in all, A = η‖g‖ ≥ 0, has a flat prior, the same for all candidates whatever their scale, and is integrated
-    out; so is σ, with prior 1/σ, unless it is given. Both integrals are closed: with n observed changes, a = −d·g/‖g‖
-    and R² = ‖d‖² − a²
+    A candidate predicts the changes d = −η g + noise. g concatenates its estimates at all steps; the noise is Gaussian
+    with standard deviation σ, independent across weights and steps. The total distance that the rule moved the weights,
+    A = η‖g‖ ≥ 0, has a flat prior, the same for all candidates at any scale, and is integrated out. σ is integrated out
+    too, with prior 1/σ, unless it is given. Both integrals have closed forms. With n observed changes, a = −d·g/‖g‖ and
+    R² = ‖d‖² − a²:
 
         log p(d) = −R²/2σ² + log Φ(a/σ)                       σ given
         log p(d) = −(n − 1) log R + log T_{n−1}(a √(n−1)/R)   σ unknown, T Student's distribution function
 
-    A candidate that is random scatters about its mean by itself, which `num_samples` of its estimates show at each
-    step: ĝ = c m + √(λ v) ε, with m and v the mean and variance of each weight's estimate and (c, λ) the sizes that
-    single estimates have along the mean and beside it. The integrals are then sums over η and σ (`scattered_evidence`),
-    of A² = η² E‖ĝ‖². With `num_samples` of 1 a random candidate goes by a single estimate, as if it were not random:
-    it is then hardly ever found. A pure function: jit it to run fast.
+    The estimates of a random candidate scatter about their mean. The scatter is measured from `num_samples` estimates
+    at each step as ĝ = c m + √(λ v) ε: m and v are the mean and variance of each weight's estimate, and (c, λ) are the
+    sizes of single estimates along the mean and around it. The integrals are then sums over η and σ
+    (`scattered_evidence`), with A² = η² E‖ĝ‖². With `num_samples` of 1 a random candidate is represented by a single
+    estimate, as if it were not random, and is hardly ever identified. This is a pure function: jit it to run fast.
 
     Args:
-      trajectory: a `Trajectory`, of plain gradient steps; by momentum a step is no longer its own estimate.
-      candidates: {name: estimator}; local rules by `nl.local_learning`. Each has its initial state at every step;
-        feedback weights in it are those that it draws from `key`.
+      trajectory: a `Trajectory` of plain gradient steps. With momentum a step is not proportional to its own estimate.
+      candidates: {name: estimator}; local rules are made by `nl.local_learning`. Each has its initial state at every
+        step; any feedback weights in it are drawn from `key`.
       key: typed key.
-      noise: σ, above 0, of one observed change; None if it is not known.
-      prior: {name: probability}, up to scale; the same for all by default.
-      num_samples: estimates of each candidate at each step; 1 is enough of candidates that are not random, and of
-        those that are, several times as many as there are weights.
+      noise: σ, above 0, of one observed change; None if unknown.
+      prior: {name: probability}, up to scale; uniform by default.
+      num_samples: estimates of each candidate at each step. Candidates that are not random need 1; random ones need
+        several times the number of weights.
 
     Returns:
-      An `Identified`. The posterior is NaN where nothing was observed.
+      An `Identified`. The posterior is NaN if nothing was observed.
 
     Raises:
       ValueError: if there are fewer than two candidates, priors are not numbers above 0 for all of them, the
-        trajectory's trees do not fit together, noise is not a finite number above 0, or the key is not a typed one.
+        trajectory's trees do not fit together, noise is not a finite number above 0, or the key is not a typed key.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 2], activation=nl.activations.identity(), bias=False)
@@ -114,7 +114,7 @@ def identify(
     n = jnp.sum(mask, dtype=d.dtype)
 
     def weigh(estimated: Scatter) -> tuple[Array, Array]:
-        """log p(d) and η."""
+        """Computes log p(d) and η."""
         g = estimated._replace(mean=-estimated.mean).seen(mask)
         length = jnp.linalg.norm(g.mean)
         safe = jnp.where(length > 0, length, 1)
@@ -122,7 +122,7 @@ def identify(
         fixed = evidence(jnp.vdot(d, d), projection, n, sigma), jnp.maximum(projection, 0) / safe
         if count == 1:
             return fixed
-        # What rounding makes of estimates that are all the same is no scatter.
+        # Rounding differences between identical estimates do not count as scatter.
         random = jnp.sum(g.variance) > 1e3 * jnp.finfo(d.dtype).eps ** 2 * length**2
         return jax.tree.map(lambda x, y: jnp.where(random, x, y), scattered_evidence(d, n, g, sigma), fixed)
 
@@ -137,7 +137,7 @@ def identify(
 
 
 def evidence(power: Array, a: Array, n: Array, sigma: Array | None) -> Array:
-    """log p(d) from ‖d‖², its projection a on what is predicted, and the number n of changes."""
+    """Computes log p(d) from ‖d‖², the projection a of d on the prediction, and the number n of changes."""
     rest = jnp.maximum(power - a**2, jnp.finfo(a.dtype).eps * power)
     if sigma is not None:
         return -rest / (2 * sigma.astype(a.dtype) ** 2) + log_ndtr(a / sigma.astype(a.dtype))
@@ -149,7 +149,7 @@ def evidence(power: Array, a: Array, n: Array, sigma: Array | None) -> Array:
 
 
 def _estimates(candidate: GradientEstimator, key: Key, trajectory: Trajectory, count: int) -> Scatter:
-    """The candidate's estimates at all steps, `count` of them each."""
+    """Computes the candidate's estimates at all steps, `count` per step."""
     init_key, sample_key = jax.random.split(key)
 
     def at_step(given: tuple[Array, Params, Batch]) -> Scatter:
@@ -163,7 +163,7 @@ def _estimates(candidate: GradientEstimator, key: Key, trajectory: Trajectory, c
 
 
 def _by_step(tree: Params) -> Array:
-    """All leaves side by side, [steps, n], in the order of `ravel_pytree`."""
+    """Concatenates all leaves to [steps, n], in the order of `ravel_pytree`."""
     leaves = jax.tree.leaves(tree)
     return jnp.concatenate([jnp.reshape(leaf, (jnp.shape(leaf)[0], -1)) for leaf in leaves], axis=1)
 
@@ -178,7 +178,7 @@ def _prior(names: list[str], prior: Mapping[str, float] | None) -> dict[str, flo
 
 
 def _require_fitting(trajectory: Trajectory) -> None:
-    """ValueError unless changes, and what says which were observed, are like the parameters."""
+    """Raises a ValueError unless `change` and `observed` have the parameters' structure and shapes."""
     shapes = jax.tree.map(jnp.shape, trajectory.params)
     for name in ("change", "observed"):
         tree = getattr(trajectory, name)

@@ -11,17 +11,17 @@ from nl_jax.base import Array
 
 SMALLEST_DAMPING, FIRST_DAMPING, LARGEST_DAMPING = 1e-12, 1e-2, 1e12
 SHRINKAGE_STEPS = 300
-"""Steps of the inner proximal gradient method, which cost nothing beside the unrolled training."""
+"""Steps of the inner proximal gradient method; their cost is negligible next to the unrolled training."""
 
 
 class Solution(NamedTuple):
-    """What least squares found.
+    """A least-squares solution.
 
     Attributes:
       variables: v [variables].
-      covariance: of v [variables, variables].
-      standard_errors: [variables], infinite where the observations leave a variable open.
-      noise: σ, the standard deviation of the residuals for the degrees of freedom that are left.
+      covariance: the covariance of v [variables, variables].
+      standard_errors: [variables], infinite where the observations do not determine a variable.
+      noise: σ, the standard deviation of the residuals for the remaining degrees of freedom.
     """
 
     variables: Array
@@ -31,7 +31,7 @@ class Solution(NamedTuple):
 
 
 def linear(design: Array, observed: Array) -> Solution:
-    """The v that minimises ‖observed − design v‖², of shortest (scaled) length where there are several."""
+    """Finds the v that minimises ‖observed − design v‖²; among several, the one of shortest (scaled) length."""
     lengths = _lengths(design)
     U, s, Vt = jnp.linalg.svd(design / lengths[None, :], full_matrices=False)
     variables = Vt.T @ (_inverse(s, design.shape) * (U.T @ observed)) / lengths
@@ -39,14 +39,14 @@ def linear(design: Array, observed: Array) -> Solution:
 
 
 def judged(variables: Array, residuals: Array, design: Array, count: Array) -> Solution:
-    """σ² (JᵀJ)⁻¹ with σ² = Σ r² / (count − variables): how well linear least squares knows its solution."""
+    """Computes the covariance of a least-squares solution, σ² (JᵀJ)⁻¹ with σ² = Σ r² / (count − variables)."""
     lengths = _lengths(design)
     _, s, Vt = jnp.linalg.svd(design / lengths[None, :], full_matrices=False)
     inverse = _inverse(s, design.shape)
     noise = jnp.sqrt(jnp.sum(residuals**2) / (count - variables.size))
     scaled = noise * inverse[:, None] * Vt / lengths[None, :]
     covariance = scaled.T @ scaled
-    # What no observation depends on shows in the directions without a singular value, or with none above rounding.
+    # A variable is undetermined if it lies partly in directions without a singular value above rounding.
     seen = jnp.sum(jnp.where((inverse > 0)[:, None], Vt**2, 0), axis=0)
     open_ones = (seen < 1 - 1e-3) | (jnp.linalg.norm(design, axis=0) == 0)
     return Solution(variables, covariance, jnp.where(open_ones, jnp.inf, jnp.sqrt(jnp.diag(covariance))), noise)
@@ -62,17 +62,17 @@ class _Point(NamedTuple):
 def descend(
     residuals: Callable[[Array], Array], start: Array, *, count: Array, penalty: Array | None = None, num_steps: int
 ) -> Array:
-    """Minimises ½ Σ r(v)² / count + Σ penalty |v| from `start` by the method of Levenberg and Marquardt.
+    """Minimises ½ Σ r(v)² / count + Σ penalty |v| from `start` by the Levenberg–Marquardt method.
 
-    Each step minimises the loss of the linearised residuals plus a damping; one that does not lower the loss, or makes
-    it infinite, is not taken, and the next is shorter. The derivative is in forward mode: there are few variables and
-    many residuals.
+    Each step minimises the loss of the linearised residuals plus a damping term. A step that does not lower the loss,
+    or makes it infinite, is rejected, and the next one is shorter. Derivatives are in forward mode, because there are
+    few variables and many residuals.
 
     Args:
       residuals: `residuals(v) -> r [residuals]`, 0 where nothing was observed.
-      start: v [variables], where r is finite.
-      count: the number of residuals that were observed.
-      penalty: [variables], at least 0 (L1); None for none.
+      start: the initial v [variables], where r is finite.
+      count: the number of observed residuals.
+      penalty: [variables], at least 0 (L1); None for no penalty.
       num_steps: steps tried; each costs one evaluation of r and of its Jacobian.
     """
 
@@ -84,7 +84,7 @@ def descend(
     def step(carry: tuple[_Point, Array], _: None) -> tuple[tuple[_Point, Array], None]:
         at, damping = carry
         trial = evaluated(_stepped(at, damping) if penalty is None else _shrunk(at, damping, penalty * count))
-        lower = trial.loss < at.loss  # False of NaN
+        lower = trial.loss < at.loss  # False for NaN
         at = jax.tree.map(lambda new, old: jnp.where(lower, new, old), trial, at)
         damping = jnp.clip(jnp.where(lower, damping / 10, damping * 5), SMALLEST_DAMPING, LARGEST_DAMPING)
         return (at, damping), None
@@ -95,7 +95,7 @@ def descend(
 
 
 def _stepped(at: _Point, damping: Array) -> Array:
-    """v + d with the d that minimises ‖r + J d‖² + damping ‖D d‖², D the lengths of J's columns."""
+    """Returns v + d, where d minimises ‖r + J d‖² + damping ‖D d‖² and D holds the lengths of J's columns."""
     lengths = _lengths(at.jacobian)
     eye = jnp.sqrt(damping) * jnp.eye(lengths.size, dtype=lengths.dtype)
     Q, R = jnp.linalg.qr(jnp.concatenate([at.jacobian / lengths[None, :], eye]))
@@ -104,7 +104,7 @@ def _stepped(at: _Point, damping: Array) -> Array:
 
 
 def _shrunk(at: _Point, damping: Array, penalty: Array) -> Array:
-    """The same with Σ penalty |v + d| added, by FISTA (Beck and Teboulle 2009) in units of the columns' lengths."""
+    """`_stepped` with Σ penalty |v + d| added, by FISTA (Beck and Teboulle 2009) in units of the columns' lengths."""
     lengths = _lengths(at.jacobian)
     J = at.jacobian / lengths[None, :]
     H = J.T @ J + damping * jnp.eye(lengths.size, dtype=lengths.dtype)
@@ -125,12 +125,12 @@ def _shrunk(at: _Point, damping: Array, penalty: Array) -> Array:
 
 
 def _lengths(design: Array) -> Array:
-    """The lengths of its columns, 1 for those of nothing."""
+    """Computes the lengths of the columns; 1 for columns of zeros."""
     lengths = jnp.linalg.norm(design, axis=0)
     return jnp.where(lengths > 0, lengths, 1)
 
 
 def _inverse(s: Array, shape: tuple[int, ...]) -> Array:
-    """1/s, and 0 for singular values that are rounding."""
+    """Computes 1/s; 0 for singular values at rounding level."""
     kept = s > jnp.finfo(s.dtype).eps * max(shape) * s[0]
     return jnp.where(kept, 1 / jnp.where(kept, s, 1), 0)

@@ -1,7 +1,7 @@
 """Fits the coefficients of a polynomial plasticity rule to observed weights or activity.
 
-Of w ← w + Σ_abc θ_abc x^a y^b w^c (`nl.rules.parametric`) the coefficients θ are sought, with their standard errors.
-θ includes the learning rate.
+The rule is w ← w + Σ_abc θ_abc x^a y^b w^c (`nl.rules.parametric`). Each function estimates the coefficients θ and
+their standard errors. θ includes the learning rate.
 """
 
 import functools
@@ -23,15 +23,16 @@ ALL_TERMS: tuple[Powers, ...] = tuple((a, b, c) for a in range(3) for b in range
 
 
 class Plasticity(NamedTuple):
-    """A rule's coefficients as found from observations.
+    """A rule's coefficients estimated from observations.
 
     Attributes:
-      theta: θ [3, 3, 3], θ[a, b, c] being that of x^a y^b w^c; 0 for terms that were left out.
-      standard_errors: of θ [3, 3, 3], from the scatter of the observations about the fit. 0 for terms that were left
-        out, infinite where the observations leave a coefficient open, NaN with an L1 penalty, which pulls θ to 0.
-      covariance: of the coefficients that were sought, in the order of `terms`, [terms, terms].
+      theta: θ [3, 3, 3], where θ[a, b, c] is the coefficient of x^a y^b w^c; 0 for excluded terms.
+      standard_errors: the standard errors of θ [3, 3, 3], from the scatter of the observations about the fit. They are
+        0 for excluded terms, infinite where the observations do not determine a coefficient, and NaN with an L1
+        penalty, which pulls θ to 0.
+      covariance: the covariance of the fitted coefficients in the order of `terms`, [terms, terms].
       noise: the standard deviation of one observation about the fit, a scalar.
-      initial: the weights that the fit starts at, [inputs, units].
+      initial: the weights at the first step of the fit, [inputs, units].
     """
 
     theta: Array
@@ -44,24 +45,23 @@ class Plasticity(NamedTuple):
 def plasticity_from_weights(
     weights: Array, pre: Array, post: Array, *, terms: Collection[Powers] = ALL_TERMS
 ) -> Plasticity:
-    """Fits a rule's coefficients to changes of weights, by linear least squares.
+    """Fits a rule's coefficients to weight changes by linear least squares.
 
-    For weights that are read exactly and whose changes are noisy: w_{t+1} = w_t + Σ θ_abc x^a y^b w^c + noise,
-    independent from synapse to synapse and step to step. Where the reading is noisy, both θ and its errors would be
-    wrong: use `plasticity_from_readings`. A pure function.
+    It is for weights that are measured exactly and change noisily: w_{t+1} = w_t + Σ θ_abc x^a y^b w^c + noise, with
+    noise independent across synapses and steps. With noisy measurements both θ and its errors would be wrong: use
+    `plasticity_from_readings`. This is a pure function.
 
     Args:
       weights: w before each step and after the last, [steps + 1, inputs, units].
-      pre: x, what the layer was shown, [steps, examples, inputs]; a change is the mean over a step's examples.
-      post: y, what it answered, [steps, examples, units].
-      terms: the powers (a, b, c) of the coefficients to be found; all others are taken to be 0.
+      pre: x, the layer's inputs, [steps, examples, inputs]; a change is the mean over a step's examples.
+      post: y, the layer's responses, [steps, examples, units].
+      terms: the powers (a, b, c) of the coefficients to fit; all others are fixed at 0.
 
     Returns:
       A `Plasticity`.
 
     Raises:
-      ValueError: if shapes do not fit together, a term is named that does not exist, or there are more terms than
-        observations.
+      ValueError: if shapes do not fit together, a term does not exist, or there are not more observations than terms.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> x = jax.random.normal(jax.random.key(0), (20, 5, 3))
@@ -94,19 +94,19 @@ def plasticity_from_readings(
     l1: float = 0.0,
     num_steps: int = 30,
 ) -> Plasticity:
-    """Fits a rule's coefficients to noisy readings of weights, through the unrolled training.
+    """Fits a rule's coefficients to noisy weight readings, through the unrolled training.
 
-    For weights that follow the rule exactly and are read with noise, which is independent from reading to reading.
+    It is for weights that follow the rule exactly and are read with noise that is independent across readings.
 
     Args:
-      readings: of w before each step and after the last, [steps + 1, inputs, units]; NaN where none was taken.
+      readings: readings of w before each step and after the last, [steps + 1, inputs, units]; NaN where none was taken.
       pre, initial, activation, fit_initial, terms, l1, num_steps: as in `plasticity_from_activity`.
 
     Returns:
       A `Plasticity`.
 
     Raises:
-      ValueError: as `plasticity_from_activity`.
+      ValueError: as in `plasticity_from_activity`.
     """
     _require_steps("pre", pre, readings, 1)
     if np.shape(initial) != np.shape(readings)[1:]:
@@ -127,32 +127,32 @@ def plasticity_from_activity(
     l1: float = 0.0,
     num_steps: int = 30,
 ) -> Plasticity:
-    """Fits a rule's coefficients to what a layer answers while it learns, its weights unobserved (Mehta et al. 2024).
+    """Fits a rule's coefficients to a layer's responses while it learns; weights are unobserved (Mehta et al. 2024).
 
-    The model is a layer y = f(x W) that learns by `nl.rules.parametric(θ)` from W₀ on, and whose answers are observed
-    with Gaussian noise. θ has the greatest likelihood of all observed answers: it is found by gradient descent through
-    the unrolled training, with the curvature of Gauss and Newton, from θ = 0. A pure function: jit it to run fast. In
-    float32 all 27 terms at once are seldom told apart; use `jax.enable_x64`, or name fewer.
+    The model is a layer y = f(x W) that learns by `nl.rules.parametric(θ)` from W₀, and whose responses are observed
+    with Gaussian noise. θ maximises the likelihood of all observed responses. It is found by Gauss–Newton descent
+    through the unrolled training, starting at θ = 0. This is a pure function: jit it to run fast. In float32 all 27
+    terms can seldom be separated at once; use `jax.enable_x64`, or fewer terms.
 
     Args:
       activity: y of the layer before each step's change, [steps, examples, units]; NaN where it was not observed.
-      pre: x, what the layer was shown, [steps, examples, inputs]; a change is the mean over a step's examples.
+      pre: x, the layer's inputs, [steps, examples, inputs]; a change is the mean over a step's examples.
       initial: W₀, the weights at the first step, [inputs, units].
-      activation: f, of arrays.
-      fit_initial: whether W₀ is unknown too, and `initial` only where its search begins. Standard errors of θ then
-        allow for it.
-      terms: the powers (a, b, c) of the coefficients to be found; all others are taken to be 0.
-      l1: at least 0. Above 0 the loss, half the mean squared residual, has l1 Σ|θ_abc| added: few coefficients remain,
-        all too small. Fit again with these as `terms` for values without that bias, and for standard errors, which do
-        not allow for the choice of the terms.
-      num_steps: steps of the descent that are tried, on the first eighth, quarter, half and all of the observations.
+      activation: f, a function of arrays.
+      fit_initial: whether W₀ is also unknown; `initial` is then only the start of its search, and standard errors of θ
+        include the uncertainty of W₀.
+      terms: the powers (a, b, c) of the coefficients to fit; all others are fixed at 0.
+      l1: at least 0. Above 0, l1 Σ|θ_abc| is added to the loss, half the mean squared residual. Few coefficients then
+        remain, all of them too small. Fit again with only these `terms` to remove that bias and obtain standard errors;
+        these errors do not include the uncertainty of selecting the terms.
+      num_steps: descent steps tried on each of the first eighth, quarter, half and all of the observations.
 
     Returns:
       A `Plasticity`. Its standard errors hold for many observations, where the likelihood is Gaussian in θ.
 
     Raises:
-      ValueError: if shapes do not fit together, a term is named that does not exist, there are more unknowns than
-        observations, l1 is below 0 or num_steps is not a whole number of at least 1.
+      ValueError: if shapes do not fit together, a term does not exist, there are not more observations than unknowns,
+        l1 is below 0 or num_steps is not a whole number of at least 1.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> x = jax.random.normal(jax.random.key(0), (20, 5, 3))
@@ -190,7 +190,7 @@ def _unrolled(
     l1: float,
     num_steps: int,
 ) -> Plasticity:
-    """The most likely θ, and W₀ behind it where it is sought."""
+    """Finds the most likely θ, and W₀ if `fit_initial` is set."""
     sought, l1, num_steps = (
         _checked_terms(terms),
         nonnegative_number("l1", l1),
@@ -222,8 +222,8 @@ def _unrolled(
     penalty = l1 * (jnp.arange(start.size) < len(sought)).astype(start.dtype) if l1 else None
     count = jnp.sum(seen, dtype=target.dtype)
 
-    # Over many steps the likelihood has several maxima, over few steps θ is all but linear in what is observed: the fit
-    # to the first steps is where that to more of them begins, unless θ = 0 fits these better.
+    # Over many steps the likelihood has several maxima; over few steps the observations are nearly linear in θ. So each
+    # fit starts at the fit to fewer steps, unless θ = 0 fits better.
     def longer(v: Array, horizon: Array) -> tuple[Array, None]:
         def within(v: Array) -> Array:
             return residuals(v, horizon)

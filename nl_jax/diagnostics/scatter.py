@@ -1,4 +1,4 @@
-"""The likelihood of observed changes under a candidate rule that is random itself."""
+"""Computes the likelihood of observed changes under a random candidate rule."""
 
 import math
 from typing import NamedTuple
@@ -11,26 +11,26 @@ from jax.scipy.special import gammaln, logsumexp
 from nl_jax.base import Array
 
 _COMPONENTS = 64
-"""Sizes of an estimate that the mixture has, at most."""
+"""Maximum number of components of the mixture over sizes of an estimate."""
 
 _RATES = np.linspace(math.log(0.01), math.log(10.0), 200)
 """log(A/‖d‖) at which the integral over A is evaluated."""
 
 _RATIOS = np.linspace(math.log(1e-3), math.log(1e3), 280)
-"""log(A/σ√n), of unknown noise."""
+"""log(A/σ√n) of the grid for unknown noise."""
 
 _NOISES = np.linspace(-2.5, 2.5, 101)
-"""log of σ over what it is by the second moment, of unknown noise."""
+"""log of σ relative to its second-moment estimate, of the grid for unknown noise."""
 
 
 class Scatter(NamedTuple):
-    """Estimates of a random candidate at each of T steps, as ĝ = c m + √(λ v) ε with ε of unit variance.
+    """Estimates of a random candidate at each of T steps, modelled as ĝ = c m + √(λ v) ε with ε of unit variance.
 
     Attributes:
       mean: m, [T, n].
       variance: v, about c m, [T, n].
-      along: c, of J draws, [T, J]: how far an estimate goes along the mean.
-      spread: λ, of the same draws, [T, J]: how large an estimate is beside it.
+      along: c of J draws, [T, J]: the size of an estimate along the mean.
+      spread: λ of the same draws, [T, J]: the squared size of an estimate around the mean.
     """
 
     mean: Array
@@ -39,22 +39,22 @@ class Scatter(NamedTuple):
     spread: Array
 
     def seen(self, mask: Array) -> "Scatter":
-        """What of it can be observed, [T, n]."""
+        """Sets unobserved components to 0; `mask` is [T, n]."""
         return self._replace(mean=jnp.where(mask, self.mean, 0), variance=jnp.where(mask, self.variance, 0))
 
     @property
     def power(self) -> Array:
-        """Σ_t E‖ĝ‖²."""
+        """The expected squared norm, Σ_t E‖ĝ‖²."""
         along, spread = jnp.mean(self.along**2, axis=1), jnp.mean(self.spread, axis=1)
         return jnp.sum(along * jnp.sum(self.mean**2, axis=1) + spread * jnp.sum(self.variance, axis=1))
 
 
 def scatter(draws: Array) -> Scatter:
-    """Of one step's estimates [J, n], without the axis of steps.
+    """Models one step's estimates [J, n]; the result has no axis of steps.
 
     A single sample of weight perturbation, (gᵀξ) ξ, has one size gᵀξ for all weights, from 0 to several times the
-    typical one: c and λ are that, and no law of single weights would have it. With normal ε, λ of n weights scatters by
-    2/n of itself; as ε is counted anyway, so much is taken off.
+    typical one. c and λ represent this shared size, which independent distributions of single weights cannot. With
+    normal ε, the relative variance of λ over n weights is 2/n. ε already accounts for it, so it is subtracted.
     """
     J = len(draws)
     m = jnp.mean(draws, axis=0)
@@ -72,20 +72,20 @@ def scatter(draws: Array) -> Scatter:
 
 
 def scattered_evidence(d: Array, n: Array, g: Scatter, sigma: Array | None) -> tuple[Array, Array]:
-    """log p(d) and the rate η that fits best, by quadrature over A (and σ), up to the constants of `evidence`.
+    """Computes log p(d) and the best-fitting rate η by quadrature over A (and σ), up to the constants of `evidence`.
 
         p(d | η, σ) = Π_t mean over j of N(d_t; η c_j m_t, η² λ_j v_t + σ²)
 
     Args:
-      d: what was observed, 0 elsewhere, [T, n].
-      n: how many numbers were observed.
-      g: −ĝ, what of it can be observed.
+      d: the observed changes, 0 elsewhere, [T, n].
+      n: the number of observed values.
+      g: the scatter of −ĝ, 0 where unobserved.
       sigma: σ, None if unknown.
     """
     L, length = jnp.sqrt(g.power), jnp.linalg.norm(d)
 
     def log_density(r: Array, sigma: Array) -> Array:
-        """log of σⁿ p(d) (2π)^{n/2}/σⁿ at η = r σ, for several σ, [σ]."""
+        """Computes log of σⁿ p(d) (2π)^{n/2}/σⁿ at η = r σ for several σ, [σ]."""
 
         def at_step(d: Array, m: Array, v: Array, c: Array, spread: Array) -> Array:
             covariance = 1 + r**2 * spread[:, None] * v[None]  # [j, n], in units of σ²

@@ -1,4 +1,4 @@
-"""Running times by interleaved repeats, with medians and quartiles."""
+"""Measures running times by interleaved repeats, with medians and quartiles."""
 
 import importlib.util
 import time
@@ -21,10 +21,10 @@ class Spread(NamedTuple):
 
 
 def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int, *, progress: bool = True) -> dict[str, Any]:
-    """Seconds of each function in each round, [rounds]: all take turns, so that all share every disturbance.
+    """Times each function in each round, in seconds [rounds]; functions alternate, so disturbances affect all alike.
 
-    The order changes from round to round, so that none always inherits another's caches. Every function is
-    run once before, to compile and to warm up.
+    The order changes from round to round, so that no function always inherits another's caches. Every function first
+    runs once, to compile and to warm up.
     """
     for function in _track(functions.values(), "compile", "function", progress):
         jax.block_until_ready(function())
@@ -39,13 +39,13 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int, *, prog
 
 
 def spread(values: np.ndarray) -> Spread:
-    """Median and quartiles of some repeats."""
+    """Computes the median and quartiles of repeats."""
     low, median, high = np.percentile(values, [25, 50, 75])
     return Spread(float(median), float(low), float(high))
 
 
 def ratio(seconds: np.ndarray, unit: np.ndarray) -> Spread:
-    """Each round's ratio to the same round's unit."""
+    """Computes the median and quartiles of each round's ratio to the same round's unit."""
     return spread(seconds / unit)
 
 

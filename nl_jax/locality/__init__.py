@@ -1,1 +1,1 @@
-"""The locality audit: what each update depends on."""
+"""The locality audit: finds what each update depends on."""

@@ -13,7 +13,7 @@ from nl_jax.locality.report import COLUMNS, Audit, Row, Source
 from nl_jax.locality.timing import timing
 
 Sites: TypeAlias = dict[str, Flows]
-"""By mark, what the program itself puts there."""
+"""The flows that the program itself puts at each mark."""
 
 
 def audit(
@@ -26,33 +26,35 @@ def audit(
     targets: Callable[[Batch], Any] | None = None,
     loop: str | None = None,
 ) -> Audit:
-    """What an estimator's updates can see, found in their own jaxpr; nothing is run.
+    """Finds what an estimator's updates can see by reading their jaxpr; nothing is run.
 
-    Everything an estimator computes is a function of parameters, batch and key; what tells one rule from another is
-    the way it takes. So what the program puts where a layer receives its inputs (*pre*) and holds its values (*post*:
-    pre-activation, axons), and the loss it returns for each example, stand for themselves, and are not followed
-    further down. All else is: what an estimator brings into a layer that the program does not (a target to which it
-    is clamped), what flows back in a derivative, what a state keeps of earlier steps.
+    Everything an estimator computes is a function of parameters, batch and key; rules differ in the paths by which
+    information reaches an update. The audit stops tracing at the values that the program itself puts at a layer's
+    inputs (*pre*) and at its own values (*post*: pre-activation and axons (activity)), and at the loss of each example.
+    These count as sources. Everything else is traced further back: values that an estimator, not the program, brings
+    into a layer (such as a target it is clamped to), values that flow back in a derivative, and what a state keeps of
+    earlier steps.
 
-    Where it says that a source does not reach an update, changing that source alone (pre, post and loss held) cannot
-    change it. `docs/audit.md` has the definitions, and what they leave open.
+    If the audit reports that a source does not reach an update, then changing that source alone (with pre, post and
+    loss fixed) cannot change the update. `docs/audit.md` has the definitions and their limits.
 
     Args:
       factory: `factory(program) -> estimator`, such as `nl.backprop` or `functools.partial(nl.node_perturbation,
-        num_samples=4)`; it is given the program with its layers marked.
-      program: an objective or a forward function, whichever the factory takes. If it takes no `propagate` it has no
-        layers, and every leaf is on its own.
-      params: of the program; of the arrays only shapes and dtypes are used.
-      batch: as the estimator takes it; of the arrays only shapes and dtypes are used.
-      inputs: `inputs(batch) -> tree`, what the program is called with: by default the batch, as objectives are; for a
-        forward function `lambda batch: batch[0]`.
+        num_samples=4)`; it gets the program with its layers marked.
+      program: an objective or a forward function, whichever the factory takes. A program without `propagate` has no
+        layers, and every leaf is separate.
+      params: the program's parameters; only shapes and dtypes of arrays are used.
+      batch: the estimator's batch; only shapes and dtypes of arrays are used.
+      inputs: `inputs(batch) -> tree`, the program's second argument. The default is the batch, as for objectives; for a
+        forward function use `lambda batch: batch[0]`.
       targets: `targets(batch) -> tree`, the part of the batch that is a target, possibly `()`; by default the second of
         a pair (inputs, targets). The rest is the input.
-      loop: the name of the program's loop over time, to ask as well *when* updates get their news, and whether memory
-        grows with the number of steps (`Audit.timing`); that number must be a size of its own in the batch.
+      loop: the name of the program's loop over time. If given, the audit also reports *when* updates get their
+        information and whether memory grows with the number of steps (`Audit.timing`). No other axis of the batch may
+        have that number as its size.
 
     Returns:
-      An `Audit`; print it, or ask for its `verdict`, its `verdicts` or its `plot()`.
+      An `Audit`; print it, or use its `verdict`, `verdicts` or `plot()`.
 
     Raises:
       ValueError: if the batch is not a pair and `targets` is not given, the factory is an estimator, two parameters
@@ -87,7 +89,7 @@ def audit(
 
 
 class _Leaf(NamedTuple):
-    """The source that a parameter is."""
+    """A parameter as a source."""
 
     path: str
 
@@ -113,7 +115,7 @@ def _batch_sources(batch: Batch, targets: Callable[[Batch], Any] | None) -> list
             )
         targets = lambda batch: batch[1]
     leaves, tree = jax.tree.flatten(batch)
-    tokens = [object() for _ in leaves]  # with which nothing can be computed
+    tokens = [object() for _ in leaves]  # nothing can be computed with them
     remedy = "targets must return leaves of the batch as they are, such as targets=lambda batch: batch['label']"
     try:
         chosen = jax.tree.leaves(targets(jax.tree.unflatten(tree, tokens)))
@@ -125,7 +127,7 @@ def _batch_sources(batch: Batch, targets: Callable[[Batch], Any] | None) -> list
 
 
 def _what_the_program_puts(program: Program, params: Params, batch: Batch, arguments: list[Flows]) -> Sites:
-    """What arrives at each mark when the program runs by itself."""
+    """Finds the flows that arrive at each mark when the program runs by itself."""
     sites: Sites = {}
 
     def note(name: str, arriving: Flows) -> Flows:
@@ -137,9 +139,9 @@ def _what_the_program_puts(program: Program, params: Params, batch: Batch, argum
 
 
 def _seen_beyond(own: Sites) -> Cut:
-    """A mark stands for what the program itself puts there; what else arrives goes on, and so does the target.
+    """Replaces the program's own flows at a mark by the mark; other flows and the target pass through.
 
-    The loss stands for whatever it is made of: one number an example is what the third factor is.
+    The loss mark replaces all of its sources: the third factor is one number per example.
     """
 
     def cut(name: str, arriving: Flows) -> Flows:
@@ -160,7 +162,7 @@ def _updates(
     of_batch: list[Flows],
     cut: Cut,
 ) -> list[Flows]:
-    """What reaches the gradient of each leaf, in this step or by way of the state from any step before it."""
+    """Finds what reaches the gradient of each leaf, in this step or through the state from any earlier step."""
     key, of_key = jax.random.key(0), _one("noise")
     init, state = jax.make_jaxpr(estimator.init, return_shape=True)(key, params)
     estimate, shapes = jax.make_jaxpr(estimator.estimate, return_shape=True)(key, state, params, batch)

@@ -15,31 +15,31 @@ from nl_jax.propagation import Around, Site, feedforward
 LOSS = "loss"
 
 STAGES = ("preactivation", "response", "axons")
-"""Where a layer's own values are marked: what its connection makes, what its activation makes of that, and what
-`propagate` returns. Each has a mark of its own, so that what an estimator's `propagate` returns besides is not taken
-for what the connection makes of the weight."""
+"""The stages at which a layer's own values are marked: the connection's output, the activation's output, and the return
+value of `propagate`. Each stage has its own mark, so that other values that an estimator's `propagate` returns are not
+mistaken for the connection's output."""
 
 
 def stage(layer: str, which: str) -> str:
-    """The mark of one stage of a layer."""
+    """Returns the mark of one stage of a layer."""
     return f"{which}:{layer}"
 
 
 def pre(layer: str) -> str:
-    """The mark of what a layer receives."""
+    """Returns the mark of a layer's inputs."""
     return f"pre:{layer}"
 
 
 def post(layer: str) -> str:
-    """The mark of a layer's own values: its pre-activation and its axons."""
+    """Returns the mark of a layer's own values: its pre-activation and its axons (activity)."""
     return f"post:{layer}"
 
 
 def marked(program: Program, met: Callable[[str], Any]) -> Program:
-    """The program with every layer's inputs, pre-activation and axons marked, and its losses.
+    """Marks every layer's inputs, pre-activation and axons (activity) in a program, and its losses.
 
-    Whatever `propagate` it is run with sees the marked values. A program's outputs count as losses if they are one
-    number an example, shape [batch].
+    Any `propagate` passed to the result sees the marked values. The outputs count as losses if they are one number per
+    example, shape [batch].
 
     Args:
       program: an objective or a forward function; one that takes no `propagate` has no layers to mark.
@@ -62,7 +62,7 @@ def marked(program: Program, met: Callable[[str], Any]) -> Program:
 
 
 class _Marked:
-    """A connection or activation whose result is marked; what it says of itself comes along."""
+    """A connection or activation whose result is marked; it keeps the attributes of the original."""
 
     def __init__(self, function: Callable[..., Array], own: Callable[[Array], Array]) -> None:
         self._function, self._own = function, own

@@ -1,4 +1,4 @@
-"""An audit's result: verdicts for each leaf, a table, a figure."""
+"""The result of an audit: verdicts for each leaf, a table and a figure."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -10,11 +10,11 @@ from nl_jax.locality.timing import Timing
 Reach = Literal["no", "maybe", "yes"]
 
 LOCAL = ("own weight", "own layer", "own pre", "own post", "noise")
-"""The kinds of sources at hand where a parameter is: itself, its layer's other parameters, what the layer receives, the
+"""The kinds of sources that are local to a parameter: itself, its layer's other parameters, the layer's inputs, the
 layer's own values, and the estimator's key."""
 
 COLUMNS = (*LOCAL, "loss", "other axons", "input", "other weights", "target")
-"""All kinds of sources: the local ones, the third factor, and what is neither."""
+"""All kinds of sources: the local ones, the third factor, and the rest."""
 
 _VIOLATIONS = {
     "reads other axons": ("other axons", "input"),
@@ -29,8 +29,8 @@ class Source(NamedTuple):
     """One source that can reach a leaf's update.
 
     Attributes:
-      name: a leaf's path, a layer's name, or the column's own.
-      through: the opaque primitive it may come through; None if the way is known.
+      name: a leaf's path, a layer's name, or the column's name.
+      through: the opaque primitive it may pass through; None if the path is known.
     """
 
     name: str
@@ -41,15 +41,15 @@ class Row(NamedTuple):
     """One parameter leaf.
 
     Attributes:
-      layers: the layers that use it; none for a parameter used between or after layers.
-      sources: what can reach its update, by column.
+      layers: the layers that use it; empty for a parameter used between or after layers.
+      sources: the sources that can reach its update, by column.
     """
 
     layers: tuple[str, ...]
     sources: Mapping[str, frozenset[Source]]
 
     def reach(self, *columns: str) -> Reach:
-        """Whether any source of these columns can reach the update; "maybe" if only through something opaque."""
+        """Whether a source in these columns can reach the update; "maybe" if only through an opaque primitive."""
         found = [source for column in columns for source in self.sources[column]]
         if any(source.through is None for source in found):
             return "yes"
@@ -57,17 +57,18 @@ class Row(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What the update sees at most, such as "three-factor"; and whose weight it is, if it is several layers'."""
+        """The most that the update can see, such as "three-factor", and the layers that share the weight, if any."""
         shared = f", shared by {' and '.join(self.layers)}" if len(self.layers) > 1 else ""
         return _verdict([self]) + shared
 
 
 class Audit(NamedTuple):
-    """What every update can see, as a table (`str` or `print`), a figure (`plot`) or data (`as_dict`).
+    """What every update can see; available as a table (`str` or `print`), a figure (`plot`) or data (`as_dict`).
 
     Attributes:
-      rows: by parameter leaf.
-      timing: when updates get their news, and whether memory grows with the number of steps; None unless it was asked.
+      rows: a row for each parameter leaf.
+      timing: when updates get their information, and whether memory grows with the number of steps; None unless the
+        audit was given a loop.
     """
 
     rows: dict[str, Row]
@@ -80,7 +81,7 @@ class Audit(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """The verdict on the estimator: all that any of its updates sees."""
+        """The verdict on the estimator: everything that any of its updates can see."""
         shared = any(len(row.layers) > 1 for row in self.rows.values())
         return _verdict(list(self.rows.values())) + (", shared weights" if shared else "")
 
@@ -100,7 +101,7 @@ class Audit(NamedTuple):
         return outside + [f"maybe: {name} is opaque, and may make of its inputs what it will" for name in opaque]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: by leaf its layers, its verdict, and every source with what it may come through."""
+        """Returns plain data for JSON: each leaf's layers, verdict and sources, with any opaque primitive."""
         leaves = {
             leaf: {
                 "layers": list(row.layers),
@@ -115,7 +116,7 @@ class Audit(NamedTuple):
         return {"verdict": self.verdict, "leaves": leaves} | timing
 
     def plot(self) -> Any:
-        """A Matplotlib figure, leaf × source: dark for yes, "?" for maybe; lines part local, third factor and the rest.
+        """Plots leaf × source with Matplotlib: dark is yes, "?" maybe; lines separate local, third factor and the rest.
 
         Raises:
           ImportError: if Matplotlib is not installed.

@@ -1,16 +1,18 @@
-"""When an update gets its information: does it read later steps, and does memory grow with their number?
+"""Finds when an update gets its information: whether it reads later steps, and whether memory grows with their number.
 
 A value of the estimate's jaxpr is at one of four levels:
 
-- NONE: it depends on no step (parameters, the key, labels that come without a time axis).
-- CAUSAL: inside a loop over time, on this step and earlier ones. Outside, an array with an axis of steps each entry of
-  which does, and which stands where it stood: whatever else is done with that axis than a sum makes it ACAUSAL.
-- END: on all steps, as the last carry of a loop that read no later steps, or the sum over such an axis.
-- ACAUSAL: it was made, at some step, of a later one, or of steps in an order that is not known.
+- NONE: it depends on no step (parameters, the key, labels without a time axis).
+- CAUSAL: inside a loop over time, it depends on this step and earlier ones. Outside, it is an array with an axis of
+  steps; each entry depends on its own step and earlier ones, and the axis keeps its position. Any operation on that
+  axis other than a sum makes the value ACAUSAL.
+- END: it depends on all steps, as the last carry of a loop that reads no later steps, or the sum over such an axis.
+- ACAUSAL: at some step it depends on a later one, or it depends on steps in an unknown order.
 
-A loop over time is a scan of as many steps. Forward, it takes CAUSAL arrays step by step; anything that is END, or a
-whole array of steps, is news from later steps inside it. In reverse, so is whatever it carries. Every rule errs on the
-side of ACAUSAL. The loss of an example stands for itself: one number that comes when the trial is over.
+Any scan with the same number of steps counts as a loop over time. A forward scan reads CAUSAL arrays step by step; END
+values and whole arrays of steps count as information from later steps inside it. In a reverse scan the carry counts as
+such too. Every rule errs on the side of ACAUSAL. The loss of an example is not traced back: it is one number that
+arrives at the end of the trial.
 """
 
 import math
@@ -33,12 +35,12 @@ Memory = Literal["constant", "grows"]
 
 
 class Timing(NamedTuple):
-    """What an estimate makes of time.
+    """How an estimate depends on time.
 
     Attributes:
-      when: "online" if no step's contribution to the update reads a later step; "online, judged at the end" if it reads
-        nothing later but each example's loss; else "acausal".
-      memory: "grows" if anything with an axis of steps is kept for the update besides the batch itself.
+      when: "online" if no step's contribution to the update reads a later step; "online, judged at the end" if the only
+        later information it reads is each example's loss; else "acausal".
+      memory: "grows" if any value with an axis of steps, other than the batch itself, is kept for the update.
     """
 
     when: When
@@ -46,12 +48,12 @@ class Timing(NamedTuple):
 
 
 class Level(NamedTuple):
-    """What is known of a value.
+    """The properties of a value.
 
     Attributes:
       time: NONE, CAUSAL, END or ACAUSAL.
-      judged: whether an example's loss has reached it.
-      raw: whether it is nothing but the batch, rearranged.
+      judged: whether it depends on an example's loss.
+      raw: whether it is only the batch, rearranged.
       unit: whether it is the matrix that marks the losses' rate of change (`mark_tangent`).
     """
 
@@ -62,17 +64,17 @@ class Level(NamedTuple):
 
 
 def timing(estimator: GradientEstimator, program: Program, params: Params, batch: Batch, loop: str) -> Timing:
-    """Reads off the estimate's jaxpr when its updates get their news; nothing is run.
+    """Finds when an estimator's updates get their information, from the estimate's jaxpr; nothing is run.
 
     Args:
-      estimator: made for `program`, whose losses are marked.
+      estimator: an estimator made for `program`, whose losses are marked.
       program: an objective.
-      params, batch: as the estimator takes them; of the arrays only shapes and dtypes are used.
+      params, batch: the estimator's arguments; only shapes and dtypes of arrays are used.
       loop: the name of the program's loop over time.
 
     Raises:
-      ValueError: if the program has no such loop, or its number of steps is also another size of the batch or of a
-        parameter, so that axes of steps cannot be told apart.
+      ValueError: if the program has no such loop, or another axis of the batch or of a parameter has the same size as
+        the number of steps, so that axes of steps cannot be identified.
     """
     steps = _steps(program, params, batch, loop)
     _require_distinct(steps, params, batch)
@@ -123,7 +125,7 @@ class _Analysis:
         self.levels: dict[Any, Level] = {}
 
     def run(self, program: Any, arguments: Sequence[Level], *, inside: bool) -> list[Level]:
-        """The levels of a program's outputs; `inside` a loop over time or outside."""
+        """Computes the levels of a program's outputs; `inside` says whether it is in a loop over time."""
         jaxpr: Jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
         known: dict[Any, Level] = dict.fromkeys(jaxpr.constvars, Level(NONE))
         known |= dict(zip(jaxpr.invars, arguments, strict=True))
@@ -163,7 +165,7 @@ class _Analysis:
         return [found._replace(raw=raw and any(level.raw for level in inputs))] * count
 
     def opaque(self, held: list[Any], equation: JaxprEqn, inputs: list[Level], inside: bool) -> list[Level]:
-        """Branches and unbounded loops: whatever enters may leave, and is noted within."""
+        """Handles branches and unbounded loops: any input may reach any output; levels inside are recorded too."""
         found = _joined(inputs)
         if found.time and not inside:
             found = found._replace(time=ACAUSAL)
@@ -184,7 +186,7 @@ class _Analysis:
         while True:
             outputs = self.run(params["jaxpr"], [*constants, *carry, *slices], inside=within)
             later = outputs[:carried]
-            if over_time and params["reverse"]:  # what is carried comes from later steps
+            if over_time and params["reverse"]:  # the carry comes from later steps
                 later = [level._replace(time=ACAUSAL) if level.time else level for level in later]
             arrived = [_joined([before, after])._replace(raw=False) for before, after in zip(carry, later, strict=True)]
             if arrived == carry:
@@ -195,7 +197,7 @@ class _Analysis:
         return [*carry, *(level._replace(raw=False) for level in outputs[carried:])]
 
     def keeps_steps(self, equation: JaxprEqn, out: Any) -> bool:
-        """Whether the axis of steps stands in the output as it stood in every input that has one."""
+        """Whether the output keeps the axis of steps of every input that has one."""
         params, name = equation.params, equation.primitive.name
         places = [self.axis(atom) for atom in equation.invars]
         to = self.axis(out)
@@ -225,7 +227,7 @@ class _Analysis:
         return False
 
     def sums_steps(self, equation: JaxprEqn) -> bool:
-        """Whether steps are added up, each in its own place, as in Σ_t δ_t x_t."""
+        """Whether the equation sums over steps, with equal steps paired, as in Σ_t δ_t x_t."""
         params, places = equation.params, [self.axis(atom) for atom in equation.invars]
         if equation.primitive.name == "reduce_sum":
             return places[0] in params["axes"]
@@ -239,17 +241,17 @@ class _Analysis:
         return False
 
     def axis(self, atom: Any) -> int | None:
-        """The axis of steps: None if there is none, −1 if there are several."""
+        """Returns the axis of steps: None if there is none, −1 if there are several."""
         shape = _shape(atom)
         count = shape.count(self.steps)
         return None if not count else shape.index(self.steps) if count == 1 else -1
 
     def grows(self, jaxpr: Jaxpr, needed: Sequence[bool]) -> bool:
-        """Whether any of the needed outputs is made of something computed that has an axis of steps."""
+        """Whether any needed output depends on a computed value that has an axis of steps."""
         return self._kept(jaxpr, list(needed))[1]
 
     def _kept(self, jaxpr: Jaxpr, needed: list[bool]) -> tuple[list[bool], bool]:
-        """Which inputs the needed outputs are made of, and whether anything kept on the way has an axis of steps."""
+        """Finds the inputs that the needed outputs depend on, and whether any value in between has an axis of steps."""
         live = {atom for atom, one in zip(jaxpr.outvars, needed, strict=True) if one and not isinstance(atom, Constant)}
         large = False
         for equation in reversed(jaxpr.eqns):
@@ -291,7 +293,7 @@ def _open(program: Any) -> Jaxpr:
 
 
 def _news(level: Level) -> Level:
-    """Of something from outside a loop over time, as its steps see it."""
+    """Returns the level, as seen by the steps of a loop over time, of a value from outside it."""
     return level._replace(time=ACAUSAL) if level.time else level
 
 
@@ -316,4 +318,4 @@ _POINTWISE = frozenset(
         *("device_put", "optimization_barrier", "reduce_precision", "nextafter", "real", "imag"),
     }
 )
-"""Primitives that treat every entry by itself."""
+"""Elementwise primitives."""

@@ -1,4 +1,4 @@
-"""Converts a network of logistic sigmoids into the same function with hyperbolic tangents."""
+"""Converts a network of logistic sigmoid units into an equivalent network of tanh units."""
 
 import copy
 import itertools
@@ -15,23 +15,23 @@ from nl_jax.networks.layers import Layer, Network, network
 
 
 def tanh_from_sigmoid(net: Network, params: Params) -> tuple[Network, Params]:
-    """The equal network of tanh units (seed 000, logistic sigmoid and hyperbolic tangent).
+    """Converts to the equivalent network of tanh units (seed 000, logistic sigmoid and hyperbolic tangent).
 
-    Since σ(ν) = (tanh(ν/2) + 1)/2, every hidden layer of logistic-sigmoid units becomes one of tanh(ν/2) units,
-    and what reads it takes w' = w/2 and b' = b + Σ_i w_i/2. Sigmoid units of the last layer, which nothing reads,
-    become `sigmoid_by_tanh`. Everything else stays as it is.
+    Since σ(ν) = (tanh(ν/2) + 1)/2, every hidden layer of logistic sigmoid units becomes one of tanh(ν/2) units, and
+    the layers that read it get w' = w/2 and b' = b + Σ_i w_i/2. Sigmoid units in the last layer, which no layer reads,
+    become `sigmoid_by_tanh`. Everything else is unchanged.
 
     Args:
-      net: as `nl.network` makes it, of any depth and hierarchy. Its sigmoid units are those of
+      net: a network made by `nl.network`, of any depth and hierarchy. Its sigmoid units are those of
         `nl.activations.sigmoid()` and `jax.nn.sigmoid`.
       params: its parameters.
 
     Returns:
-      The new network and its parameters, a tree like the given one.
+      The new network and its parameters, a tree of the same structure.
 
     Raises:
-      ValueError: if a hidden sigmoid layer is read by a connection other than dense, or by a layer none of whose
-        dense connections has a bias; it names the layers.
+      ValueError: if a hidden sigmoid layer is read by a connection that is not dense, or by a layer none of whose
+        dense connections has a bias. The message names the layers.
 
     >>> import jax, nl_jax as nl
     >>> net = nl.mlp([3, 4, 1], activation=nl.activations.sigmoid())
@@ -64,7 +64,7 @@ def _respond(layer: Layer, activation: Activation) -> Layer:
 
 
 def _read_tanh(layer: Layer, lower: str, params: Params, sigmoids: Container[str]) -> Params:
-    """The layer's parameters for lower axons 2σ(ν) − 1 where they were σ(ν)."""
+    """Converts a layer's parameters for lower axons (activity) 2σ(ν) − 1 instead of σ(ν)."""
     connections = {lower if c.source is None else c.source: c for c in layer.connections}
     nested = len(connections) > 1  # as network.init nests parameters by source
     parts: dict[str, Any] = dict(params) if nested else dict.fromkeys(connections, params)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from nl_jax.networks.layers import Layer, Network
 
 Unit = tuple[float, float]
-COLUMN, ROW = 2.2, 0.55  # distances of layers and of units
+COLUMN, ROW = 2.2, 0.55  # distances between layers and between units
 RADIUS = 0.16
 DENSE = "dense", "lateral_dense", "decorrelated dense"
 
@@ -24,18 +24,19 @@ def draw(
     values: Mapping[str, Any] | None = None,
     axes: Any = None,
 ) -> Any:
-    """Layers from left to right, each with its name, shape and activation.
+    """Draws layers from left to right, each with its name, shape and activation.
 
     Args:
-      network: any.
-      units: circles a layer has at most, at least 3; of larger layers and of images the rest are dots.
-      title: above all.
-      values: by layer, a number for each unit, such as one example's axons or credit: written below the units, and
-        their colour, red above 0, blue below, the deeper the larger among the layer's.
+      network: any network.
+      units: the maximum number of circles per layer, at least 3. Dots stand for the other units of larger layers and of
+        images.
+      title: the figure's title.
+      values: a number per unit for each layer, such as one example's axons (activity) or credit. Each is written below
+        its unit and colours it: red above 0, blue below 0, deeper for larger magnitudes within the layer.
       axes: the matplotlib axes to draw in; by default those of a new figure.
 
     Returns:
-      A `matplotlib.figure.Figure`: `figure.savefig("network.png")`.
+      A `matplotlib.figure.Figure`, which can be saved by `figure.savefig("network.png")`.
 
     Raises:
       ImportError: without matplotlib.
@@ -97,13 +98,13 @@ def _height(place: int, count: int) -> float:
 
 
 def _places(column: int, size: int, units: int) -> list[Unit | None]:
-    """Where a layer's circles are, from above; None for those left out."""
+    """Returns the positions of a layer's circles from top to bottom; None marks omitted units."""
     shown: list[bool] = [True] * size if size <= units else [*[True] * (units - 2), False, True]
     return [(COLUMN * column, _height(i, len(shown))) if one else None for i, one in enumerate(shown)]
 
 
 def _checked(network: "Network", name: str, values: Any) -> np.ndarray:
-    """A layer's values as a vector."""
+    """Checks a layer's values and returns them as a vector."""
     if name not in network.shapes:
         raise ValueError(f"values: no layer is named {name!r}; the layers are {', '.join(network.shapes)}")
     if np.shape(values) != network.shapes[name]:
@@ -114,7 +115,7 @@ def _checked(network: "Network", name: str, values: Any) -> np.ndarray:
 
 
 def _valued(axes: Any, places: list[Unit], values: np.ndarray) -> None:
-    """Units in the colour of their values, with these below; the last unit that is drawn is the layer's last."""
+    """Draws units coloured by their values, with the values below; the last circle is the layer's last unit."""
     from matplotlib import colormaps
 
     largest = np.abs(values).max() or 1.0
@@ -133,7 +134,7 @@ def _circle(place: Unit, color: Any) -> Any:
 
 
 def _arrow(axes: Any, begin: list[Unit | None], end: list[Unit | None], kind: str) -> None:
-    """Between neighbours whose connection is not of all units with all."""
+    """Draws an arrow between neighbouring layers whose connection is not all-to-all."""
     x0, x1 = (next(filter(None, places))[0] for places in (begin, end))
     style = {"arrowstyle": "-|>", "color": "#222222", "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (x1 - 2 * RADIUS, 0), (x0 + 2 * RADIUS, 0), arrowprops=style)
@@ -141,7 +142,7 @@ def _arrow(axes: Any, begin: list[Unit | None], end: list[Unit | None], kind: st
 
 
 def _arc(axes: Any, begin: list[Unit | None], end: list[Unit | None], depth: float, label: str) -> None:
-    """Below the layers, for connections that pass some by."""
+    """Draws a skip connection below the layers."""
     (x0, y0), (x1, y1) = (list(filter(None, places))[-1] for places in (begin, end))
     style = {"arrowstyle": "-|>", "color": "#0072b2", "shrinkA": 0, "shrinkB": 0}
     axes.plot((x0, x0, x1), (y0 - RADIUS, depth, depth), color="#0072b2", linewidth=1.2)

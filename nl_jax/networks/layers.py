@@ -1,7 +1,7 @@
 """A network: a hierarchy of layers joined by connections (seed 003 §1).
 
-The seed's four words are here: axons (a layer's values), layer (their geometry), connection (from
-lower layers), update (the activation).
+The seed's four terms are axons (a layer's activity), layer (their geometry), connection (from lower layers) and update
+(the activation).
 """
 
 import copy
@@ -23,13 +23,14 @@ from nl_jax.propagation import feedforward, record
 
 
 class Transform(NamedTuple):
-    """What becomes of a layer's whole pre-activation, the sum over its connections.
+    """A transform of a layer's whole pre-activation (the sum over its connections).
 
     Attributes:
-      init: `init(shape, dtype) -> params`, the transform's own by name, for one example's shape; they stand beside
-        the layer's.
-      apply: `apply(connection) -> connection`, both functions `(params, *inputs) -> pre-activation` of all of them.
-      name: what it is called in a summary.
+      init: `init(shape, dtype) -> params`, the transform's own parameters by name, for one example's shape. They are
+        stored next to the layer's parameters.
+      apply: `apply(connection) -> connection`; both are functions `(params, *inputs) -> pre-activation` of all
+        connections together.
+      name: its name in a summary.
     """
 
     init: Callable[[Shape, Any], dict[str, Array]]
@@ -41,16 +42,16 @@ _UNCHANGED = Transform(lambda shape, dtype: {}, lambda connection: connection, "
 
 
 class Layer:
-    """One layer of a hierarchy: a name, a geometry, what it receives and how it responds.
+    """One layer of a hierarchy: its name, shape, incoming connections and activation.
 
-    Its pre-activation is the sum over its connections, ν_j = Σ_i (M_ji x_i + b_j), and its axons are
+    Its pre-activation is the sum over its connections, ν_j = Σ_i (M_ji x_i + b_j), and its axons (activity) are
     x_j = f_j(ν_j) (seed 003 eq. 6, 12).
 
     Args:
       name: unique in the network.
-      shape: one example's axons: (units,) or units for a vector, (height, width, channels) for an
-        image; None to have it inferred from the connections (convolution, pooling, flatten).
-      connections: one connection or several, as `nl.connections` makes them; none for the input layer.
+      shape: shape of one example's axons: (units,) or units for a vector, (height, width, channels) for an image.
+        None infers it from the connections (convolution, pooling, flatten).
+      connections: one or several connections made by `nl.connections`; none for the input layer.
       activation: any elementwise function; those of `nl.activations` know their derivative.
 
     Raises:
@@ -89,7 +90,7 @@ class Layer:
         return f"Layer({self.name!r}, {self.shape}, [{connections}], {named(self.activation)})"
 
     def renamed(self, names: Mapping[str, str]) -> Self:
-        """The same layer, where it and its sources are named in `names` by other names."""
+        """Returns a copy with the layer and its sources renamed by the mapping `names`."""
         layer = copy.copy(self)
         layer.name = names.get(self.name, self.name)
         layer.connections = tuple(
@@ -99,10 +100,10 @@ class Layer:
         return layer
 
     def transformed(self, transform: Transform) -> Self:
-        """The same layer with its pre-activation transformed.
+        """Returns a copy of the layer whose pre-activation is transformed.
 
         Raises:
-          ValueError: if it has no connections, or is transformed already.
+          ValueError: if the layer has no connections or already has a transform.
         """
         if not self.connections:
             raise ValueError(f"layer {self.name!r} receives no connection, so that there is nothing to transform")
@@ -117,12 +118,12 @@ class Network(NamedTuple):
     """A network as pure functions. `print(network)` shows its summary.
 
     Attributes:
-      init: `init(key, dtype=float32) -> params`, nested dicts: `params["hidden"]["weight"]`; a layer
-        that receives several connections nests them by source, `params["output"]["hidden"]["weight"]`.
-      apply: `apply(params, inputs, propagate=feedforward) -> outputs`, the last layer's axons.
-      axons: `axons(params, inputs) -> {layer: axons}`, every layer's values, the input's included.
+      init: `init(key, dtype=float32) -> params`, nested dicts such as `params["hidden"]["weight"]`. A layer that
+        receives several connections nests them by source: `params["output"]["hidden"]["weight"]`.
+      apply: `apply(params, inputs, propagate=feedforward) -> outputs`, the axons (activity) of the last layer.
+      axons: `axons(params, inputs) -> {layer: axons}`, the axons of every layer, including the input.
       shapes: one example's shape by layer, from the input up.
-      layers: what it was built from.
+      layers: the layers it was built from.
     """
 
     init: Callable[..., Params]
@@ -132,10 +133,10 @@ class Network(NamedTuple):
     layers: tuple[Layer, ...]
 
     def named(self, name: str) -> "Network":
-        """The same network with "name." before its layers' names, so that several can stand in one.
+        """Returns the network with "name." before each layer's name, so that several can be parts of one network.
 
         Raises:
-          ValueError: if the name is empty or no string.
+          ValueError: if the name is empty or not a string.
         """
         if not isinstance(name, str) or not name:
             raise ValueError(f"name must be a non-empty string, got {name!r}")
@@ -143,11 +144,11 @@ class Network(NamedTuple):
         return network(*(layer.renamed(names) for layer in self.layers))
 
     def summary(self) -> str:
-        """A table of layers: shapes, activations, connections and parameters."""
+        """Returns a table of layers: shapes, activations, connections and parameters."""
         return summary.table(self)
 
     def diagram(self, **settings: Any) -> Any:
-        """A drawing of units and connections, a matplotlib figure; settings as `nl_jax.networks.diagram.draw` has."""
+        """Draws units and connections as a matplotlib figure; settings are those of `nl_jax.networks.diagram.draw`."""
         return diagram.draw(self, **settings)
 
     def __repr__(self) -> str:
@@ -159,7 +160,7 @@ class Network(NamedTuple):
 
 
 class _Wired(NamedTuple):
-    """A layer with its connections joined to the layers below."""
+    """A layer whose connections are joined to the layers below."""
 
     name: str
     shape: Shape
@@ -196,18 +197,18 @@ def network(*layers: Layer | Network) -> Network:
     The first layer is the input and has no connections; every other layer receives connections from
     any layers listed before it; the last layer's axons are the outputs.
 
-    A network among the layers is a part of the hierarchy (seed 003 §1): its layers join the list, and the layer listed
-    before it takes the place of its input.
+    A network among the layers is a part of the hierarchy (seed 003 §1). Its layers are added to the list, and the layer
+    listed before it replaces its input layer.
 
     Args:
-      *layers: at least two, or networks.
+      *layers: layers, at least two, or networks.
 
     Returns:
       A `Network` of pure functions.
 
     Raises:
-      ValueError: for a duplicate name, a source that is missing or not below, shapes that do not fit; each names the
-        layer.
+      ValueError: for a duplicate name, a source that is missing or not below, or shapes that do not fit. The message
+        names the layer.
 
     >>> import jax, nl_jax as nl
     >>> net = network(
@@ -272,7 +273,7 @@ def network(*layers: Layer | Network) -> Network:
 
 
 def _unfolded(layers: Sequence[Layer | Network]) -> tuple[tuple[Layer, ...], list[tuple[str, str, Shape]]]:
-    """The layers of all parts; and where a part begins: the layer before it, and its input's name and shape."""
+    """Flattens the parts: all layers, and for each part the layer before it and its input's name and shape."""
     flat: list[Layer] = []
     met: list[tuple[str, str, Shape]] = []
     for item in layers:
@@ -289,7 +290,7 @@ def _unfolded(layers: Sequence[Layer | Network]) -> tuple[tuple[Layer, ...], lis
 
 
 def _join(layer: Layer, below: str, shapes: Mapping[str, Shape]) -> tuple[tuple[str, ...], dict[str, Joint]]:
-    """The layer's sources, and its joints by source, of which a second one has "_2" behind it."""
+    """Returns the layer's sources and its joints by source; a second joint from one source gets the suffix "_2"."""
     if not layer.connections:
         raise ValueError(f"layer {layer.name!r} receives no connection; only the first layer may")
     sources: list[str] = []

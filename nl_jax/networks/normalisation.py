@@ -2,9 +2,9 @@
 
     μ_q = 1/B Σ_i z_iq,   σ_q² = 1/B Σ_i (z_iq − μ_q)²,   z̃ = (z − μ)/√(σ² + ε),   ẑ = γ z̃ + β,   ŷ = f(ẑ)
 
-Examples act on one another through μ and σ. For inference, where an answer must not depend on who else is asked,
-`population` gathers the statistics of the data and `inference` puts them in the place of the batch's: both are ways to
-run the same forward function, and nothing is kept between its calls.
+Examples interact through μ and σ. At inference an output must not depend on the other examples in the batch:
+`population` gathers the statistics of the data, and `inference` uses them instead of the batch's. Both run the same
+forward function, and no state is kept between its calls.
 """
 
 import math
@@ -24,7 +24,7 @@ from nl_jax.propagation import Around, Site, feedforward, interpret
 
 
 class Moments(NamedTuple):
-    """Mean μ and variance σ² of each unit, or channel, [units], in float32 at least."""
+    """Mean μ and variance σ² of each unit or channel, [units], at least in float32."""
 
     mean: Array
     variance: Array
@@ -32,11 +32,11 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchNormalised:
-    """A connection with its pre-activation z normalised over the batch: γ (z − μ)/√(σ² + ε) + β.
+    """A connection whose pre-activation z is normalised over the batch: γ (z − μ)/√(σ² + ε) + β.
 
     Attributes:
-      connection: any `connection(params, *inputs) -> z`, [batch, …, units]; γ and β, [units], stand beside its own
-        parameters as `params["gamma"]` and `params["beta"]`. A bias of its own would be taken off with the mean.
+      connection: any `connection(params, *inputs) -> z`, [batch, …, units]. γ and β, [units], are stored next to its
+        own parameters as `params["gamma"]` and `params["beta"]`. Subtracting the mean cancels any bias of its own.
       epsilon: ε.
     """
 
@@ -49,11 +49,11 @@ class BatchNormalised:
         return self._rescaled(params, z, _moments(z))
 
     def with_moments(self, moments: Moments) -> Connection:
-        """The connection with given moments in the place of the batch's: examples no longer interact."""
+        """Returns the connection with the given moments instead of the batch's: examples no longer interact."""
         return lambda params, *inputs: self._rescaled(params, self.connection(params, *inputs), moments)
 
     def unbiased_moments(self, params: Params, *inputs: Array) -> Moments:
-        """The batch's μ and B/(B − 1) σ², B the number of values a unit has."""
+        """Returns the batch's μ and B/(B − 1) σ², where B is the number of values per unit."""
         z = self.connection(params, *inputs)
         mean, variance = _moments(z)
         values = z.size // z.shape[-1]
@@ -72,14 +72,14 @@ class BatchNormalised:
 
 
 def batch_normalised(connection: Connection, *, epsilon: float = 1e-5) -> BatchNormalised:
-    """A connection with its pre-activation normalised over the batch, for forward functions written by hand.
+    """Normalises a connection's pre-activation over the batch, for forward functions written by hand.
 
     Args:
-      connection: any connection; `params["gamma"]` and `params["beta"]`, [units], are then asked for beside its own.
+      connection: any connection. The result also needs `params["gamma"]` and `params["beta"]`, [units].
       epsilon: ε, above 0, in units of z².
 
     Raises:
-      ValueError: if `epsilon` is not above 0; when run, if γ or β has another shape or a unit has but one value.
+      ValueError: if `epsilon` is not above 0; when run, if γ or β has another shape or a unit has only one value.
 
     >>> import jax.numpy as jnp, nl_jax as nl
     >>> linear = lambda params, x: x @ params["weight"]
@@ -92,17 +92,17 @@ def batch_normalised(connection: Connection, *, epsilon: float = 1e-5) -> BatchN
 
 
 def batch_norm(layer: Layer, *, epsilon: float = 1e-5) -> Layer:
-    """The layer with its pre-activation, the sum over its connections, normalised over the batch.
+    """Normalises a layer's pre-activation (the sum over its connections) over the batch.
 
-    Its parameters get a γ of ones and a β of zeros, [units] or [channels]; β does what a bias would, so that its
-    connections need none.
+    The layer's parameters gain γ, initially ones, and β, initially zeros, [units] or [channels]. β acts as a bias, so
+    the connections need none.
 
     Args:
       layer: any layer that receives a connection.
       epsilon: ε, above 0, in units of z².
 
     Raises:
-      ValueError: if `layer` receives no connection or is normalised already, or `epsilon` is not above 0; when the
+      ValueError: if `layer` receives no connection or is already normalised, or `epsilon` is not above 0; when the
         network is built, if a source is named "gamma" or "beta".
 
     >>> import jax, nl_jax as nl
@@ -122,15 +122,14 @@ def batch_norm(layer: Layer, *, epsilon: float = 1e-5) -> Layer:
 def population(forward: Forward) -> Callable[[Params, Any], dict[str, Moments]]:
     """Gathers the statistics for inference: the averages over batches of μ and of B/(B − 1) σ².
 
-    Every layer sees what it saw in training, lower layers normalised by each batch's own moments (Ioffe & Szegedy
-    2015, algorithm 2).
+    As in training, lower layers are normalised by each batch's own moments (Ioffe & Szegedy 2015, algorithm 2).
 
     Args:
       forward: `forward(params, inputs, propagate=feedforward) -> outputs`.
 
     Returns:
-      `statistics(params, batches) -> {layer: Moments}` of its batch-normalised layers, for inputs stacked to
-      [batches, batch, …]; the batches are run one after the other.
+      `statistics(params, batches) -> {layer: Moments}` of the batch-normalised layers, for inputs stacked to
+      [batches, batch, …]. The batches run one after the other.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.network(nl.Layer("input", 2), nl.batch_norm(nl.Layer("output", 2, nl.connections.dense())))
@@ -156,17 +155,17 @@ def population(forward: Forward) -> Callable[[Params, Any], dict[str, Moments]]:
 
 
 def inference(forward: Forward, statistics: Mapping[str, Moments]) -> Forward:
-    """The forward function with given statistics in the place of each batch's own: examples no longer interact.
+    """Returns the forward function with fixed statistics instead of each batch's own: examples no longer interact.
 
     Args:
       forward: `forward(params, inputs, propagate=feedforward) -> outputs`.
-      statistics: of every batch-normalised layer, from `population`.
+      statistics: the statistics of every batch-normalised layer, from `population`.
 
     Returns:
-      A forward function of the same form, to be run by any `propagate`; its γ and β are as they were.
+      A forward function of the same form, which accepts any `propagate`; γ and β are unchanged.
 
     Raises:
-      ValueError: when run, if a batch-normalised layer has no statistics, or they are of another shape.
+      ValueError: when run, if a batch-normalised layer has no statistics, or they have another shape.
     """
 
     def inferring(params: Params, inputs: Any, propagate: Propagate = feedforward) -> Any:
@@ -187,7 +186,7 @@ def inference(forward: Forward, statistics: Mapping[str, Moments]) -> Forward:
 
 
 def _moments(z: Array) -> Moments:
-    """μ and σ² over all axes but the last."""
+    """Computes μ and σ² over all axes but the last."""
     if math.prod(z.shape[:-1]) < 2:
         raise ValueError(
             f"batch normalisation needs two values of a unit or more, got pre-activations of shape {z.shape}: give it "

@@ -17,10 +17,10 @@ class Residual(NamedTuple):
     """A residual network as pure functions.
 
     Attributes:
-      init: `init(key, dtype=float32) -> params`: "first" and "output", a weight each, and "blocks", the weights of all
-        layers between them stacked, [layers − 2, units, units].
+      init: `init(key, dtype=float32) -> params`: "first" and "output" hold one weight each; "blocks" holds the stacked
+        weights of all layers between them, [layers − 2, units, units].
       apply: `apply(params, inputs, propagate=feedforward) -> outputs`, [batch, inputs] to [batch, outputs].
-      scaling: the sizes and multipliers of its weights.
+      scaling: the initial deviations and the multipliers of its weights.
     """
 
     init: Callable[..., Params]
@@ -37,15 +37,16 @@ def residual(
     activation: ActivationFn,
     scaling: ScalingFn = depth_mup,
 ) -> Residual:
-    """A residual network whose layers stand in a loop called "depth", of the size that `scaling` gives its weights.
+    """A residual network whose layers run in a loop called "depth"; `scaling` sets the size of its weights.
 
         x_1 = a_1 W_1 x_0
         x_l = x_{l−1} + a_l W_l f(x_{l−1})   for l = 2 … L − 1
         x_L = a_L W_L f(x_{L−1})
 
-    By default it is the network of μPC (Innocenti et al. 2025, table 1), for predictive coding through a hundred
-    layers. A layer's axons x_l are the whole sum, so that predictive coding takes x_l − x_{l−1} − a_l W_l f(x_{l−1})
-    for its error, as the paper does. There are no biases. One layer is compiled, whatever their number.
+    The default is the network of μPC (Innocenti et al. 2025, table 1), for predictive coding through a hundred layers.
+    A layer's axons (activity) x_l are the whole sum. Predictive coding therefore uses the error
+    x_l − x_{l−1} − a_l W_l f(x_{l−1}), as the paper does. There are no biases. Only one layer is compiled, whatever
+    the depth.
 
     Args:
       inputs: N₀, at least 1.
@@ -53,7 +54,7 @@ def residual(
       outputs: at least 1.
       layers: L, the number of weight matrices, at least 3.
       activation: f, any elementwise function; the first layer and the outputs are linear.
-      scaling: `nl.scalings.depth_mup`, `nl.scalings.standard` or your own `scaling(inputs, units, layers)`.
+      scaling: `nl.scalings.depth_mup`, `nl.scalings.standard` or any function `scaling(inputs, units, layers)`.
 
     Returns:
       A `Residual` network of pure functions, with layers "first", "depth/block" and "output".

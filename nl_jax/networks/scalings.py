@@ -1,8 +1,8 @@
 """Scalings of initial weights and multipliers: `scaling(inputs, units, layers) -> Scaling`.
 
-A parameterisation divides a weight's size between the number that is learned and a constant in front of it, a W. The
-function is the same; what an optimizer makes of it is not, and with Adam, whose steps do not depend on the gradient's
-size, the constant decides how far one step moves the axons.
+A parameterisation splits a weight into a constant and a learned number, a W. The network's function is the same, but
+its training is not: Adam's steps do not depend on the gradient's size, so the constant sets how far one step moves the
+axons (activity).
 """
 
 import math
@@ -14,8 +14,8 @@ class Weight(NamedTuple):
     """The weight matrices of one kind of layer.
 
     Attributes:
-      multiplier: a, the constant by which x W is multiplied.
-      deviation: the standard deviation of an entry of W at first.
+      multiplier: a, the constant that multiplies x W.
+      deviation: the initial standard deviation of an entry of W.
     """
 
     multiplier: float
@@ -26,9 +26,9 @@ class Scaling(NamedTuple):
     """The weights of a residual network.
 
     Attributes:
-      first: from the inputs to the first layer.
-      block: of every layer with a skip connection.
-      output: of the read-out.
+      first: the weight from the inputs to the first layer.
+      block: the weight of every layer with a skip connection.
+      output: the weight of the read-out.
     """
 
     first: Weight
@@ -37,16 +37,16 @@ class Scaling(NamedTuple):
 
 
 ScalingFn = Callable[[int, int, int], Scaling]
-"""`scaling(inputs, units, layers) -> Scaling`, for N₀ inputs, N units a layer and L layers of weights."""
+"""`scaling(inputs, units, layers) -> Scaling`, for N₀ inputs, N units per layer and L layers of weights."""
 
 
 def depth_mup(inputs: int, units: int, layers: int) -> Scaling:
     """a_1 = 1/√N₀, a_l = 1/√(N L), a_L = 1/N, all W ~ N(0, 1): μPC's depth-μP (Innocenti et al. 2025, table 1).
 
-    At first axons have the same size at any width and depth. The paper trains with Adam and carries its learning rate
-    from shallow to deep networks. But a step of Adam moves each entry of W by about η, so that L layers which agree
-    move the last axons by η √(N L): by this count the best rate falls as 1/√L, as `experiments.predictive_depth` finds
-    it to.
+    Axons initially have the same size at any width and depth. The paper trains with Adam and transfers its learning
+    rate from shallow to deep networks. But a step of Adam moves each entry of W by about η, so L layers that move in
+    agreement change the last axons by η √(N L). This predicts that the best rate falls as 1/√L, as
+    `experiments.predictive_depth` finds.
 
     Args:
       inputs: N₀.
@@ -62,12 +62,12 @@ def depth_mup(inputs: int, units: int, layers: int) -> Scaling:
 
 
 def standard(inputs: int, units: int, layers: int) -> Scaling:
-    """a = 1 and W ~ N(0, 1/fan in), whatever the depth: LeCun's scheme, under which every skip adds to the axons' size.
+    """a = 1 and W ~ N(0, 1/fan in) at any depth: LeCun's scheme, where every skip connection makes the axons larger.
 
     Args:
       inputs: N₀.
       units: N, of each hidden layer.
-      layers: L, of no influence here.
+      layers: L, not used.
 
     >>> standard(inputs=4, units=16, layers=4).block
     Weight(multiplier=1.0, deviation=0.25)

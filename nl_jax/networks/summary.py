@@ -16,7 +16,7 @@ HEAD = "layer", "shape", "activation", "connections", "parameters", "count"
 
 
 def table(network: "Network") -> str:
-    """Layers from the input up, a line for each connection: kind and source, parameters' shapes, and their number.
+    """Lists layers from the input up, one line per connection: kind and source, parameter shapes and their number.
 
     >>> import nl_jax as nl
     >>> print(nl.mlp([4, 8, 2], activation=nl.activations.tanh()))
@@ -48,7 +48,7 @@ def table(network: "Network") -> str:
 
 
 def _rows(layer: "Layer", below: str, params: dict) -> list[tuple[str, str, int]]:
-    """Of each connection, and of what becomes of their sum: what it is, its parameters' shapes and their number."""
+    """Describes each connection and the layer's transform: its kind, its parameters' shapes and their number."""
     sources = [below if one.source is None else one.source for one in layer.connections]
     kinds = [f"{one.kind} ← {source}" for one, source in zip(layer.connections, sources, strict=True)]
     keys = [s if (n := sources[: i + 1].count(s)) == 1 else f"{s}_{n}" for i, s in enumerate(sources)]

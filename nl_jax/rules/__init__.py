@@ -1,6 +1,6 @@
-"""Local rules of plasticity: changes of one layer by its own inputs and outputs (seed 000, PCA networks).
+"""Local plasticity rules: a layer changes by its own inputs and outputs (seed 000, PCA networks).
 
-Each is made by a function without a network, `nl.rules.oja()`, and taught in one by `nl.local_learning`.
+Each function, such as `nl.rules.oja()`, makes a rule without a network; `nl.local_learning` trains a network by it.
 """
 
 from nl_jax.rules.apex import apex

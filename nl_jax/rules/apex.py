@@ -7,13 +7,13 @@ from nl_jax.rules.rule import Change, Rule, mean, mean_outer, unsupervised
 
 
 def apex() -> Rule:
-    """Δw_j = ⟨y_j (x − y_j w_j)⟩, Δc_ij = ⟨y_j (y_i − y_j c_ij)⟩ for i < j (Kung and Diamantaras 1990).
+    """APEX: Δw_j = ⟨y_j (x − y_j w_j)⟩, Δc_ij = ⟨y_j (y_i − y_j c_ij)⟩ for i < j (Kung and Diamantaras 1990).
 
-    Each unit inhibits those after it, y_j = w_jᵀ x − Σ_{i<j} c_ij y_i, and connections of both kinds learn by Oja's
-    rule: the lateral ones, since they inhibit, against Hebb. w_j comes to ± the j-th eigenvector of ⟨x xᵀ⟩ as by
-    `sanger`, though no unit needs another's weights; in the end nothing is left to inhibit, C = 0. Biases stay.
+    Each unit inhibits those after it, y_j = w_jᵀ x − Σ_{i<j} c_ij y_i. Connections of both kinds learn by Oja's rule.
+    Lateral connections are inhibitory, so their learning is anti-Hebbian. w_j converges to ± the j-th eigenvector of
+    ⟨x xᵀ⟩, as with `sanger`, but no unit needs another unit's weights. At convergence C = 0. Biases do not change.
 
-    For layers joined by `nl.connections.lateral_dense`, whose C is `params["lateral"]`.
+    The rule is for layers joined by `nl.connections.lateral_dense`, whose C is `params["lateral"]`.
 
     Raises:
       ValueError: when run, for a layer without lateral connections.

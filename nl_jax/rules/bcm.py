@@ -8,15 +8,16 @@ from nl_jax.rules.rule import Change, Rule, mean, mean_outer
 
 
 def bcm(*, rate: float = 0.1) -> Rule:
-    """Δw_j = ⟨y_j (y_j − θ_j) x⟩, where θ_j slides after ⟨y_j²⟩ (Bienenstock, Cooper and Munro 1982).
+    """BCM rule: Δw_j = ⟨y_j (y_j − θ_j) x⟩, where θ_j tracks ⟨y_j²⟩ (Bienenstock, Cooper and Munro 1982).
 
-    Responses above the threshold θ grow, those below shrink; since θ grows faster than they do, units become selective
-    instead of unbounded. θ ← θ + rate (⟨y²⟩ − θ), the threshold of Intrator and Cooper (1992), slides before it is
-    used and starts at 1, where a unit rests that answers all inputs alike. Biases stay.
+    Responses above the threshold θ grow and those below it shrink. θ grows faster than the responses, so units become
+    selective and stay bounded. The threshold is that of Intrator and Cooper (1992), θ ← θ + rate (⟨y²⟩ − θ). It is
+    updated before it is used and starts at 1, the fixed point of a unit that responds equally to all inputs. Biases do
+    not change.
 
     Args:
-      rate: the part of the way that θ goes at each step, above 0 and at most 1; learning must be slower than θ, or
-        responses oscillate.
+      rate: the fraction of its distance to ⟨y²⟩ that θ moves at each step, above 0 and at most 1. Learning must be
+        slower than θ, or responses oscillate.
 
     Returns:
       A rule with state θ [1, units].

@@ -9,10 +9,10 @@ from nl_jax.rules.rule import Change, Rule, unsupervised
 
 
 def competitive() -> Rule:
-    """Δw_j = ⟨[j wins] (x − w_j)⟩, the winner being the unit of the largest axon (Rumelhart and Zipser 1985).
+    """Competitive learning: Δw_j = ⟨[j wins] (x − w_j)⟩; the largest axon wins (Rumelhart and Zipser 1985).
 
-    `instar` where the winner takes all; of equal axons the first wins. Each w_j comes to the mean of the inputs it
-    wins, a cluster's centre; a unit that never wins never learns. Biases stay.
+    This is `instar` with winner-take-all competition. Among equal axons (activities) the first wins. Each w_j converges
+    to the mean of the inputs it wins, a cluster centre. A unit that never wins never learns. Biases do not change.
     """
 
     def change(params: Params, x: Array, y: Array) -> Change:

@@ -8,17 +8,18 @@ from nl_jax.rules.rule import Change, Rule, mean_outer, unsupervised
 
 
 def competitive_hebbian(*, neighbours: int = 1) -> Rule:
-    """Δc_ij = ⟨f_i n_j + n_i f_j⟩ − c_ij: units that answer an input best are joined (Martinetz and Schulten 1994).
+    """Joins the units that respond best to an input: Δc_ij = ⟨f_i n_j + n_i f_j⟩ − c_ij (Martinetz and Schulten 1994).
 
-    f marks the unit of the largest input x, n the next ones. Of prototypes that cover a manifold the connections C come
-    to be its graph: c_ij is how often i and j are the two nearest. For a layer of lateral or associative connections,
-    whose weight is square, [units, units], its inputs being the same units' answers. Biases stay.
+    f marks the unit with the largest input x, n the next largest. For prototypes that cover a manifold, the connections
+    C converge to its graph: c_ij is how often i and j are the two nearest. The rule is for a layer of lateral or
+    associative connections, whose weight is square, [units, units], and whose inputs are the same units' responses.
+    Biases do not change.
 
     Args:
-      neighbours: how many next ones count, at least 1; the paper's is 1.
+      neighbours: the number of next largest units that count, at least 1; the paper uses 1.
 
     Raises:
-      ValueError: if `neighbours` is not as described; when run, for a weight that is not square, or of too few units.
+      ValueError: if `neighbours` is not as described; when run, if the weight is not square or has too few units.
     """
     neighbours = positive_integer("neighbours", neighbours)
 

@@ -1,4 +1,4 @@
-"""Decorrelates layers' inputs by a rule local to each layer (Ahmad et al. 2022)."""
+"""Decorrelates the inputs of layers by a rule local to each layer (Ahmad et al. 2022)."""
 
 from typing import Any
 
@@ -12,31 +12,31 @@ from nl_jax.propagation import Site, local
 
 
 def decorrelation(objective: Objective, *, kappa: float = 0.0) -> GradientEstimator:
-    """Changes every R so that the inputs it passes on, q = x R, become uncorrelated; all other parameters stay.
+    """Changes every R so that its outputs q = x R become uncorrelated; all other parameters do not change.
 
         ΔR = −R [(1 − κ) C + κ V],   C = ⟨q qᵀ⟩ without its diagonal,   V = diag(⟨q²⟩ − 1)
 
-    With κ = 0 that is the rule of Ahmad et al. 2022 and of Dalm et al. 2023, R ← R − η (⟨q qᵀ⟩ − diag ⟨q²⟩) R for
-    columns q = R x; κ also asks for unit variance (Ahmad 2024). Correlations are second moments: means are not taken
-    off. The rule sees a layer's own inputs and R alone. At rest C is 0, and V is 0 as well where κ is above 0. With
-    κ = 0 small steps keep det R, since C has no trace: inputs are decorrelated and their scale is left.
+    With κ = 0 this is the rule of Ahmad et al. 2022 and of Dalm et al. 2023, R ← R − η (⟨q qᵀ⟩ − diag ⟨q²⟩) R for
+    columns q = R x. κ > 0 also drives variances to 1 (Ahmad 2024). Correlations are second moments: means are not
+    subtracted. The rule sees only a layer's own inputs and R. At convergence C is 0, and V is also 0 if κ is above 0.
+    With κ = 0 small steps preserve det R, because C has no trace: inputs are decorrelated without changing their scale.
 
-    `grads` are minus the change, so that `optax.sgd(η)` makes R ← R + η ΔR. Beside it the weights learn by any other
-    estimator: `nl.partition(objective, {"*/decorrelation": nl.decorrelation, "*": nl.node_perturbation})`, with a rate
-    of its own by `optax.multi_transform`.
+    `grads` are minus the change, so `optax.sgd(η)` makes R ← R + η ΔR. The weights learn by any other estimator:
+    `nl.partition(objective, {"*/decorrelation": nl.decorrelation, "*": nl.node_perturbation})`. R can have a learning
+    rate of its own through `optax.multi_transform`.
 
     Args:
       objective: a per-example objective that takes `propagate`, of a network with `nl.connections.decorrelated`. Its
-        losses are reported, and used for nothing else.
+        losses are only reported.
       kappa: κ, from 0 to 1.
 
     Returns:
-      An estimator without randomness or state: 2 evaluations, a forward pass and as much again for the changes. In a
-      loop over time the changes of all steps are added up.
+      An estimator without randomness or state. It costs 2 evaluations: a forward pass and as much again for the
+      changes. In a loop over time the changes of all steps are summed.
 
     Raises:
       ValueError: if the objective takes no `propagate` or `kappa` is out of range; when run, if no layer has a
-        parameter of the name "decorrelation", or one that is not multiplied once by its inputs.
+        parameter named "decorrelation", or such a parameter is not multiplied once by its inputs.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh(), decorrelated=True)
@@ -58,7 +58,7 @@ def decorrelation(objective: Objective, *, kappa: float = 0.0) -> GradientEstima
         met: dict[str, Any] = {}
 
         def respond(site: Site, nu: Array) -> Array | None:
-            """⟨−ΔR, R⟩, the derivative of which is −ΔR wherever R comes from: a layer, a stack of layers, a part."""
+            """Returns ⟨−ΔR, R⟩; its derivative by R is −ΔR, whether R is a layer's, a slice of a stack or a part."""
             places = _places(site.params)
             if not places:
                 return None
@@ -82,11 +82,11 @@ def decorrelation(objective: Objective, *, kappa: float = 0.0) -> GradientEstima
 
 
 def change(R: Array, q: Array, kappa: float) -> Array:
-    """ΔR = −R [(1 − κ) C + κ V] of one layer.
+    """Computes ΔR = −R [(1 − κ) C + κ V] for one layer.
 
     Args:
       R: [inputs, inputs].
-      q: what R made of the layer's inputs, [examples, inputs].
+      q: the layer's inputs multiplied by R, [examples, inputs].
       kappa: κ.
     """
     moments = q.T @ q / q.shape[0]
@@ -96,7 +96,7 @@ def change(R: Array, q: Array, kappa: float) -> Array:
 
 
 def _places(params: Params) -> list[int]:
-    """Where the layer's R are among the leaves of its parameters: one for each connection that decorrelates."""
+    """Returns the indices of the layer's R among the leaves of its parameters, one per decorrelating connection."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     return [i for i, path in enumerate(paths) if path and path_name(path[-1:]) == DECORRELATION]
 

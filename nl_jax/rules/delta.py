@@ -8,9 +8,9 @@ from nl_jax.rules.rule import Change, Rule, mean_outer, supervised
 
 
 def delta(*, derivative: Callable[[Array], Array] | None = None) -> Rule:
-    """ΔW = ⟨x δᵀ⟩, Δb = ⟨δ⟩ with δ = (t − y) df(y) (Widrow and Hoff 1960; seed 001 §1; seed 003 eq. 8–10).
+    """Delta rule: ΔW = ⟨x δᵀ⟩, Δb = ⟨δ⟩, δ = (t − y) df(y) (Widrow and Hoff 1960; seed 001 §1; seed 003 eq. 8–10).
 
-    Of linear units, df = 1, it is least mean squares. With the activation's own df it is minus the gradient of
+    For linear units, df = 1, this is least mean squares. With the activation's own df it is minus the gradient of
     ½‖y − t‖².
 
     Args:
@@ -31,6 +31,6 @@ def delta(*, derivative: Callable[[Array], Array] | None = None) -> Rule:
 
 
 def affine(params: Params, x: Array, delta: Array) -> Change:
-    """⟨x δᵀ⟩ and, if the layer has a bias, ⟨δ⟩: the change of W and b, a weight from an input of 1."""
+    """Computes the change ⟨x δᵀ⟩ of W and, if the layer has a bias, ⟨δ⟩ of b (a weight from an input of 1)."""
     weight = {"weight": mean_outer(x, delta)}
     return {**weight, "bias": delta.mean(axis=0)} if "bias" in params else weight

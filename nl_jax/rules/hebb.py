@@ -4,10 +4,10 @@ from nl_jax.rules.rule import Rule, mean_outer, unsupervised
 
 
 def hebb() -> Rule:
-    """ΔW = ⟨x yᵀ⟩: where input and output go together, their connection grows (Hebb 1949; seed 000, PCA networks).
+    """Hebb's rule, ΔW = ⟨x yᵀ⟩: connections between co-active units grow (Hebb 1949; seed 000, PCA networks).
 
-    Unstable: of linear units every eigen-component of the inputs' covariance grows, as e^{λ_i t}, the first soonest;
-    see `nl_jax.theory.hebbian.hebb_flow`. Biases stay.
+    The rule is unstable: for linear units, every eigen-component of the inputs' covariance grows as e^{λ_i t}, the
+    first one fastest; see `nl_jax.theory.hebbian.hebb_flow`. Biases do not change.
 
     >>> import jax.numpy as jnp
     >>> hebb().change((), {"weight": jnp.ones([2, 1])}, jnp.array([[1.0, 2.0]]), jnp.array([[3.0]]), None)[0]

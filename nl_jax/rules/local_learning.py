@@ -20,33 +20,34 @@ from nl_jax.rules.stacked import Stacked, examples
 def local_learning(
     forward: Forward, rule: Rule | Mapping[str, Rule], *, objective: Objective | None = None
 ) -> GradientEstimator:
-    """Every layer changes by a rule that sees this layer alone; no error travels between layers.
+    """Trains each layer by a rule that sees only that layer; no error travels between layers.
 
-    `grads` are minus the rules' changes, so that any optimizer applies them: `optax.sgd(η)` makes W ← W + η ΔW.
-    Several connections into a layer, recurrent ones among them, are one to its rule, whose inputs are those of all
-    sources side by side. Of convolutions the inputs are patches, and every position of an image is one more example; in
-    a loop over time every step is. In a loop over depth, with parameters stacked, every step is a layer of its own.
+    `grads` are minus the rules' changes, so any optimizer can apply them: `optax.sgd(η)` makes W ← W + η ΔW. A rule
+    treats several connections into a layer, including recurrent ones, as one connection whose inputs are those of all
+    sources concatenated. In convolutions the inputs are patches, and every position of an image counts as an example.
+    In a loop over time every step counts as an example. In a loop over depth with stacked parameters, every step is a
+    separate layer.
 
     Args:
-      forward: `forward(params, inputs, propagate=feedforward)`, with `params` by layer as of `nl.network`; the layer
+      forward: `forward(params, inputs, propagate=feedforward)`, with `params` by layer as in `nl.network`; the layer
         "hidden" of a loop "time" has `params["time"]["hidden"]` or `params["hidden"]`.
-      rule: one from `nl.rules` for all layers that have parameters, or a mapping {layer: rule}, by the names that
-        `params` has; layers that are not in it do not change. Layers learn at once, or one after another by one such
-        estimator for each.
-      objective: reported as `info.loss`, and used for nothing else.
+      rule: one rule from `nl.rules` for all layers that have parameters, or a mapping {layer: rule} with the names used
+        in `params`; layers without an entry do not change. Layers learn simultaneously. To train them one after
+        another, use one such estimator per layer.
+      objective: only reported, as `info.loss`.
 
     Returns:
-      An estimator without randomness, with its rules' states by layer. A batch is the inputs, or a pair
-      (inputs, targets): targets reach supervised rules alone, an array the last layer's, a mapping
-      {layer: targets} those it names. Rules have no loss, and nothing for a line search to search by: without an
-      objective `info.loss` is ‖Δ‖², the squared norm of all changes, 0 where the rules are at rest and infinite where
-      they diverge. 2 evaluations, a forward pass and as much again for the changes; 3 with an objective. In a loop
-      the inputs and axons of all steps are kept until they are learned from.
+      An estimator without randomness, whose state holds the rules' states by layer. A batch is the inputs, or a pair
+      (inputs, targets). Targets reach only supervised rules: an array goes to the last layer, a mapping
+      {layer: targets} to the layers it names. Rules have no loss, so line searches are not possible. Without an
+      objective `info.loss` is ‖Δ‖², the squared norm of all changes; it is 0 at the rules' fixed points and infinite
+      if they diverge. The cost is 2 evaluations, a forward pass and as much again for the changes; 3 with an
+      objective. In a loop the inputs and axons (activity) of all steps are stored.
 
     Raises:
-      ValueError: if forward takes no `propagate` or a rule is not one; when run, for a layer that is not there, has
-        no weight or one that is not multiplied once by inputs, lacks the targets its rule needs, is given a change
-        that does not fit its parameters, or is stacked over depth and its rule has a state; each names the layer.
+      ValueError: if forward takes no `propagate` or a rule is not one; when run, for a layer that does not exist, has
+        no weight or one that is not multiplied once by inputs, lacks the targets its rule needs, gets a change that
+        does not fit its parameters, or is stacked over depth with a rule that has a state. The message names the layer.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> from nl_jax import rules
@@ -123,9 +124,9 @@ class _Met(NamedTuple):
     """A layer of the program.
 
     Attributes:
-      name: of the parameters that its rule changes, None if it has no rule.
-      shape: of its axons, of one step.
-      params: those it was run with.
+      name: the name of the parameters that its rule changes, None if it has no rule.
+      shape: the shape of its axons in one step.
+      params: the parameters it was run with.
     """
 
     name: str | None
@@ -134,13 +135,13 @@ class _Met(NamedTuple):
 
 
 def _names(site: str) -> list[str]:
-    """What the parameters of a layer may be called: "time/hidden" or "hidden"."""
+    """Returns the possible names of a layer's parameters, such as "time/hidden" and "hidden"."""
     parts = site.split(SEPARATOR)
     return [SEPARATOR.join(parts[i:]) for i in range(len(parts))]
 
 
 def _own(name: str, params: Params) -> Params:
-    """The layer's parameters."""
+    """Returns the layer's parameters."""
     found = params
     for part in name.split(SEPARATOR):
         if not isinstance(found, Mapping) or part not in found:
@@ -151,12 +152,12 @@ def _own(name: str, params: Params) -> Params:
 
 
 def _with(params: Params, path: list[str], own: Params) -> Params:
-    """The tree with a layer's part replaced."""
+    """Returns the tree with a layer's part replaced."""
     return {**params, path[0]: _with(params[path[0]], path[1:], own)} if path else own
 
 
 def _site(name: str, met: Mapping[str, _Met]) -> str:
-    """The name in the program of the layer that has these parameters."""
+    """Returns the name in the program of the layer that has these parameters."""
     sites = [site for site, found in met.items() if found.name == name]
     if not sites:
         raise ValueError(f"no layer is named {name!r}; the layers are {', '.join(met)}: give a mapping {{layer: rule}}")
@@ -166,7 +167,7 @@ def _site(name: str, met: Mapping[str, _Met]) -> str:
 
 
 def _require_depth(name: str, steps: tuple[int, ...], own: Params, used: Params, state: State) -> None:
-    """ValueError unless the parameters are those of all steps of one loop, one under the other."""
+    """Raises a ValueError unless the parameters are those of all steps of one loop, stacked."""
     stacked = jax.tree.map(lambda leaf: (*steps, *jnp.shape(leaf)), used)
     if len(steps) != 1 or stacked != jax.tree.map(jnp.shape, own):
         raise ValueError(
@@ -183,7 +184,7 @@ def _require_depth(name: str, steps: tuple[int, ...], own: Params, used: Params,
 def _learned(
     rule: Rule, parts: Stacked, state: State, own: Params, pre: Array, post: Array, teacher: Array | None
 ) -> tuple[Params, State]:
-    """A layer's change, like its parameters, and its rule's state."""
+    """Returns a layer's change, a tree like its parameters, and its rule's next state."""
     change, after = rule.change(state, parts.flat(own), pre, post, teacher)
     return parts.parted(own, change), after
 

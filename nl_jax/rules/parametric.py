@@ -14,18 +14,18 @@ POWERS = 3
 SHAPE = (POWERS, POWERS, POWERS)
 
 Theta = Array | Mapping[tuple[int, int, int], float]
-"""θ [3, 3, 3], θ[a, b, c] being that of x^a y^b w^c; or the coefficients that are not 0, `{(a, b, c): value}`."""
+"""θ [3, 3, 3], where θ[a, b, c] is the coefficient of x^a y^b w^c; or only the nonzero ones, `{(a, b, c): value}`."""
 
 
 def parametric(theta: Theta) -> Rule:
-    """Δw_ij = ⟨Σ_abc θ_abc x_i^a y_j^b w_ij^c⟩ with powers 0 to 2 (Mehta et al. 2024).
+    """Polynomial rule, Δw_ij = ⟨Σ_abc θ_abc x_i^a y_j^b w_ij^c⟩ with powers 0 to 2 (Mehta et al. 2024).
 
-    The coefficients say which rule it is: Hebb's has θ_110 = 1 alone, and Oja's θ_021 = −1 beside it. θ may be
-    differentiated through any number of steps; `nl.diagnostics.plasticity_from_weights` and
-    `nl.diagnostics.plasticity_from_activity` find it from observations. Biases stay.
+    The coefficients define the rule: Hebb's has only θ_110 = 1, and Oja's also has θ_021 = −1. The rule is
+    differentiable in θ through any number of steps; `nl.diagnostics.plasticity_from_weights` and
+    `nl.diagnostics.plasticity_from_activity` fit θ to observations. Biases do not change.
 
     Args:
-      theta: θ [3, 3, 3], or a mapping {(a, b, c): coefficient} of those that are not 0. Numbers of any sign.
+      theta: θ [3, 3, 3], or a mapping {(a, b, c): coefficient} of the nonzero ones. Values of any sign.
 
     Raises:
       ValueError: if theta has another shape, or names powers that are not 0, 1 or 2.
@@ -47,13 +47,13 @@ def parametric(theta: Theta) -> Rule:
 
 
 def monomials(W: Array, x: Array, y: Array) -> Array:
-    """⟨x_i^a y_j^b⟩ w_ij^c of all powers, [3, 3, 3, inputs, units]: what θ is multiplied with."""
+    """Computes ⟨x_i^a y_j^b⟩ w_ij^c for all powers, [3, 3, 3, inputs, units], the terms that θ multiplies."""
     together = jnp.einsum("ani,bnj->abij", _powers(x), _powers(y)) / x.shape[0]
     return jnp.einsum("abij,cij->abcij", together, _powers(W))
 
 
 def as_array(theta: Theta) -> Array:
-    """θ [3, 3, 3], or a ValueError."""
+    """Converts θ to an array [3, 3, 3]; raises a ValueError if it is not valid."""
     if isinstance(theta, Mapping):
         dense = np.zeros(SHAPE)
         for powers, value in theta.items():
@@ -72,5 +72,5 @@ def as_array(theta: Theta) -> Array:
 
 
 def _powers(a: Array) -> Array:
-    """1, a and a², one under the other; a product and no power, whose derivative at 0 would be NaN."""
+    """Stacks 1, a and a²; uses a product because the derivative of a power at 0 would be NaN."""
     return jnp.stack([jnp.ones_like(a), a, a * a])

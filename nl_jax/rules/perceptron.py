@@ -8,11 +8,11 @@ from nl_jax.rules.rule import Change, Rule, supervised
 
 
 def perceptron() -> Rule:
-    """ΔW = ⟨x δᵀ⟩, Δb = ⟨δ⟩ with δ = t where sign y ≠ t, else 0 (Rosenblatt 1958; seed 000, nonlinear models).
+    """Perceptron: ΔW = ⟨x δᵀ⟩, Δb = ⟨δ⟩, δ = t if sign y ≠ t, else 0 (Rosenblatt 1958; seed 000, nonlinear models).
 
-    Learns from mistakes alone; an axon of 0 is one. A target above 0 counts as 1 and any other as −1, so that classes
-    may be one-hot. From W = 0, with one example a step at rate 1, on inputs of at most R that a plane through the
-    origin parts with margin γ, it makes at most (R/γ)² mistakes (Novikoff 1962).
+    It learns only from mistakes; an axon (activity) of 0 counts as one. A target above 0 counts as 1 and any other as
+    −1, so classes may be one-hot. The number of mistakes is at most (R/γ)² (Novikoff 1962) if W starts at 0, each step
+    has one example at rate 1, inputs have norm at most R, and a plane through the origin separates them with margin γ.
     """
 
     def change(params: Params, x: Array, y: Array, t: Array) -> Change:

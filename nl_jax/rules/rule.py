@@ -1,9 +1,9 @@
-"""The contract of a local rule: what it is given, and what it returns.
+"""The interface of a local rule: its arguments and return values.
 
     rule.init(params)                                -> state
     rule.change(state, params, pre, post, teacher)   -> (change, state)
 
-There is no argument through which another layer could be seen: locality is by construction.
+No argument gives access to another layer, so a rule is local by construction.
 """
 
 from collections.abc import Callable
@@ -12,27 +12,27 @@ from typing import NamedTuple, Protocol
 from nl_jax.base import Array, Params, State
 
 Change = dict[str, Array]
-"""By name, what is to be added to a layer's parameters; those left out stay as they are."""
+"""The values to add to a layer's parameters, by name; parameters without an entry do not change."""
 
 
 class InitFn(Protocol):
-    """`init(params) -> state`, of one layer."""
+    """`init(params) -> state` for one layer."""
 
     def __call__(self, params: Params) -> State: ...
 
 
 class ChangeFn(Protocol):
-    """`change(state, params, pre, post, teacher) -> (change, state)`, of one layer.
+    """`change(state, params, pre, post, teacher) -> (change, state)` for one layer.
 
     Args:
-      state: the rule's own.
-      params: the layer's, `params["weight"]` being W [inputs, units].
-      pre: x, its inputs, [examples, inputs].
-      post: y, its axons, [examples, units].
-      teacher: what its axons should be, [examples, units]; None unless the rule is supervised.
+      state: the rule's state.
+      params: the layer's parameters; `params["weight"]` is W [inputs, units].
+      pre: x, the layer's inputs, [examples, inputs].
+      post: y, the layer's axons (activity), [examples, units].
+      teacher: target values of the axons, [examples, units]; None unless the rule is supervised.
 
     Returns:
-      The change, a mean over the examples, and the state to hand in next.
+      The change, a mean over the examples, and the next state.
     """
 
     def __call__(
@@ -46,7 +46,7 @@ class Rule(NamedTuple):
     Attributes:
       init: `init(params) -> state`.
       change: `change(state, params, pre, post, teacher) -> (change, state)`.
-      supervised: whether it asks for a teacher.
+      supervised: whether it needs a teacher.
     """
 
     init: InitFn
@@ -55,22 +55,22 @@ class Rule(NamedTuple):
 
 
 def unsupervised(change: Callable[[Params, Array, Array], Change]) -> Rule:
-    """A rule without state or teacher: `change(params, x, y)`."""
+    """Makes a rule without state or teacher from `change(params, x, y)`."""
     return Rule(_nothing, lambda state, params, pre, post, teacher: (change(params, pre, post), state))
 
 
 def supervised(change: Callable[[Params, Array, Array, Array], Change]) -> Rule:
-    """A rule without state, with a teacher: `change(params, x, y, t)`."""
+    """Makes a rule with a teacher and without state from `change(params, x, y, t)`."""
     return Rule(_nothing, lambda state, params, pre, post, teacher: (change(params, pre, post, teacher), state), True)
 
 
 def mean_outer(a: Array, b: Array) -> Array:
-    """⟨a bᵀ⟩ over the examples along the first axis."""
+    """Averages the outer product ⟨a bᵀ⟩ over the examples along the first axis."""
     return a.T @ b / a.shape[0]
 
 
 def mean(a: Array) -> Array:
-    """⟨a⟩ᵀ over the examples along the first axis: a row, to stand beside a weight's units."""
+    """Averages ⟨a⟩ᵀ over the examples along the first axis; returns a row that broadcasts over a weight's inputs."""
     return a.mean(axis=0, keepdims=True)
 
 

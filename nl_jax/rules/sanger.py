@@ -7,10 +7,10 @@ from nl_jax.rules.rule import Change, Rule, mean_outer, unsupervised
 
 
 def sanger() -> Rule:
-    """Δw_j = ⟨y_j (x − Σ_{k≤j} y_k w_k)⟩ (Sanger 1989; seed 000, Sanger's rule).
+    """Sanger's rule: Δw_j = ⟨y_j (x − Σ_{k≤j} y_k w_k)⟩ (Sanger 1989; seed 000, Sanger's rule).
 
-    Unit j learns from what the units up to itself leave unexplained: w_j comes to ± the j-th eigenvector of
-    ⟨x xᵀ⟩, in order. Biases stay.
+    Unit j learns from the residual that units up to and including j do not reconstruct. w_j converges to ± the j-th
+    eigenvector of ⟨x xᵀ⟩, in order. Biases do not change.
     """
 
     def change(params: Params, x: Array, y: Array) -> Change:

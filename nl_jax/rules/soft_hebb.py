@@ -9,15 +9,15 @@ from nl_jax.rules.rule import Change, Rule, mean, mean_outer, unsupervised
 
 
 def soft_hebb(*, temperature: float = 1.0, anti_hebbian: bool = False) -> Rule:
-    """Δw_j = ⟨s_j (x − u_j w_j)⟩ with u = Wᵀ x and s = softmax(u / τ) (Moraitis et al. 2022, Journé et al. 2023).
+    """SoftHebb: Δw_j = ⟨s_j (x − u_j w_j)⟩, u = Wᵀ x, s = softmax(u / τ) (Moraitis et al. 2022, Journé et al. 2023).
 
-    Units compete softly for each input, and the forgetting keeps ‖w_j‖ at 1. The competition belongs to the rule: the
-    layer's activation may be another, so that layers can be stacked. Biases neither compete nor change.
+    Units compete softly for each input, and the decay keeps ‖w_j‖ at 1. The competition is part of the rule, so the
+    layer may have any activation and layers can be stacked. Biases neither compete nor change.
 
     Args:
       temperature: τ, above 0; near 0 the winner takes all.
-      anti_hebbian: whether s_j has the opposite sign for all but the winner, which drives features apart; what
-        Journé et al. (2023) stack.
+      anti_hebbian: whether s_j has the opposite sign for all units but the winner. This drives features apart and is
+        the version that Journé et al. (2023) stack.
 
     Raises:
       ValueError: if temperature is not a finite number above 0.

@@ -8,13 +8,13 @@ from nl_jax.rules.rule import Change, Rule, unsupervised
 
 
 def spherical() -> Rule:
-    """Δw_j = ⟨x − u_j w_j⟩ over the examples that unit j wins, u = Wᵀ x: prototypes of norm 1 (k-means on the sphere).
+    """Spherical k-means: Δw_j = ⟨x − u_j w_j⟩ over the examples that unit j wins, u = Wᵀ x; prototypes have norm 1.
 
-    `competitive` compares inputs with weights by their distance from them, and this one by their direction: Oja's
-    forgetting keeps ‖w_j‖ at 1, where w_j is the mean direction of the inputs it wins (spherical k-means, Dhillon and
-    Modha 2001, one step at a time). The mean is over a unit's own wins, so that rare winners learn as fast as others.
-    An input that excites no unit is nobody's; a unit that never wins never learns. The competition belongs to the rule:
-    the layer's activation may be another. Biases stay.
+    `competitive` compares inputs with weights by distance, and this rule by direction. Oja's decay keeps ‖w_j‖ at 1,
+    where w_j is the mean direction of the inputs it wins (spherical k-means, Dhillon and Modha 2001, one step at a
+    time). The mean is over a unit's own wins, so rare winners learn as fast as others. An input that excites no unit
+    has no winner, and a unit that never wins never learns. The competition is part of the rule, so the layer may have
+    any activation. Biases do not change.
     """
 
     def change(params: Params, x: Array, y: Array) -> Change:

@@ -1,7 +1,8 @@
-"""Joins all connections into a layer to one weight, as local rules see it.
+"""Joins all connections into a layer to one weight for local rules.
 
-Several connections into a layer, ν_j = Σ_s x^s W^s_j + b_j, are one connection from what their sources send together.
-So a rule's equations, written for one weight, hold for any number of them, recurrent ones included.
+Several connections into a layer, ν_j = Σ_s x^s W^s_j + b_j, equal one connection from the concatenated axons
+(activity) of their sources. A rule's equations, written for one weight, therefore hold for any number of connections,
+including recurrent ones.
 """
 
 import jax
@@ -15,20 +16,19 @@ from nl_jax.propagation import Site
 from nl_jax.rules.rule import Change
 
 LATERAL = "lateral"
-"""Connections among a layer's own units, which are settled before it answers: a part of its own, and no input's weight.
-"""
+"""Connections among a layer's own units. They are solved within the layer and are not weights of any input."""
 
 APART = (LATERAL, DECORRELATION)
-"""Parts of two axes that are no weights."""
+"""Parts that have two axes but are not weights."""
 
 
 class Stacked:
     """The parts of one layer's parameters.
 
     Args:
-      name: the layer's, for messages.
-      params: its parameters, one weight or a tree of several. A weight is an array of two axes or more, its units
-        last; other parts go by the last name of their path, such as "bias".
+      name: the layer's name, for messages.
+      params: its parameters, one weight or a tree of several. A weight is an array of two axes or more with the units
+        on the last axis. Other parts are named by the last element of their path, such as "bias".
 
     Raises:
       ValueError: if there is no weight, or weights differ in their number of units.
@@ -56,10 +56,10 @@ class Stacked:
             raise ValueError(f"layer {name!r} has weights that differ in their last axis, that of the units: {shapes}")
 
     def flat(self, params: Params) -> Params:
-        """`{"weight": [inputs, units], …}`: of parts of one name, such as the biases of several connections, the sum.
+        """Returns `{"weight": [inputs, units], …}`; parts with the same name, such as several biases, are summed.
 
         Raises:
-          ValueError: if such parts have several shapes.
+          ValueError: if parts with the same name have different shapes.
         """
         leaves = jax.tree.leaves(params)
         found = {"weight": jnp.concatenate([leaves[i].reshape(-1, leaves[i].shape[-1]) for i in self.weights])}
@@ -71,7 +71,7 @@ class Stacked:
         return found
 
     def others(self) -> dict[str, list[int]]:
-        """Where the parts are that are no weights, by name."""
+        """Returns the indices of the parts that are not weights, by name."""
         found: dict[str, list[int]] = {}
         for i, part in enumerate(self.parts):
             if i not in self.weights:
@@ -79,7 +79,7 @@ class Stacked:
         return found
 
     def parted(self, params: Params, change: Change) -> Params:
-        """A change of `flat` as one of the parameters; where several parts are summed it is each one's.
+        """Converts a change of `flat` to a change of the parameters; summed parts each get the whole change.
 
         Raises:
           ValueError: if the change does not fit.
@@ -107,13 +107,13 @@ class Stacked:
 
 
 def examples(site: Site, axons: Array) -> tuple[Array, Array]:
-    """What a layer's weights are multiplied with, side by side, and what its units answer, position by position.
+    """Returns the concatenated inputs of a layer's weights and its units' axons, position by position.
 
     Returns:
-      pre [examples, inputs] and post [examples, units], where every position of an image is one more example.
+      pre [examples, inputs] and post [examples, units], where every position of an image counts as an example.
 
     Raises:
-      ValueError: if a weight is not multiplied once, or axons or products differ in their number.
+      ValueError: if a weight is not multiplied exactly once, or the numbers of axons and products differ.
     """
     parts = Stacked(site.name, site.params)
     try:

@@ -1,4 +1,4 @@
-"""Closed forms to judge learning by: pure functions of arrays, one subject per file."""
+"""Closed-form results to compare learning with: pure functions of arrays, one subject per file."""
 
 from nl_jax.theory import (
     activity_perturbation,

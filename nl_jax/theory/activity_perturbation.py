@@ -1,11 +1,11 @@
-"""What activity-based node perturbation estimates in linear networks (Dalm et al. 2023).
+"""The expected estimate of activity-based node perturbation in linear networks (Dalm et al. 2023).
 
-Noise ε ~ N(0, σ² I) in the pre-activations of all layers moves activity by u = T ε and the loss by gᵀε, g the credit of
-all layers. Since the loss depends on the last layer alone, gᵀε = eᵀu with e = (0, …, 0, g_L), and the estimate is
+Noise ε ~ N(0, σ² I) in the pre-activations of all layers changes activity by u = T ε and the loss by gᵀε, where g is
+the credit of all layers. The loss depends only on the last layer, so gᵀε = eᵀu with e = (0, …, 0, g_L). The estimate is
 
     E δ = N E[u (eᵀu)/‖u‖²] = N M e,   M = E[uuᵀ/‖u‖²],   u ~ N(0, C),   C = T Tᵀ
 
-M has the eigenvectors of C. For many units of which none dominates M is nearly C/tr C, and E δ nearly (N/tr C) T g.
+M has the eigenvectors of C. For many units, none of them dominant, M is nearly C/tr C, and E δ nearly (N/tr C) T g.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ _NODES = 200
 
 
 def direction_moments(C: jax.Array) -> jax.Array:
-    """M = E[uuᵀ/‖u‖²] for u ~ N(0, C): C without its scale, and tr M = 1.
+    """Computes M = E[uuᵀ/‖u‖²] for u ~ N(0, C), which does not depend on the scale of C and has tr M = 1.
 
-    In the eigenbasis of C, 1/‖u‖² = ∫ exp(−t‖u‖²) dt makes of the expectation Gaussian integrals,
-    m_i = λ_i ∫₀^∞ (1 + 2 λ_i t)⁻¹ Π_j (1 + 2 λ_j t)^(−1/2) dt, which Gauss–Legendre quadrature solves.
+    In the eigenbasis of C, 1/‖u‖² = ∫ exp(−t‖u‖²) dt turns the expectation into Gaussian integrals,
+    m_i = λ_i ∫₀^∞ (1 + 2 λ_i t)⁻¹ Π_j (1 + 2 λ_j t)^(−1/2) dt, evaluated by Gauss–Legendre quadrature.
 
     Args:
       C: symmetric and positive semidefinite, not 0, [units, units].
@@ -39,7 +39,7 @@ def direction_moments(C: jax.Array) -> jax.Array:
     lam = jnp.clip(eigenvalues, 0) / jnp.sum(jnp.clip(eigenvalues, 0))
     x, weights = (jnp.asarray(a, C.dtype) for a in np.polynomial.legendre.leggauss(_NODES))
     s = (x + 1) / 2
-    # t = (s/(1 − s))² takes 0 … 1 to 0 … ∞ with an integrand that is smooth at both ends.
+    # t = (s/(1 − s))² maps 0 … 1 to 0 … ∞ with an integrand that is smooth at both ends.
     t, dt = (s / (1 - s)) ** 2, 2 * s / (1 - s) ** 3 * weights / 2
     stretched = 1 + 2 * lam[:, None] * t[None, :]
     damping = jnp.exp(-jnp.sum(jnp.log(stretched), axis=0) / 2)
@@ -48,10 +48,10 @@ def direction_moments(C: jax.Array) -> jax.Array:
 
 
 def response(weights: Sequence[jax.Array]) -> jax.Array:
-    """Tᵀ of a linear chain, ν^{l+1} = ν^l W^{l+1}: what noise in the units, as rows, does to activity, u = ε Tᵀ.
+    """Computes Tᵀ of a linear chain, ν^{l+1} = ν^l W^{l+1}: noise in the units, as rows, changes activity by u = ε Tᵀ.
 
     Args:
-      weights: W² … W^L, [units below, units]; of one layer, none would be, and T is the identity.
+      weights: W² … W^L, [units below, units], at least one. (For a single layer T would be the identity.)
 
     Returns:
       [N, N], the blocks (m, l) W^{m+1} … W^l for m ≤ l, the identity on the diagonal.
@@ -69,9 +69,9 @@ def response(weights: Sequence[jax.Array]) -> jax.Array:
 
 
 def expected_credit(weights: Sequence[jax.Array], top: jax.Array) -> list[jax.Array]:
-    """E δ^l of every layer of a linear chain, N M e, exact for Gaussian noise of any size if the loss is quadratic.
+    """Computes E δ^l of every layer of a linear chain, N M e; exact for Gaussian noise of any size and quadratic loss.
 
-    Terms of the loss of second order in the noise are even in it, and Δν/‖Δν‖² is odd: they add variance alone.
+    Second-order terms of the loss are even in the noise, and Δν/‖Δν‖² is odd, so they only add variance.
 
     Args:
       weights: W² … W^L, [units below, units].

@@ -1,13 +1,13 @@
-"""How fast a linear unit learns, by the mean and the covariance of its inputs (LeCun, Kanter & Solla 1991).
+"""Learning speed of a linear unit as a function of its inputs' mean and covariance (LeCun, Kanter & Solla 1991).
 
 A unit ŷ = wᵀx + b under the loss ½ (1/N) Σ_n (ŷ_n − y_n)² has the Hessian
 
     H = (1/N) Σ_n (x_n, 1)(x_n, 1)ᵀ
 
 with eigenvalues λ_i, here called curvatures. A step of gradient descent multiplies the error along the i-th
-eigenvector by 1 − η λ_i. The slowest mode decides, and with the best rate it depends on the condition number
-κ = λ_max/λ_min alone. κ = 1 means H = I: inputs of zero mean and unit variance without correlations, which one step
-learns from (seed 001 §5). The variance must be that of the bias's input, which is 1.
+eigenvector by 1 − η λ_i. The slowest mode limits learning; at the best rate its speed depends only on the condition
+number κ = λ_max/λ_min. κ = 1 means H = I, uncorrelated inputs of zero mean and unit variance, which are learned in one
+step (seed 001 §5). The variance must equal that of the bias's input, which is 1.
 
 Curvatures are float64 arrays or lists of numbers above 0, in any order.
 """
@@ -23,7 +23,7 @@ from nl_jax.theory.ranges import in_range
 
 
 def hessian(x: jax.Array) -> jax.Array:
-    """H of inputs x, [N, D], and a bias: [D + 1, D + 1], the bias last.
+    """Computes H of inputs x, [N, D], and a bias: [D + 1, D + 1], the bias last.
 
     Raises:
       ValueError: if x is of another rank.
@@ -35,7 +35,7 @@ def hessian(x: jax.Array) -> jax.Array:
 
 
 def condition_number(curvatures: ArrayLike) -> float:
-    """κ = λ_max/λ_min, at least 1.
+    """The condition number κ = λ_max/λ_min, at least 1.
 
     Raises:
       ValueError: for a curvature of 0 or below, whose mode is never learned.
@@ -45,7 +45,7 @@ def condition_number(curvatures: ArrayLike) -> float:
 
 
 def best_rate(curvatures: ArrayLike) -> float:
-    """η = 2/(λ_min + λ_max), which lets the slowest and the fastest mode decay alike.
+    """The best rate, η = 2/(λ_min + λ_max), at which the modes of least and largest curvature decay equally fast.
 
     Raises:
       ValueError: for a curvature of 0 or below.
@@ -57,9 +57,9 @@ def best_rate(curvatures: ArrayLike) -> float:
 
 
 def contraction(rate: ArrayLike, curvatures: ArrayLike) -> np.ndarray:
-    """ρ = max_i |1 − η λ_i|: by what factor the error of the slowest mode shrinks in a step, of the shape of `rate`.
+    """The factor by which one step multiplies the slowest mode's error, ρ = max_i |1 − η λ_i|, of the shape of `rate`.
 
-    At the best rate it is (κ − 1)/(κ + 1), and at no rate less; from η = 2/λ_max on it is 1 or more.
+    Its minimum, at the best rate, is (κ − 1)/(κ + 1). It is 1 or more from η = 2/λ_max on.
 
     Raises:
       ValueError: for a curvature of 0 or below.
@@ -72,12 +72,12 @@ def contraction(rate: ArrayLike, curvatures: ArrayLike) -> np.ndarray:
 
 
 def steps(condition: float, reduction: float) -> int:
-    """t ≥ ln r / (2 ln((κ + 1)/(κ − 1))): steps at the best rate until the excess loss is at most 1/r of what it was.
+    """Steps at the best rate until the excess loss has fallen to 1/r or less: t ≥ ln r / (2 ln((κ + 1)/(κ − 1))).
 
-    From the worst start exactly so many, from any other no more. For large κ they are κ ln(r)/4.
+    The worst start needs exactly this number, any other start no more. For large κ it is κ ln(r)/4.
 
     Args:
-      condition: κ, at least 1; for κ = 1 one step does it all.
+      condition: κ, at least 1; for κ = 1 one step suffices.
       reduction: r, above 1.
 
     Raises:
@@ -95,7 +95,7 @@ def steps(condition: float, reduction: float) -> int:
 
 
 def excess_loss(curvatures: ArrayLike, errors: ArrayLike, rate: float, steps: ArrayLike) -> np.ndarray:
-    """L(w_t) − L(w*) = ½ Σ_i λ_i (1 − η λ_i)^{2t} e_i² after t steps of gradient descent.
+    """The excess loss L(w_t) − L(w*) = ½ Σ_i λ_i (1 − η λ_i)^{2t} e_i² after t steps of gradient descent.
 
     Args:
       curvatures: λ, [modes].
@@ -124,7 +124,7 @@ def uncorrelated(D: int, *, mean: float, deviation: float) -> np.ndarray:
 
         σ², D − 1 times, and both roots of λ² − (1 + σ² + D μ²) λ + σ² = 0
 
-    Only for μ = 0 and σ = 1 they are all the same. A mean costs D times its square: κ ≈ (2 + D μ²)² for σ = 1.
+    They are equal only for μ = 0 and σ = 1. A mean enters as D times its square: κ ≈ (2 + D μ²)² for σ = 1.
 
     Args:
       D: inputs, at least 1.

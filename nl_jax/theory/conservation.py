@@ -1,7 +1,8 @@
-"""Invariants of gradient flow in linear networks, whatever the data.
+"""Invariants of gradient flow in linear networks, for any data.
 
-Weights are [units, inputs], the transpose of what `nl.connections.dense` holds, of ŷ = W_L ⋯ W_1 x without biases and
-under any loss. Steps of η move an invariant by η² each, over a fixed time by η; other quantities by η and 1.
+The network is ŷ = W_L ⋯ W_1 x without biases, under any loss. Weights are [units, inputs], the transpose of those of
+`nl.connections.dense`. A step of size η changes an invariant by order η², and steps over a fixed time by order η; other
+quantities change by order η and 1.
 """
 
 import itertools
@@ -11,9 +12,9 @@ from jax import Array
 
 
 def backprop(weights: Sequence[Array]) -> tuple[Array, ...]:
-    """W_l W_lᵀ − W_{l+1}ᵀ W_{l+1}, which gradient flow conserves at every hidden layer l (Arora et al. 2018).
+    """Computes W_l W_lᵀ − W_{l+1}ᵀ W_{l+1}, which gradient flow conserves at each hidden layer l (Arora et al. 2018).
 
-    0 of balanced weights: layers that begin balanced stay so, and small ones all but so.
+    It is 0 for balanced weights: layers that start balanced stay balanced, and small weights stay nearly balanced.
 
     Args:
       weights: W_1 … W_L.
@@ -25,14 +26,14 @@ def backprop(weights: Sequence[Array]) -> tuple[Array, ...]:
 
 
 def feedback_alignment(W0: Array, W: Array, B: Array) -> Array:
-    """W₀ W₀ᵀ − (B W + Wᵀ Bᵀ), which two layers under feedback alignment conserve (Lillicrap et al. 2016).
+    """Computes W₀ W₀ᵀ − (B W + Wᵀ Bᵀ), conserved by two layers under feedback alignment (Lillicrap et al. 2016).
 
-    From small weights, B W + Wᵀ Bᵀ ≈ W₀ W₀ᵀ, positive semidefinite: W has no choice but to align with Bᵀ.
+    From small initial weights, B W + Wᵀ Bᵀ ≈ W₀ W₀ᵀ, which is positive semidefinite, so W must align with Bᵀ.
 
     Args:
       W0: weights of the lower layer, [hidden, inputs].
-      W: of the upper, [outputs, hidden].
-      B: the feedback, [hidden, outputs].
+      W: weights of the upper layer, [outputs, hidden].
+      B: feedback weights, [hidden, outputs].
 
     Returns:
       [hidden, hidden].

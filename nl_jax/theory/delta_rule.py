@@ -1,6 +1,6 @@
-"""The delta rule and its extension to two layers, of sigmoid units under ½|ŷ − y|² (seed 001 §1–2).
+"""The delta rule and its extension to two layers, for sigmoid units under ½|ŷ − y|² (seed 001 §1–2).
 
-All gradients are of one example; `jax.vmap` makes them those of many. Biases are weights of a constant x_0 = 1.
+All gradients are for one example; use `jax.vmap` for many. Biases are weights from a constant x_0 = 1.
 """
 
 import jax
@@ -8,15 +8,15 @@ import jax.numpy as jnp
 
 
 def delta(output: jax.Array, target: jax.Array) -> jax.Array:
-    """δ = (ŷ − y) ŷ (1 − ŷ): the loss's derivative by the pre-activation of a sigmoid unit, elementwise."""
+    """Computes δ = (ŷ − y) ŷ (1 − ŷ), the derivative of the loss by a sigmoid unit's pre-activation, elementwise."""
     return (output - target) * output * (1 - output)
 
 
 def gradient(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """∇f_i(w) = x δᵀ for one layer ŷ = σ(wᵀx) (seed 001 §1).
+    """Computes ∇f_i(w) = x δᵀ for one layer ŷ = σ(wᵀx) (seed 001 §1).
 
     Args:
-      w: weights, [D] for one unit, or [D, q] for q of them.
+      w: weights, [D] for one unit, or [D, q] for q units.
       x: one input, [D].
       y: its target, a scalar or [q].
 
@@ -39,11 +39,11 @@ def gradient(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def two_layer_gradients(v: jax.Array, w: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """∂f_i/∂v = h δᵀ and ∂f_i/∂w = x γᵀ for two layers ŷ = σ(vᵀh), h = (1, σ(wᵀx)) (seed 001 §2).
+    """Computes ∂f_i/∂v = h δᵀ and ∂f_i/∂w = x γᵀ for two layers ŷ = σ(vᵀh), h = (1, σ(wᵀx)) (seed 001 §2).
 
         δ_k = (ŷ_k − y_k) ŷ_k (1 − ŷ_k),  γ_m = Σ_k δ_k v_km h_m (1 − h_m)
 
-    The constant h_0 = 1 receives nothing, so that w has a column for each of the other M hidden units only.
+    The constant h_0 = 1 has no inputs, so w has a column only for each of the other M hidden units.
 
     Args:
       v: weights of the upper layer, [M + 1, q], those of the constant first.

@@ -1,6 +1,6 @@
 """Gradient flows of the Hebbian rules (seed 000, PCA networks; Oja 1982; Yan, Helmke and Moore 1994).
 
-Of linear units, y = Wᵀ x, on inputs of second moment C = ⟨x xᵀ⟩; t is the number of steps times their size.
+Units are linear, y = Wᵀ x, and inputs have the second moment C = ⟨x xᵀ⟩; t is the number of steps times their size.
 """
 
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 
 def hebb_flow(C: Array, W0: Array, t: ArrayLike) -> Array:
-    """W(t) = e^{Ct} W₀ solves dW/dt = C W: every eigen-component grows, as e^{λ_i t} (seed 000, PCA networks).
+    """Hebb's flow: W(t) = e^{Ct} W₀ solves dW/dt = C W; eigen-components grow as e^{λ_i t} (seed 000, PCA networks).
 
     Args:
       C: [inputs, inputs], symmetric.
@@ -17,20 +17,20 @@ def hebb_flow(C: Array, W0: Array, t: ArrayLike) -> Array:
       t: a number.
 
     Returns:
-      [inputs, units]. It grows without bound, and so beyond the largest number for large t.
+      [inputs, units]. It grows without bound and overflows for large t.
     """
     lam, V = jnp.linalg.eigh(C)
     return V @ (jnp.exp(lam * t)[:, None] * (V.T @ W0))
 
 
 def oja_flow(C: Array, w0: Array, t: ArrayLike) -> Array:
-    """w(t) = e^{Ct} w₀ / √(1 + w₀ᵀ(e^{2Ct} − I)w₀) solves dw/dt = C w − (wᵀ C w) w (Oja 1982).
+    """Oja's flow: w(t) = e^{Ct} w₀ / √(1 + w₀ᵀ(e^{2Ct} − I)w₀) solves dw/dt = C w − (wᵀ C w) w (Oja 1982).
 
-    The largest exponential is divided out above and below, so that any t ≥ 0 is fine.
+    Numerator and denominator are divided by the largest exponential, so any t ≥ 0 is valid.
 
     Args:
       C: [inputs, inputs], symmetric, without negative eigenvalues.
-      w0: [inputs], not at right angles to the first eigenvector, or it fades away for large t.
+      w0: [inputs], not orthogonal to the first eigenvector; otherwise the result vanishes for large t.
       t: a number of at least 0.
 
     Returns:
@@ -45,15 +45,15 @@ def oja_flow(C: Array, w0: Array, t: ArrayLike) -> Array:
 
 
 def subspace_flow(C: Array, W0: Array, t: ArrayLike) -> Array:
-    """W Wᵀ(t) = e^{Ct} W₀ [I + W₀ᵀ(e^{2Ct} − I)W₀]⁻¹ W₀ᵀ e^{Ct} (Yan, Helmke and Moore 1994).
+    """Subspace flow: W Wᵀ(t) = e^{Ct} W₀ [I + W₀ᵀ(e^{2Ct} − I)W₀]⁻¹ W₀ᵀ e^{Ct} (Yan, Helmke and Moore 1994).
 
-    Of the subspace rule's flow, dW/dt = C W − W Wᵀ C W, a Riccati equation in W Wᵀ. W₀'s columns are first combined so
-    that each holds one of the largest eigen-components and no other of them, then divided by its exponential; no
-    positive exponent is left, and any t ≥ 0 is fine.
+    It solves the flow of the subspace rule, dW/dt = C W − W Wᵀ C W, a Riccati equation in W Wᵀ. The columns of W₀ are
+    first combined so that each contains exactly one of the largest eigen-components, then divided by its exponential.
+    No positive exponent remains, so any t ≥ 0 is valid.
 
     Args:
       C: [inputs, inputs], symmetric, without negative eigenvalues.
-      W0: [inputs, units], units ≤ inputs, and no direction of the principal subspace at right angles to it.
+      W0: [inputs, units], units ≤ inputs; no direction of the principal subspace may be orthogonal to its columns.
       t: a number of at least 0.
 
     Returns:
@@ -64,7 +64,7 @@ def subspace_flow(C: Array, W0: Array, t: ArrayLike) -> Array:
     A = V.T @ W0
     R = jnp.linalg.inv(A[-units:])
     fading = jnp.exp(-lam[-units:] * t)[None, :]
-    # The last rows of A R are the identity, whose exponentials cancel; in all others λ_i ≤ λ_j.
+    # The last rows of A R are the identity, whose exponentials cancel; all other rows have λ_i ≤ λ_j.
     below = jnp.exp((lam[:-units, None] - lam[None, -units:]) * t) * (A[:-units] @ R)
     Z = jnp.concatenate([below, jnp.eye(units, dtype=W0.dtype)])
     rest = fading.T * (R.T @ (jnp.eye(units, dtype=W0.dtype) - W0.T @ W0) @ R) * fading

@@ -1,7 +1,7 @@
-"""The scalar linear neuron y = wᵀx under squared error, solved (seed 000, linear models).
+"""Exact solutions of the scalar linear neuron y = wᵀx under squared error (seed 000, linear models).
 
-Throughout x holds N inputs as rows, [N, D], y their targets, [N], and w weights, [D]. Functions of x and y raise
-ValueError for other shapes.
+x holds N inputs as rows, [N, D], y their targets, [N], and w the weights, [D]. Functions of x and y raise ValueError
+for other shapes.
 """
 
 import math
@@ -13,51 +13,51 @@ from nl_jax.theory.ranges import in_range
 
 
 def training_error(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """L^tr(w) = (1/N) Σ_n (y_n − wᵀx_n)²."""
+    """The training error, L^tr(w) = (1/N) Σ_n (y_n − wᵀx_n)²."""
     _check(x, y)
     _check_weights("w", w, x)
     return jnp.mean((y - x @ w) ** 2)
 
 
 def covariance(x: jax.Array) -> jax.Array:
-    """C = Σ_n x_n x_nᵀ, [D, D]: the seed's, neither centred nor divided by N."""
+    """The seed's covariance, C = Σ_n x_n x_nᵀ, [D, D], neither centred nor divided by N."""
     return x.T @ x
 
 
 def input_output(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Σ_n y_n x_n, [D]: what C w* equals at every minimiser w*."""
+    """Computes Σ_n y_n x_n, [D], which equals C w* at every minimiser w*."""
     _check(x, y)
     return x.T @ y
 
 
 def rank_bound(N: int, D: int) -> int:
-    """min(N, D), which the rank of C never exceeds; for N < D, C has no inverse and minimisers are many."""
+    """The upper bound min(N, D) on the rank of C; for N < D, C has no inverse and there are many minimisers."""
     return min(N, D)
 
 
 def hessian(x: jax.Array) -> jax.Array:
-    """∂²L^tr/∂w∂w = (2/N) C, [D, D].
+    """The Hessian ∂²L^tr/∂w∂w = (2/N) C, [D, D].
 
-    The seed says C, which is the Hessian of ½ Σ_n (y_n − wᵀx_n)²: the same directions and the same minimisers, but
-    rates of descent on L^tr are N/2 times as large.
+    The seed gives C, which is the Hessian of ½ Σ_n (y_n − wᵀx_n)². Eigenvectors and minimisers are the same, but rates
+    of descent on L^tr are N/2 times as large.
     """
     return 2 / len(x) * covariance(x)
 
 
 def minimiser(x: jax.Array, y: jax.Array) -> jax.Array:
-    """w* = C⁺ Σ_n y_n x_n, [D]: of all minimisers of L^tr the one of least norm.
+    """The minimiser of L^tr of least norm, w* = C⁺ Σ_n y_n x_n, [D].
 
     For N ≥ D this solves the normal equations; for N < D it interpolates, L^tr(w*) = 0 (for linearly independent
-    inputs). Found from x itself, because C has the square of its condition number.
+    inputs). It is computed from x itself, because the condition number of C is the square of that of x.
     """
     _check(x, y)
     return jnp.linalg.lstsq(x, y)[0]
 
 
 def gradient_descent(x: jax.Array, y: jax.Array, start: jax.Array, rate: float, steps: int) -> jax.Array:
-    """Where `steps` steps of gradient descent w ← w − η ∇L^tr lead, in one.
+    """Computes the result of `steps` steps of gradient descent w ← w − η ∇L^tr in closed form.
 
-    Each mode of the Hessian decays by itself: with λ_i, v_i its eigenvalues and eigenvectors and w_∞ the limit,
+    The modes of the Hessian decay independently. With its eigenvalues λ_i and eigenvectors v_i, and the limit w_∞,
 
         w_t = w_∞ + Σ_i (1 − η λ_i)^t v_i v_iᵀ (w_0 − w_∞)
 
@@ -77,16 +77,16 @@ def gradient_descent(x: jax.Array, y: jax.Array, start: jax.Array, rate: float, 
         raise ValueError(f"steps must be a whole number of at least 0, got {steps}")
     limit = gradient_descent_limit(x, y, start)
     curvatures, modes = jnp.linalg.eigh(hessian(x))
-    # Rounding takes curvatures of 0 below it, where (1 − η λ)^t would grow without end.
+    # Rounding can make curvatures of 0 negative, so that (1 − η λ)^t would grow without bound.
     decay = (1 - rate * jnp.maximum(curvatures, 0)) ** steps
     return limit + modes @ (decay * (modes.T @ (start - limit)))
 
 
 def gradient_descent_limit(x: jax.Array, y: jax.Array, start: jax.Array) -> jax.Array:
-    """Where gradient descent ends: w* + (I − C⁺C) w_0, [D], for any rate below 2/λ_max of the Hessian.
+    """The limit of gradient descent, w* + (I − C⁺C) w_0, [D], for any rate below 2/λ_max of the Hessian.
 
-    Written as w_0 + C⁺ Σ_n (y_n − w_0ᵀx_n) x_n: descent moves in the span of the inputs only, and keeps of its
-    start what lies outside. From zero it finds the minimiser of least norm.
+    It equals w_0 + C⁺ Σ_n (y_n − w_0ᵀx_n) x_n: descent moves only in the span of the inputs and keeps the component of
+    w_0 outside it. From zero it finds the minimiser of least norm.
     """
     _check(x, y)
     _check_weights("start", start, x)
@@ -94,14 +94,14 @@ def gradient_descent_limit(x: jax.Array, y: jax.Array, start: jax.Array) -> jax.
 
 
 def expected_excess_error(N: int, D: int, *, noise: float, signal: float) -> float:
-    """E (ŵᵀx − wᵀx)² of the minimum-norm ŵ on new x, over x ~ N(0, I) and y = wᵀx + ε, ε ~ N(0, σ²).
+    """The expected error E (ŵᵀx − wᵀx)² of the minimum-norm ŵ on new x ~ N(0, I), y = wᵀx + ε, ε ~ N(0, σ²).
 
-    Too few examples miss a part of w; those that are fitted exactly, or nearly so, let the noise in:
+    Too few examples miss a part of w. Fitting examples exactly, or nearly so, fits the noise:
 
         |w|² max(0, 1 − N/D) + σ² min(N, D) / (|N − D| − 1)
 
-    which is infinite for |N − D| ≤ 1 unless there is no noise: the peak at N = D (Breiman & Freedman 1983; Belkin,
-    Hsu & Xu 2020; Hastie et al. 2022). The error on new y is σ² more.
+    This is infinite for |N − D| ≤ 1 unless there is no noise: the peak at N = D (Breiman & Freedman 1983; Belkin,
+    Hsu & Xu 2020; Hastie et al. 2022). The error on new y is larger by σ².
 
     Args:
       N: examples, at least 1.
@@ -123,7 +123,7 @@ def expected_excess_error(N: int, D: int, *, noise: float, signal: float) -> flo
 
 
 def expected_training_error(N: int, D: int, *, noise: float) -> float:
-    """E L^tr(ŵ) = σ² max(0, 1 − D/N): every weight takes one example's worth of noise, until none is left.
+    """The expected training error, E L^tr(ŵ) = σ² max(0, 1 − D/N): each weight absorbs the noise of one example.
 
     Args:
       N: examples, at least 1, in general position.

@@ -1,12 +1,12 @@
 """Mean-field theory of wide random networks: sizes of axons and credit (Poole et al. 2016; Schoenholz et al. 2017).
 
-In layers of many units ν^k = W^k x^{k−1}, whose weights are independent with variance g over the number of inputs, a
-pre-activation is Gaussian of variance g q_{k−1}. With z ~ N(0, 1), the mean squares q_k of the axons and d_k of the
-credit δ^k = f′(ν^k) W^{k+1}ᵀ δ^{k+1} are therefore
+Layers have many units, ν^k = W^k x^{k−1}, and independent weights with variance g over the number of inputs. Their
+pre-activations are Gaussian with variance g q_{k−1}. With z ~ N(0, 1), the mean squares q_k of the axons (activity) and
+d_k of the credit δ^k = f′(ν^k) W^{k+1}ᵀ δ^{k+1} are
 
     q_k = E f(√(g q_{k−1}) z)²,    d_k = g E f′(√(g q_{k−1}) z)² d_{k+1}
 
-Both keep their size for linear units with g = 1 and for rectified linear ones with g = 2.
+Both keep their size for linear units with g = 1 and for rectified linear units with g = 2.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,11 @@ _POINTS = 100  # of Gauss–Hermite quadrature; even, so that none lies on a kin
 
 
 class MeanSquares(NamedTuple):
-    """Of a unit in each layer, on average over units.
+    """Mean squares per unit in each layer.
 
     Attributes:
-      inputs: q_{k−1} of what layer k = 1 … L receives, [L].
-      credit: d_k of its pre-activations, [L], in units of the last one's.
+      inputs: q_{k−1} of the inputs of layer k = 1 … L, [L].
+      credit: d_k of its pre-activations, [L], relative to the last layer's.
     """
 
     inputs: jax.Array
@@ -34,11 +34,11 @@ class MeanSquares(NamedTuple):
 
     @property
     def imbalance(self) -> jax.Array:
-        """⟨q⟩⟨d⟩/⟨q d⟩ over the first 1, 2 … L layers, [L]: what node perturbation's variance is multiplied by.
+        """The factor ⟨q⟩⟨d⟩/⟨q d⟩ on node perturbation's variance, over the first 1, 2 … L layers, [L].
 
-        In layers of one width, and one example, its relative variance E‖ĝ − g‖²/‖g‖² is N ⟨q⟩⟨d⟩/⟨q d⟩ for N nodes, all
-        but for a term of order 1 (`perturbation.nodes`); 1 where norms are kept. A network of fewer layers has the same
-        q and, up to a factor, the same d.
+        With layers of equal width and one example, the relative variance E‖ĝ − g‖²/‖g‖² is N ⟨q⟩⟨d⟩/⟨q d⟩ for N nodes,
+        up to a term of order 1 (`perturbation.nodes`). The factor is 1 if norms are preserved. A network of fewer
+        layers has the same q and, up to a factor, the same d.
         """
         layers = jnp.arange(1, len(self.inputs) + 1).astype(self.inputs.dtype)
         return jnp.cumsum(self.inputs) * jnp.cumsum(self.credit) / (jnp.cumsum(self.inputs * self.credit) * layers)
@@ -47,11 +47,11 @@ class MeanSquares(NamedTuple):
 def mean_squares(
     activation: Callable[[jax.Array], jax.Array], depth: int, *, gain: float, start: float = 1.0
 ) -> MeanSquares:
-    """q and d of a network of hidden layers with one activation and a last layer that is linear.
+    """Computes q and d of a network whose hidden layers share one activation and whose last layer is linear.
 
     Args:
       activation: f, elementwise and differentiable almost everywhere.
-      depth: L, layers with weights, the last included; at least 1.
+      depth: L, layers with weights, including the last; at least 1.
       gain: g, above 0: 1 for `lecun_normal`, 2 for `he_normal`.
       start: q_0, the mean square of the inputs, above 0.
 

@@ -1,23 +1,24 @@
 """Growth of weights under node perturbation when an error cannot be removed.
 
-After Hiratani, Mehta, Lillicrap & Latham (2022), who find node perturbation unstable where student and teacher do not
-match, and normalised weights its cure. The model here is the least that shows why and can be solved exactly: H linear
-hidden units h = W x with a fixed readout y = V h of M < H outputs, VVᵀ = v² I, learn y* = W* x + d from x ~ N(0, I) of
-N inputs, one at a time; d is independent of x, and E_opt = ½ E|d|². Perturbations of h are σ ξ, ξ ~ N(0, I), σ → 0:
+It follows Hiratani, Mehta, Lillicrap & Latham (2022), who find node perturbation unstable if student and teacher do not
+match, and stable with normalised weights. The model here is the simplest that shows why and can be solved exactly. H
+linear hidden units h = W x have a fixed readout y = V h of M < H outputs, VVᵀ = v² I. They learn y* = W* x + d from
+x ~ N(0, I) with N inputs, one example at a time; d is independent of x, and E_opt = ½ E|d|². Perturbations of h are
+σ ξ, ξ ~ N(0, I), σ → 0:
 
     W ← W − η (eᵀVξ) ξ xᵀ,    e = (VW − W*) x − d
 
-The part of W that the readout sees learns as a network of one layer does at the rate ηv² (`nl_jax.theory.temporal`,
-T = 1), to a floor. Of the H − M hidden directions it does not see, Q⊥, noise is judged by the same eᵀVξ, of which it
-knows nothing. On average Q⊥W stays where it is; its square takes a step of each trial's noise:
+The part of W that the readout sees learns like a one-layer network at the rate ηv² (`nl_jax.theory.temporal`, T = 1),
+down to a floor. The readout does not see H − M hidden directions, Q⊥. Noise in them is weighted by the same eᵀVξ,
+which does not depend on it. The mean of Q⊥W therefore does not change, but its square grows with each trial's noise:
 
     E|Δ′|²  = (1 − 2ηv² + η²v⁴ (M + 2)(N + 2)) |Δ|² + η²v⁴ (M + 2) N 2 E_opt,    Δ = VW − W*
     E|Q⊥W′|² = |Q⊥W|² + η²v² (H − M) ((N + 2) |Δ|² + 2 E_opt N)
 
-Without mismatch, E_opt = 0, Δ decays and the walk ends. With it |W|² grows by a constant a trial for ever (`growth`),
-unseen at the outputs, and with it the hidden activity, E|h|² = |W|². A delta rule that then began to learn V from h
-would be stable only at rates below about 2/E|h|². Weights normalised after each trial, W ← r W/|W|, keep their norm by
-construction, and the activity with it.
+Without mismatch, E_opt = 0, Δ decays and this random walk ends. With mismatch |W|² grows by a constant per trial
+forever (`growth`), without effect on the outputs. The hidden activity grows with it, E|h|² = |W|². A delta rule that
+then began to learn V from h would be stable only at rates below about 2/E|h|². Normalising weights after each trial,
+W ← r W/|W|, keeps their norm and the activity constant.
 """
 
 import math
@@ -35,11 +36,11 @@ class Sizes(NamedTuple):
 
 
 class Squares(NamedTuple):
-    """Expected squares, in units of the outputs' and of the weights'.
+    """Expected squares, in squared units of the outputs and of the weights.
 
     Attributes:
-      distance: |Δ|², of VW from W*; the excess error is half of it.
-      unseen: |Q⊥W|², of the hidden weights that the readout does not see.
+      distance: |Δ|², the squared distance of VW from W*; the excess error is half of it.
+      unseen: |Q⊥W|², the squared hidden weights that the readout does not see.
     """
 
     distance: float
@@ -47,13 +48,13 @@ class Squares(NamedTuple):
 
 
 def trial(before: Squares, sizes: Sizes, *, rate: float, readout: float, irreducible: float) -> Squares:
-    """Expected squares after one more trial.
+    """Computes the expected squares after one more trial.
 
     Args:
-      before: expected squares so far.
+      before: expected squares before it.
       sizes: N, H and M.
       rate: η, at least 0.
-      readout: v, the norm of each of the readout's rows.
+      readout: v, the norm of each row of the readout.
       irreducible: E_opt, at least 0.
 
     Raises:
@@ -69,10 +70,10 @@ def trial(before: Squares, sizes: Sizes, *, rate: float, readout: float, irreduc
 
 
 def floor(sizes: Sizes, *, rate: float, readout: float, irreducible: float) -> float:
-    """Where |Δ|² ends on average, ηv² (M + 2) N 2 E_opt / (2 − ηv² (M + 2)(N + 2)); infinite beyond the stable rates.
+    """The mean limit of |Δ|², ηv² (M + 2) N 2 E_opt / (2 − ηv² (M + 2)(N + 2)); infinite at unstable rates.
 
     Raises:
-      ValueError: as `trial`.
+      ValueError: as in `trial`.
     """
     N, _, M = _checked(sizes, rate, irreducible)
     pace = rate * readout**2
@@ -81,12 +82,12 @@ def floor(sizes: Sizes, *, rate: float, readout: float, irreducible: float) -> f
 
 
 def growth(sizes: Sizes, *, rate: float, readout: float, irreducible: float) -> float:
-    """By how much |W|² grows a trial once Δ is at its floor, 4 η²v² (H − M) N E_opt / (2 − ηv² (M + 2)(N + 2)).
+    """The growth of |W|² per trial with Δ at its floor, 4 η²v² (H − M) N E_opt / (2 − ηv² (M + 2)(N + 2)).
 
-    Infinite beyond the stable rates.
+    It is infinite at unstable rates.
 
     Raises:
-      ValueError: as `trial`.
+      ValueError: as in `trial`.
 
     >>> growth(Sizes(8, 12, 2), rate=0.01, readout=1.0, irreducible=0.0)
     0.0

@@ -1,7 +1,7 @@
 """Convergence of multipliers: min ½ax² subject to x = b, and bilinear programs.
 
-With damping c the flow of L = ½ax² + λ(x − b) + ½c(x − b)² is ẋ = −∂L/∂x, λ̇ = ∂L/∂λ (Platt & Barr 1988), so that
-the violation u = x − b obeys ü + (a + c) u̇ + u = 0: a damped spring.
+With damping c the flow of L = ½ax² + λ(x − b) + ½c(x − b)² is ẋ = −∂L/∂x, λ̇ = ∂L/∂λ (Platt & Barr 1988). The
+violation u = x − b therefore obeys ü + (a + c) u̇ + u = 0, a damped spring.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def characteristic_roots(curvature: float, damping: float) -> tuple[complex, complex]:
-    """The roots of s² + (a + c) s + 1 = 0, the flow's rates: both have negative real parts if a + c > 0.
+    """The rates of the flow, the roots of s² + (a + c) s + 1 = 0; both have negative real parts if a + c > 0.
 
     >>> characteristic_roots(1.0, 1.0)
     ((-1+0j), (-1+0j))
@@ -20,16 +20,16 @@ def characteristic_roots(curvature: float, damping: float) -> tuple[complex, com
 
 
 def oscillates(curvature: float, damping: float) -> bool:
-    """Whether a + c < 2, below which x swings about b and above which it does not."""
+    """Whether a + c < 2, in which case x oscillates about b."""
     return curvature + damping < 2
 
 
 def violation(t: jax.Array, *, curvature: float, damping: float, target: float, start: float = 0.0) -> jax.Array:
-    """u(t) = x(t) − b of the flow from x = `start`, λ = 0.
+    """The violation u(t) = x(t) − b of the flow from x = `start`, λ = 0.
 
         u(t) = e^{−γt} (u₀ cos ωt + (u̇₀ + γu₀) sin(ωt)/ω),  γ = (a + c)/2,  ω² = 1 − γ²,  u̇₀ = −(a x₀ + c u₀)
 
-    and above the threshold the hyperbolic functions of √(γ² − 1).
+    Above the threshold γ = 1, hyperbolic functions of √(γ² − 1) replace the trigonometric ones.
 
     Args:
       t: times, of any shape.
@@ -39,7 +39,7 @@ def violation(t: jax.Array, *, curvature: float, damping: float, target: float, 
       start: x₀.
 
     Returns:
-      Of the shape of `t`.
+      u, of the shape of `t`.
     """
     first = start - target
     slope = -(curvature * start + damping * first)
@@ -57,9 +57,9 @@ def violation(t: jax.Array, *, curvature: float, damping: float, target: float, 
 def primal_dual_factor(
     singular_value: float, *, step_size: float, multiplier_step_size: float, damping: float
 ) -> float:
-    """By what an error shrinks a step of λ ← λ + τ r, x ← x − η ∂L/∂x, on λᵀ(Jx − b) with penalty c, at a σ of J.
+    """The factor on an error per step of λ ← λ + τ r, x ← x − η ∂L/∂x, on λᵀ(Jx − b) with penalty c, at a σ of J.
 
-    The larger |z| of z² − (2 − ησ²(c + τ)) z + 1 − ηcσ² = 0; while these are complex, √(1 − ηcσ²).
+    It is the larger |z| of z² − (2 − ησ²(c + τ)) z + 1 − ηcσ² = 0; if the roots are complex, √(1 − ηcσ²).
     """
     damped = 1 - step_size * damping * singular_value**2
     half = (1 + damped - step_size * multiplier_step_size * singular_value**2) / 2
@@ -68,7 +68,7 @@ def primal_dual_factor(
 
 
 def extragradient_factor(singular_value: float, *, step_size: float) -> float:
-    """By what an error shrinks a step of extragradient on λᵀ(Jx − b): |1 − iησ − η²σ²| = √(1 − η²σ² + η⁴σ⁴).
+    """The factor on an error per step of extragradient on λᵀ(Jx − b): |1 − iησ − η²σ²| = √(1 − η²σ² + η⁴σ⁴).
 
     >>> extragradient_factor(2.0, step_size=0.5)
     1.0

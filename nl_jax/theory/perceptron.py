@@ -1,7 +1,7 @@
 """The perceptron: a sign unit that learns from its mistakes (seed 000, nonlinear models; seed 001 §1).
 
-Labels y are −1.0 or 1.0. The rule is stochastic gradient descent at rate ½ on ½(sign(wᵀx) − y)² with the sign's
-derivative taken for 1 (`nl.activations.sign(surrogate=jnp.ones_like)`), but for ties: at wᵀx = 0, hence at the
+Labels y are −1.0 or 1.0. Except for ties, the rule is stochastic gradient descent at rate ½ on ½(sign(wᵀx) − y)² with
+the derivative of sign replaced by 1 (`nl.activations.sign(surrogate=jnp.ones_like)`). At wᵀx = 0, for example at the
 start w = 0, sign is 0 and descent takes half the perceptron's step.
 """
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def update(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """w ← w + y x if y wᵀx ≤ 0, else w (Rosenblatt 1958).
+    """One step of the perceptron rule, w ← w + y x if y wᵀx ≤ 0, else w (Rosenblatt 1958).
 
     Args:
       w: weights, [D].
@@ -21,7 +21,7 @@ def update(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def learn(x: jax.Array, y: jax.Array, passes: int) -> tuple[jax.Array, jax.Array]:
-    """Goes through the examples in order, `passes` times, from w = 0.
+    """Trains on the examples in order, `passes` times, from w = 0.
 
     Args:
       x: inputs, [N, D].
@@ -29,11 +29,11 @@ def learn(x: jax.Array, y: jax.Array, passes: int) -> tuple[jax.Array, jax.Array
       passes: at least 1.
 
     Returns:
-      (w, mistakes): weights, [D], and how many mistakes each pass made, int32 [passes]; a pass without mistakes
-      is the end of learning.
+      (w, mistakes): weights, [D], and the number of mistakes in each pass, int32 [passes]; after a pass without
+      mistakes w does not change.
 
     Raises:
-      ValueError: if the shapes are others.
+      ValueError: if the shapes are not as described.
 
     >>> import jax.numpy as jnp
     >>> learn(jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([1.0, -1.0]), passes=2)
@@ -52,18 +52,18 @@ def learn(x: jax.Array, y: jax.Array, passes: int) -> tuple[jax.Array, jax.Array
 
 
 def mistake_bound(x: jax.Array, y: jax.Array, teacher: jax.Array) -> jax.Array:
-    """(R/γ)², which `learn`'s mistakes never exceed, however many its passes (Novikoff 1962).
+    """The upper bound (R/γ)² on the mistakes of `learn` in any number of passes (Novikoff 1962).
 
-    With R = max |x_n| and the teacher's margin γ = min y_n uᵀx_n / |u|. Infinite for a teacher that does not tell
-    all examples apart, γ ≤ 0: it promises nothing.
+    R = max |x_n|, and the teacher's margin is γ = min y_n uᵀx_n / |u|. The bound is infinite if the teacher does not
+    classify all examples correctly, γ ≤ 0.
 
     Args:
       x: inputs, [N, D].
       y: labels, [N].
-      teacher: u, [D], of any length but 0.
+      teacher: u, [D], of any nonzero length.
 
     Raises:
-      ValueError: if the shapes are others.
+      ValueError: if the shapes are not as described.
     """
     _check(x, y)
     radius = jnp.max(jnp.linalg.norm(x, axis=1))

@@ -1,16 +1,15 @@
-"""Variance laws of perturbation: how noisy (gᵀξ) ξ is as an estimate of g, for E ξξᵀ = I, as the step σ → 0.
+"""Variance laws of perturbation: the noise of (gᵀξ) ξ as an estimate of g, for E ξξᵀ = I, as the step σ → 0.
 
-One sample of P components has a second moment s = E‖(gᵀξ) ξ‖²/‖g‖², which is the law's own; the mean ĝ of K samples
-has the relative variance E‖ĝ − g‖²/‖g‖² that `relative_variance` makes of it, and is worth its inverse in signal to
-noise:
+A distribution of P components determines the second moment s = E‖(gᵀξ) ξ‖²/‖g‖² of one sample. `relative_variance`
+converts s to the relative variance E‖ĝ − g‖²/‖g‖² of the mean ĝ of K samples; its inverse is the signal to noise:
 
     independent components      P − 1 + κ, κ = E ξ_i⁴: 3 Gaussian, 1 Rademacher, 1/p sparse of density p
     of fixed length √P          P: signs, the sphere, a single coordinate, rank-one signs a bᵀ
     low rank, rank-one Gaussian, random subspaces, signs of each example, noise on nodes, local losses: below
 
-Noise that reaches a part of the gradient only, as that of a subspace, is biased: `projected`.
+Noise that covers only a part of the gradient, such as noise in a subspace, is biased: `projected`.
 
-All are tested against the laws of `nl.directions`.
+All laws are tested against the distributions of `nl.directions`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +22,10 @@ from nl_jax.theory.ranges import in_range
 
 
 def relative_variance(second_moment: float, K: int, *, order: int | None = None) -> float:
-    """E‖ĝ − g‖²/‖g‖² = (s − 1)/K of K independent samples, and (s − 1)/K · (n − K)/(n − 1) of K out of n.
+    """E‖ĝ − g‖²/‖g‖² = (s − 1)/K for K independent samples, and (s − 1)/K · (n − K)/(n − 1) for K out of n.
 
-    The latter are drawn without replacement from n directions that together give the gradient itself: rows of a
-    Hadamard matrix of order n ≥ P, or the n = P coordinates, for which s = P and (P − K)/K is left.
+    The latter are drawn without replacement from n directions that together give the exact gradient: rows of a Hadamard
+    matrix of order n ≥ P, or the n = P coordinates, for which s = P and the result is (P − K)/K.
 
     Args:
       second_moment: s, at least 1.
@@ -51,14 +50,14 @@ def relative_variance(second_moment: float, K: int, *, order: int | None = None)
 
 
 def squared_cosine(P: int, *, captured: float = 1.0) -> float:
-    """E cos² = c/P between g and one sample (gᵀξ) ξ, for ξ isotropic in P dimensions that hold a part of g.
+    """E cos² = c/P between g and one sample (gᵀξ) ξ, for ξ isotropic in P dimensions that contain a part of g.
 
-    With the bases of inputs (Lin et al. 2026) P is Σ rank · units, and the same g has a cosine √(Σ inputs · units/P)
-    times as large as under isotropic noise, times √c.
+    With noise in the span of the inputs (Lin et al. 2026) P is Σ rank · units. The cosine to the same g is then
+    √c √(Σ inputs · units/P) times the cosine under isotropic noise.
 
     Args:
       P: dimensions of the noise, at least 1.
-      captured: c, the part of ‖g‖² in them, at most 1.
+      captured: c, the fraction of ‖g‖² in them, at most 1.
 
     Raises:
       ValueError: for a number out of range.
@@ -68,12 +67,13 @@ def squared_cosine(P: int, *, captured: float = 1.0) -> float:
 
 
 def projected(second_moment: float, K: int, *, captured: float) -> float:
-    """E‖ĝ − g‖²/‖g‖² = 1 − c + c (s − 1)/K of noise in a subspace that holds the part c of ‖g‖².
+    """E‖ĝ − g‖²/‖g‖² = 1 − c + c (s − 1)/K for noise in a subspace that contains the fraction c of ‖g‖².
 
-    The mean of ĝ is the projection of g: 1 − c is the bias, which no number of samples takes away, the rest variance.
+    The mean of ĝ is the projection of g. 1 − c is the bias, which does not shrink with more samples; the rest is
+    variance.
 
     Args:
-      second_moment: s of the law in the subspace, at least 1: P + 2 for Gaussian noise of P dimensions.
+      second_moment: s of the noise in the subspace, at least 1: P + 2 for Gaussian noise in P dimensions.
       K: samples, at least 1.
       captured: c, at most 1.
 
@@ -89,16 +89,17 @@ def projected(second_moment: float, K: int, *, captured: float) -> float:
 
 
 def random_subspace(P: int, K: int, shares: Mapping[tuple[int, int], float]) -> float:
-    """E‖ĝ − g‖²/‖g‖² = φ + (P + 1 + φ)/K of Gaussian noise √(m/r) Q G, φ = Σ f (m/r − 1), one random Q for K samples.
+    """E‖ĝ − g‖²/‖g‖² = φ + (P + 1 + φ)/K for noise √(m/r) Q G, φ = Σ f (m/r − 1), Gaussian G, one Q for K samples.
 
-    Q [m, r] is uniform with orthonormal columns. A subspace holds r/m of a weight's gradient on average and the factor
-    makes up for it, so that the estimate is unbiased; but what a subspace misses, all its samples miss, and φ stays
-    however many they are. At r = m it is the law of isotropic Gaussian noise.
+    The random Q [m, r] is uniform with orthonormal columns. A subspace contains r/m of a weight's gradient on average,
+    and the factor √(m/r) compensates for it, so the estimate is unbiased. But all samples miss the part of the gradient
+    outside their common subspace, so φ does not shrink with more samples. At r = m this is the law of isotropic
+    Gaussian noise.
 
     Args:
       P: components of all parameters, at least 1.
       K: samples of one subspace, at least 1.
-      shares: by (m, r) of a weight [m, units] and its subspace, f: the part of ‖g‖² that belongs to such weights.
+      shares: {(m, r): f}, for weights [m, units] with subspaces of rank r: the fraction f of ‖g‖² in such weights.
 
     Raises:
       ValueError: for a number out of range.
@@ -137,7 +138,7 @@ def low_rank(P: int, rank: int, *, weights: float = 1.0) -> float:
     Args:
       P: components, at least 1.
       rank: r, at least 1.
-      weights: f, the part of ‖g‖² that belongs to such weights, at most 1.
+      weights: f, the fraction of ‖g‖² in such weights, at most 1.
 
     Raises:
       ValueError: for a number out of range.
@@ -157,16 +158,16 @@ def rank_one_gaussian(m: int, n: int) -> float:
 
 
 def flipout(weights: jax.Array, others: jax.Array) -> jax.Array:
-    """s of flipout, by which every example n judges signs of its own on the weights (Wen et al. 2018).
+    """s of flipout, where every example n has its own signs on the weights (Wen et al. 2018).
 
         s = 1 + [(P_w − 1) Σ‖g_nʷ‖² + P_w Σ‖g_nᶜ‖² + P_c Σ‖g_nʷ‖² + B² (P_c − 1)‖gᶜ‖²]/(B²‖g‖²)
 
     Args:
-      weights: g_nʷ, examples' gradients by the weights, [B, P_w].
-      others: g_nᶜ, by all other parameters, whose signs the batch shares, [B, P_c].
+      weights: g_nʷ, the examples' gradients by the weights, [B, P_w].
+      others: g_nᶜ, their gradients by all other parameters, whose signs the batch shares, [B, P_c].
 
     Returns:
-      A scalar; nearly P/B where examples' gradients agree.
+      A scalar; nearly P/B if the examples' gradients agree.
 
     Raises:
       ValueError: for different numbers of examples.
@@ -181,9 +182,9 @@ def flipout(weights: jax.Array, others: jax.Array) -> jax.Array:
 
 
 def node_variance(x: jax.Array, delta: jax.Array, power: jax.Array, K: int, *, kurtosis: float) -> jax.Array:
-    """Var ĝ_ba = Σ_n x_nb² (‖δ_n‖² + (κ − 2) δ_na²)/(B² K) of node perturbation's weight gradients.
+    """Var ĝ_ba = Σ_n x_nb² (‖δ_n‖² + (κ − 2) δ_na²)/(B² K) of the weight gradients of node perturbation.
 
-    Every example has noise of its own and judges it by its own loss: the number of nodes takes the place of P, and the
+    Every example has its own noise, weighted by its own loss. The number of nodes therefore replaces P, and the
     variance is averaged over the batch.
 
     Args:
@@ -210,23 +211,22 @@ def node_variance(x: jax.Array, delta: jax.Array, power: jax.Array, K: int, *, k
 
 
 def nodes(layers: Mapping[str, tuple[jax.Array, jax.Array]], *, kurtosis: float) -> jax.Array:
-    """s of node perturbation in a network of any depth, from the axons x and the true credit δ of its layers.
+    """s of node perturbation in a network of any depth, from the axons (activity) x and the true credit δ of layers.
 
         s = 1 + Σ_l Σ_n ‖x_n^l‖² (M_l ‖δ_n‖² + (κ − 2) ‖δ_n^l‖²)/(B²‖g‖²),  ‖g‖² = Σ_l ‖⟨x^l δ^lᵀ⟩‖²
 
-    For one example, and layers whose x^l have one norm and whose δ^l have one norm, that is the law of N = Σ M_l
-    independent components, s = N − 1 + κ: N takes the place that the number of weights P has in weight space. Where
-    only ‖x^l‖ ‖δ^l‖ is the same in all of them, s is N times the ratio of the arithmetic to the harmonic mean of
-    ‖x^l‖², up to the term in κ. So s is proportional to depth where norms are kept from layer to layer, and grows
-    exponentially with it where they are not.
+    For one example, if all x^l have the same norm and all δ^l have the same norm, this is the law of N = Σ M_l
+    independent components, s = N − 1 + κ. N replaces the number of weights P of weight space. If only ‖x^l‖ ‖δ^l‖ is
+    the same in all layers, s is N times the ratio of the arithmetic to the harmonic mean of ‖x^l‖², up to the term in
+    κ. So s is proportional to depth if layers preserve norms, and grows exponentially with depth otherwise.
 
     Args:
-      layers: by name (x^l, δ^l), the inputs [B, inputs], with a column of ones if the layer has a bias, and the credit
+      layers: (x^l, δ^l) by name: the layer's inputs [B, inputs], with a column of ones if it has a bias, and the credit
         ∂E_n/∂ν of its units, [B, units].
       kurtosis: κ = E ξ_i⁴ of independent components, at least 1.
 
     Returns:
-      A scalar; infinite where the gradient is 0 and the credit is not.
+      A scalar; infinite if the gradient is 0 and the credit is not.
 
     Raises:
       ValueError: for a number out of range, or different numbers of examples.
@@ -245,17 +245,17 @@ def nodes(layers: Mapping[str, tuple[jax.Array, jax.Array]], *, kurtosis: float)
 def together(second_moments: Sequence[Any], squares: Sequence[Any]) -> Any:
     """s = 1 + Σ_j (s_j − 1) ‖g_j‖²/Σ_j ‖g_j‖² of a gradient whose parts g_j are estimated independently.
 
-    So it is with local losses (Ren et al. 2022): each part has noise of its own, which its own loss judges. The credit
-    of the N_j units that feed loss j has s_j − 1 = N_j − 2 + κ, `independent`; where all feed equally many, the
+    This is the case with local losses (Ren et al. 2022): each part has its own noise and its own loss. The credit of
+    the N_j units that feed loss j has s_j − 1 = N_j − 2 + κ, `independent`. If all losses have equally many units, the
     relative variance is N_j − 2 + κ for local losses and Σ_j N_j − 2 + κ for a single one: it is proportional to the
-    number of units that feed a loss. Of weights, s_j is `nodes` of the layers whose units feed loss j.
+    number of units that feed a loss. For weights, s_j is `nodes` of the layers whose units feed loss j.
 
     Args:
       second_moments: s_j of each part.
-      squares: ‖g_j‖² of each.
+      squares: ‖g_j‖² of each part.
 
     Raises:
-      ValueError: if there are not as many squares as second moments, or none.
+      ValueError: if the numbers of squares and second moments differ, or there are none.
 
     >>> together([independent(10, kurtosis=3)] * 4, [1.0, 2.0, 1.0, 3.0]), independent(40, kurtosis=3)
     (12.0, 42)
@@ -271,7 +271,7 @@ def together(second_moments: Sequence[Any], squares: Sequence[Any]) -> Any:
 
 
 def _part(name: str, value: float) -> float:
-    """A part of the gradient's square, or ValueError."""
+    """Checks a fraction of the gradient's square; raises a ValueError if it is out of range."""
     in_range(**{name: (value, 0)})
     if value > 1 + 1e-12:
         raise ValueError(f"{name} must be at most 1, the whole of the gradient's square; got {value}")

@@ -1,41 +1,42 @@
 """Exact learning curves of the linear student–teacher (seed 000, "Comparison"; Werfel, Xie & Seung 2004).
 
 A student y = W x with M outputs learns from a teacher W*, x ~ N(0, I) with N inputs, E = ½‖y − W* x‖², by steps
-W ← W − η ĝ on fresh examples. Its error is known by Δ = W − W*, for E[E] = ½‖Δ‖². Every ĝ here is unbiased,
-E ĝ = Δ, so that a step is known by the second moment of ĝ alone, which is affine in ‖Δ‖² (`Recursion`):
+W ← W − η ĝ on fresh examples. Δ = W − W* determines its error, E[E] = ½‖Δ‖². Every ĝ here is unbiased, E ĝ = Δ, so the
+second moment of ĝ determines the effect of a step. It is affine in ‖Δ‖² (`Recursion`):
 
     E‖ĝ‖² = C ‖Δ‖² + S,    E‖Δ′‖² = (1 − 2η + η² C) ‖Δ‖² + η² S
 
-**Backprop.** ĝ = e xᵀ with e = Δ x, and E‖Δx‖²‖x‖² = (N + 2)‖Δ‖². In a mean over B examples the N + 1 above the
+**Backprop.** ĝ = e xᵀ with e = Δ x, and E‖Δx‖²‖x‖² = (N + 2)‖Δ‖². In a mean over B examples, the excess N + 1 over the
 gradient's own square is divided by B: C = 1 + (N + 1)/B.
 
-**Perturbation.** A step σ ξ changes the loss by σ gᵀξ + ½σ² ξᵀHξ, no more: a sample is (gᵀξ + ½σ ξᵀHξ) ξ. Its two
-parts, even and odd in ξ, do not meet in the second moment, and the latter averages to zero. Of K samples therefore
+**Perturbation.** A step σ ξ changes the loss by exactly σ gᵀξ + ½σ² ξᵀHξ, so a sample is (gᵀξ + ½σ ξᵀHξ) ξ. Its two
+parts, even and odd in ξ, have no cross term in the second moment, and the latter averages to zero. For K samples
 
     E‖ĝ‖² = ‖g‖² (1 + (s − 1)/K) + σ²/(4K) E (ξᵀHξ)² ‖ξ‖²
 
-with s = E‖(gᵀξ) ξ‖²/‖g‖² (`perturbation.independent`). The central difference cancels the second part, which is all
-that σ does: its curve is that of σ = 0. What remains is to average over x.
+with s = E‖(gᵀξ) ξ‖²/‖g‖² (`perturbation.independent`). The central difference cancels the second part, the only effect
+of σ, so its curve is that of σ = 0. The average over x remains:
 
-  - Nodes: g = e, H = I, and the update multiplies by xᵀ. Examples have noise of their own, so that all but
-    the gradient's own square is divided by B.
+  - Nodes: g = e, H = I, and the update multiplies by xᵀ. Each example has its own noise, so everything except the
+    gradient's own square is divided by B.
   - Weights: g is the batch's gradient, P = MN, and ξᵀHξ = ⟨‖Ξx‖²⟩ with one Ξ for all examples. E‖Ξx‖⁴ is
     ‖Ξ‖⁴ + 2 tr(ΞΞᵀ)², but for two different examples E‖Ξx‖²‖Ξx′‖² = ‖Ξ‖⁴; hence with S = σ²F/(4K)
 
         F = E‖Ξ‖⁶ + (2/B) E tr(ΞΞᵀ)² ‖Ξ‖²
 
-For Gaussian noise and K = B = 1 this is Werfel, Xie & Seung's (S = σ²F/4)
+For Gaussian noise and K = B = 1 this is the result of Werfel, Xie & Seung (S = σ²F/4)
 
     backprop   C = N + 2
     nodes      C = (M + 2)(N + 2)     F = M (M + 2)(M + 4) N
     weights    C = (MN + 2)(N + 2)    F = M (M + 2)(MN + 4) N (N + 2)
 
-**Without the ½**, as seed 000 has its loss, L = ‖y − W* x‖², every ĝ is twice as large: its curve at rate η is the one
-here at 2η, its best rate half as large, 1/(2C), and its stability limit 1/C. The error at the best rate is the same.
+**Without the ½**, as in the loss of seed 000, L = ‖y − W* x‖², every ĝ is twice as large. The curve at rate η is the
+one here at 2η, the best rate is half as large, 1/(2C), and the stability limit is 1/C. The error at the best rate is
+the same.
 
-**Without a baseline** the sample has the loss L itself besides, (L/σ + gᵀξ + ½σ ξᵀHξ) ξ, which adds a term in ‖Δ‖⁴.
-One step is known as before (`node_loss_noise`, `weight_loss_noise`), but the step after it depends on the fourth moment
-of Δ, and so on: there is no closed curve, and at any rate a large enough error grows.
+**Without a baseline** the sample also contains the loss L itself, (L/σ + gᵀξ + ½σ ξᵀHξ) ξ, which adds a term in ‖Δ‖⁴.
+One step is known exactly (`node_loss_noise`, `weight_loss_noise`), but the next depends on the fourth moment of Δ, and
+so on. There is no closed-form curve, and at any rate a large enough error grows.
 """
 
 from typing import NamedTuple
@@ -50,7 +51,7 @@ from nl_jax.theory.ranges import in_range
 
 
 class Noise(NamedTuple):
-    """A law of independent symmetric components of variance 1, by the moments that matter here."""
+    """A distribution of independent symmetric components of variance 1, given by its fourth and sixth moments."""
 
     fourth: float
     """E ξ_i⁴."""
@@ -63,7 +64,7 @@ RADEMACHER = Noise(1.0, 1.0)
 
 
 class Recursion(NamedTuple):
-    """E‖Δ′‖² = (1 − 2η + η² C)‖Δ‖² + η² S.
+    """The recursion E‖Δ′‖² = (1 − 2η + η² C)‖Δ‖² + η² S.
 
     >>> rule = weight_perturbation(M=2, N=3, sigma=0.1)
     >>> rule.contraction, 1 / rule.best_rate, round(rule.floor(rule.best_rate), 3)
@@ -78,26 +79,26 @@ class Recursion(NamedTuple):
     """S."""
 
     def factor(self, rate: ArrayLike) -> np.ndarray:
-        """1 − 2η + η² C, by which the error above the floor shrinks at every step."""
+        """The factor 1 − 2η + η² C that multiplies the error above the floor at every step."""
         rate = np.asarray(rate, np.float64)
         return 1 - 2 * rate + rate**2 * self.contraction
 
     @property
     def best_rate(self) -> float:
-        """1/C, which minimises the factor, to 1 − 1/C."""
+        """The best rate, 1/C, which minimises the factor to 1 − 1/C."""
         return 1 / self.contraction
 
     @property
     def stability_limit(self) -> float:
-        """2/C, from which on the error no longer falls, and beyond which it grows without end."""
+        """The stability limit, 2/C: at this rate the error no longer falls, and above it the error diverges."""
         return 2 / self.contraction
 
     def floor(self, rate: float) -> float:
-        """η S/(2 − η C), where the error ends; infinite from the stability limit on."""
+        """The final error, η S/(2 − η C); infinite from the stability limit on."""
         return rate * self.noise / (2 - rate * self.contraction) if rate < self.stability_limit else np.inf
 
     def curve(self, start: float, rate: float, steps: ArrayLike) -> np.ndarray:
-        """E‖Δ_t‖² = f^t ‖Δ_0‖² + η² S (1 − f^t)/(1 − f), f the factor.
+        """The learning curve E‖Δ_t‖² = f^t ‖Δ_0‖² + η² S (1 − f^t)/(1 − f), where f is the factor.
 
         Args:
           start: ‖Δ_0‖², or its mean.
@@ -118,11 +119,11 @@ class Recursion(NamedTuple):
 
 
 def backprop(N: int, *, batch: int = 1) -> Recursion:
-    """C = 1 + (N + 1)/B and no noise, whatever the number of outputs.
+    """C = 1 + (N + 1)/B and no noise, for any number of outputs.
 
     Args:
       N: inputs, at least 1.
-      batch: B, examples a step, at least 1.
+      batch: B, examples per step, at least 1.
 
     Raises:
       ValueError: for a number out of range.
@@ -139,10 +140,10 @@ def node_perturbation(
     Args:
       M: outputs, at least 1.
       N: inputs, at least 1.
-      sigma: σ, at least 0: that of the one-sided difference; 0 for the central one, at any step.
+      sigma: σ of the one-sided difference, at least 0; use 0 for the central difference with any step.
       num_samples: K, at least 1.
-      batch: B, examples a step, at least 1.
-      noise: law of ξ.
+      batch: B, examples per step, at least 1.
+      noise: distribution of ξ.
 
     Raises:
       ValueError: for a number out of range.
@@ -158,15 +159,15 @@ def weight_perturbation(
 ) -> Recursion:
     """C = (1 + (N + 1)/B)(1 + (s − 1)/K) with s = MN − 1 + E ξ_i⁴, S = σ² F/(4K).
 
-    Unlike in node space, a larger batch averages the examples alone, and not the perturbation.
+    Unlike in node space, a larger batch averages over examples but not over perturbations.
 
     Args:
       M: outputs, at least 1.
       N: inputs, at least 1.
-      sigma: σ, at least 0: that of the one-sided difference; 0 for the central one, at any step.
+      sigma: σ of the one-sided difference, at least 0; use 0 for the central difference with any step.
       num_samples: K, at least 1.
-      batch: B, examples a step, at least 1.
-      noise: law of ξ.
+      batch: B, examples per step, at least 1.
+      noise: distribution of ξ.
 
     Raises:
       ValueError: for a number out of range.
@@ -174,7 +175,7 @@ def weight_perturbation(
     in_range(M=(M, 1), N=(N, 1), sigma=(sigma, 0), num_samples=(num_samples, 1), batch=(batch, 1))
     P = M * N
     spread = 1 + relative_variance(independent(P, kurtosis=noise.fourth), num_samples)
-    # E tr(ΞΞᵀ)² ‖Ξ‖²: of the trace, ξ_p⁴ and ξ_p² ξ_q² with p and q in one row or column do not average to zero.
+    # E tr(ΞΞᵀ)² ‖Ξ‖²: of the trace, only ξ_p⁴ and ξ_p² ξ_q², with p and q in one row or column, have nonzero mean.
     fourth, sixth = noise
     trace = P * (sixth + (P - 1) * fourth + (M + N - 2) * (2 * fourth + P - 2))
     curvature = sigma**2 * (_sixth(P, noise) + 2 * trace / batch) / (4 * num_samples)
@@ -184,16 +185,16 @@ def weight_perturbation(
 def node_loss_noise(
     delta: jax.Array, *, sigma: float, num_samples: int = 1, batch: int = 1, noise: Noise = GAUSSIAN
 ) -> jax.Array:
-    """What E‖ĝ‖² of node perturbation gains without a baseline, E (L²/σ² + L ‖ξ‖²) ‖ξ‖² ‖x‖²/(KB).
+    """The increase of E‖ĝ‖² of node perturbation without a baseline, E (L²/σ² + L ‖ξ‖²) ‖ξ‖² ‖x‖²/(KB).
 
-    With A = E‖Δx‖⁴ = ‖Δ‖⁴ + 2‖ΔᵀΔ‖² that is [M (N + 4) A/(4σ²) + ½ M s (N + 2)‖Δ‖²]/(KB).
+    With A = E‖Δx‖⁴ = ‖Δ‖⁴ + 2‖ΔᵀΔ‖² this is [M (N + 4) A/(4σ²) + ½ M s (N + 2)‖Δ‖²]/(KB).
 
     Args:
       delta: Δ, [M, N].
       sigma: σ, above 0.
       num_samples: K, at least 1.
-      batch: B, examples a step, at least 1.
-      noise: law of ξ.
+      batch: B, examples per step, at least 1.
+      noise: distribution of ξ.
 
     Returns:
       A scalar, to be multiplied by η² and added to the error that `Recursion` gives for one step.
@@ -213,17 +214,17 @@ def node_loss_noise(
 def weight_loss_noise(
     delta: jax.Array, *, sigma: float, num_samples: int = 1, batch: int = 1, noise: Noise = GAUSSIAN
 ) -> jax.Array:
-    """What E‖ĝ‖² of weight perturbation gains without a baseline, E (L²/σ² + L ⟨‖Ξx‖²⟩) ‖Ξ‖²/K.
+    """The increase of E‖ĝ‖² of weight perturbation without a baseline, E (L²/σ² + L ⟨‖Ξx‖²⟩) ‖Ξ‖²/K.
 
-    With A = E‖Δx‖⁴ = ‖Δ‖⁴ + 2‖ΔᵀΔ‖² and L the mean loss of B examples that is [P (A/B + (1 − 1/B)‖Δ‖⁴)/(4σ²)
+    With A = E‖Δx‖⁴ = ‖Δ‖⁴ + 2‖ΔᵀΔ‖² and L the mean loss of B examples, this is [P (A/B + (1 − 1/B)‖Δ‖⁴)/(4σ²)
     + ½ P s (1 + 2/(NB))‖Δ‖²]/K.
 
     Args:
       delta: Δ, [M, N].
       sigma: σ, above 0.
       num_samples: K, at least 1.
-      batch: B, examples a step, at least 1.
-      noise: law of ξ.
+      batch: B, examples per step, at least 1.
+      noise: distribution of ξ.
 
     Returns:
       A scalar, to be multiplied by η² and added to the error that `Recursion` gives for one step.
@@ -241,12 +242,12 @@ def weight_loss_noise(
 
 
 def _sixth(P: int, noise: Noise) -> float:
-    """E‖ξ‖⁶: all three components the same, two of them, none."""
+    """Computes E‖ξ‖⁶ from the terms with three, two or no equal components."""
     return P * (noise.sixth + 3 * (P - 1) * noise.fourth + (P - 1) * (P - 2))
 
 
 def _moments(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """E‖Δx‖² and E‖Δx‖⁴."""
+    """Computes E‖Δx‖² and E‖Δx‖⁴."""
     squared = jnp.sum(delta**2)
     return squared, squared**2 + 2 * jnp.sum((delta.T @ delta) ** 2)
 

@@ -1,8 +1,8 @@
 """Cells: the layers of one step of a recurrent network.
 
-A cell's weighted sums go through `propagate`, so that every rule reaches them. What it does with them besides, its
-leak, threshold and reset, is arithmetic of the program between its layers, unit by unit: noise on a pre-activation acts
-as an input current would, and a rule with a trace for each weight (`nl.e_prop`) follows it through the unit's state.
+A cell computes its weighted sums through `propagate`, so that every learning rule can reach them. Its leak, threshold
+and reset are elementwise arithmetic in the program between the layers. Noise on a pre-activation therefore acts as an
+input current, and a rule with one trace per weight (`nl.e_prop`) follows it through the unit's state.
 """
 
 from nl_jax.networks.cells.cell import Cell

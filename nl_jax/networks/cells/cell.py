@@ -17,8 +17,8 @@ class Cell(NamedTuple):
     """One step of a recurrent network, as pure functions.
 
     Attributes:
-      units: the number of its outputs.
-      init: `init(key, inputs, dtype=float32) -> params`, nested dicts by layer, for so many inputs.
+      units: the number of outputs.
+      init: `init(key, inputs, dtype=float32) -> params`, nested dicts by layer; `inputs` is the number of inputs.
       start: `start(batch, dtype=float32) -> carry`, the state before the first step, arrays [batch, units].
       step: `step(params, carry, x, propagate) -> (carry, output)`, x [batch, inputs], output [batch, units].
     """
@@ -45,7 +45,7 @@ def weights(
     weight_init: Initializer,
     recurrent_init: Initializer,
 ) -> Params:
-    """W [inputs, units], U [units, units] and b [units] of one weighted sum."""
+    """Initialises W [inputs, units], U [units, units] and b [units] of one weighted sum."""
     keys = jax.random.split(key)
     return {
         "weight": weight_init(keys[0], (inputs, units), dtype),
@@ -58,7 +58,7 @@ WEIGHT_INIT, RECURRENT_INIT = initializers.lecun_normal(), initializers.orthogon
 
 
 def silent(*names: str, units: int) -> Callable[..., Carry]:
-    """The `start` of a cell whose state is zero at first."""
+    """Returns the `start` function of a cell whose initial state is zero."""
 
     def start(batch: int, dtype: jax.typing.DTypeLike = jnp.float32) -> Carry:
         return {name: jnp.zeros((batch, units), dtype) for name in names}

@@ -17,7 +17,7 @@ def rnn(
     weight_init: Initializer = WEIGHT_INIT,
     recurrent_init: Initializer = RECURRENT_INIT,
 ) -> Cell:
-    """h_t = f(W x_t + U h_{t−1} + b) (Elman 1990): one layer, "hidden".
+    """Elman units, h_t = f(W x_t + U h_{t−1} + b) (Elman 1990): one layer, "hidden".
 
     Args:
       units: number of units, at least 1.
@@ -39,11 +39,11 @@ def leaky(
     weight_init: Initializer = WEIGHT_INIT,
     recurrent_init: Initializer = RECURRENT_INIT,
 ) -> Cell:
-    """h_t = (1 − α) h_{t−1} + α f(W x_t + U h_{t−1} + b): leaky rate units (Murray 2019, eq. 1).
+    """Leaky rate units, h_t = (1 − α) h_{t−1} + α f(W x_t + U h_{t−1} + b) (Murray 2019, eq. 1).
 
     Args:
       units: number of units, at least 1.
-      rate: α = Δt/τ, above 0 and at most 1; with 1 it is `rnn`.
+      rate: α = Δt/τ, above 0 and at most 1; 1 gives `rnn`.
       activation: f, by default tanh.
       weight_init: scheme for W [inputs, units].
       recurrent_init: scheme for U [units, units].
@@ -73,8 +73,8 @@ def gru(units: int, *, weight_init: Initializer = WEIGHT_INIT, recurrent_init: I
         z = σ(W_z x + U_z h + b_z),  r = σ(W_r x + U_r h + b_r)
         h_t = z h_{t−1} + (1 − z) tanh(W x + r (U h_{t−1} + c) + b)
 
-    The reset gate stands after the recurrent product, as in most implementations: U h_{t−1} + c is a layer of its own,
-    "recurrent", and all that follows is unit by unit.
+    The reset gate is applied after the recurrent product, as in most implementations: U h_{t−1} + c is a separate
+    layer, "recurrent", and all later operations are elementwise.
 
     Args:
       units: number of units, at least 1.

@@ -1,4 +1,4 @@
-"""Recurrent networks: a cell in a loop over time, and a read-out."""
+"""Recurrent networks: a cell in a loop over time with a read-out."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ from nl_jax.propagation import feedforward, scan
 
 
 class Read(NamedTuple):
-    """What of the steps' outputs is read.
+    """Which steps' outputs are read out.
 
     Attributes:
-      each: whether every step is read out, in the loop; otherwise the last one alone, after it.
-      kept: whether all that is read is kept, and not its mean.
+      each: whether every step is read out inside the loop; otherwise only the last one is, after the loop.
+      kept: whether all read-outs are kept, instead of their mean.
     """
 
     each: bool
@@ -43,7 +43,7 @@ class Recurrent(NamedTuple):
     Attributes:
       init: `init(key, dtype=float32) -> params`, by layer.
       apply: `apply(params, xs, propagate=feedforward) -> outputs`, xs [batch, time, inputs]; outputs [batch, outputs],
-        or [batch, time, outputs] if every step's are kept.
+        or [batch, time, outputs] if the outputs of every step are kept.
     """
 
     init: Callable[..., Params]
@@ -56,15 +56,16 @@ def recurrent(
     """A cell in a loop called "time", read out by a linear layer "output".
 
     Args:
-      cell: of `nl.cells`.
+      cell: a cell from `nl.cells`.
       inputs: number of inputs at each step, at least 1.
       outputs: number of outputs, at least 1.
-      read: `nl.cells.last`, the last step's output, after the loop; `nl.cells.mean`, the mean of all steps' outputs,
-        read and summed in the loop, so that memory does not grow with their number; or `nl.cells.every`.
+      read: `nl.cells.last` reads the last step's output after the loop. `nl.cells.mean` gives the mean of all steps'
+        outputs, read and summed in the loop, so that memory does not grow with the number of steps. `nl.cells.every`
+        gives all steps' outputs.
       weight_init: scheme for the read-out's weight.
 
     Returns:
-      A `Recurrent` network of pure functions, whose layers are those of the cell, "time/hidden", and "output" or
+      A `Recurrent` network of pure functions. Its layers are those of the cell, such as "time/hidden", and "output" or
       "time/output".
 
     Raises:

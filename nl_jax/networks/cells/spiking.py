@@ -1,8 +1,8 @@
 """Integrate-and-fire cells.
 
 The layer is the input current, ν = W x + U z + b, without an activation. The membrane, its threshold and its reset are
-arithmetic between layers: so noise on ν is a noisy current, which needs no derivative of the spikes, and a weight's
-trace runs through the membrane of its own unit.
+arithmetic between layers. Noise on ν is therefore a noisy current, which needs no derivative of the spikes, and a
+weight's trace passes through the membrane of its own unit.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,16 @@ from nl_jax.networks.cells.surrogates import Spike, fast_sigmoid
 from nl_jax.networks.connections import Initializer
 
 Reset = Callable[[Array, Array, float], Array]
-"""`reset(v, z, threshold) -> v`, the membrane after the spikes z of the step before."""
+"""`reset(v, z, threshold) -> v`, the membrane potential after the previous step's spikes z."""
 
 
 def subtract(v: Array, z: Array, threshold: float) -> Array:
-    """v − θ z: what lay above the threshold is kept."""
+    """Resets by subtraction, v − θ z: the excess above the threshold is kept."""
     return v - threshold * z
 
 
 def to_zero(v: Array, z: Array, threshold: float) -> Array:
-    """(1 − z) v."""
+    """Resets to zero, (1 − z) v."""
     del threshold
     return (1 - z) * v
 
@@ -45,30 +45,30 @@ def lif(
     weight_init: Initializer = WEIGHT_INIT,
     recurrent_init: Initializer = RECURRENT_INIT,
 ) -> Cell:
-    """Leaky integrate-and-fire units, with adaptive thresholds and synaptic currents if asked for.
+    """Leaky integrate-and-fire units, with optional adaptive thresholds and synaptic currents.
 
         i_t = κ i_{t−1} + W x_t + U z_{t−1} + b
         v_t = α (v_{t−1} reset by z_{t−1}) + i_t
         z_t = H(v_t − θ − β a_t),   a_t = ρ a_{t−1} + z_{t−1}          (Bellec et al. 2020, eq. 6–10)
 
-    No credit passes through the reset, as is usual with surrogate derivatives. The state is v and z, of adaptive units
-    a as well, with synaptic currents i.
+    No credit passes through the reset, as is usual with surrogate derivatives. The state is v and z, plus a for
+    adaptive units and i for synaptic currents.
 
     Args:
       units: number of units, at least 1.
       decay: α = e^{−Δt/τ_m} of the membrane, at least 0 and below 1.
       threshold: θ, above 0.
-      adaptation: β, at least 0: how much a spike raises the unit's threshold; with 0 there is no a.
+      adaptation: β, at least 0: how much a spike raises the unit's threshold; 0 removes a.
       adaptation_decay: ρ = e^{−Δt/τ_a}, at least 0 and below 1.
-      current_decay: κ = e^{−Δt/τ_s} of the synaptic current, at least 0 and below 1; with 0 there is no i.
-      spike: H and what counts as its derivative, of `nl.surrogates`; by default `fast_sigmoid()`. Gradient-free
-        estimators need none: `nl.surrogates.heaviside()`.
+      current_decay: κ = e^{−Δt/τ_s} of the synaptic current, at least 0 and below 1; 0 removes i.
+      spike: H with its surrogate derivative, from `nl.surrogates`; by default `fast_sigmoid()`. Gradient-free
+        estimators need no derivative and can use `nl.surrogates.heaviside()`.
       reset: `nl.cells.subtract` or `nl.cells.to_zero`.
       weight_init: scheme for W [inputs, units].
       recurrent_init: scheme for U [units, units].
 
     Returns:
-      A `Cell` of one layer, "hidden", whose output are the spikes, 0 or 1.
+      A `Cell` of one layer, "hidden", whose outputs are the spikes, 0 or 1.
 
     Raises:
       ValueError: if a setting is not as described.

@@ -1,4 +1,4 @@
-"""Spikes, H(v) = 1 for v above 0 and else 0, with surrogate derivatives."""
+"""Spike functions, H(v) = 1 for v above 0 and else 0, with surrogate derivatives."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from nl_jax.base import Array
 from nl_jax.checks import positive_number
 
 Spike = Callable[[Array], Array]
-"""`spike(v) -> 0 or 1`, in v's dtype; v is how far the membrane is above its threshold."""
+"""`spike(v) -> 0 or 1`, in v's dtype; v is the membrane potential minus the threshold."""
 
 
 def heaviside() -> Spike:
-    """H without a derivative: for estimators that take none.
+    """H without a derivative, for estimators that need none.
 
     Raises:
       ValueError: when differentiated.
@@ -29,7 +29,7 @@ def heaviside() -> Spike:
 
 
 def fast_sigmoid(slope: float = 10.0) -> Spike:
-    """H'(v) = 1/(1 + k|v|)² (SuperSpike: Zenke & Ganguli 2018).
+    """Fast-sigmoid surrogate: H'(v) = 1/(1 + k|v|)² (SuperSpike: Zenke & Ganguli 2018).
 
     Args:
       slope: k, above 0.
@@ -42,7 +42,7 @@ def fast_sigmoid(slope: float = 10.0) -> Spike:
 
 
 def arctan(slope: float = 2.0) -> Spike:
-    """H'(v) = (α/2)/(1 + (π α v/2)²) (Fang et al. 2021).
+    """Arctangent surrogate: H'(v) = (α/2)/(1 + (π α v/2)²) (Fang et al. 2021).
 
     Args:
       slope: α, above 0.
@@ -55,11 +55,11 @@ def arctan(slope: float = 2.0) -> Spike:
 
 
 def triangle(height: float = 0.3, width: float = 1.0) -> Spike:
-    """H'(v) = γ max(0, 1 − |v|/w) (Bellec et al. 2020, eq. 3).
+    """Triangular surrogate: H'(v) = γ max(0, 1 − |v|/w) (Bellec et al. 2020, eq. 3).
 
     Args:
       height: γ, above 0.
-      width: w, above 0, as a rule the threshold.
+      width: w, above 0, usually the threshold.
 
     Raises:
       ValueError: if a setting is not as described.
@@ -69,7 +69,7 @@ def triangle(height: float = 0.3, width: float = 1.0) -> Spike:
 
 
 def straight_through() -> Spike:
-    """H'(v) = 1 (Bengio et al. 2013)."""
+    """Straight-through surrogate: H'(v) = 1 (Bengio et al. 2013)."""
     return _spike(jnp.ones_like)
 
 

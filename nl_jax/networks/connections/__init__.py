@@ -1,7 +1,7 @@
-"""Connections: how a lower layer's axons enter a higher layer's pre-activation.
+"""Connections: how a lower layer's axons (activity) enter a higher layer's pre-activation.
 
-Each function here says what a connection is, without shapes; the shapes come from the two layers it
-joins, when `nl.network` builds it. Images are [height, width, channels], as in JAX's own NHWC.
+Each function here describes a connection without shapes. The shapes come from the two layers it joins, when
+`nl.network` builds the network. Images are [height, width, channels], as in JAX's NHWC.
 """
 
 from nl_jax.networks.connections.connection import Connection, Initializer, Joint, Shape

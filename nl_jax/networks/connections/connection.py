@@ -10,15 +10,15 @@ from nl_jax.base import Array, Key, Params
 
 Shape = tuple[int, ...]
 Initializer = Callable[..., Array]
-"""`initializer(key, shape, dtype) -> array`, as `jax.nn.initializers` makes them, by scheme:
-`lecun_normal()`, `glorot_uniform()` (Xavier), `he_normal()` (Kaiming), `orthogonal()`, …"""
+"""`initializer(key, shape, dtype) -> array`, as in `jax.nn.initializers`: `lecun_normal()`, `glorot_uniform()`
+(Xavier), `he_normal()` (Kaiming), `orthogonal()`, …"""
 
 
 class Joint(NamedTuple):
     """A connection between two layers of known shapes.
 
     Attributes:
-      shape: of one example's pre-activation.
+      shape: the shape of one example's pre-activation.
       init: `init(key, dtype) -> params`.
       apply: `apply(params, axons) -> pre-activation`, batch axis first.
     """
@@ -30,13 +30,13 @@ class Joint(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Connection:
-    """A connection from a lower layer, yet without shapes.
+    """A connection from a lower layer, whose shapes are not yet known.
 
     Attributes:
-      join: `join(source_shape, shape) -> Joint`, where `shape` is the receiving layer's, or None if it
-        is to be inferred. Raises ValueError if the shapes do not fit.
+      join: `join(source_shape, shape) -> Joint`, where `shape` is the receiving layer's, or None to infer it. Raises
+        ValueError if the shapes do not fit.
       source: the lower layer's name, or None for the layer listed just before.
-      kind: what it is called in a summary, such as "dense".
+      kind: its name in a summary, such as "dense".
     """
 
     join: Callable[[Shape, Shape | None], Joint]
@@ -50,7 +50,7 @@ class Connection:
 def weights(
     schemes: dict[str, tuple[Initializer, Shape]], bias_init: Initializer | None, features: int
 ) -> Callable[[Key, Any], Params]:
-    """The `init` of a joint with these weights and, if it has a scheme, a bias of so many features."""
+    """Returns the `init` of a joint with these weights and, if `bias_init` is given, a bias of shape [features]."""
     drawn = dict(schemes) if bias_init is None else {**schemes, "bias": (bias_init, (features,))}
 
     def init(key: Key, dtype: Any) -> Params:

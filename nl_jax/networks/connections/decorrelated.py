@@ -9,18 +9,18 @@ from nl_jax.networks.connections.connection import Connection, Joint, Shape
 
 
 def decorrelated(connection: Connection) -> Connection:
-    """The connection with x R in the place of its inputs x: ν = (x R) W + b of a dense one.
+    """Replaces a connection's inputs x by x R; a dense connection becomes ν = (x R) W + b.
 
-    R, `params["decorrelation"]` of shape [inputs, inputs], begins as the identity and learns to decorrelate the inputs
-    by a local rule, `nl.decorrelation` (Ahmad et al. 2022, where it multiplies columns, R x). It is a parameter like
-    any other: an estimator that is not told otherwise, by `nl.partition`, gives it the loss's gradient.
+    R, `params["decorrelation"]` of shape [inputs, inputs], starts as the identity and learns to decorrelate the inputs
+    by a local rule, `nl.decorrelation` (Ahmad et al. 2022, where it multiplies columns, R x). R is a parameter like any
+    other: an estimator gives it the gradient of the loss, unless `nl.partition` assigns it to another estimator.
 
     Args:
-      connection: any that reads a vector, such as `nl.connections.dense()`.
+      connection: any connection that reads a vector, such as `nl.connections.dense()`.
 
     Raises:
-      ValueError: if `connection` is not one of `nl.connections` or is decorrelated already; when the network is built,
-        if its source is no vector.
+      ValueError: if `connection` is not one of `nl.connections` or is already decorrelated; when the network is built,
+        if its source is not a vector.
 
     >>> import jax, nl_jax as nl
     >>> net = nl.network(nl.Layer("input", 4), nl.Layer("output", 2, decorrelated(nl.connections.dense())))

@@ -1,4 +1,4 @@
-"""Connections of all units to all, and among the units of one layer."""
+"""All-to-all connections, with or without lateral connections within the layer."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from nl_jax.networks.connections.connection import Connection, Initializer, Join
 
 
 class Dense(Connection):
-    """All to all, ν = x W + b: known as such to whoever rewrites a network's parameters."""
+    """An all-to-all connection, ν = x W + b; code that converts parameters recognises it by its type."""
 
 
 def dense(
@@ -22,12 +22,12 @@ def dense(
     bias: bool = True,
     bias_init: Initializer = initializers.zeros,
 ) -> Dense:
-    """All to all: ν = x W + b (seed 003 eq. 6, with examples as rows), from and to vectors.
+    """All-to-all connection between vectors: ν = x W + b (seed 003 eq. 6, with examples as rows).
 
     Args:
       source: name of the lower layer; by default the layer listed just before.
       weight_init: scheme for W, shape [inputs, units].
-      bias: whether there is a b, shape [units]. A layer of several connections needs only one.
+      bias: whether there is a b, shape [units]. A layer with several connections needs only one.
       bias_init: scheme for b.
     """
 
@@ -56,15 +56,15 @@ def lateral_dense(
     bias: bool = True,
     bias_init: Initializer = initializers.zeros,
 ) -> Connection:
-    """All to all, each unit inhibited by those before it: ν_j = (x W + b)_j − Σ_{i<j} ν_i C_ij.
+    """All-to-all connection where each unit is inhibited by those before it: ν_j = (x W + b)_j − Σ_{i<j} ν_i C_ij.
 
-    The lateral inhibition of Kung and Diamantaras (1990) among linear units, see `nl.rules.apex`: a triangle of
-    connections, so that ν solves ν (I + C) = x W + b in one pass.
+    This is the lateral inhibition of Kung and Diamantaras (1990) among linear units, see `nl.rules.apex`. The lateral
+    connections are triangular, so ν solves ν (I + C) = x W + b in one pass.
 
     Args:
       source: name of the lower layer; by default the layer listed just before.
       weight_init: scheme for W, shape [inputs, units].
-      lateral_init: scheme for C, `params["lateral"]` of shape [units, units]; on and below its diagonal it is not read.
+      lateral_init: scheme for C, `params["lateral"]` of shape [units, units]; only entries above the diagonal are used.
       bias: whether there is a b, shape [units].
       bias_init: scheme for b.
     """

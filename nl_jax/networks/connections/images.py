@@ -1,4 +1,4 @@
-"""Connections of images, [height, width, channels]: convolution and pooling."""
+"""Connections between images, [height, width, channels]: convolution and pooling."""
 
 import functools
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ def conv(
     """2-D convolution, ν = x ∗ W + b, from an image to an image.
 
     Args:
-      kernel: height and width of W in pixels, one number if equal.
+      kernel: height and width of W in pixels; one number if they are equal.
       source: name of the lower layer; by default the layer listed just before.
       channels: output channels; by default the receiving layer's last axis.
-      stride: step in pixels, down and across, one number if equal.
+      stride: step in pixels, vertical and horizontal; one number if they are equal.
       padding: "VALID", "SAME", or ((top, bottom), (left, right)) in pixels.
       weight_init: scheme for W, shape [height, width, channels in, channels out].
       bias: whether there is a b, shape [channels out].
@@ -74,13 +74,13 @@ def max_pool(
     stride: int | tuple[int, int] | None = None,
     padding: str | tuple[tuple[int, int], tuple[int, int]] = "VALID",
 ) -> Connection:
-    """The largest input of each window, from an image to an image (seed 003 eq. 11).
+    """Max pooling: the largest input of each window, from an image to an image (seed 003 eq. 11).
 
-    In the seed's words a connection of weight 1 on the largest input and 0 elsewhere, so credit flows
-    to the winner alone; of equal inputs, the first (row by row) wins.
+    The seed defines it as a connection of weight 1 on the largest input and 0 elsewhere, so credit flows only to the
+    winner. Among equal inputs the first (row by row) wins.
 
     Args:
-      window: height and width in pixels, one number if equal.
+      window: height and width in pixels; one number if they are equal.
       source: name of the lower layer; by default the layer listed just before.
       stride: step in pixels; by default the window.
       padding: as for `conv`; padding never wins.
@@ -107,7 +107,7 @@ def max_pool(
             if any(map(any, pads)):
                 x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
             down, across = strides
-            # Place (i, j) of all windows at once, for every place.
+            # Position (i, j) of all windows at once, for every position.
             contenders = [
                 x[:, i : i + down * (height - 1) + 1 : down, j : j + across * (width - 1) + 1 : across]
                 for i in range(size[0])
@@ -121,12 +121,12 @@ def max_pool(
 
 
 def _winner(best: Array, challenger: Array) -> Array:
-    # Not jnp.maximum, whose credit splits between equals; a NaN wins, so that it is not lost.
+    # jnp.maximum would split credit between equal inputs. A NaN wins, so that it propagates.
     return jnp.where((best >= challenger) | jnp.isnan(best), best, challenger)
 
 
 def pair(name: str, value: Any) -> tuple[int, int]:
-    """Two whole numbers of at least 1, of one or two; ValueError that names them otherwise."""
+    """Converts one whole number of at least 1, or two, to a pair; otherwise raises a ValueError that names them."""
     both = value if isinstance(value, Sequence) else (value, value)
     if len(both) != 2 or not all(map(is_size, both)):
         raise ValueError(f"{name} must be a whole number of at least 1 or a pair of them, got {value!r}")
@@ -143,7 +143,7 @@ def _check_padding(padding: Any) -> None:
 
 
 def require_image(what: str, shape: Shape) -> None:
-    """ValueError for a source that is no image."""
+    """Raises a ValueError if the source is not an image."""
     if len(shape) != 3:
         raise ValueError(f"{what} reads an image (height, width, channels), its source has shape {shape}")
 
@@ -155,7 +155,7 @@ def _explicit(source: Shape, window: Shape, strides: Shape, padding: Any) -> tup
 
 
 def spatial(source: Shape, window: Shape, strides: Shape, padding: Any) -> Shape:
-    """Height and width of what windows of an image give; ValueError if none fits."""
+    """Computes the height and width of the output of a sliding window; raises a ValueError if no window fits."""
     pads = _explicit(source, window, strides, padding)
     axes = zip(source[:2], window, strides, pads, strict=True)
     sides = tuple((n + low + high - w) // s + 1 for n, w, s, (low, high) in axes)

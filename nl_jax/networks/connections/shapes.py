@@ -6,7 +6,7 @@ from nl_jax.networks.connections.connection import Connection, Joint, Shape
 
 
 def reshape(source: str | None = None) -> Connection:
-    """The source's axons in the receiving layer's shape, row-major."""
+    """Reshapes the source's axons (activity) to the receiving layer's shape, row-major."""
 
     def join(source_shape: Shape, shape: Shape | None) -> Joint:
         if shape is None or math.prod(shape) != math.prod(source_shape):
@@ -17,7 +17,7 @@ def reshape(source: str | None = None) -> Connection:
 
 
 def flatten(source: str | None = None) -> Connection:
-    """The source's axons as one vector, row-major."""
+    """Flattens the source's axons (activity) to one vector, row-major."""
 
     def join(source_shape: Shape, shape: Shape | None) -> Joint:
         return reshape().join(source_shape, (math.prod(source_shape),))

@@ -23,17 +23,19 @@ def standardised_conv(
     epsilon: float = 0.01,
     weight_init: Initializer = initializers.lecun_normal(),
 ) -> Connection:
-    """ν_j = Σ_i p̂_i W_ij, p̂ = (p − μ)/√(n (σ² + ε)): patches p of n values, less their mean, over their deviation.
+    """Convolves standardised patches p of n values: ν_j = Σ_i p̂_i W_ij with p̂ = (p − μ)/√(n (σ² + ε)).
 
-    What a unit answers to is a patch's form, not its brightness or contrast (Coates et al. 2011), and an even patch
-    leaves all units silent. ‖p̂‖ is nearly 1, so that prototypes of norm 1 answer by their cosine.
+    Units respond to the form of a patch, not to its brightness or contrast (Coates et al. 2011). All units are silent
+    for a uniform patch. ‖p̂‖ is nearly 1, so the response of a prototype of norm 1 is its cosine with the patch.
 
     Args:
-      kernel: height and width of W in pixels, one number if equal; as large as the source, it is a dense connection.
+      kernel: height and width of W in pixels; one number if they are equal. A kernel as large as the source makes it a
+        dense connection.
       source: name of the lower layer; by default the layer listed just before.
       channels: output channels.
-      stride: step in pixels, down and across, one number if equal.
-      epsilon: ε, above 0, the variance of patches that count as even, in units of the source's axons squared.
+      stride: step in pixels, vertical and horizontal; one number if they are equal.
+      epsilon: ε, above 0, the variance of patches that count as uniform, in units of the source's axons (activity)
+        squared.
       weight_init: scheme for W, shape [height, width, channels in, channels out].
 
     Raises:

@@ -9,15 +9,15 @@ from nl_jax.networks.connections.connection import Connection, Joint, Shape
 
 
 def winner_take_all(source: str | None = None, *, group: int | None = None) -> Connection:
-    """Of every group of neighbouring units the largest alone passes, in its place; all others give 0.
+    """Passes only the largest of every group of neighbouring units, in its position; all others give 0.
 
-    In the seed's words a connection ν = x M of weight 1 on the largest input and 0 elsewhere (seed 003 eq. 11),
-    so that credit flows to the winners alone; of equal inputs the first wins, and a NaN wins over any number.
-    The receiving layer has the source's shape; `max_pool` is the image's, where each group leaves one axon.
+    The seed defines it as a connection ν = x M of weight 1 on the largest input and 0 elsewhere (seed 003 eq. 11), so
+    credit flows only to the winners. Among equal inputs the first wins, and a NaN wins over any number. The receiving
+    layer has the source's shape. The version for images is `max_pool`, where each group gives one axon.
 
     Args:
       source: name of the lower layer; by default the layer listed just before.
-      group: neighbours along the last axis that compete, a divisor of its size; by default all of them.
+      group: number of neighbours along the last axis that compete, a divisor of its size; by default all of them.
 
     Raises:
       ValueError: if group is not a whole number of at least 1.
