@@ -203,7 +203,7 @@ def descend(config: Config) -> Descent:
         @jax.vmap
         def walked(params: Any) -> tuple[Any, jax.Array]:
             def step(state: nl.LearnerState, _: None) -> tuple[nl.LearnerState, jax.Array]:
-                state, info = learner.step(jax.random.key(0), state, data)  # backprop draws nothing
+                state, info = learner.step(jax.random.key(0), state, data)  # backprop needs no randomness
                 return state, info.loss
 
             state, losses = jax.lax.scan(step, learner.init(jax.random.key(0), params), length=config.steps)

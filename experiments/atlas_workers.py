@@ -58,8 +58,9 @@ def done(order: Order) -> dict[str, Any]:
 def all_done(orders: Iterable[Order], processes: int) -> Iterator[tuple[Order, dict[str, Any] | Exception]]:
     """Yields each order with its cell or its exception, in order of completion.
 
-    A single process runs in this one. Several processes divide the machine's cores among themselves where the system
-    allows it (Linux), so that they do not affect each other's timings. They end if this process is interrupted.
+    With `processes=1`, cells run in this process. Several processes divide the machine's cores among themselves where
+    the system allows it (Linux), so that they do not affect each other's timings. They end if this process is
+    interrupted.
     """
     if processes == 1:
         for order in orders:

@@ -30,7 +30,7 @@ class Scheme(NamedTuple):
     stages: tuple[tuple[str, ...], ...] = (("*",),)
     """Patterns of the parameters that each stage of a step learns."""
     credit: Callable[[], nl.spaces.Credit] = nl.spaces.per_batch_credit
-    """How node perturbation assigns losses to noise: by whole batch or by example."""
+    """Credit of node perturbation: noise is judged by the loss of the whole batch or of its own example."""
 
 
 SCHEMES = {

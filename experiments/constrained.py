@@ -63,7 +63,7 @@ class Config:
     updates: int = 600
     """Updates of each member, a multiple of 10."""
     batch_size: int = 50
-    """Examples per update; errors are measured on as many."""
+    """Examples per update; errors of estimates are measured on the same number of examples."""
     learning_rate: float = 0.05
     """Learning rate of gradient descent."""
     decay: float = 0.02

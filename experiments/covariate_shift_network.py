@@ -78,7 +78,7 @@ def _network(settings: Settings, normalised: bool, inputs: int) -> nl.Network:
 
 
 def trained(normalised: bool, sets: Sets, moments: Sequence[int], settings: Settings) -> Iterator[tuple[str, Measured]]:
-    """Trains with every scheme that has batch normalisation, or with every scheme that has not."""
+    """Trains with every scheme that has batch normalisation, or with every scheme without."""
     network = _network(settings, normalised, sets.train[0].shape[1])
     estimator = nl.backprop(nl.supervised(network.apply, nl.losses.cross_entropy))
     score = scores(network.apply)

@@ -32,11 +32,11 @@ class Config:
 
     NP is node perturbation, INP perturbs one layer at a time, ANP measures the change of activity. Every method gets
     the same number of trials: without decorrelation, that many learning rates of the weights; with it, half as many
-    over the same range, each with two rates of R. Validation data choose the trial that reaches the target loss in the
-    fewest updates from all initialisations, without rising above 1.5 times the target later; its results on test data
-    are reported. The test error of the trial with the lowest final validation loss is reported too. The experiment
-    reports whether the results support the claim; no outcome is an error. Prints a table and writes config.json,
-    decorrelation.json and decorrelation.png to --out. --resume continues an interrupted run there.
+    over the same range, each with two rates of R. Validation data choose the trial that reaches the target loss from
+    all initialisations in the fewest updates on average, without rising above 1.5 times the target later; its results
+    on test data are reported. The test error of the trial with the lowest final validation loss is reported too. The
+    experiment reports whether the results support the claim; no outcome is an error. Prints a table and writes
+    config.json, decorrelation.json and decorrelation.png to --out. --resume continues an interrupted run there.
     """
 
     out: Path = Path("results/decorrelation")
@@ -68,7 +68,7 @@ class Config:
     resume: bool = False
     """Keep the runs that an interrupted run with the same settings finished in --out."""
     quick: bool = False
-    """Run a small version: only the student, by backprop and NP, in a few seconds."""
+    """Run a small version: only the student-teacher task, by backprop and NP, in a few seconds."""
 
 
 class Lesson(NamedTuple):

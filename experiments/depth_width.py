@@ -96,9 +96,7 @@ def run(config: Config) -> list[Stopped]:
         )  # fmt: skip
     _check(config)
     tasks = {"digits": _digits(), "MNIST-1D": _mnist_1d()}
-    todo = [
-        (task, budget, depth) for task in tasks for budget in config.parameters for depth in config.depths
-    ]
+    todo = [(task, budget, depth) for task in tasks for budget in config.parameters for depth in config.depths]
     # shape() checks the settings before anything is written
     shapes = [shape(tasks[task].train[0].shape[1], depth, budget) for task, budget, depth in todo]
     folder = Folder(config.out, config, outputs=[f"depth_width.{kind}" for kind in ("json", "png")])

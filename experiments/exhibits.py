@@ -12,7 +12,7 @@ class Exhibit:
     """The module that `python -m` runs."""
     title: str
     equation: str
-    """The equation that is tested or, without a theory to test, compared."""
+    """The equation that the experiment tests; without a theory to test, the formula of what it compares."""
     claim: str
     """What the figure shows, and the source of the equation."""
     figures: Mapping[str, str]

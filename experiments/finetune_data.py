@@ -63,7 +63,7 @@ class Task(NamedTuple):
 
 
 def first_token_losses(model: Model) -> Objective:
-    """Returns an objective: −log p of the token that follows each prompt, in nats, [prompts]; its batch is `Prompts`."""
+    """Returns the objective −log p of the token that follows each prompt, in nats, [prompts]; batches are `Prompts`."""
 
     def losses(params: Params, batch: Prompts, propagate: Propagate = feedforward) -> Array:
         features = model.features(params, batch.ids, propagate)
@@ -123,8 +123,7 @@ def _pretrained() -> Params:
 
 
 def _divided(files: Sequence[Path], encode: Encode, length: int, number: int) -> list[Prompts]:
-    """Divides prompts by file: three files in five for training, one for validation, one held out; subsamples these two.
-    """
+    """Divides files 3:1:1 into training, validation and held-out prompts; the last two are random subsets."""
     pairs = [list(docstrings(path)) for path in files]
     train = [pair for i, own in enumerate(pairs) if i % 5 > 1 for pair in own]
     found = [_prompts(train, encode, length)]

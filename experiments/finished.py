@@ -40,7 +40,7 @@ class Finished:
         return self._parts[name]
 
     def __setitem__(self, name: str, part: Any) -> None:
-        """Stores a part: a tree of dicts, lists, numbers, strings and arrays; arrays become lists of the same numbers."""
+        """Stores a part, a tree of dicts, lists, numbers, strings and arrays; arrays become lists of numbers."""
         self._parts[name] = json.loads(json.dumps(part, default=_listed))
         beside = self._path.with_suffix(".new")
         beside.write_text(json.dumps({"settings": self._settings, "finished": self._parts}) + "\n")
