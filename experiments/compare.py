@@ -51,7 +51,7 @@ DATASETS = {"digits": data.digits, "mnist": data.mnist}
 
 @dataclass(frozen=True)
 class Config:
-    """Train one network on the same images with different gradient estimators, and compare them.
+    """Train one network on the same images with different gradient estimators, side by side.
 
     Prints a table and writes config.json, metrics.jsonl, arrays (.npz) and compare.png to --out.
     """
