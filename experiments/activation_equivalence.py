@@ -1,4 +1,4 @@
-"""One function, two networks: sigmoid units and the tanh units they convert to (seed 000), and how each learns.
+"""Compares sigmoid networks with the equal tanh networks they convert to (seed 000), and how each learns.
 
 python -m experiments.activation_equivalence --help
 """
@@ -20,45 +20,45 @@ import nl_jax as nl
 from experiments.failure import ExperimentError, exit_code
 from experiments.results import Folder, Verdict
 
-ROUNDINGS = 100.0  # allowed between sums of up to some hundred terms, in units of the dtype's resolution
-DRIFT = 1e-9  # allowed between two runs of descent that are one in exact arithmetic, relative to the parameters
-APART = 0.01  # least difference of final losses, relative, of two runs that are not
+ROUNDINGS = 100.0  # allowed difference between sums of up to some hundred terms, in units of the dtype's resolution
+DRIFT = 1e-9  # allowed relative distance of the parameters of two runs that are equal in exact arithmetic
+APART = 0.01  # least relative difference of the final losses of two runs that are not equal
 
 
 @dataclass(frozen=True)
 class Config:
     """Convert random sigmoid networks to tanh; compare outputs and gradients; then train both at the same rate.
 
-    Outputs agree to rounding and gradients by the chain rule; learning does not, for steepest descent depends on the
-    parameters one writes a function with. Prints a table and writes config.json, activation_equivalence.json and
-    activation_equivalence.png to --out.
+    Outputs agree to rounding, and gradients agree by the chain rule. Learning differs, because steepest descent
+    depends on the parameterisation of a function. Prints a table and writes config.json, activation_equivalence.json
+    and activation_equivalence.png to --out.
     """
 
     out: Path = Path("results/activation_equivalence")
-    """Folder for the results; files of an earlier run there are replaced."""
+    """Folder for the results; replaces files of an earlier run."""
     depths: tuple[int, ...] = (1, 2, 3)
-    """Numbers of hidden layers, eight units each, of the random networks."""
+    """Numbers of hidden layers of the random networks; each layer has eight units."""
     networks: int = 200
-    """Random networks of each depth."""
+    """Number of random networks of each depth."""
     scale: float = 3.0
-    """Of weights, in units of LeCun's initialisation, where units are as good as linear."""
+    """Factor on the parameters of LeCun's initialisation, at which units are almost linear."""
     rate: float = 0.5
     """Learning rate of gradient descent."""
     steps: int = 3000
-    """Steps of descent."""
+    """Number of gradient descent steps."""
     runs: int = 20
-    """Initialisations that descent starts from."""
+    """Number of initialisations for gradient descent."""
     quick: bool = False
-    """A small version, 50 networks of one depth and 5 runs of 1000 steps, in under half a minute."""
+    """Run a small version: 50 networks of one depth and 5 runs of 1000 steps, in under half a minute."""
 
 
 class Comparison(NamedTuple):
-    """Differences over networks, in units of the resolution of the dtype, relative to the largest value of each.
+    """Largest differences relative to each network's largest value, in units of the dtype's resolution.
 
     Attributes:
-      outputs: of the converted network's outputs, [networks].
-      gradients: of its gradients taken back by the chain rule, [networks].
-      unchained: of its gradients as they are, [networks].
+      outputs: differences of the converted network's outputs, [networks].
+      gradients: differences of its gradients, taken back by the chain rule, [networks].
+      unchained: differences of its gradients without the chain rule, [networks].
     """
 
     outputs: np.ndarray
@@ -71,9 +71,10 @@ class Descent(NamedTuple):
 
     Attributes:
       sigmoid: losses of the sigmoid networks.
-      tanh: of the converted ones, at the same rate.
-      chained: of the converted ones under the gradient the sigmoid ones see.
-      drift: largest distance of the last from converted sigmoid networks at the end, over the parameters' norm.
+      tanh: losses of the converted networks at the same rate.
+      chained: losses of the converted networks when they follow the sigmoid networks' gradient.
+      drift: largest final difference between the chained networks and the converted sigmoid networks, relative to the
+        largest parameter.
     """
 
     sigmoid: np.ndarray
@@ -83,16 +84,16 @@ class Descent(NamedTuple):
 
     @property
     def apart(self) -> float:
-        """How much the final losses of the first two differ, relative to the larger; median over runs."""
+        """Relative difference of the final losses of `sigmoid` and `tanh`; median over runs."""
         ends = np.stack([self.sigmoid[:, -1], self.tanh[:, -1]])
         return float(np.median(np.abs(ends[0] - ends[1]) / ends.max(axis=0)))
 
 
 def run(config: Config) -> tuple[dict[str, Comparison], Descent]:
-    """Compares, then trains.
+    """Compares the networks, then trains them.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if the equivalence does not hold.
+      ExperimentError: if a setting or folder is invalid, or the equivalence does not hold.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -133,18 +134,18 @@ def _network(sizes: Sequence[int]) -> nl.Network:
 
 
 def _convert(net: nl.Network) -> Callable[[Any], Any]:
-    """θ' = Aθ, the parameters of the equal tanh network: a linear map."""
+    """Returns the linear map θ' = Aθ to the parameters of the equal tanh network."""
     return lambda params: nl.tanh_from_sigmoid(net, params)[1]
 
 
 def _pull(net: nl.Network, gradient: Any) -> Any:
-    """Aᵀ ∂E/∂θ', which by the chain rule is ∂E/∂θ; both networks' parameters are trees of one form."""
+    """Returns Aᵀ ∂E/∂θ', equal to ∂E/∂θ by the chain rule; both networks' parameters have the same tree structure."""
     (pulled,) = jax.linear_transpose(_convert(net), gradient)(gradient)
     return pulled
 
 
 def compare(dtype: str, config: Config) -> Comparison:
-    """Outputs and gradients of random networks beside those of their conversions."""
+    """Compares outputs and gradients of random networks with those of their conversions."""
     found = []
     for depth in config.depths:
         net = _network((5, *[8] * depth, 4))
@@ -176,13 +177,13 @@ def compare(dtype: str, config: Config) -> Comparison:
 
 
 def _difference(a: Any, b: Any) -> jax.Array:
-    """Largest |a − b| over largest |a|, of all leaves of two trees together."""
+    """Returns the largest |a − b| over the largest |a|, across all leaves of two trees."""
     largest = optax.tree.norm(a, ord=jnp.inf)
     return optax.tree.norm(optax.tree.sub(a, b), ord=jnp.inf) / largest
 
 
 def descend(config: Config) -> Descent:
-    """The exclusive or of the signs of two inputs, learned by both networks from the same functions."""
+    """Trains both networks on the exclusive or of two inputs' signs, starting from the same functions."""
     net = _network((2, 8, 1))
     keys = jax.random.split(jax.random.key(1), config.runs)
     x = jax.random.normal(jax.random.key(2), (100, 2))
@@ -202,7 +203,7 @@ def descend(config: Config) -> Descent:
         @jax.vmap
         def walked(params: Any) -> tuple[Any, jax.Array]:
             def step(state: nl.LearnerState, _: None) -> tuple[nl.LearnerState, jax.Array]:
-                state, info = learner.step(jax.random.key(0), state, data)  # backprop draws nothing
+                state, info = learner.step(jax.random.key(0), state, data)  # backprop needs no randomness
                 return state, info.loss
 
             state, losses = jax.lax.scan(step, learner.init(jax.random.key(0), params), length=config.steps)
@@ -219,7 +220,7 @@ def descend(config: Config) -> Descent:
 
 
 def table(comparisons: Mapping[str, Comparison], descent: Descent) -> str:
-    """What was found as text."""
+    """Returns the results as text."""
     lines = [f"{'largest relative difference':38}" + "".join(f"{dtype:>12}" for dtype in comparisons)]
     for name, text in COMPARED.items():
         values = [np.max(getattr(c, name)) for c in comparisons.values()]
@@ -240,7 +241,7 @@ COMPARED = {
 
 
 def plot(comparisons: Mapping[str, Comparison], descent: Descent, config: Config) -> Any:
-    """Left, differences in units of rounding; right, learning curves."""
+    """Plots differences in units of rounding (left) and learning curves (right)."""
     from experiments.plotting import figure, style
 
     canvas, (rounding, learning) = figure(1, 2, size=(13, 5))
@@ -283,7 +284,7 @@ def plot(comparisons: Mapping[str, Comparison], descent: Descent, config: Config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.activation_equivalence")
     return exit_code(lambda: run(config))
 

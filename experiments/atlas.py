@@ -1,4 +1,4 @@
-"""The atlas: which rule for which network, all tuned alike.
+"""Trains every network with every method, all tuned alike (the atlas).
 
 python -m experiments.atlas --help
 """
@@ -31,51 +31,52 @@ from nl_jax.numerics import mean_and_error
 QUICK_TASKS = ("student_teacher", "digits")
 QUICK_METHODS = ("backprop", "node_perturbation", "weight_perturbation", "feedback_alignment")
 ALLOWED = 0.02
-"""How much more than its anchor backprop's error may be."""
+"""Allowed excess of backprop's error over the task's anchor."""
 
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Train every network with every method, and draw a map of what it comes to and what it costs.
+    """Train every network with every method, and plot each method's error against its cost.
 
-    Each method gets the same number of trials: Adam at the same learning rates from the same beginnings, the rate
-    chosen on validation examples. Prints a table for each task and writes atlas.html, atlas.png, atlas.json and a file
-    for each cell to --out. The whole atlas takes hours; it goes on with --resume, cell by cell.
+    Each method gets the same number of trials: Adam at the same learning rates and from the same initialisations.
+    Validation examples choose the rate. Prints a table for each task and writes atlas.html, atlas.png, atlas.json and
+    a file for each cell (one method on one task) to --out. The whole atlas takes hours; --resume continues it, cell by
+    cell.
     """
 
     tasks: Names = tuple(TASKS)
-    """Which tasks; these are all."""
+    """Tasks to run; the default is all of them."""
     methods: Names = tuple(METHODS)
-    """Which methods; these are all."""
+    """Methods to run; the default is all of them."""
     estimator: str | None = None
-    """A method of your own beside them: module:factory, where factory(objective) makes the estimator."""
+    """An additional method of your own: module:factory, where factory(objective) makes the estimator."""
     data_dir: Path | None = None
-    """A folder of MNIST-style IDX files, as one more task."""
+    """Folder of MNIST-style IDX files, used as an additional task."""
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-    """Learning rates of Adam, which fall to zero as a cosine."""
+    """Initial learning rates of Adam; each decays to zero as a cosine."""
     seeds: int = 3
-    """Beginnings at each rate."""
+    """Number of initialisations at each rate."""
     updates: int | None = None
-    """Of each run; what the task says if not given: 2,000, or less where an update is dear."""
+    """Updates of each run. By default the task sets them: 2,000, or fewer where an update is expensive."""
     samples: int = 16
-    """Directions of an estimate, for methods that draw any."""
+    """Directions per estimate, for methods that draw random directions."""
     out: Path = Path("results/atlas")
     """Folder for the results."""
     processes: int = 1
-    """How many cells are measured at once, each by a process with its share of the processor's cores."""
+    """Number of processes; each measures one cell at a time on its share of the processor's cores."""
     resume: bool = False
     """Keep the cells that an earlier run with the same settings finished in --out."""
     quick: bool = False
-    """Two small tasks and four methods, in two minutes."""
+    """Run two small tasks and four methods, in two minutes."""
 
 
 def run(config: Config) -> dict[str, dict[str, Any]]:
-    """Measures cell by cell, renewing the page after each; returns the cells by "task/method".
+    """Measures all cells, updating the page after each one; returns the cells by "task/method".
 
     Raises:
-      ExperimentError: for a setting that will not do, or if backprop misses what it is known to reach.
+      ExperimentError: if a setting is invalid, a cell could not be measured, or backprop misses its known error.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -115,7 +116,7 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
                 finished[order.cell] = cell
                 cells[order.cell] = finished[order.cell]
                 atlas_page.write(config.out, cells, tasks, methods, about, made_by)
-    finally:  # also after Ctrl-C: what is there is shown
+    finally:  # also after Ctrl-C: show the finished cells
         cells = {order.cell: cells[order.cell] for order in orders if order.cell in cells}
         judged = _shown(folder, cells, tasks, methods, about, made_by, quick=config.quick)
     if lost:
@@ -138,7 +139,7 @@ def _shown(
     *,
     quick: bool,
 ) -> dict[str, float]:
-    """Prints and writes all cells that there are; returns what the atlas is judged by, nothing if it is quick."""
+    """Prints and writes all finished cells; returns the deviations to judge, empty for a quick run."""
     for cell, values in cells.items():
         task, method = cell.split("/", 1)
         folder.data(f"cells/{task}-{method}", {"made by": made_by(task, method), **values})
@@ -172,7 +173,7 @@ def _chosen(config: Config) -> tuple[dict[str, Task], dict[str, Method]]:
 
 
 def command(config: Config, task: str, method: str) -> str:
-    """What makes one cell alone."""
+    """Returns the command that measures one cell alone."""
     changed = [
         f"--{field.name} {' '.join(map(str, np.atleast_1d(getattr(config, field.name))))}"
         for field in dataclasses.fields(Config)
@@ -184,7 +185,7 @@ def command(config: Config, task: str, method: str) -> str:
 
 
 def _from_anchors(cells: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, float]:
-    """How far backprop's mean test error is above what is known, in units of what it may miss by."""
+    """Returns the excess of backprop's mean test error over its anchor, in units of the allowed excess."""
     found = {}
     for name, task in tasks.items():
         cell = cells.get(f"{name}/backprop", {"status": "not measured"})
@@ -194,7 +195,7 @@ def _from_anchors(cells: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[s
 
 
 def table(cells: Mapping[str, Any], task: str, methods: Mapping[str, Method]) -> str:
-    """One task's methods, best first; ± is a standard error over seeds."""
+    """Returns one task's methods as text, best first; ± is a standard error over seeds."""
     heads = f"{'test error':>18}{'behind backprop':>20}{'evaluations':>13}{'to the goal':>13}{'MB':>7}"
     lines = [f"{'method':30}{heads}  it may see"]
     rest = []
@@ -218,7 +219,7 @@ def table(cells: Mapping[str, Any], task: str, methods: Mapping[str, Method]) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.atlas")
     return exit_code(lambda: run(config))
 

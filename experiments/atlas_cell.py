@@ -1,4 +1,4 @@
-"""A cell of the atlas: one method on one task, tuned as all others are."""
+"""Measures one cell of the atlas: one method on one task, tuned like all others."""
 
 import datetime
 import functools
@@ -16,14 +16,14 @@ from experiments.atlas_tasks import Task
 from nl_jax.base import Batch, Objective
 
 LOOKS = 20
-"""Moments at which a run is looked at."""
+"""Number of times a run is evaluated."""
 
 _TIMED = 30
-"""Steps of which the median is taken, each beside one of backprop."""
+"""Number of timed steps for the median; a backprop step follows each one."""
 
 
 class Effort(NamedTuple):
-    """What is spent on every cell alike."""
+    """The training budget of a cell."""
 
     rates: tuple[float, ...]
     seeds: int
@@ -32,11 +32,11 @@ class Effort(NamedTuple):
 
 
 def measured(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
-    """What the atlas has to say of a method on a task, as plain data.
+    """Measures one method on one task; returns plain data.
 
-    `status` is "measured"; "not for it"; "refused" by the method itself, whose words are in `why`; or "diverged" at
-    every rate. Adam at each learning rate, which falls to zero as a cosine, from each beginning; the rate with the
-    least error on validation examples is the one that all else is of, the test error too.
+    `status` is "measured"; "not for it"; "refused" by the method itself, with its message in `why`; or "diverged" at
+    every rate. Adam trains from each initialisation at each learning rate, which decays to zero as a cosine. All other
+    results, including the test error, are those of the rate with the least validation error.
     """
     made = {"date": datetime.date.today().isoformat(), "device": str(jax.devices()[0].device_kind)}
     if method.in_time and not task.recurrent:
@@ -94,14 +94,14 @@ def measured(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
 
 
 def stays_at_most(goal: float, values: np.ndarray, moments: np.ndarray) -> int | None:
-    """The first of the moments from which on values are at most `goal`; None if the last is not."""
+    """Returns the first moment from which on all values are at most `goal`; None if the last value is not."""
     missed = np.flatnonzero(~(values <= goal))
     first = 0 if len(missed) == 0 else int(missed[-1]) + 1
     return int(moments[first]) if first < len(moments) else None
 
 
 def _step(estimator: nl.GradientEstimator, lesson: Task, task: Task) -> dict[str, Any]:
-    """Cost of one update of one run, and its time over that of an update by backprop, taken in turns."""
+    """Returns the cost of one update of one run, and its time relative to a backprop update, timed alternately."""
     compiled, arguments, info = _compiled(estimator, lesson.init, lesson.example)
     reference, beside, _ = _backprop(task)
     seconds = np.empty((_TIMED, 2))
@@ -120,7 +120,7 @@ def _step(estimator: nl.GradientEstimator, lesson: Task, task: Task) -> dict[str
 
 
 def _compiled(estimator: nl.GradientEstimator, init: Any, example: Batch) -> tuple[Any, tuple[Any, ...], Any]:
-    """A compiled update, what it is called with, and what it tells when it is."""
+    """Returns a compiled update, its arguments, and the info it returns for them."""
     learner, key = nl.learner(estimator, optax.adam(1e-3)), jax.random.key(0)
     arguments = key, learner.init(key, init(jax.random.key(1))), example
     compiled = jax.jit(learner.step).lower(*arguments).compile()
@@ -128,7 +128,7 @@ def _compiled(estimator: nl.GradientEstimator, init: Any, example: Batch) -> tup
 
 
 _BACKPROP: dict[Objective, tuple[Any, tuple[Any, ...], Any]] = {}
-"""By objective, of the last task alone: compiled once for all methods."""
+"""Backprop's compiled update by objective, for the latest task only: compiled once for all methods."""
 
 
 def _backprop(task: Task) -> tuple[Any, tuple[Any, ...], Any]:
@@ -139,9 +139,10 @@ def _backprop(task: Task) -> tuple[Any, tuple[Any, ...], Any]:
 
 
 def _looked_at(estimator: nl.GradientEstimator, lesson: Task, task: Task) -> Any:
-    """`look(states, step)`: of every run its validation error, and the cosine of an estimate to the gradient.
+    """Returns `look(states, step)`: each run's validation error and the cosine of one estimate to the gradient.
 
-    The gradient is of the task's objective; the cosine is NaN where a method has parameters of its own instead.
+    The gradient is that of the task's objective. The cosine is NaN if the method trains a network with other
+    parameter shapes.
     """
     exact = nl.backprop(task.objective)
     shapes = lambda init: jax.tree.map(jnp.shape, jax.eval_shape(init, jax.random.key(0)))
@@ -164,7 +165,7 @@ def _looked_at(estimator: nl.GradientEstimator, lesson: Task, task: Task) -> Any
 
 
 def _verdict(method: Method, lesson: Task, effort: Effort) -> str:
-    """What the updates may see, as the audit finds."""
+    """Returns the audit's verdict on what the updates may see."""
     factory = lambda program: method.make(lesson._replace(objective=program), effort.samples)
     params = jax.eval_shape(lesson.init, jax.random.key(0))
     return nl.audit(factory, lesson.objective, params, lesson.example, inputs=lesson.audited).verdict

@@ -1,4 +1,4 @@
-"""What a task of the atlas becomes for methods that do not learn from its objective: local rules, forward-forward."""
+"""Adapts the atlas's tasks for methods that do not learn from the objective: local rules, forward-forward."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +12,11 @@ from experiments.atlas_tasks import Batch, Task
 from nl_jax.base import Array, Params
 
 OUTPUT = "output"
-"""Name of the layer that answers, in every network of the atlas."""
+"""Name of the output layer in every network of the atlas."""
 
 
 def hidden_layers(task: Task) -> list[str]:
-    """Paths of the layers that learn, but for the outputs."""
+    """Returns the paths of the learning layers, without the output layer."""
     found: list[str] = []
 
     def visit(params: Any, path: tuple[str, ...]) -> None:
@@ -31,7 +31,7 @@ def hidden_layers(task: Task) -> list[str]:
 
 
 def rules_of(task: Task, hidden: nl.rules.Rule | None) -> dict[str, nl.rules.Rule]:
-    """`hidden` for every hidden layer, or None to leave them random; the delta rule for the outputs.
+    """Returns a rule for each layer: `hidden` for hidden layers (None leaves them random), delta for the outputs.
 
     Raises:
       ValueError: if there is no hidden layer.
@@ -43,7 +43,7 @@ def rules_of(task: Task, hidden: nl.rules.Rule | None) -> dict[str, nl.rules.Rul
 
 
 def by_rules(task: Task) -> Task:
-    """The task for `nl.local_learning`: its program is the forward function, its targets are values of the outputs."""
+    """Returns the task for `nl.local_learning`: its program is the forward function, its targets are output values."""
     outputs = jax.eval_shape(task.apply, jax.eval_shape(task.init, jax.random.key(0)), task.example[0])
     inputs, targets = task.train
     if np.issubdtype(targets.dtype, np.integer):
@@ -52,7 +52,7 @@ def by_rules(task: Task) -> Task:
 
 
 def forward_forward(task: Task) -> Task:
-    """The task for the forward-forward algorithm (Hinton 2022): rectified layers, one input more for each class.
+    """Returns the task for the forward-forward algorithm (Hinton 2022): ReLU layers, one extra input per class.
 
     Raises:
       ValueError: if the task's network is not dense, or has no hidden layer.

@@ -1,4 +1,4 @@
-"""The atlas's methods: every estimator at the settings its documentation advises, all to be tuned alike."""
+"""The atlas's methods: every estimator, at the settings its documentation advises."""
 
 import functools
 from collections.abc import Callable
@@ -13,17 +13,18 @@ from experiments.users_own import factory_at
 from nl_jax.base import GradientEstimator
 
 Make = Callable[[Task, int], GradientEstimator]
-"""`make(task, samples) -> estimator` of the task's objective; the samples are the directions drawn."""
+"""`make(task, samples) -> estimator` of the task's objective; `samples` is the number of directions drawn."""
 
 
 class Method(NamedTuple):
-    """An estimator for the map.
+    """A method of the atlas.
 
     Attributes:
-      make: makes it.
-      family: of methods of the same kind.
-      in_time: whether it is made for networks with a loop over time, and has nothing to say of others.
-      lesson: what becomes of a task for a method that does not learn from its objective; ValueError if nothing can.
+      make: makes the estimator.
+      family: name of the group of similar methods.
+      in_time: whether the method only applies to networks with a loop over time.
+      lesson: adapts a task for a method that does not learn from its objective; raises ValueError if that is
+        impossible.
     """
 
     make: Make
@@ -46,7 +47,7 @@ def _sampled(make: Callable[..., GradientEstimator], family: str, in_time: bool 
 
 
 def _rule(hidden: Callable[[], nl.rules.Rule] | None) -> Method:
-    """A rule for hidden layers, under outputs that learn by the delta rule."""
+    """Returns a method with a rule for hidden layers; the outputs learn by the delta rule."""
 
     def make(task: Task, samples: int) -> GradientEstimator:
         del samples
@@ -127,9 +128,9 @@ METHODS: dict[str, Method] = {
 
 
 def of_user(place: str) -> Method:
-    """A method of the user's own: `module:factory`, where `factory(objective) -> estimator`.
+    """Returns the user's own method: `module:factory`, where `factory(objective) -> estimator`.
 
     Raises:
-      ExperimentError: if it cannot be found.
+      ExperimentError: if the factory cannot be found.
     """
     return _plain(factory_at("--estimator", place), "yours")

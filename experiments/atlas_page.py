@@ -1,4 +1,4 @@
-"""The atlas's map and its page: plain files that need no network and no server."""
+"""Draws the atlas's figure and writes its page: plain files that need no network and no server."""
 
 import html
 import json
@@ -18,23 +18,23 @@ SEES = {
     "others": ("other neurons or the target", "#E69F00", "^"),
     "weight transport": ("… and the weights of others", "#D55E00", "D"),
 }
-"""What an update may see, from the least to the most: words, colour and marker."""
+"""What an update may see, from least to most: label, colour and marker."""
 
 
-_BESIDE = 1.12
+_BESIDE = 1.12  # factor on the x axis between methods of equal cost
 
 
 def sees(verdict: str) -> str:
-    """The kind of an audit's verdict."""
+    """Returns the key in `SEES` of an audit's verdict."""
     if verdict in ("local", "three-factor"):
         return verdict
     return "weight transport" if "weight transport" in verdict else "others"
 
 
 def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Mapping[str, Method]) -> Any:
-    """Test error against evaluations, a panel for each task; numbers name the methods.
+    """Plots test error against evaluations, one panel per task; numbers name the methods.
 
-    Methods of equal cost stand side by side, each a little to the right of the one before.
+    Methods of equal cost are drawn side by side, each slightly to the right of the previous one.
     """
     from matplotlib.ticker import LogLocator
 
@@ -160,14 +160,14 @@ def write(
     about: Mapping[str, Any],
     command: Callable[[str, str], str],
 ) -> Path:
-    """Writes `atlas.html` of the cells there are; returns its path.
+    """Writes `atlas.html` from the finished cells; returns its path.
 
     Args:
       out: the folder.
-      cells: by "task/method".
-      tasks, methods: by name.
+      cells: results by "task/method".
+      tasks, methods: the tasks and methods by name.
       about: `rates`, `seeds`, `updates` and `versions`.
-      command: `command(task, method)`, what makes a cell.
+      command: `command(task, method)`, returns the command that makes a cell.
     """
     rows = [
         _row(cells, task, tasks[task].title, method, methods[method].family, command(task, method))
@@ -229,7 +229,7 @@ def _text(text: str) -> str:
 
 
 def _number(key: float | None, text: str) -> str:
-    """A cell that is sorted by a number; what is none comes last."""
+    """Returns a table cell sorted by a number; missing numbers come last."""
     key = math.inf if key is None or math.isnan(key) else float(key)
     return f'<td class="number" data-key="{"Infinity" if math.isinf(key) else json.dumps(key)}">{text}</td>'
 

@@ -1,4 +1,4 @@
-"""The atlas's tasks: what is learned, by which network, and what counts as an error."""
+"""The atlas's tasks: data, network and error measure."""
 
 import functools
 from collections.abc import Callable
@@ -17,22 +17,22 @@ Batch = tuple[Array, Array]
 
 
 class Task(NamedTuple):
-    """A network, and examples to learn from, to choose settings by and to report: each (inputs, targets).
+    """A network with training, validation and test examples, each (inputs, targets).
 
     Attributes:
-      title: in a figure.
-      init, apply: the network's parameters and its forward function.
-      objective: a loss for each example; for rules without one, the program they learn by.
-      error: `error(params, batch) -> scalar`, what settings are chosen by and what is reported; lower is better.
-      unit: of the error.
-      train, validation, test: of examples.
-      goal: an error whose price is told.
-      anchor: what backprop is known to reach; None if nothing is known.
+      title: title in figures.
+      init, apply: the network's initialiser and forward function.
+      objective: the loss of each example; for rules without a loss, the program they learn by.
+      error: `error(params, batch) -> scalar`, for choosing settings and for reporting; lower is better.
+      unit: the unit of the error.
+      train, validation, test: the examples.
+      goal: a validation error; the atlas reports the cost of reaching it.
+      anchor: the error that backprop is known to reach; None if unknown.
       batch_size: examples per update.
-      updates: of a run; less where an update is dear.
+      updates: updates per run; fewer where an update is expensive.
       recurrent: whether the network has a loop over time.
-      widths: of a dense network's layers, from the inputs to the classes; None of any other.
-      audited: `audited(batch)`, what the program is called with; None for the batch.
+      widths: layer widths of a dense network, from the inputs to the classes; None for other networks.
+      audited: `audited(batch)` returns the program's inputs in an audit; None means the batch itself.
     """
 
     title: str
@@ -59,7 +59,7 @@ class Task(NamedTuple):
 
 
 def wrong_answers(apply: Forward) -> Callable[[Params, Batch], Array]:
-    """Fraction of wrong answers; not a number if outputs are none."""
+    """Returns a function for the fraction of wrong answers; NaN if the outputs are not finite."""
 
     def error(params: Params, batch: Batch) -> Array:
         outputs = apply(params, batch[0])
@@ -76,7 +76,7 @@ def _classes(network: Any, title: str, parts: dict[str, Any], **more: Any) -> Ta
 
 
 def _images(dataset: data.Dataset, hidden: tuple[int, ...], **more: Any) -> Task:
-    """The last quarter of the images there are to learn from is set apart to choose settings by."""
+    """Makes a dense-network task; the last quarter of the training images serves for validation."""
     sizes = [dataset.train.images.shape[1], *hidden, dataset.num_classes]
     network = nl.mlp(sizes, activation=nl.activations.tanh())
     sets = with_validation(dataset)._asdict()
@@ -84,12 +84,12 @@ def _images(dataset: data.Dataset, hidden: tuple[int, ...], **more: Any) -> Task
 
 
 def digits() -> Task:
-    """scikit-learn's digits by a network of one hidden layer; easy: logistic regression reaches 97 %."""
+    """scikit-learn's digits with one hidden layer; easy: logistic regression reaches 97 % accuracy."""
     return _images(data.digits(), (32,), goal=0.1)
 
 
 def mnist() -> Task:
-    """5,000 MNIST images; logistic regression reaches 89.6 % of them, a dense network 93.9 %."""
+    """5,000 MNIST images; logistic regression reaches 89.6 % accuracy, a dense network 93.9 %."""
     return _images(data.mnist_5000(), (100,), goal=0.15, anchor=0.061)
 
 
@@ -101,20 +101,20 @@ def _mnist_1d(network: Any, kind: str, shape: tuple[int, ...], **more: Any) -> T
 
 
 def mnist_1d_linear() -> Task:
-    """MNIST-1D by logistic regression (Greydanus 2020)."""
+    """MNIST-1D with logistic regression (Greydanus 2020)."""
     network = nl.mlp([40, 10], activation=nl.activations.tanh())
     return _mnist_1d(network, "linear", (40,), goal=0.75, anchor=0.68)
 
 
 def mnist_1d_dense() -> Task:
-    """MNIST-1D by two hidden layers of 100 rectified units (Greydanus 2020)."""
+    """MNIST-1D with two hidden layers of 100 ReLU units (Greydanus 2020)."""
     widths = 40, 100, 100, 10
     network = nl.mlp(widths, activation=nl.activations.relu())
     return _mnist_1d(network, "40-100-100-10", (40,), goal=0.5, anchor=0.32, widths=widths)
 
 
 def mnist_1d_convolutional() -> Task:
-    """MNIST-1D by three convolutions of stride 2 and 25 channels (Greydanus 2020)."""
+    """MNIST-1D with three convolutions of stride 2 and 25 channels (Greydanus 2020)."""
     relu = nl.activations.relu()
     convolve = functools.partial(nl.connections.conv, channels=25, stride=(1, 2), padding=((0, 0), (1, 1)))
     network = nl.network(
@@ -129,7 +129,7 @@ def mnist_1d_convolutional() -> Task:
 
 
 def student_teacher() -> Task:
-    """A tanh network learns another of the same form by half the squared error."""
+    """A tanh network learns the outputs of another with the same architecture, by half the squared error."""
     network = nl.mlp([10, 20, 3], activation=nl.activations.tanh())
     key, teacher = jax.random.key(0), network.init(jax.random.key(1))
     inputs = np.asarray(jax.random.normal(key, (3000, 10)))
@@ -158,25 +158,25 @@ def _in_time(task: temporal_tasks.Task, kind: str, units: int, title: str, unit:
 
 
 def mnist_1d_gru() -> Task:
-    """MNIST-1D step by step, by a gated network there and back (Greydanus 2020)."""
+    """MNIST-1D as a time series, with a bidirectional GRU (Greydanus 2020)."""
     task = temporal_tasks.mnist_1d(0)
     return _in_time(task, "GRU", 6, "MNIST-1D, GRU", "wrong answers", goal=0.3, anchor=0.09, updates=1000)
 
 
 def delayed() -> Task:
-    """Delayed exclusive-or by leaky units: the answer is due long after the inputs."""
+    """Delayed exclusive-or with leaky units: the answer is due long after the inputs."""
     task = temporal_tasks.delayed_xor(0)
     return _in_time(task, "leaky", 32, "delayed exclusive-or, leaky units", "wrong answers", goal=0.1, updates=500)
 
 
 def spiking() -> Task:
-    """Delayed exclusive-or by integrate-and-fire units, whose derivative is a surrogate."""
+    """Delayed exclusive-or with integrate-and-fire units, trained with a surrogate derivative."""
     task = temporal_tasks.delayed_xor(0)
     return _in_time(task, "spiking", 50, "delayed exclusive-or, spiking units", "wrong answers", goal=0.1, updates=500)
 
 
 def deep() -> Task:
-    """scikit-learn's digits by a residual network of 64 layers, under depth-μP (Innocenti et al. 2025)."""
+    """scikit-learn's digits with a residual network of 64 layers, under depth-μP (Innocenti et al. 2025)."""
     dataset = data.digits()
     network = nl.residual(64, 32, 10, layers=64, activation=nl.activations.tanh())
     title = f"{dataset.name}, 64 layers of 32 units with skip connections"
@@ -198,5 +198,5 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 def with_images(folder: Any) -> Task:
-    """MNIST-style IDX files of a user, by a dense network."""
+    """A user's MNIST-style IDX files, with a dense network."""
     return _images(data.idx_folder(folder), (100,), goal=0.15)

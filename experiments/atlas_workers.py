@@ -1,4 +1,4 @@
-"""Cells of the atlas by several processes at once, each on processor cores of its own."""
+"""Measures cells of the atlas in several processes at once, each on its own processor cores."""
 
 import functools
 import multiprocessing
@@ -14,12 +14,13 @@ from experiments.atlas_cell import Effort, measured
 
 
 class Order(NamedTuple):
-    """A cell to be measured, in words that another process understands.
+    """A cell to be measured, in a form that can be sent to another process.
 
     Attributes:
-      task: its name in `atlas_tasks.TASKS`, or `IMAGES`.
-      method: its name in `atlas_methods.METHODS`, or module:factory.
-      data_dir: where `IMAGES` are.
+      task: the task's name in `atlas_tasks.TASKS`, or `IMAGES`.
+      method: the method's name in `atlas_methods.METHODS`, or module:factory.
+      data_dir: the folder of the task `IMAGES`.
+      effort: the cell's training budget.
     """
 
     task: str
@@ -38,33 +39,34 @@ IMAGES = "images"
 
 @functools.cache
 def task_of(name: str, data_dir: Path | None) -> atlas_tasks.Task:
-    """A task by its name, made once in a process."""
+    """Returns a task by its name, made once per process."""
     if name == IMAGES:
         return atlas_tasks.with_images(data_dir)
     return atlas_tasks.TASKS[name]()
 
 
 def method_of(name: str) -> atlas_methods.Method:
-    """A method by its name, or module:factory."""
+    """Returns a method by its name, or by module:factory."""
     return atlas_methods.METHODS[name] if name in atlas_methods.METHODS else atlas_methods.of_user(name)
 
 
 def done(order: Order) -> dict[str, Any]:
-    """The cell."""
+    """Measures the cell."""
     return measured(task_of(order.task, order.data_dir), method_of(order.method), order.effort)
 
 
 def all_done(orders: Iterable[Order], processes: int) -> Iterator[tuple[Order, dict[str, Any] | Exception]]:
-    """Each order with its cell or what went wrong with it, in the order in which they are done.
+    """Yields each order with its cell or its exception, in order of completion.
 
-    One process is this one. Several share out the machine's cores where the system can tell them to (Linux), so that
-    the seconds of one do not depend on what the others do; if this one is interrupted they end.
+    With `processes=1`, cells run in this process. Several processes divide the machine's cores among themselves where
+    the system allows it (Linux), so that they do not affect each other's timings. They end if this process is
+    interrupted.
     """
     if processes == 1:
         for order in orders:
             try:
                 yield order, done(order)
-            except Exception as lost:  # a cell must not take all others with it
+            except Exception as lost:  # a failing cell must not stop the others
                 yield order, lost
         return
     context = multiprocessing.get_context("spawn")
@@ -86,8 +88,8 @@ def all_done(orders: Iterable[Order], processes: int) -> Iterator[tuple[Order, d
 
 
 def _on_cores(cores: Any) -> None:
-    """What a new process begins with, before JAX counts the cores."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process says when to end
+    """Initialises a new process, before JAX counts the cores."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     if own := cores.get():
         os.sched_setaffinity(0, own)
 

@@ -1,4 +1,4 @@
-"""Batch normalisation (seed 001 §5): a deep sigmoid network learns digits with and without it, by two rules.
+"""Trains a deep sigmoid network on digits with and without batch normalisation (seed 001 §5), by two rules.
 
 python -m experiments.batch_norm --help
 """
@@ -24,13 +24,13 @@ from nl_jax.numerics import mean_and_error
 
 
 class Scheme(NamedTuple):
-    """How a network is normalised, and in what order its parameters are learned."""
+    """Whether a network is normalised, and in which order it learns its parameters."""
 
     normalised: bool
     stages: tuple[tuple[str, ...], ...] = (("*",),)
-    """Patterns of the parameters each stage of a step learns."""
+    """Patterns of the parameters that each stage of a step learns."""
     credit: Callable[[], nl.spaces.Credit] = nl.spaces.per_batch_credit
-    """Whose loss judges whose noise, in node perturbation."""
+    """Credit of node perturbation: noise is judged by the loss of the whole batch or of its own example."""
 
 
 SCHEMES = {
@@ -40,22 +40,22 @@ SCHEMES = {
     "no normalisation, credit by example": Scheme(normalised=False, credit=nl.spaces.per_example_credit),
 }
 
-CHANCE = float(np.log(10))  # the loss of ten classes told by lot
+CHANCE = float(np.log(10))  # the loss of uniform guessing among ten classes
 
 RULES: dict[str, tuple[str, ...]] = {"backprop": tuple(SCHEMES)[:3], "node perturbation": tuple(SCHEMES)}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Teach a deep sigmoid network digits without batch normalisation and with it, by backprop and node perturbation.
+    """Train a deep sigmoid network on digits with and without batch normalisation, by backprop and node perturbation.
 
-    Every scheme is trained by plain gradient descent at every learning rate, and judged at its own best. With batch
-    normalisation node perturbation must let the whole batch judge all noise. Prints a table and writes config.json,
-    metrics.jsonl, batch_norm.npz and batch_norm.png to --out.
+    Plain gradient descent trains every scheme at every learning rate; each scheme is judged at its own best rate. With
+    batch normalisation, node perturbation must credit all noise by the loss of the whole batch. Prints a table and
+    writes config.json, metrics.jsonl, batch_norm.npz and batch_norm.png to --out.
     """
 
     out: Path = Path("results/batch_norm")
-    """Folder for the results; files of an earlier run there are replaced."""
+    """Folder for the results; replaces files of an earlier run."""
     hidden: tuple[int, ...] = (32, 32, 32)
     """Units of each hidden layer (logistic sigmoid)."""
     updates: int = 600
@@ -71,7 +71,7 @@ class Config:
     seeds: int = 5
     """Independent runs of each scheme at each learning rate, trained at once."""
     quick: bool = False
-    """A small version, 200 updates of 2 seeds at two of the learning rates, in about a minute."""
+    """Run a small version: 200 updates of 2 seeds at two of the learning rates, in about a minute."""
 
 
 @dataclass
@@ -88,10 +88,10 @@ class Curve:
 
 
 def run(config: Config) -> list[Curve]:
-    """Trains by every rule with every scheme at every learning rate, saving as it goes; returns all curves.
+    """Trains with every rule, scheme and learning rate, saving as it goes; returns all curves.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do.
+      ExperimentError: if a setting or folder is invalid.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -113,7 +113,7 @@ def run(config: Config) -> list[Curve]:
                 for rate in config.backprop_rates if rule == "backprop" else config.node_rates:
                     curves.append(_train(rule, scheme, rate, config, dataset))
                     folder.metric(**dataclasses.asdict(curves[-1]))
-    finally:  # also after an error or Ctrl-C: what was learned so far is shown
+    finally:  # also after an error or Ctrl-C: show the results so far
         if curves:
             folder.arrays("batch_norm", {f"{c.rule}/{c.scheme}/{c.learning_rate:g}": c.train_loss for c in curves})
             picture = folder.picture("batch_norm", plot(curves, dataset.name))
@@ -146,7 +146,7 @@ def _network(config: Config, normalised: bool, dataset: data.Dataset) -> nl.Netw
 
 
 def _train(rule: str, scheme: str, rate: float, config: Config, dataset: data.Dataset) -> Curve:
-    """Trains all seeds at one learning rate; a run that is lost leaves a curve cut short."""
+    """Trains all seeds at one learning rate; the curve of a diverged run ends early."""
     normalised, stages, credit = SCHEMES[scheme]
     network = _network(config, normalised, dataset)
     objective = nl.supervised(network.apply, nl.losses.cross_entropy)
@@ -197,7 +197,7 @@ def _train(rule: str, scheme: str, rate: float, config: Config, dataset: data.Da
 
 
 def best(curves: Sequence[Curve]) -> dict[tuple[str, str], Curve]:
-    """For each rule and scheme the curve of the learning rate with the lowest mean training loss in the end."""
+    """Returns for each rule and scheme the curve of the learning rate with the lowest final mean training loss."""
     chosen: dict[tuple[str, str], Curve] = {}
     for curve in curves:
         rival = chosen.get((curve.rule, curve.scheme))
@@ -212,7 +212,7 @@ def _final_loss(curve: Curve) -> float:
 
 
 def table(curves: Sequence[Curve]) -> str:
-    """Each rule and scheme at its best learning rate; ± is one standard error over seeds."""
+    """Returns each rule and scheme at its best learning rate as text; ± is one standard error over seeds."""
     lines = [f"{'':60}{'rate':>6}{'evaluations':>13}{'training loss':>18}{'test accuracy %':>17}"]
     for (rule, scheme), curve in best(curves).items():
         (loss, its_error), (accuracy, error) = map(
@@ -230,7 +230,7 @@ def table(curves: Sequence[Curve]) -> str:
 
 
 def plot(curves: Sequence[Curve], title: str) -> Any:
-    """A row for each rule: training loss and test accuracy against updates, and loss against learning rate."""
+    """Plots one row per rule: training loss and test accuracy against updates, and loss against learning rate."""
     from matplotlib import ticker
 
     from experiments.plotting import band, figure, style
@@ -255,7 +255,7 @@ def plot(curves: Sequence[Curve], title: str) -> Any:
         by_rate.xaxis.set_minor_locator(ticker.NullLocator())
         for panel in (by_update, by_rate):
             panel.set(yscale="log", ylabel="training loss (nats)")
-            panel.set_ylim(top=min(panel.get_ylim()[1], 10))  # a loss beyond is of a run gone astray
+            panel.set_ylim(top=min(panel.get_ylim()[1], 10))  # larger losses are those of diverging runs
             panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter("{x:g}")
             panel.yaxis.set_minor_locator(ticker.NullLocator())
@@ -270,7 +270,7 @@ def plot(curves: Sequence[Curve], title: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.batch_norm")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""The main job: one network learns the same images by different estimators of the same gradient.
+"""Trains one network on the same images with different estimators of the same gradient.
 
 python -m experiments.compare --help
 """
@@ -27,7 +27,7 @@ from nl_jax.numerics import mean_and_error
 
 Estimator = Callable[[Any, int], nl.GradientEstimator]
 
-SIGNS = nl.directions.rademacher()  # the law of least variance, and the cheapest to draw
+SIGNS = nl.directions.rademacher()  # the distribution of least variance, and the cheapest to draw
 
 ESTIMATORS: dict[str, Estimator] = {
     "backprop": lambda objective, samples: nl.backprop(objective),
@@ -51,7 +51,7 @@ DATASETS = {"digits": data.digits, "mnist": data.mnist}
 
 @dataclass(frozen=True)
 class Config:
-    """Teach one network the same images with different gradient estimators, side by side.
+    """Train one network on the same images with different gradient estimators, side by side.
 
     Prints a table and writes config.json, metrics.jsonl, arrays (.npz) and compare.png to --out.
     """
@@ -60,12 +60,12 @@ class Config:
     """digits (ships with scikit-learn) or mnist (downloaded through scikit-learn)."""
     data_dir: Path | None = None
     """Folder of MNIST-style IDX files, gzipped or not, to use instead of --dataset: train-images-idx3-ubyte[.gz]
-    and so on; t10k files alone are divided, four fifths to train."""
+    and so on. If there are only t10k files, four fifths of them are used for training."""
     out: Path = Path("results/compare")
-    """Folder for the results; files of an earlier run there are replaced."""
+    """Folder for the results; replaces files of an earlier run."""
     estimators: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(ESTIMATORS)
-    """Which estimators to compare, in this order: those shown are built in, and module:factory is one of your own,
-    where factory(objective) makes it."""
+    """Estimators to compare, in this order. The default lists the built-in ones; module:factory adds one of your own,
+    where factory(objective) makes the estimator."""
     hidden: tuple[int, ...] = (32,)
     """Units of each hidden layer (tanh)."""
     updates: int = 2000
@@ -73,22 +73,22 @@ class Config:
     batch_size: int = 100
     """Examples per update."""
     num_samples: int = 16
-    """Random directions per update, for the estimators that use any."""
+    """Random directions per update, for estimators that use them."""
     learning_rate: float = 1e-2
-    """Adam's step size, the same for all."""
+    """Adam's learning rate, the same for all estimators."""
     seeds: int = 5
     """Independent runs per estimator, trained at once."""
     target: float = 0.9
-    """Test accuracy whose price, in objective evaluations, the table gives."""
+    """Test accuracy; the table gives the objective evaluations needed to reach it."""
     resume: bool = False
-    """Go on with what an interrupted run by the same settings finished in --out."""
+    """Keep the estimators that an interrupted run with the same settings finished in --out."""
     quick: bool = False
-    """A small version, 300 updates of 3 seeds, in under a minute."""
+    """Run a small version: 300 updates of 3 seeds, in under a minute."""
 
 
 @dataclass
 class Curve:
-    """One estimator's training, measured now and then; arrays are [measurements, seeds] or [measurements]."""
+    """One estimator's training, measured at intervals; arrays are [measurements, seeds] or [measurements]."""
 
     update: list[int] = dataclasses.field(default_factory=list)
     evaluations: list[int] = dataclasses.field(default_factory=list)
@@ -98,14 +98,14 @@ class Curve:
     seconds_per_update: list[float] = dataclasses.field(default_factory=list)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The measurements, one after the other."""
+        """Yields the measurements one by one."""
         names = "update", "evaluations", "train_loss", "test_accuracy", "cosine"
         for values in zip(*(getattr(self, name) for name in names), strict=True):
             yield dict(zip(names, values, strict=True))
 
     @property
     def seconds(self) -> float:
-        """Time spent training, without compiling and measuring: the median pace, kept to the end."""
+        """Training time without compilation and measurement: median seconds per update times the updates."""
         return float(np.median(self.seconds_per_update) * self.update[-1]) if self.seconds_per_update else 0.0
 
 
@@ -113,7 +113,7 @@ def run(config: Config) -> dict[str, Curve]:
     """Trains with every estimator in turn, saving as it goes; returns a curve for each.
 
     Raises:
-      ExperimentError: for a setting, data or folder that will not do, or a loss that is no longer finite.
+      ExperimentError: if a setting, the data or a folder is invalid, or a loss is not finite.
     """
     if config.quick:
         config = dataclasses.replace(config, updates=min(config.updates, 300), seeds=min(config.seeds, 3))
@@ -140,7 +140,7 @@ def run(config: Config) -> dict[str, Curve]:
             else:
                 curves[name] = Curve()
                 finished[name] = _train(name, config, dataset, folder, curves[name])
-    finally:  # also after an error or Ctrl-C: what was learned so far is shown
+    finally:  # also after an error or Ctrl-C: show the results so far
         measured = {name: curve for name, curve in curves.items() if len(curve.update) > 1}
         if measured:
             picture = folder.picture("compare", plot(measured, dataset.name))
@@ -171,7 +171,7 @@ def _check(config: Config) -> None:
 
 
 def _again(name: str, part: dict[str, Any], folder: Folder) -> Curve:
-    """The curve that an earlier run finished, written to the folder as that run did."""
+    """Returns a curve that an earlier run finished, and writes it to the folder again."""
     curve = Curve()
     for field, values in part["curve"].items():
         setattr(curve, field, list(map(np.array, values)))
@@ -182,7 +182,7 @@ def _again(name: str, part: dict[str, Any], folder: Folder) -> Curve:
 
 
 def _train(name: str, config: Config, dataset: data.Dataset, folder: Folder, curve: Curve) -> dict[str, Any]:
-    """Trains all seeds with one estimator, filling the curve as it goes; returns all that it leaves in the folder."""
+    """Trains all seeds with one estimator, filling the curve as it goes; returns the curve and the recorded arrays."""
     pixels = dataset.train.images.shape[1]
     network = nl.mlp([pixels, *config.hidden, dataset.num_classes], activation=nl.activations.tanh())
     objective = nl.supervised(network.apply, nl.losses.cross_entropy)
@@ -258,7 +258,7 @@ def _evaluations_per_update(learner: nl.Learner, network: nl.Network, batch: Any
 
 
 def table(curves: dict[str, Curve], config: Config) -> str:
-    """The comparison as text, a row for each estimator; ± is one standard error over seeds."""
+    """Returns the comparison as text, one row per estimator; ± is one standard error over seeds."""
     price = f"to {100 * config.target:g} %"
     head = f"{'estimator':25}{'test accuracy %':>15}{'updates':>9}{'evaluations':>13}{price:>9}{'seconds':>9}"
     lines = [head + f"{'cosine':>15}"]
@@ -285,7 +285,7 @@ def table(curves: dict[str, Curve], config: Config) -> str:
 
 
 def plot(curves: dict[str, Curve], title: str) -> Any:
-    """Loss against updates and against evaluations, and cosine to backprop against updates."""
+    """Plots loss against updates and against evaluations, and cosine to backprop against updates."""
     from experiments.plotting import band, figure, style
 
     canvas, (by_update, by_cost, by_angle) = figure(1, 3, size=(13, 4.6))
@@ -294,13 +294,13 @@ def plot(curves: dict[str, Curve], title: str) -> Any:
         look, label = style(order.index(name)), name.replace("_", " ")
         loss, update, cost = np.asarray(curve.train_loss), np.asarray(curve.update), np.asarray(curve.evaluations)
         band(by_update, update, loss, look, label)
-        band(by_cost, cost[1:], loss[1:], look, label)  # nothing is spent before the first update
+        band(by_cost, cost[1:], loss[1:], look, label)  # the cost before the first update, 0, has no logarithm
         band(by_angle, update, np.asarray(curve.cosine), look, label)
     for axes in (by_update, by_cost):
         axes.set(yscale="log", ylabel="training loss (nats)")
     by_update.set(xlabel="updates", title="what an update buys")
     if by_cost.get_xlim()[1] > 20 * by_cost.get_xlim()[0]:
-        by_cost.xaxis.set_minor_formatter("")  # decades are enough; on a shorter axis they are not
+        by_cost.xaxis.set_minor_formatter("")  # labels at decades suffice, except on a shorter axis
     by_cost.set(xlabel="objective evaluations (forward passes)", xscale="log", title="what an evaluation buys")
     by_angle.set(
         xlabel="updates", ylabel="cosine to the exact gradient", ylim=(0, 1.05), title="how good an estimate is"
@@ -312,7 +312,7 @@ def plot(curves: dict[str, Curve], title: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.compare")
     return exit_code(lambda: run(config))
 

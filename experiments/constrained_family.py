@@ -1,6 +1,6 @@
-"""The family of the constrained view: backprop's Lagrangian solved in many ways, and its relatives.
+"""Defines the solvers and relatives of backprop's Lagrangian for `experiments.constrained`.
 
-Each member makes an estimator, at the settings that all parts of the experiment share.
+Each member makes an estimator, with settings that all parts of the experiment share.
 """
 
 from collections.abc import Callable
@@ -13,29 +13,30 @@ import nl_jax as nl
 from nl_jax.base import Array, Batch, Forward, Objective
 
 ALWAYS_ALL = 0.0
-"""The tolerance with which a solver takes all its steps, whatever it has reached."""
+"""The tolerance at which a solver always takes all its steps."""
 
 WEAK = 0.1
-"""γ of networks at rest: with feedback as strong as the way forth some of these have several equilibria."""
+"""Feedback strength γ of equilibrium networks; with feedback as strong as the forward weights, some of these networks
+have several equilibria."""
 
 
 class Teaching(NamedTuple):
-    """What a member needs to know."""
+    """The inputs from which a member makes its estimator."""
 
     objective: Objective
     optimizer: optax.GradientTransformation
-    """The learner's own."""
+    """The learner's optimizer."""
     batch: Batch
-    """An example of one."""
+    """An example batch."""
 
 
 class Member(NamedTuple):
-    """One way to teach.
+    """One estimator of the family.
 
     Attributes:
-      label: in tables and figures.
+      label: label in tables and figures.
       make: `make(teaching) -> estimator`.
-      answers: `answers(forward) -> forward`, how what was taught speaks.
+      answers: `answers(forward) -> forward`, returns the function with which the trained network predicts.
     """
 
     label: str
@@ -44,13 +45,13 @@ class Member(NamedTuple):
 
 
 class Solver(NamedTuple):
-    """A way to a point by iteration.
+    """An iterative solver.
 
     Attributes:
-      label: in tables and figures.
+      label: label in tables and figures.
       make: `make(objective, iterations) -> estimator`.
-      gradient_of: `gradient_of(objective) -> objective` whose gradient it comes to.
-      allowed: how far its estimate may be from that gradient after the most iterations, a relative error.
+      gradient_of: `gradient_of(objective) -> objective`, returns the objective whose gradient the solver approaches.
+      allowed: allowed relative error of the estimate to that gradient after the most iterations.
     """
 
     label: str
@@ -60,14 +61,14 @@ class Solver(NamedTuple):
 
 
 def descent(penalty: float | Array = 1.0) -> optax.GradientTransformation:
-    """Accelerated, on F/μ, whose curvature is bounded for μ ≥ 1 and below rises as 1/μ."""
+    """Returns Nesterov descent for F/μ, whose curvature is bounded for μ ≥ 1 and grows as 1/μ for μ < 1."""
     return optax.sgd(0.1 * jax.numpy.minimum(penalty, 1.0), momentum=0.9, nesterov=True)
 
 
 def predictive_coding(
     objective: Objective, penalty: float | Array, num_steps: int | Array, tolerance: float = ALWAYS_ALL
 ) -> nl.GradientEstimator:
-    """Predictive coding with penalty μ, well inferred."""
+    """Returns predictive coding with penalty μ and accelerated inference."""
     return nl.predictive_coding(
         objective, penalty=penalty, optimizer=descent(penalty), num_steps=num_steps, tolerance=tolerance
     )
@@ -75,7 +76,7 @@ def predictive_coding(
 
 SOLVERS: dict[str, Solver] = {
     "primal_dual": Solver(
-        # longer steps than the defaults, which have to last until weights are large
+        # larger steps than the defaults, which must also work for large weights
         "primal–dual, damped",
         lambda f, k: nl.primal_dual(f, step_size=0.2, multiplier_step_size=0.2, num_steps=k, tolerance=ALWAYS_ALL),
         1e-2,

@@ -1,4 +1,4 @@
-"""How the distribution of a layer's inputs shifts as lower layers learn, with batch normalisation or not (seed 001 §5).
+"""Measures how a layer's input distribution shifts in training, with and without batch normalisation (seed 001 §5).
 
 python -m experiments.covariate_shift --help
 """
@@ -20,28 +20,29 @@ from experiments.failure import ExperimentError, exit_code
 from experiments.results import Folder, Verdict, with_error
 from experiments.sweep import lowest, with_validation
 
-MOMENTS = 40  # at which shifts are measured, equally far apart
-ALLOWED = 1e-3  # standard deviations, by which ε and rounding may move a normalised unit
+MOMENTS = 40  # number of times at which shifts are measured, equally spaced
+ALLOWED = 1e-3  # allowed deviation due to ε and rounding, in standard deviations of a normalised unit
 
 
 @dataclass(frozen=True)
 class Config:
-    """Measure how far every update moves the distribution of each layer's inputs, with batch normalisation and without.
+    """Measure how far an update moves the distribution of each layer's inputs, with and without batch normalisation.
 
-    Every scheme learns digits at every rate, and validation chooses its rate. A third scheme is normalised, but its γ
-    and β are jolted at every update: if shifts are what makes learning slow, it must be slow (Santurkar et al. 2018).
-    What a normalised unit receives has mean β and deviation |γ|, whatever lower layers do; exits with 1 if it has not.
-    Prints a table and writes config.json, covariate_shift.json, covariate_shift.npz and covariate_shift.png to --out.
+    Every scheme learns digits at every rate, and validation chooses its rate. A third scheme is normalised, but random
+    noise is added to its γ and β at every update: if shifts make learning slow, this scheme must be slow (Santurkar et
+    al. 2018). The input of a normalised unit's activation has mean β and standard deviation |γ|, whatever lower layers
+    do; exits with 1 if it has not. Prints a table and writes config.json, covariate_shift.json, covariate_shift.npz
+    and covariate_shift.png to --out.
     """
 
     out: Path = Path("results/covariate_shift")
-    """Folder for the results; files of an earlier run there are replaced."""
+    """Folder for the results; replaces files of an earlier run."""
     hidden: tuple[int, ...] = (32, 32, 32)
     """Units of each hidden layer."""
     activation: str = "sigmoid"
-    """Of the hidden layers: sigmoid or tanh."""
+    """Activation of the hidden layers: sigmoid or tanh."""
     jolt: float = 0.5
-    """γ and β of the third scheme are moved by up to so much, either way, anew at every update."""
+    """Largest absolute noise on γ and β in the third scheme, drawn anew at every update."""
     rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     """Learning rates tried."""
     updates: int = 1000
@@ -51,25 +52,25 @@ class Config:
     seeds: int = 5
     """Independent runs of each scheme at each rate."""
     quick: bool = False
-    """A small version, 200 updates of 2 seeds at two of the rates, in about a quarter of a minute."""
+    """Run a small version: 200 updates of 2 seeds at two of the rates, in about 15 seconds."""
 
 
 class Results(NamedTuple):
-    """By scheme; at moments t, t + 1, t′, t′ + 1 …, updates t of which are in `updates`."""
+    """Measurements by scheme, at moments t, t + 1, t′, t′ + 1 …; `updates` holds t, t′ …"""
 
     updates: np.ndarray
     measured: dict[str, Measured]
 
     def best(self, scheme: str) -> int:
-        """Index of the rate that validation chooses."""
+        """Returns the index of the rate that validation chooses."""
         return lowest(self.measured[scheme].scores.loss["validation"][..., -1])
 
     def shifts(self, scheme: str) -> np.ndarray:
-        """Of the axons of every hidden layer in one update, [layers, rates, seeds, moments]."""
+        """Returns the shift of every hidden layer's axons (activity) in one update, [layers, rates, seeds, moments]."""
         return np.stack([shift(*_pairs(axons)) for axons in self.measured[scheme].axons.values()])
 
     def received(self, scheme: str) -> tuple[np.ndarray, np.ndarray]:
-        """The same of what normalised units receive, measured and by law."""
+        """Returns the same shift of the inputs to normalised layers' activations, measured and by theory."""
         found = self.measured[scheme]
         laws = {layer: np.stack([own["beta"], np.abs(own["gamma"])], axis=-2) for layer, own in found.own.items()}
         measured, law = ([shift(*_pairs(of[layer])) for layer in laws] for of in (found.received, laws))
@@ -77,31 +78,31 @@ class Results(NamedTuple):
 
 
 def shift(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """How far a layer's values moved, in their standard deviations: √(Σ_u W₂²(u) / Σ_u σ_u²).
+    """Returns the shift of a layer's values, in standard deviations: √(Σ_u W₂²(u) / Σ_u σ_u²).
 
-    W₂ is the Wasserstein distance of the two Gaussians that have a unit's mean and deviation before and after,
-    W₂² = (μ′ − μ)² + (σ′ − σ)² (Dowson & Landau 1982), and σ the deviation before.
+    W₂ is the Wasserstein distance between the Gaussians with a unit's mean and standard deviation before and after:
+    W₂² = (μ′ − μ)² + (σ′ − σ)² (Dowson & Landau 1982). σ is the standard deviation before.
 
     Args:
       before, after: means and standard deviations, […, 2, units].
 
     Returns:
-      Of shape […].
+      The shift, of shape […].
     """
     moved = np.sum((after - before) ** 2, axis=(-2, -1))
     return np.sqrt(moved / np.sum(before[..., 1, :] ** 2, axis=-1))
 
 
 def _pairs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[rates, seeds, moments, …] before an update and after it."""
+    """Splits [rates, seeds, moments, …] into values before and after an update."""
     return values[:, :, ::2], values[:, :, 1::2]
 
 
 def run(config: Config) -> Results:
-    """Teaches by every scheme and saves.
+    """Trains with every scheme and saves the results.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if law and measurement disagree.
+      ExperimentError: if a setting or folder is invalid, or theory and measurement disagree.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -149,7 +150,7 @@ def _check(config: Config) -> None:
 
 
 def row(scheme: str, results: Results, config: Config) -> dict[str, Any]:
-    """What a scheme came to at its chosen rate; shifts, a mean over updates, are [layers, seeds], others [seeds]."""
+    """Returns a scheme's results at its chosen rate, [seeds]; shifts, averaged over updates, are [layers, seeds]."""
     best, loss = results.best(scheme), results.measured[scheme].scores.loss
     return {
         "rate": config.rates[best], "shift": results.shifts(scheme)[:, best].mean(axis=-1),
@@ -158,7 +159,7 @@ def row(scheme: str, results: Results, config: Config) -> dict[str, Any]:
 
 
 def verdict(results: Results) -> Verdict:
-    """By how much what normalised units receive moved otherwise than γ and β, at most, in runs that were not lost."""
+    """Judges the largest difference between the measured and the theoretical shift, in runs with a finite loss."""
     largest = [0.0]
     for name in (name for name, scheme in SCHEMES.items() if scheme.normalised):
         kept = np.isfinite(results.measured[name].scores.loss["train"][..., -1])
@@ -168,7 +169,7 @@ def verdict(results: Results) -> Verdict:
 
 
 def table(results: Results, config: Config) -> str:
-    """Each scheme at its chosen rate; ± is one standard error over seeds."""
+    """Returns each scheme at its chosen rate as text; ± is one standard error over seeds."""
     names = [f"hidden{l}" for l in range(1, len(config.hidden) + 1)]
     lines = [
         f"{'':28}{'':>6}  shift in one update, in standard deviations, of",
@@ -198,7 +199,7 @@ def _arrays(results: Results) -> dict[str, Any]:
 
 
 def plot(results: Results, config: Config) -> Any:
-    """Shifts through training, by layer and by rate, what normalised units receive on its law, and losses."""
+    """Plots shifts over training, by layer and by rate; losses; and measured against theoretical shifts."""
     from matplotlib import ticker
 
     from experiments.plotting import band, figure, style
@@ -246,7 +247,7 @@ def plot(results: Results, config: Config) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.covariate_shift")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""Networks with batch normalisation and without, and with its γ and β disturbed, trained on digits and watched."""
+"""Trains and measures networks on digits: without batch normalisation, with it, and with noise on its γ and β."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ ACTIVATIONS = {"sigmoid": nl.activations.sigmoid, "tanh": nl.activations.tanh}
 
 
 class Scheme(NamedTuple):
-    """How a network is normalised, and by how much its γ and β are disturbed at every update."""
+    """Whether a network is normalised, and whether its γ and β get noise at every update."""
 
     normalised: bool
     jolted: bool = False
@@ -34,12 +34,12 @@ SCHEMES = {
 
 
 class Settings(NamedTuple):
-    """How all schemes are trained.
+    """Training settings of all schemes.
 
     Attributes:
       hidden: units of each hidden layer.
-      activation: of these, of `ACTIVATIONS`.
-      jolt: by how much γ and β are disturbed at most.
+      activation: the hidden layers' activation, a name in `ACTIVATIONS`.
+      jolt: largest absolute noise on γ and β.
       rates, batch_size, seeds: as for `sweep`.
     """
 
@@ -52,12 +52,13 @@ class Settings(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured at a moment; from `sweep` arrays are [rates, seeds, moments, …].
+    """Measurements at one moment; arrays from `sweep` are [rates, seeds, moments, …].
 
     Attributes:
-      scores: with the statistics of each set in the place of a batch's.
-      axons: by hidden layer, mean and standard deviation of each unit over the training images, […, 2, units].
-      received: the same of what its activation is applied to.
+      scores: the scores, normalised with the statistics of each whole set instead of a batch's.
+      axons: mean and standard deviation of each unit's axons (activity) over the training images, by hidden layer,
+        […, 2, units].
+      received: the same statistics of the pre-activations.
       own: γ and β of normalised layers.
     """
 
@@ -77,7 +78,7 @@ def _network(settings: Settings, normalised: bool, inputs: int) -> nl.Network:
 
 
 def trained(normalised: bool, sets: Sets, moments: Sequence[int], settings: Settings) -> Iterator[tuple[str, Measured]]:
-    """Trains by every scheme with batch normalisation, or by every scheme without."""
+    """Trains with every scheme that has batch normalisation, or with every scheme without."""
     network = _network(settings, normalised, sets.train[0].shape[1])
     estimator = nl.backprop(nl.supervised(network.apply, nl.losses.cross_entropy))
     score = scores(network.apply)
@@ -106,14 +107,15 @@ def _learner(estimator: nl.GradientEstimator, further: Sequence[optax.GradientTr
 
 
 def _moments(values: jax.Array) -> jax.Array:
-    """Means and standard deviations over the batch, [2, units]."""
+    """Returns means and standard deviations over the batch, [2, units]."""
     return jnp.stack([jnp.mean(values, axis=0), jnp.std(values, axis=0)])
 
 
 def jolts(size: float) -> optax.GradientTransformation:
-    """Moves γ and β by something uniform within ± size, and at the next update back again, anew each time.
+    """Adds uniform noise within ± size to γ and β at every update, and removes the noise of the previous update.
 
-    The gradient is that at the moved parameters, and learning goes on from where they were. All seeds are moved alike.
+    The gradient is taken at the noisy parameters, but learning continues from the parameters without noise. All seeds
+    get the same noise.
     """
 
     def init(params: Params) -> tuple[jax.Array, Params]:
@@ -132,5 +134,5 @@ def jolts(size: float) -> optax.GradientTransformation:
 
 
 def _own(params: Params) -> Params:
-    """γ and β alone, of layers that have them."""
+    """Returns only γ and β, of the layers that have them."""
     return {layer: {name: of[name] for name in OWN} for layer, of in params.items() if "gamma" in of}

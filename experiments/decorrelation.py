@@ -1,4 +1,4 @@
-"""Does decorrelation bring node perturbation near backprop (Dalm et al. 2023)? Updates to a loss, with it and without.
+"""Tests whether decorrelated inputs bring node perturbation nearer to backprop (Dalm et al. 2023).
 
 python -m experiments.decorrelation --help
 """
@@ -22,57 +22,57 @@ from experiments.results import Folder, with_error
 from experiments.sweep import lowest
 from nl_jax.numerics import mean_and_error
 
-BACK = 1.5  # times the target, above which a run has come back from it
-CLEAR = 2.0  # standard errors that a difference must have to be called one
+BACK = 1.5  # a run whose loss rises above this multiple of the target has not settled
+CLEAR = 2.0  # least difference that counts, in standard errors
 
 
 @dataclass(frozen=True)
 class Config:
-    """Teach the same networks by backprop, NP, INP and ANP, with decorrelated inputs and without.
+    """Train the same networks by backprop, NP, INP and ANP, with and without decorrelated inputs.
 
-    NP is node perturbation, INP perturbs one layer at a time, ANP measures the change of activity. Every method has as
-    many trials: without decorrelation so many rates of the weights, with it half as many over the same range, each with
-    two rates of R. The trial that brings all beginnings soonest to the target loss on validation data, not to rise
-    above 1.5 times it later, is reported on test data; so is the error of the trial with the lowest validation loss in
-    the end. What the figures say of the claim is reported, and no outcome is an error. Prints a table and writes
-    config.json, decorrelation.json and decorrelation.png to --out. --resume goes on with what an interrupted run
-    finished there.
+    NP is node perturbation, INP perturbs one layer at a time, ANP measures the change of activity. Every method gets
+    the same number of trials: without decorrelation, that many learning rates of the weights; with it, half as many
+    over the same range, each with two rates of R. Validation data choose the trial that reaches the target loss from
+    all initialisations in the fewest updates on average, without rising above 1.5 times the target later; its results
+    on test data are reported. The test error of the trial with the lowest final validation loss is reported too. The
+    experiment reports whether the results support the claim; no outcome is an error. Prints a table and writes
+    config.json, decorrelation.json and decorrelation.png to --out. --resume continues an interrupted run there.
     """
 
     out: Path = Path("results/decorrelation")
     """Folder for the results."""
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(TASKS)
-    """Which tasks; these are all."""
+    """Tasks to run; the default is all of them."""
     methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(METHODS)
-    """Which methods; these are all. Backprop is what the others are compared with."""
+    """Methods to run; the default is all of them. The others are compared with backprop."""
     updates: int = 1000
-    """Of each run, stochastic gradient descent."""
+    """Updates of each run, by stochastic gradient descent."""
     measured: int = 50
-    """How often, after as many updates each."""
+    """Number of measurements during a run, equally spaced in updates."""
     batch_size: int = 100
     """Examples per update."""
     trials: int = 12
-    """Settings that every method may choose among, an even number of at least 4."""
+    """Number of settings tried with every method, an even number of at least 4."""
     lowest: float = 0.003
     """The lowest learning rate of the weights."""
     highest: float = 3.0
-    """The highest; those between are spaced evenly on a logarithmic scale."""
+    """The highest learning rate of the weights; the rates between are spaced evenly on a logarithmic scale."""
     decorrelation_rates: tuple[float, float] = (0.003, 0.01)
     """Learning rates of R."""
     kappa: float = 0.0
-    """κ of `nl.decorrelation`: 0 decorrelates, as in the papers; above it variances are brought to 1 as well."""
+    """κ of `nl.decorrelation`: 0 only decorrelates, as in the papers; larger values also bring variances to 1."""
     num_samples: int = 1
-    """K, noisy passes of an update; of INP for each layer."""
+    """Noisy passes per update, K; for INP, per layer."""
     seeds: int = 3
-    """Beginnings, the same for every method and trial; trained at once with all trials."""
+    """Initialisations, the same for every method and trial; all seeds and trials train at once."""
     resume: bool = False
-    """Go on with what an interrupted run by the same settings finished in --out."""
+    """Keep the runs that an interrupted run with the same settings finished in --out."""
     quick: bool = False
-    """A small version, the student alone by backprop and NP, in some seconds."""
+    """Run a small version: only the student-teacher task, by backprop and NP, in a few seconds."""
 
 
 class Lesson(NamedTuple):
-    """One method on one task."""
+    """One method on one task, with or without decorrelation."""
 
     task: str
     method: str
@@ -83,16 +83,16 @@ class Lesson(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """What the chosen trials came to, by seed.
+    """Results of the chosen trials, by seed.
 
     Attributes:
-      trial: the rates of the one that is soonest at the target loss.
-      updates: of this trial, until the test loss has settled at the target; infinite if it never does.
-      evaluations: of the objective, to the same.
-      loss: of this trial, on the test set, [seeds, moments].
-      correlation: of this trial, between the layers' inputs in the end, root mean square.
-      last: the rates of the one with the lowest loss in the end.
-      error: of that one, on the test set in the end.
+      trial: the rates of the trial that first reaches the target loss.
+      updates: its updates until the test loss has settled at the target; infinite if it never does.
+      evaluations: objective evaluations in these updates.
+      loss: its test loss, [seeds, moments].
+      correlation: its final root mean square correlation between a layer's inputs.
+      last: the rates of the trial with the lowest final validation loss.
+      error: that trial's final test error.
     """
 
     trial: Trial
@@ -111,7 +111,7 @@ def run(config: Config) -> Results:
     """Trains every lesson that is not finished yet, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do.
+      ExperimentError: if a setting or folder is invalid.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -132,7 +132,7 @@ def run(config: Config) -> Results:
                 results[lesson] = choose(
                     found, trials(config, lesson.decorrelated), tasks[lesson.task], moments(config)
                 )
-    finally:  # also after Ctrl-C: what was learned so far is shown
+    finally:  # also after Ctrl-C: show the results so far
         if results:
             folder.picture("decorrelation", plot(results, tasks, moments(config)))
             print(table(results, tasks))
@@ -172,12 +172,12 @@ def _check(config: Config) -> None:
 
 
 def moments(config: Config) -> list[int]:
-    """Numbers of updates after which a run is measured."""
+    """Returns the numbers of updates after which a run is measured."""
     return [config.updates * i // config.measured for i in range(config.measured + 1)]
 
 
 def trials(config: Config, decorrelated: bool) -> list[Trial]:
-    """The settings to choose among, as many with decorrelation as without."""
+    """Returns the settings to try, as many with decorrelation as without."""
     count = config.trials // 2 if decorrelated else config.trials
     rates = [float(rate) for rate in np.geomspace(config.lowest, config.highest, count)]
     return [Trial(rate, own) for rate in rates for own in (config.decorrelation_rates if decorrelated else (0.0,))]
@@ -197,7 +197,7 @@ def _trained(lesson: Lesson, task: Task, config: Config, store: Finished) -> Tra
 
 
 def choose(found: Trained, tried: Sequence[Trial], task: Task, at: Sequence[int]) -> Chosen:
-    """Chosen on validation data, reported on test data."""
+    """Chooses trials on validation data and reports them on test data."""
     soonest = _soonest(settled(task.target, found.validation, at), found.validation)
     best = lowest(found.validation[..., -1])
     updates = settled(task.target, found.test[soonest], at)
@@ -206,20 +206,24 @@ def choose(found: Trained, tried: Sequence[Trial], task: Task, at: Sequence[int]
 
 
 def _soonest(updates: np.ndarray, validation: np.ndarray) -> int:
-    """The trial of the fewest updates on average, [trials, seeds]; if all lose a seed, the lowest loss in the end."""
+    """Returns the trial with the fewest mean updates, [trials, seeds].
+
+    If every trial has a seed that never settles, the trial with the lowest final validation loss is chosen.
+    """
     mean = updates.mean(axis=1)
     return int(np.argmin(mean)) if np.isfinite(mean).any() else lowest(validation[..., -1])
 
 
 def settled(target: float, loss: np.ndarray, at: Sequence[int]) -> np.ndarray:
-    """When losses [..., moments] fall to `target` and do not come back, infinite if they never do.
+    """Returns the updates after which losses [..., moments] have settled at `target`; infinite if they never do.
 
-    To come back is to rise above 1.5 times the target. Between moments the logarithm of the loss is taken for linear.
+    A loss has settled if it has fallen to the target and never rises above 1.5 times the target again. The logarithm
+    of the loss is interpolated linearly between moments.
     """
     moments = np.asarray(at, float)
 
     def one(values: np.ndarray) -> float:
-        high = np.flatnonzero(~(values <= BACK * target))  # what is not a number is high
+        high = np.flatnonzero(~(values <= BACK * target))  # NaN counts as high
         begin = int(high[-1]) + 1 if len(high) else 0
         low = np.flatnonzero(values[begin:] <= target)
         if not len(low):
@@ -235,9 +239,9 @@ def settled(target: float, loss: np.ndarray, at: Sequence[int]) -> np.ndarray:
 
 
 def findings(results: Results) -> list[dict[str, Any]]:
-    """Of every method that is not backprop, what decorrelation did to it, by itself and beside backprop.
+    """Returns the effect of decorrelation on every method, by itself and relative to backprop.
 
-    Each says "yes" or "no" where the difference is more than two standard errors over seeds, else "undecided".
+    Each finding says "yes" or "no" if the difference exceeds two standard errors over seeds, else "undecided".
     """
     said: list[dict[str, Any]] = []
     for lesson, with_it in results.items():
@@ -258,13 +262,13 @@ def findings(results: Results) -> list[dict[str, Any]]:
 
 
 def _relative(updates: np.ndarray, to: np.ndarray) -> np.ndarray:
-    """The ratio by seed; infinite where backprop itself does not get there."""
+    """Returns the ratio by seed; infinite where backprop itself does not reach the target."""
     there = np.isfinite(to)
     return np.where(there, updates / np.where(there, to, 1), np.inf)
 
 
 def _compared(statement: str, without: np.ndarray, with_it: np.ndarray) -> dict[str, Any]:
-    """Whether something got smaller, by seed; what is infinite in one of two, in one seed or more, counts as larger."""
+    """Judges whether values by seed got smaller; a side that is infinite in any seed counts as the larger one."""
     digits = 0 if with_it.min() > 20 else 2
     figure = f"{with_error(without, digits)} without, {with_error(with_it, digits)} with"
     lost = [not np.isfinite(values).all() for values in (without, with_it)]
@@ -277,7 +281,7 @@ def _compared(statement: str, without: np.ndarray, with_it: np.ndarray) -> dict[
 
 
 def table(results: Results, tasks: Mapping[str, Task]) -> str:
-    """What was found as text; ± is one standard error over seeds."""
+    """Returns the results as text; ± is one standard error over seeds."""
     lines: list[str] = []
     for name, task in tasks.items():
         kind = "wrong (%)" if task.classes else "unexplained (%)"
@@ -294,7 +298,7 @@ def table(results: Results, tasks: Mapping[str, Task]) -> str:
 
 
 def plot(results: Results, tasks: Mapping[str, Task], at: Sequence[int]) -> Any:
-    """For each task learning curves, and updates and evaluations to the target."""
+    """Plots learning curves, and updates and evaluations to the target, for each task."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     from experiments.plotting import band, figure, style
@@ -341,7 +345,7 @@ def plot(results: Results, tasks: Mapping[str, Task], at: Sequence[int]) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.decorrelation")
     return exit_code(lambda: run(config))
 

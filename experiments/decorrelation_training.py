@@ -1,4 +1,4 @@
-"""Tasks, methods and training of the experiment on decorrelation."""
+"""Tasks, methods and training of the decorrelation experiment."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ WIDTH = 64  # units of each of the two hidden layers
 
 
 class Task(NamedTuple):
-    """What is learned.
+    """A data set with a target loss.
 
     Attributes:
       sets: examples, (inputs, labels or targets).
-      outputs: classes or numbers.
-      target: a loss that is to be reached on the test set.
-      classes: whether answers are classes, judged by cross-entropy; else numbers, by half the squared error.
+      outputs: number of outputs.
+      target: the loss to reach on the test set.
+      classes: whether targets are classes, with the cross-entropy loss; otherwise numbers, with half the squared error.
     """
 
     sets: Sets
@@ -33,30 +33,30 @@ class Task(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """Rates of the weights and of R, the latter 0 where there is none."""
+    """Learning rates of the weights and of R; the latter is 0 without decorrelation."""
 
     weights: float
     decorrelation: float
 
 
 def digits() -> Task:
-    """scikit-learn's 8×8 digits."""
+    """Returns scikit-learn's 8×8 digits."""
     return Task(with_validation(data.digits()), 10, 0.3, True)
 
 
 def mnist() -> Task:
-    """5,000 images of MNIST, averaged over 2×2 pixels to 14×14."""
+    """Returns 5,000 MNIST images, averaged over 2×2 pixels to 14×14."""
     sets = with_validation(data.mnist_5000())
     return Task(Sets(*((halved(x), labels) for x, labels in sets)), 10, 0.7, True)
 
 
 def halved(images: np.ndarray) -> np.ndarray:
-    """Images of 28×28 pixels, [images, 784], averaged over 2×2 to [images, 196]."""
+    """Averages images of 28×28 pixels, [images, 784], over 2×2 pixels to [images, 196]."""
     return images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(-1, 196)
 
 
 def student_teacher() -> Task:
-    """Answers of a random 32-32-5 tanh network to correlated Gaussian inputs, whose variances fall as 1/i."""
+    """Returns outputs of a random 32-32-5 tanh network for correlated Gaussian inputs, whose variances fall as 1/i."""
     rng = np.random.default_rng(0)
     inputs, outputs = 32, 5
     basis, _ = np.linalg.qr(rng.normal(size=(inputs, inputs)))
@@ -81,14 +81,14 @@ METHODS: dict[str, Method] = {
 
 
 class Trained(NamedTuple):
-    """What a method came to in every trial and from every beginning; arrays [trials, seeds, moments].
+    """A method's results in every trial and from every initialisation; arrays [trials, seeds, moments].
 
     Attributes:
-      validation: mean loss of the validation set.
-      test: that of the test set.
-      error: of the test set, fraction of wrong answers, or of the targets' variance that is not explained.
-      correlation: root mean square of the correlations between the inputs that the layers' weights read.
-      evaluations: of the objective, for one update.
+      validation: mean loss on the validation set.
+      test: mean loss on the test set.
+      error: test error: the fraction of wrong answers, or of the targets' unexplained variance.
+      correlation: root mean square correlation between the inputs of a layer's weights.
+      evaluations: objective evaluations of one update.
     """
 
     validation: np.ndarray
@@ -110,13 +110,13 @@ def train(
     batch_size: int,
     moments: Sequence[int],
 ) -> Trained:
-    """Stochastic gradient descent with the rates of every trial, from the same beginnings for every method."""
+    """Trains by stochastic gradient descent at every trial's rates, from the same initialisations for every method."""
     network, estimator = build(method, task, decorrelated=decorrelated, kappa=kappa, num_samples=num_samples)
     rates = {"weights": jnp.asarray([trial.weights for trial in trials], jnp.float32)}
     rates["decorrelation"] = jnp.asarray([trial.decorrelation for trial in trials], jnp.float32)
 
     def learner(trial: Any) -> nl.Learner:
-        """By the number of the trial."""
+        """Returns the learner of a trial, given the trial's number."""
         number = jnp.asarray(trial).astype(jnp.int32)
         descent = {name: optax.scale(-rate[number]) for name, rate in rates.items()}
         return nl.learner(estimator, optax.multi_transform(descent, _kinds))
@@ -131,7 +131,7 @@ def train(
 def build(
     method: Method, task: Task, *, decorrelated: bool, kappa: float, num_samples: int
 ) -> tuple[nl.Network, nl.GradientEstimator]:
-    """The network of a task, and the estimator that teaches it; the method teaches all but R."""
+    """Returns a task's network and its estimator; the method estimates the gradients of all parameters but R."""
     sizes = [task.sets.train[0].shape[1], WIDTH, WIDTH, task.outputs]
     network = nl.mlp(sizes, activation=nl.activations.tanh(), decorrelated=decorrelated)
     objective = nl.supervised(network.apply, _loss(task))
@@ -141,7 +141,7 @@ def build(
 
 
 def evaluations(network: nl.Network, estimator: nl.GradientEstimator, task: Task) -> int:
-    """Of the objective, for one update."""
+    """Returns the objective evaluations of one update."""
     params = network.init(jax.random.key(0))
     state = estimator.init(jax.random.key(0), params)
     few = jax.tree.map(lambda x: x[:2], task.sets.train)
@@ -158,7 +158,7 @@ def _loss(task: Task) -> Any:
 
 
 def measure(network: nl.Network, task: Task) -> Callable[[Any, Sets], dict[str, jax.Array]]:
-    """Losses, error and correlation, all but the evaluations of `Trained`."""
+    """Returns a function for the losses, error and correlation of `Trained`."""
 
     def measured(params: Any, sets: Sets) -> dict[str, jax.Array]:
         loss = lambda inputs, targets: jnp.mean(_loss(task)(network.apply(params, inputs), targets))
@@ -180,7 +180,7 @@ def measure(network: nl.Network, task: Task) -> Callable[[Any, Sets], dict[str, 
 
 
 def correlation(q: jax.Array) -> jax.Array:
-    """Root mean square of ⟨q_i q_j⟩/√(⟨q_i²⟩⟨q_j²⟩), i ≠ j, over inputs that are not always 0."""
+    """Returns the root mean square of ⟨q_i q_j⟩/√(⟨q_i²⟩⟨q_j²⟩), i ≠ j, over inputs that are not always 0."""
     moments = q.T @ q / len(q)
     power = jnp.diagonal(moments)
     lives = (power > 1e-8).astype(q.dtype)

@@ -1,4 +1,4 @@
-"""Modes of deep linear networks as they are learned, one after the other, beside their law (Saxe et al. 2014).
+"""Compares the learning curves of the modes of deep linear networks with theory (Saxe et al. 2014).
 
 python -m experiments.deep_linear --help
 """
@@ -26,43 +26,43 @@ from experiments.results import Folder
 from nl_jax.base import Params
 from nl_jax.theory import deep_linear
 
-LEARNED = 0.98  # of the weakest mode: where a run ends
-MOMENTS = 200  # at which a run is looked at, evenly in time
+LEARNED = 0.98  # fraction of the weakest mode's strength at which a run ends
+MOMENTS = 200  # number of times at which a run is measured, equally spaced
 REFINEMENTS = (1, 2, 4)  # steps of η, η/2 and η/4
 
 
 @dataclass(frozen=True)
 class Config:
-    """Teach linear networks of several depths a linear map, by gradient descent, from small balanced weights.
+    """Train linear networks of several depths on a linear map, by gradient descent from small balanced weights.
 
-    Every mode of the map is a sigmoid curve of its own, known in closed form, and the loss falls in stairs. Steps of
-    η, η/2 and η/4 are continued to η → 0, where the law must hold; exits with 1 if it does not. Prints a table and
-    writes config.json, metrics.jsonl, deep_linear.json, deep_linear.npz and deep_linear.png to --out.
+    Every mode of the map follows its own sigmoid curve, known in closed form, and the loss falls in steps. Results at
+    step sizes η, η/2 and η/4 are extrapolated to η → 0, where theory must hold; exits with 1 if it does not. Prints a
+    table and writes config.json, metrics.jsonl, deep_linear.json, deep_linear.npz and deep_linear.png to --out.
     """
 
     out: Path = Path("results/deep_linear")
-    """Folder for the results; files of an earlier run there are replaced."""
+    """Folder for the results; replaces files of an earlier run."""
     depths: tuple[int, ...] = (2, 3, 4)
-    """L, layers of weights, one or more numbers of at least 2."""
+    """Numbers of weight layers L, each at least 2."""
     strengths: tuple[float, ...] = (4.0, 2.5, 1.6, 1.0)
-    """s, of the modes of the map to be learned; there are as many outputs."""
+    """Strengths s of the modes of the map to learn; there are as many outputs."""
     start: float = 1e-3
-    """u₀, each mode's strength at the start."""
+    """Initial strength u₀ of each mode."""
     inputs: int = 8
-    """Inputs, no fewer than modes."""
+    """Number of inputs, at least the number of modes."""
     hidden: int = 16
-    """Units of each hidden layer, no fewer than modes."""
+    """Units of each hidden layer, at least the number of modes."""
     steps: int = 20
-    """Of the largest size η, between each two of 200 moments; the last is when the weakest mode is learned to 98 %."""
+    """Steps of the largest size η between two of the 200 moments; at the last the weakest mode is learned to 98 %."""
     seeds: int = 20
-    """Networks of each depth that start from small random weights instead, to be looked at and not judged."""
+    """Additional networks of each depth that start from small random weights; they are shown, not judged."""
     quick: bool = False
-    """A small version, the first two depths, at most 10 steps and 5 seeds, in a quarter of a minute."""
+    """Run a small version: the first two depths, at most 10 steps and 5 seeds, in about 15 seconds."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """What was measured at one depth; u [modes, moments], times in units of τ."""
+    """Measurements at one depth; u is [modes, moments], times are in units of τ."""
 
     depth: int
     rates: np.ndarray
@@ -73,13 +73,13 @@ class Course:
     errors: np.ndarray
     """Largest |u − law| at each rate."""
     loss: np.ndarray
-    """At steps of η/4, [moments]."""
+    """Loss at steps of η/4, [moments]."""
     random: np.ndarray
-    """The same from random weights, [seeds, moments]."""
+    """The same loss from random weights, [seeds, moments]."""
 
     @property
     def deviation(self) -> float:
-        """Largest distance of a mode's limit from its law, in error bars."""
+        """Largest deviation of a mode's limit from theory, in error bars."""
         return extrapolation.deviation(self.measured, self.law)
 
 
@@ -87,7 +87,7 @@ def run(config: Config) -> list[Course]:
     """Measures at every depth in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if law and measurement disagree.
+      ExperimentError: if a setting or folder is invalid, or theory and measurement disagree.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -101,7 +101,7 @@ def run(config: Config) -> list[Course]:
             for depth in tqdm(config.depths, unit="depth"):
                 courses.append(_measure(depth, config))
                 folder.metric(depth=depth, deviation=courses[-1].deviation, errors=courses[-1].errors)
-    finally:  # also after Ctrl-C: what was measured so far is shown
+    finally:  # also after Ctrl-C: show the measurements so far
         if courses:
             folder.arrays("deep_linear", _arrays(courses))
             deviations = {str(course.depth): course.deviation for course in courses}
@@ -129,7 +129,7 @@ def _check(config: Config) -> None:
 
 
 def _lesson(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Whitened inputs, Σ11 = I, and what a linear map of the given strengths makes of them."""
+    """Returns whitened inputs, Σ11 = I, and their outputs under a linear map with the given strengths."""
     rng = np.random.default_rng(0)
     N, inputs, outputs = 4 * config.inputs, config.inputs, len(config.strengths)
     x, V, U = (np.linalg.qr(rng.normal(size=size))[0] for size in ((N, inputs), (inputs, outputs), (outputs, outputs)))
@@ -168,11 +168,11 @@ def _measure(depth: int, config: Config) -> Course:
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(None, 0))
     def walk(refinement: int, params: Params) -> tuple[jax.Array, jax.Array]:
-        """Strengths and loss at every moment, from every start."""
+        """Returns strengths and loss at every moment, from every start."""
         stride = config.steps * refinement
-        rate = end / (2 * MOMENTS * stride)  # τ = 1/(2η) steps: the same end for all
+        rate = end / (2 * MOMENTS * stride)  # τ = 1/(2η) steps, so all runs end at the same time
         learner = nl.learner(nl.backprop(objective), optax.sgd(rate))
-        key = jax.random.key(0)  # backprop draws nothing
+        key = jax.random.key(0)  # backprop draws no random numbers
 
         def look(state: nl.LearnerState, _: None) -> tuple[nl.LearnerState, tuple[jax.Array, jax.Array]]:
             state = jax.lax.fori_loop(0, stride, lambda _, state: learner.step(key, state, (x, y))[0], state)
@@ -196,7 +196,7 @@ def _measure(depth: int, config: Config) -> Course:
 
 
 def _arrays(courses: Sequence[Course]) -> dict[str, np.ndarray]:
-    """Of all courses, each name prefixed by the depth."""
+    """Returns the arrays of all courses; each name starts with the depth."""
     return {
         f"{course.depth} {name}": value
         for course in courses
@@ -212,7 +212,7 @@ def _arrays(courses: Sequence[Course]) -> dict[str, np.ndarray]:
 
 
 def table(courses: Sequence[Course], config: Config) -> str:
-    """The measurements as text, a row for each depth."""
+    """Returns the measurements as text, one row per depth."""
     lines = [
         f"{'':24}{'largest |u − law| at steps of':^44}",
         f"{'layers':>6}{'η':>10}{'end/τ':>8}{'η':>11}{'η/2':>11}{'η/4':>11}{'η → 0':>11}{'±':>10}{'off':>7}",
@@ -236,7 +236,7 @@ def table(courses: Sequence[Course], config: Config) -> str:
 
 
 def plot(courses: Sequence[Course], config: Config) -> Any:
-    """Strengths and losses of every depth against time beside their laws, and what is left between the two."""
+    """Plots strengths and losses of every depth against time with their theory, and the remaining differences."""
     from experiments.plotting import figure, style
 
     canvas, axes = figure(2, len(courses) + 1, size=(4.2 * (len(courses) + 1), 7.4))
@@ -276,7 +276,7 @@ def plot(courses: Sequence[Course], config: Config) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.deep_linear")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""Depth against width at equal numbers of parameters (seed 001: how many layers, and how many nodes).
+"""Compares depth with width at equal numbers of parameters (seed 001: how many layers, and how many nodes).
 
 python -m experiments.depth_width --help
 """
@@ -23,33 +23,33 @@ from experiments.sweep import Scores, Sets, lowest, scores, sweep, with_validati
 from nl_jax.numerics import mean_and_error
 
 OUTPUTS = 10
-MOMENTS = 40  # at which networks are scored, more and more apart
+MOMENTS = 40  # number of times at which networks are scored, spaced geometrically
 
 
 @dataclass(frozen=True)
 class Config:
-    """Teach networks of one to six hidden layers, all with as many parameters, handwritten digits and MNIST-1D.
+    """Train networks of one to six hidden layers and equal numbers of parameters on handwritten digits and MNIST-1D.
 
-    Every network learns at every rate; the validation loss chooses its rate and when to stop. There is no theory to
-    judge by. Prints a table and writes config.json, metrics.jsonl, depth_width.json and depth_width.png to --out.
+    Every network learns at every rate; the validation loss chooses its rate and when to stop. No theory predicts the
+    result. Prints a table and writes config.json, metrics.jsonl, depth_width.json and depth_width.png to --out.
     """
 
     out: Path = Path("results/depth_width")
-    """Folder for the results; files of an earlier run there are replaced."""
+    """Folder for the results; replaces files of an earlier run."""
     parameters: tuple[int, ...] = (1500, 6000)
-    """Numbers of weights and biases, which networks come as near to as whole units let them."""
+    """Numbers of weights and biases; each network has the width that comes nearest."""
     depths: tuple[int, ...] = (1, 2, 3, 4, 6)
-    """Numbers of hidden layers (tanh), all of one width."""
+    """Numbers of hidden layers (tanh); all layers of a network have the same width."""
     rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     """Learning rates tried."""
     updates: int = 6000
-    """Parameter updates at most."""
+    """Largest number of parameter updates."""
     batch_size: int = 50
     """Examples per update."""
     seeds: int = 5
     """Independent runs of each network at each rate."""
     quick: bool = False
-    """A small version, two depths, 100 updates of 2 seeds at one rate, in about a quarter of a minute."""
+    """Run a small version: two depths and 100 updates of 2 seeds at one rate, in about 15 seconds."""
 
 
 class Shape(NamedTuple):
@@ -61,14 +61,14 @@ class Shape(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """One network at the rate, and stopped at the moment, of the least validation loss; arrays are [seeds].
+    """One network at the rate and at the moment of the least validation loss; arrays are [seeds].
 
     Attributes:
       task: "digits" or "MNIST-1D".
-      budget: the number of parameters wanted.
-      shape: of its hidden layers.
+      budget: the requested number of parameters.
+      shape: shape of its hidden layers.
       rate: learning rate.
-      updates: when it was stopped.
+      updates: number of updates before it was stopped.
       train_loss, test_loss: mean cross entropy in nats.
       test_error: fraction of wrong answers.
     """
@@ -84,10 +84,10 @@ class Stopped(NamedTuple):
 
 
 def run(config: Config) -> list[Stopped]:
-    """Teaches every network in turn, saving as it goes.
+    """Trains every network in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting, package or folder that will not do.
+      ExperimentError: if a setting or folder is invalid, or a package is missing.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -96,9 +96,8 @@ def run(config: Config) -> list[Stopped]:
         )  # fmt: skip
     _check(config)
     tasks = {"digits": _digits(), "MNIST-1D": _mnist_1d()}
-    todo = [
-        (task, budget, depth) for task in tasks for budget in config.parameters for depth in config.depths
-    ]  # checked before anything is written
+    todo = [(task, budget, depth) for task in tasks for budget in config.parameters for depth in config.depths]
+    # shape() checks the settings before anything is written
     shapes = [shape(tasks[task].train[0].shape[1], depth, budget) for task, budget, depth in todo]
     folder = Folder(config.out, config, outputs=[f"depth_width.{kind}" for kind in ("json", "png")])
     found: list[Stopped] = []
@@ -106,7 +105,7 @@ def run(config: Config) -> list[Stopped]:
         for (task, budget, _), of in zip(tqdm(todo, unit="network"), shapes, strict=True):
             found.append(_taught(task, tasks[task], budget, of, config))
             folder.metric(**found[-1]._asdict())
-    finally:  # also after Ctrl-C: what was learned so far is shown
+    finally:  # also after Ctrl-C: show the results so far
         if found:
             folder.data("depth_width", {"networks": [one._asdict() for one in found]})
             folder.picture("depth_width", plot(found))
@@ -128,7 +127,7 @@ def _check(config: Config) -> None:
 
 
 def _digits() -> Sets:
-    """Standardised as MNIST-1D is, all pixels alike."""
+    """Returns the digits, standardised like MNIST-1D: with one mean and deviation for all pixels."""
     sets = with_validation(data.digits())
     mean, deviation = sets.train[0].mean(), sets.train[0].std()
     return Sets(*(((images - mean) / deviation, labels) for images, labels in sets))
@@ -140,10 +139,10 @@ def _mnist_1d() -> Sets:
 
 
 def shape(inputs: int, depth: int, budget: int) -> Shape:
-    """The width that brings a network of so many hidden layers nearest to so many parameters.
+    """Returns the width at which a network of the given depth comes nearest to the number of parameters.
 
     Raises:
-      ExperimentError: if not even a width of 1 has so few.
+      ExperimentError: if even a width of 1 has too many parameters.
     """
 
     def parameters(width: int) -> int:
@@ -170,7 +169,7 @@ def _taught(task: str, sets: Sets, budget: int, of: Shape, config: Config) -> St
 
 
 def stopped(task: str, budget: int, of: Shape, rates: Sequence[float], moments: np.ndarray, found: Scores) -> Stopped:
-    """At the rate that validation chooses, each seed where its validation loss is least."""
+    """Returns each seed's results where its validation loss is least, at the rate that validation chooses."""
     validation = found.loss["validation"]
     best = lowest(validation.min(axis=-1))
     at = validation[best].argmin(axis=-1)
@@ -182,7 +181,7 @@ def stopped(task: str, budget: int, of: Shape, rates: Sequence[float], moments: 
 
 
 def table(found: Sequence[Stopped]) -> str:
-    """A row for each network; ± is one standard error over seeds."""
+    """Returns the results as text, one row per network; ± is one standard error over seeds."""
     lines = [
         f"{'':10}{'hidden layers':>15}{'parameters':>12}{'rate':>6}{'updates':>18}{'training loss':>18}"
         f"{'test loss':>18}{'test error %':>15}"
@@ -198,7 +197,7 @@ def table(found: Sequence[Stopped]) -> str:
 
 
 def plot(found: Sequence[Stopped]) -> Any:
-    """Test errors and updates against the number of hidden layers, a column for each task."""
+    """Plots test errors and updates against the number of hidden layers, one column per task."""
     from experiments.plotting import band, figure, style
 
     tasks, budgets = (list(dict.fromkeys(values)) for values in zip(*((o.task, o.budget) for o in found), strict=True))
@@ -229,7 +228,7 @@ def plot(found: Sequence[Stopped]) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.depth_width")
     return exit_code(lambda: run(config))
 

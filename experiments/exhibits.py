@@ -1,4 +1,4 @@
-"""What the gallery shows, in this order: an experiment that is not here is not in the gallery."""
+"""Lists the experiments that the gallery shows, in order."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Exhibit:
-    """An experiment as the gallery shows it; `equation` and `claim` are HTML."""
+    """An experiment in the gallery; `equation` and `claim` are HTML."""
 
     module: str
-    """What `python -m` runs."""
+    """The module that `python -m` runs."""
     title: str
     equation: str
-    """Tested, or, where there is no theory to judge by, compared."""
+    """The equation that the experiment tests; without a theory to test, the formula of what it compares."""
     claim: str
-    """What the figure shows, and where the equation is from."""
+    """What the figure shows, and the source of the equation."""
     figures: Mapping[str, str]
-    """Names of its pictures, the one for the thumbnail first, and for each what it says to those who cannot see it."""
+    """Names of its figures and their alternative texts; the first figure is the thumbnail's."""
 
     @property
     def name(self) -> str:
-        """Of its folder and, where it judges, its verdict's file."""
+        """Name of its folder and, if it judges a result, of its verdict's file."""
         return self.module.rpartition(".")[2]
 
 

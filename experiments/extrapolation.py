@@ -1,4 +1,4 @@
-"""Steps of a size compared with a flow, their limit: Richardson's extrapolation to steps of size zero."""
+"""Extrapolates measurements at several step sizes to step size zero (Richardson), for comparison with a flow."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,8 +8,8 @@ import numpy as np
 from experiments.failure import ExperimentError
 from experiments.results import Verdict
 
-# By how many error bars a limit may miss: the error bar is what the last order of extrapolation still corrected, more
-# than the orders left out can be while the series falls.
+# Allowed deviation of a limit, in error bars. The error bar is the correction by the last order of extrapolation; it
+# exceeds the omitted orders as long as the series decreases.
 ALLOWED = 1.0
 NOTE = (
     "η → 0: extrapolated from the three; ±: what the third changed of it, more than the error left; off: the largest\n"
@@ -18,42 +18,42 @@ NOTE = (
 
 
 class Limit(NamedTuple):
-    """What was measured at steps of η, η/2 and η/4, at the same times, continued to η → 0."""
+    """Measurements at steps of η, η/2 and η/4, at the same times, extrapolated to η → 0."""
 
     values: np.ndarray
-    """The limit, an error of O(η³) left."""
+    """The limit, with a remaining error of O(η³)."""
     correction: np.ndarray
-    """What the third rate changed of it, O(η²): its error bar."""
+    """The change of the limit due to the third rate, O(η²): its error bar."""
     raw: np.ndarray
     """The measurement at η/4."""
 
 
 def limit(coarse: np.ndarray, middle: np.ndarray, fine: np.ndarray) -> Limit:
-    """The limit of three measurements at η, η/2 and η/4, whose errors are power series in η."""
+    """Returns the limit of three measurements at η, η/2 and η/4, whose errors are power series in η."""
     first = 2 * fine - middle
     second = (coarse - 6 * middle + 8 * fine) / 3
     return Limit(second, second - first, fine)
 
 
 def deviation(found: Limit, law: np.ndarray) -> float:
-    """How far limits lie from what a law says, in error bars; of curves along the last axis, both at their largest.
+    """Returns the largest deviation of limits from theory, in error bars; NaN if any value is NaN.
 
-    Of many curves the largest deviation, and NaN if anything is.
+    Curves run along the last axis; a curve's deviation is its largest difference over its largest error bar.
     """
     missed = np.abs(found.values - law).max(axis=-1)
     return float(np.max(missed / np.abs(found.correction).max(axis=-1)))
 
 
 def verdict(deviations: Mapping[str, float]) -> Verdict:
-    """The largest of them, by name and in error bars."""
+    """Judges the largest of the deviations, given by name and in error bars."""
     return Verdict(float(np.max(list(deviations.values()))), ALLOWED, "error bars")
 
 
 def judge(deviations: Mapping[str, float]) -> None:
-    """Fails unless all of them, by name and in error bars, are allowed.
+    """Checks the deviations, given by name and in error bars.
 
     Raises:
-      ExperimentError: naming the first that is not.
+      ExperimentError: if a deviation is too large; names the first.
     """
     for name, off in deviations.items():
         if not off <= ALLOWED:

@@ -1,15 +1,15 @@
-"""What an experiment says when it cannot go on: one line and a non-zero exit."""
+"""Errors of experiments: one line of text and a non-zero exit code."""
 
 import sys
 from collections.abc import Callable
 
 
 class ExperimentError(Exception):
-    """A failure the user can mend; its text is the one line shown."""
+    """An error that the user can fix; its text is the one line shown."""
 
 
 def exit_code(run: Callable[[], object]) -> int:
-    """Runs an experiment and turns what stopped it into an exit code: 0, 1 for an error, 130 for Ctrl-C."""
+    """Runs an experiment; returns the exit code 0, 1 after an error, or 130 after Ctrl-C."""
     try:
         run()
     except (ExperimentError, OSError) as error:

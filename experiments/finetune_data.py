@@ -1,8 +1,8 @@
-"""What a language model is fine-tuned on: the first token of docstrings, from the standard library's own sources.
+"""Fine-tuning data for a language model: the first token of docstrings in the standard library's sources.
 
-A prompt is a function's head and the quotes after it; what follows is how its docstring begins: "Return", "Create",
-"This". A model that knows Python expects many things there, the standard library has habits. Modules are divided, so
-that held-out prompts come from files no method has seen.
+A prompt is a function's header and the opening quotes of its docstring. The target is the docstring's first token, as
+in "Return", "Create", "This". A model that knows Python expects many tokens there; the standard library prefers some.
+Sets are divided by module, so held-out prompts come from files that no method has seen.
 """
 
 import ast
@@ -25,8 +25,8 @@ from nl_jax.base import Array, Objective, Params, Propagate
 from nl_jax.propagation import feedforward
 
 LENGTH = 16  # tokens of a prompt
-CHARACTERS = 32  # of a prompt of the character model
-PRETRAINING = 40  # steps of the character model
+CHARACTERS = 32  # characters of a prompt of the character model
+PRETRAINING = 40  # training steps of the character model
 SMALL = Model(vocabulary=97, width=24, depth=2, heads=2, groups=1, hidden=48)
 
 
@@ -34,11 +34,11 @@ Encode = Callable[[str], list[int]]
 
 
 class Prompts(NamedTuple):
-    """Prompts and what follows.
+    """Prompts and their next tokens.
 
     Attributes:
-      ids: tokens [prompts, length], int32; those after a prompt's last are 0, and are not read.
-      last: place of a prompt's last token, [prompts].
+      ids: tokens [prompts, length], int32, padded with 0 after a prompt's last token; the padding is not read.
+      last: index of a prompt's last token, [prompts].
       target: the token that follows, [prompts].
     """
 
@@ -47,12 +47,12 @@ class Prompts(NamedTuple):
     target: Array
 
     def some(self, number: int) -> "Prompts":
-        """The first of them."""
+        """Returns the first `number` prompts."""
         return Prompts(*(part[:number] for part in self))
 
 
 class Task(NamedTuple):
-    """A pretrained model, and prompts to fine-tune it on, to choose settings by, and to measure it with."""
+    """A pretrained model with training, validation and held-out prompts."""
 
     name: str
     model: Model
@@ -63,7 +63,7 @@ class Task(NamedTuple):
 
 
 def first_token_losses(model: Model) -> Objective:
-    """−log p of the token that follows each prompt, in nats, [prompts]; of the model's parameters and `Prompts`."""
+    """Returns the objective −log p of the token that follows each prompt, in nats, [prompts]; batches are `Prompts`."""
 
     def losses(params: Params, batch: Prompts, propagate: Propagate = feedforward) -> Array:
         features = model.features(params, batch.ids, propagate)
@@ -74,10 +74,10 @@ def first_token_losses(model: Model) -> Objective:
 
 
 def real(held_out: int) -> Task:
-    """SmolLM2-135M-Instruct.
+    """Loads SmolLM2-135M-Instruct with its prompts.
 
     Raises:
-      ExperimentError: if it is not installed, or its file is damaged.
+      ExperimentError: if the model is not installed, or its file is damaged.
     """
     path = available()
     if path is None:
@@ -88,13 +88,13 @@ def real(held_out: int) -> Task:
 
 
 def small(held_out: int) -> Task:
-    """A character model, trained here on the standard library's code without its docstrings."""
+    """Trains a character model on the standard library's code without docstrings, and returns it with its prompts."""
     params = _pretrained()
     return Task("character model", SMALL, params, *_divided(_files()[::3], _characters, CHARACTERS, held_out))
 
 
 def _characters(text: str) -> list[int]:
-    """Printable ASCII as 1 … 95, a new line as 96, all else as 0."""
+    """Encodes printable ASCII as 1 … 95, a newline as 96, all else as 0."""
     return [96 if c == "\n" else ord(c) - 31 if " " <= c <= "~" else 0 for c in text]
 
 
@@ -105,7 +105,7 @@ def _files() -> tuple[Path, ...]:
 
 @functools.cache
 def _pretrained() -> Params:
-    """By Adam, on code that `ast` writes down without docstrings."""
+    """Trains by Adam on code that `ast` prints without docstrings."""
     text = []
     for path in _files()[::8]:
         tree = ast.parse(path.read_bytes())
@@ -123,7 +123,7 @@ def _pretrained() -> Params:
 
 
 def _divided(files: Sequence[Path], encode: Encode, length: int, number: int) -> list[Prompts]:
-    """Prompts of three files in five to learn from; some of the fourth to choose by, and of the fifth to measure by."""
+    """Divides files 3:1:1 into training, validation and held-out prompts; the last two are random subsets."""
     pairs = [list(docstrings(path)) for path in files]
     train = [pair for i, own in enumerate(pairs) if i % 5 > 1 for pair in own]
     found = [_prompts(train, encode, length)]
@@ -135,7 +135,7 @@ def _divided(files: Sequence[Path], encode: Encode, length: int, number: int) ->
 
 
 def docstrings(path: Path) -> Iterator[tuple[str, str]]:
-    """Of every function of a file with a docstring: its head with the quotes, and the docstring's first word."""
+    """Yields, for every function with a docstring, its header with the quotes, and the docstring's first word."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.FunctionDef) and (words := (ast.get_docstring(node) or "").split()):
             arguments = ", ".join(argument.arg for argument in node.args.args)

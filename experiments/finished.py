@@ -1,4 +1,4 @@
-"""What a long run has finished, kept so that it can be resumed."""
+"""Stores the finished parts of a long run, so that it can be resumed."""
 
 import dataclasses
 import json
@@ -15,13 +15,13 @@ FILE = "finished.json"
 
 
 class Finished:
-    """Parts of a run by name, in a file of its folder that is whole at every moment.
+    """The finished parts of a run by name, stored in a file that is replaced atomically.
 
     Args:
-      folder: the run's.
-      config: its settings, a dataclass instance.
-      resume: whether to go on from the parts in the file; otherwise the run starts anew.
-      but: names of settings that may differ between the run that began and the one that goes on.
+      folder: the run's folder.
+      config: the run's settings, a dataclass instance.
+      resume: whether to continue from the parts in the file; otherwise the run starts anew.
+      but: names of settings that may differ between the interrupted and the resumed run.
 
     Raises:
       ExperimentError: if the run to resume had other settings, or its file cannot be read.
@@ -40,14 +40,14 @@ class Finished:
         return self._parts[name]
 
     def __setitem__(self, name: str, part: Any) -> None:
-        """Keeps a part: a tree of dicts, lists, numbers, strings and arrays, which become lists of the same numbers."""
+        """Stores a part, a tree of dicts, lists, numbers, strings and arrays; arrays become lists of numbers."""
         self._parts[name] = json.loads(json.dumps(part, default=_listed))
         beside = self._path.with_suffix(".new")
         beside.write_text(json.dumps({"settings": self._settings, "finished": self._parts}) + "\n")
         beside.replace(self._path)
 
     def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
-        """A part that was finished before, or is now computed and kept."""
+        """Returns a finished part; computes and stores it if it is missing."""
         if name not in self:
             self[name] = compute()
         return self[name]

@@ -1,4 +1,4 @@
-"""All experiments, one after the other, and a page of what they found.
+"""Runs all experiments in turn and writes a page with their results.
 
 python -m experiments.gallery --help
 """
@@ -23,29 +23,29 @@ from experiments.outcome import INTERRUPTED, LOG, Outcome, clear, keep_record
 
 @dataclass(frozen=True)
 class Config:
-    """Run every experiment in a process of its own and show what they found on one page, index.html in --out.
+    """Run every experiment in its own process and show the results on one page, index.html in --out.
 
-    One that fails, or whose theory and measurement disagree, does not keep the others from running: the page says so,
-    and the exit code is 1. After Ctrl-C the page shows what is done.
+    The other experiments still run if one fails or disagrees with theory; the page reports it, and the exit code is 1.
+    After Ctrl-C the page shows the finished experiments.
     """
 
     out: Path = Path("results")
-    """Folder for the page, and in it one for each experiment."""
+    """Folder for the page, with one subfolder for each experiment."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
-    """Which experiments to run, by default all; the page shows what there is of the others."""
+    """Experiments to run, by default all; the page shows the existing results of the others."""
     quick: bool = False
-    """Their small versions, in some ten minutes altogether."""
+    """Run the small versions, in about ten minutes in total."""
     keep: bool = False
-    """Do not run again what the gallery ran before by the same command and with success."""
+    """Skip experiments that the gallery has already run successfully with the same command."""
     thumbnails: Path | None = None
-    """Also write one small picture of all figures there, a PNG."""
+    """Also write one small PNG of all figures to this path."""
 
 
 def run(config: Config) -> list[Outcome]:
-    """Runs the experiments in turn, the page renewed after each; returns what each came to.
+    """Runs the experiments in turn, updating the page after each; returns their outcomes.
 
     Raises:
-      ExperimentError: for a name or folder that will not do, or if an experiment fails or disagrees with theory.
+      ExperimentError: if a name or folder is invalid, or an experiment fails or disagrees with theory.
     """
     chosen = _chosen(config.only)
     outcomes = []
@@ -78,21 +78,21 @@ def _chosen(only: Sequence[str]) -> list[Exhibit]:
 
 
 def _command(exhibit: Exhibit, config: Config) -> list[str]:
-    """As one would type it."""
+    """Returns the command as typed in a shell."""
     return ["python", "-m", exhibit.module, "--out", str(config.out / exhibit.name), *["--quick"] * config.quick]
 
 
 def _perform(exhibit: Exhibit, config: Config) -> None:
-    """Runs one experiment and writes down how it went; Ctrl-C is passed on when that is done."""
+    """Runs one experiment and records its outcome; raises KeyboardInterrupt afterwards if Ctrl-C interrupted it."""
     command, folder, began = _command(exhibit, config), clear(exhibit, config.out), time.perf_counter()
-    environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}  # one bar, the gallery's
+    environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}  # show only the gallery's progress bar
     with (
         (folder / LOG).open("w") as log,
         subprocess.Popen([sys.executable, *command[1:]], stdout=log, stderr=log, env=environment) as process,
     ):
         try:
             code = process.wait()
-        except KeyboardInterrupt:  # which the experiment hears as well, and saves what it has
+        except KeyboardInterrupt:  # the experiment receives it too and saves its results so far
             process.wait()
             code = INTERRUPTED
     keep_record(exhibit, config.out, command=command, seconds=round(time.perf_counter() - began, 1), exit_code=code)
@@ -101,7 +101,7 @@ def _perform(exhibit: Exhibit, config: Config) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.gallery")
     return exit_code(lambda: run(config))
 
