@@ -1,4 +1,4 @@
-"""What a training step costs by each solver of the constrained view, over one by backprop; and by peers beside ours.
+"""Cost of a training step by each solver of the constrained view, relative to backprop; and by peers, relative to ours.
 
 python -m benchmarks.constrained --help
 """
@@ -35,11 +35,11 @@ ALL = 0.0  # tolerance: no solver stops early: all steps are timed
 
 @dataclass(frozen=True)
 class Config:
-    """Time one training step, an estimate and a step of descent, of every solver over one of backprop, side by side.
+    """Time one training step, an estimate and a descent step, of every solver relative to backprop, side by side.
 
-    Peers do the same work, whose agreement is measured first: fabricpc the predictive coding, mdmm and cooper, with
-    PyTorch, the primal–dual iterations. Those not installed are left out: `pip install fabricpc mdmm cooper-optim
-    torch` has them all. Writes constrained.json and constrained.png to --out.
+    Peers do the same work, and their gradients are compared with ours first: fabricpc does the predictive coding; mdmm
+    and cooper, with PyTorch, do the primal–dual iterations. Peers that are not installed are left out: `pip install
+    fabricpc mdmm cooper-optim torch` installs them all. Writes constrained.json and constrained.png to --out.
     """
 
     sizes: tuple[int, ...] = (784, 256, 256, 10)
@@ -47,14 +47,14 @@ class Config:
     batch_size: int = 128
     """Examples."""
     iterations: int = 20
-    """K, inner iterations: steps of primal–dual, extragradient, predictive coding and each phase of networks at rest.
-    The method of multipliers takes as many in all, in fives, and ADMM a quarter as many sweeps."""
+    """K, inner iterations: steps of primal–dual, extragradient, predictive coding and each phase of networks at
+    equilibrium. The method of multipliers takes K steps in total, in groups of five; ADMM takes K/4 sweeps."""
     rounds: int = 15
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     out: Path = Path("results/benchmarks/constrained")
     """Folder for the results."""
     quick: bool = False
-    """Three rounds instead."""
+    """Three rounds."""
 
 
 Function = Callable[[jax.Array], Any]
@@ -290,7 +290,7 @@ def _table(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.constrained")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""What an estimate costs, in forward passes, and how much signal it buys.
+"""Cost of an estimate in forward passes, and its signal-to-noise ratio.
 
 python -m benchmarks.estimators --help
 """
@@ -27,26 +27,26 @@ from nl_jax.diagnostics.timing import Spread, interleaved, ratio
 class Config:
     """Time every estimator on one network and batch, in units of forward passes, and measure its signal to noise.
 
-    Perturbation estimators are given over K times the jitted mean loss of the batch, exact ones over
+    The unit of perturbation estimators is K times the jitted mean loss of the batch; the unit of exact ones is
     `jax.value_and_grad` of it. Writes estimators.json and estimators.png to --out.
     """
 
     sizes: tuple[int, ...] = (784, 256, 256, 10)
     """Units per layer, input to output (tanh, cross-entropy)."""
     conv: bool = False
-    """A small convolutional network on 28 x 28 images instead."""
+    """Use a small convolutional network on 28 x 28 images."""
     batch_size: int = 128
     """Examples."""
     num_samples: int = 32
     """K, random directions per estimate."""
     rounds: int = 15
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     num_estimates: int = 40
-    """Independent estimates to measure signal and noise with."""
+    """Independent estimates that measure signal and noise."""
     out: Path = Path("results/benchmarks/estimators")
     """Folder for the results."""
     quick: bool = False
-    """Three rounds instead, the rows that stand for their kind, and the signal of three of them from four estimates."""
+    """Three rounds, only the main rows, and the signal of three of them from four estimates."""
 
 
 NAIVE = "weights: Gaussian, all samples vmapped"
@@ -227,7 +227,7 @@ def _table(config: Config, rows: dict[str, Row]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.estimators")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""Is nothing lost? A training run is killed at random instants, started again each time, and compared bit by bit.
+"""Test of checkpoints: a run is killed at random times, restarted each time, and compared bit by bit.
 
 python -m benchmarks.kills --help
 """
@@ -28,18 +28,18 @@ from experiments.results import Folder
 class Config:
     """Kill (SIGKILL) a run of `nl.fit` that saves after each dispatch; compare it with one that was never interrupted.
 
-    The run draws its batches from an iterator, and has momentum and a random key in the optimizer's state. Writes
-    kills.json to --out; the exit code is 1 if a bit differs or a step that was saved is lost.
+    The run draws its batches from an iterator, and its optimizer state has momentum and a random key. Writes
+    kills.json to --out. The exit code is 1 if a bit differs or a saved step is lost.
     """
 
     kills: int = 30
-    """How often the process is killed."""
+    """Number of kills."""
     steps: int = 4000
-    """Of the run; so many that it is not over before the last kill."""
+    """Steps of the run; it must not end before the last kill."""
     longest: float = 0.5
-    """Each process is killed at a random instant, up to so many seconds after it has saved for the first time."""
+    """Largest delay in seconds: each process is killed at a random time up to this long after its first save."""
     seed: int = 0
-    """Of the instants."""
+    """Seed of the kill times."""
     out: Path = Path("results/benchmarks/kills")
     """Folder for the results."""
 
@@ -139,7 +139,7 @@ def _bits(tree: Any) -> list[bytes]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.kills")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""A zeroth-order step of a language model, beside MeZO written by hand: seconds, and what each holds.
+"""Zeroth-order steps of a language model, compared with hand-written MeZO: seconds and memory.
 
 python -m benchmarks.language_model --help
 """
@@ -27,28 +27,28 @@ Step = Callable[[Params, Array, Key], Params]
 
 @dataclass(frozen=True)
 class Config:
-    """Take one step of each, K = 1 and antithetic, in turn, and compare.
+    """Time one step of each method, K = 1 and antithetic, in turn.
 
-    The sizes are SmolLM2-135M's; parameters are random, for neither time nor memory depends on them. Prints a table
+    The sizes are SmolLM2-135M's. Parameters are random, since neither time nor memory depends on them. Prints a table
     and writes language_model.json to --out.
     """
 
     vocabulary: int = 49_152
-    """Tokens the model knows."""
+    """Vocabulary size in tokens."""
     width: int = 576
     """Features of a token, a multiple of 2 · heads."""
     depth: int = 30
     """Blocks."""
     heads: int = 9
-    """Of attention, three for each head of keys; a multiple of 3."""
+    """Attention heads, three per key head; a multiple of 3."""
     hidden: int = 1536
     """Units of a feed-forward layer."""
     batch_size: int = 8
     """Texts."""
     length: int = 32
-    """Tokens of each."""
+    """Tokens per text."""
     rounds: int = 5
-    """Each step is timed once a round."""
+    """Rounds; each step is timed once per round."""
     out: Path = Path("results/benchmarks/language_model")
     """Folder for the results."""
 
@@ -57,7 +57,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     """Measures, prints and saves; returns by step: median seconds, quartiles, temporaries in bytes.
 
     Raises:
-      ExperimentError: for a setting that will not do, or on a backend that does not tell its memory.
+      ExperimentError: for an invalid setting, or on a backend that does not report its memory.
     """
     sizes = config.vocabulary, config.width, config.depth, config.heads, config.hidden, config.batch_size, config.rounds
     if min(sizes) < 1 or config.length < 2:
@@ -147,7 +147,7 @@ def _steps(model: Model) -> list[tuple[str, Step]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.language_model")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""How many steps and evaluations conjugate gradients need, beside scipy's and optimistix's.
+"""Steps and evaluations of conjugate gradients, compared with scipy's and optimistix's.
 
 python -m benchmarks.optimizers --help
 """
@@ -34,16 +34,16 @@ BETAS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Count iterations (line searches) and evaluations (value and gradient) to a small gradient, in float64.
+    """Count iterations (line searches) and evaluations (value and gradient) until the gradient is small, in float64.
 
-    Peers that are not installed are left out: `pip install optimistix` has them all. Writes optimizers.json and
+    Peers that are not installed are left out: `pip install optimistix` installs them all. Writes optimizers.json and
     optimizers.png to --out.
     """
 
     gtol: float = 1e-6
-    """The search ends where no component of the gradient is larger."""
+    """The search ends when no component of the gradient is larger."""
     max_iterations: int = 3000
-    """At most so many; a count of all of them means that the minimum was not reached."""
+    """Largest number of iterations; a count that equals it means that the minimum was not reached."""
     out: Path = Path("results/benchmarks/optimizers")
     """Folder for the results."""
 
@@ -164,7 +164,7 @@ def plot(counts: dict[str, dict[str, Count]]) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.optimizers")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""The same work done by others: evosax, optax and PyTorch beside nl_jax.
+"""Peers that do the same work: evosax, optax and PyTorch compared with nl_jax.
 
 python -m benchmarks.peers --help
 """
@@ -30,7 +30,7 @@ from nl_jax.diagnostics.timing import Spread, ratio
 class Config:
     """Time what other libraries offer for the same work, on one network and batch, side by side with ours.
 
-    Peers that are not installed are left out: `pip install evosax torch` has them all. Writes peers.json and
+    Peers that are not installed are left out: `pip install evosax torch` installs them all. Writes peers.json and
     peers.png to --out.
     """
 
@@ -39,15 +39,15 @@ class Config:
     batch_size: int = 128
     """Examples."""
     num_samples: int = 32
-    """K, random directions per estimate (a population of 2 K where each is tried both ways)."""
+    """K, random directions per estimate (a population of 2 K with antithetic pairs)."""
     rounds: int = 15
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     estimates: int = 20
-    """Estimates whose cosine to the exact gradient is averaged."""
+    """Number of estimates over which the cosine to the exact gradient is averaged."""
     out: Path = Path("results/benchmarks/peers")
     """Folder for the results."""
     quick: bool = False
-    """Three rounds and three estimates instead."""
+    """Three rounds and three estimates."""
 
 
 Function = Callable[[jax.Array], Any]
@@ -269,7 +269,7 @@ def _table(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.peers")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""What rules for recurrent networks cost: compile time, time and memory against the number of steps.
+"""Cost of rules for recurrent networks: compile time, run time and memory against the number of steps.
 
 python -m benchmarks.recurrent --help
 """
@@ -44,31 +44,31 @@ OF_INFLUENCE = "RTRL"
 
 @dataclass(frozen=True)
 class Config:
-    """Seconds to compile, seconds an estimate over backprop's, and temporary bytes, against the number of steps.
+    """Measure compile time, time relative to backprop and temporary bytes of one estimate, against the number of steps.
 
-    A leaky recurrent network with a read-out in the loop, which adds its loss up there; one jitted estimate. RTRL is
-    measured on networks of at most `most_influence` units. Temporaries include a copy of the batch with its
-    steps first. Writes recurrent.json and recurrent.png to --out.
+    The network is a leaky recurrent network; its read-out is inside the loop, which also sums the loss. One jitted
+    estimate is measured. RTRL is measured on networks of at most `most_influence` units. Temporaries include a copy of
+    the batch with the time axis first. Writes recurrent.json and recurrent.png to --out.
     """
 
     units: tuple[int, ...] = (16, 128)
-    """Units of the network; each is a table."""
+    """Units of the network; one table for each."""
     steps: tuple[int, ...] = (25, 100, 300, 1000, 10_000)
-    """Steps that are compiled for; times are taken for those up to `most_steps`."""
+    """Numbers of steps to compile for; those up to `most_steps` are also timed."""
     most_steps: int = 300
-    """The most steps an estimate is timed on."""
+    """Largest number of steps that is timed."""
     most_influence: int = 16
-    """The most units of a network for RTRL."""
+    """Largest number of units for RTRL."""
     batch_size: int = 32
     """Examples."""
     inputs: int = 8
     """Inputs at each step."""
     rounds: int = 20
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     out: Path = Path("results/benchmarks/recurrent")
     """Folder for the results."""
     quick: bool = False
-    """16 units, 25 and 100 steps, and three rounds instead."""
+    """16 units, 25 and 100 steps, and three rounds."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _figure(found: dict[int, dict[str, dict[int, Cost]]]) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.recurrent")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""The same recurrent work done by others: braintrace's online rules and a leaky layer of snntorch beside ours.
+"""Peers that do the same recurrent work: braintrace's online rules and snntorch's leaky layer compared with ours.
 
 python -m benchmarks.recurrent_peers --help
 """
@@ -32,32 +32,32 @@ DECAY, SLOPE = 0.9, 2.0  # of the membrane, and of the arctan that stands for a 
 
 @dataclass(frozen=True)
 class Config:
-    """Time a gradient of one recurrent network and batch by each peer and by ours, and say how far the two differ.
+    """Time a gradient of one recurrent network and batch by each peer and by ours, and compare the two gradients.
 
-    braintrace runs a network of tanh units by D-RTRL, which is our e-prop, and by SnAp; its SnAp of order two widens
-    to all units and is RTRL. snntorch runs a layer of leaky spiking units there and back. Peers that are not installed
-    are left out: `pip install braintrace torch snntorch` has them all. Writes recurrent_peers.json and
-    recurrent_peers.png to --out.
+    braintrace runs a network of tanh units by D-RTRL, which is our e-prop, and by SnAp. Its SnAp of order two includes
+    all units and is therefore RTRL. snntorch runs a layer of leaky spiking units forwards and backwards. Peers that are
+    not installed are left out: `pip install braintrace torch snntorch` installs them all. Writes recurrent_peers.json
+    and recurrent_peers.png to --out.
     """
 
     units: int = 16
     """Tanh units of braintrace's network."""
     steps: int = 25
-    """T there."""
+    """T, steps of braintrace's network."""
     spiking_units: int = 128
     """Units of snntorch's layer."""
     spiking_steps: int = 100
-    """T there."""
+    """T, steps of snntorch's layer."""
     inputs: int = 8
-    """Of both, at each step."""
+    """Inputs of both at each step."""
     batch_size: int = 32
     """Examples."""
     rounds: int = 15
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     out: Path = Path("results/benchmarks/recurrent_peers")
     """Folder for the results."""
     quick: bool = False
-    """Three rounds instead."""
+    """Three rounds."""
 
 
 Function = Callable[[], Any]
@@ -294,7 +294,7 @@ def _table(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.recurrent_peers")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""What whole processes hold at most: peak resident memory of one that trains, beside MeZO in PyTorch.
+"""Peak resident memory of whole training processes, compared with MeZO in PyTorch.
 
 python -m benchmarks.resident --help
 """
@@ -30,15 +30,15 @@ DEPTH, INPUTS, CLASSES, STEPS = 4, 256, 10, 3
 
 @dataclass(frozen=True)
 class Config:
-    """Train a network in one process after the other, by one rule each, and ask for the memory it held at most.
+    """Train a network by one rule per process, one process after another, and measure the peak memory of each.
 
-    A process makes the parameters, which are a tanh network's, and takes three jitted steps with a donated state, K = 1
-    and two evaluations. The floor is a process that makes the parameters and evaluates the loss. Prints a table and
+    A process makes the parameters of a tanh network and takes three jitted steps with a donated state, K = 1 and two
+    evaluations. The floor is a process that makes the parameters and evaluates the loss. Prints a table and
     writes resident.json and resident.png to --out.
     """
 
     millions: tuple[int, ...] = (10, 100)
-    """Parameters."""
+    """Parameters, in millions."""
     batch_size: int = 32
     """Examples."""
     out: Path = Path("results/benchmarks/resident")
@@ -49,7 +49,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     """Measures, prints and saves; returns peak MB by number of parameters and rule.
 
     Raises:
-      ExperimentError: for a setting that will not do, or if a process fails.
+      ExperimentError: for an invalid setting, or if a process fails.
     """
     if not config.millions or min(*config.millions, config.batch_size) < 1:
         raise ExperimentError("--millions and --batch-size must be at least 1")
@@ -180,7 +180,7 @@ def plot(peaks: Mapping[str, Mapping[str, float]], sizes: Mapping[str, float]) -
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] == ["--process"]:  # one contestant, in a process of its own
         print(json.dumps(_process(words[1], int(words[2]), int(words[3]))))

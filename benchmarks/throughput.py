@@ -1,4 +1,4 @@
-"""How much of an accelerator's pure inference an estimate keeps.
+"""Speed of an estimate's evaluations as a fraction of pure inference on an accelerator.
 
 python -m benchmarks.throughput --help
 """
@@ -26,12 +26,12 @@ from nl_jax.estimators.step_size import balanced, step_size
 
 @dataclass(frozen=True)
 class Config:
-    """Samples per second as a fraction of pure batched inference on the same device.
+    """Measure samples per second as a fraction of pure batched inference on the same device.
 
-    Inference is the jitted mean loss on `inference_batches` batches at once: as many examples as an estimate evaluates,
-    with nothing drawn, compared or averaged. Fractions above 1 are no mistake: samples that share the first layer's
-    product do less than inference does. The defaults fill a large GPU; on a CPU take `--quick`. Writes throughput.json
-    and throughput.png to --out.
+    Inference is the jitted mean loss on `inference_batches` batches at once. It is scaled to the number of examples
+    that an estimate evaluates and includes no random numbers, comparison or average. Fractions above 1 are correct:
+    samples that share the first layer's product do less work than inference. The defaults fill a large GPU; on a CPU use
+    `--quick`. Writes throughput.json and throughput.png to --out.
     """
 
     sizes: tuple[int, ...] = (8192, 8192, 8192, 8192, 10)
@@ -39,17 +39,17 @@ class Config:
     batch_size: int = 1024
     """Examples."""
     num_samples: tuple[int, ...] = (64, 512, 4096)
-    """K, random directions per estimate; each is a row per estimator."""
+    """K, random directions per estimate; each has one row per estimator."""
     products: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
-    """Dtype that layers compute in; parameters and losses stay in float32."""
+    """Dtypes that layers compute in; parameters and losses stay in float32."""
     inference_batches: int = 8
-    """Batches that one inference call takes together."""
+    """Batches per inference call."""
     rounds: int = 5
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     out: Path = Path("results/benchmarks/throughput")
     """Folder for the results."""
     quick: bool = False
-    """512-256-256-10, batch 128, K = 32 and three rounds instead."""
+    """512-256-256-10, batch 128, K = 32 and three rounds."""
 
 
 def run(config: Config) -> dict[str, Spread]:
@@ -123,7 +123,7 @@ def _estimators(objective: Any, samples: int, sigma: Any) -> dict[str, nl.Gradie
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.throughput")
     return exit_code(lambda: run(config))
 

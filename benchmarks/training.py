@@ -1,4 +1,4 @@
-"""What `nl.fit` costs beside a loop written by hand: updates per second of whole training runs.
+"""Cost of `nl.fit` compared with a hand-written loop: updates per second of whole training runs.
 
 python -m benchmarks.training --help
 """
@@ -31,7 +31,7 @@ class Case:
     sizes: tuple[int, ...]
     """Units per layer, input to output (tanh, cross-entropy)."""
     examples: int
-    """Random examples, shuffled anew in each pass."""
+    """Random examples, reshuffled in each pass."""
     batch_size: int
     """Examples per update."""
     steps: int
@@ -42,22 +42,22 @@ class Case:
 class Config:
     """Time whole training runs: nl.fit beside a hand-written scan, a Python loop and PyTorch.
 
-    All use Adam, the same batches' shape and nothing else than the updates: no progress bar, no evaluation. Writes
-    training.json and training.png to --out.
+    All use Adam and the same batch shape. They only make updates: no progress bar, no evaluation. Writes training.json
+    and training.png to --out.
     """
 
     small: Case = Case((64, 32, 10), examples=1797, batch_size=100, steps=2000)
-    """Of the size of scikit-learn's digits."""
+    """A case of the size of scikit-learn's digits."""
     large: Case = Case((784, 256, 256, 10), examples=60_000, batch_size=128, steps=400)
-    """Of the size of MNIST."""
+    """A case of the size of MNIST."""
     num_samples: int = 8
-    """K of node perturbation."""
+    """K, samples of node perturbation."""
     rounds: int = 11
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     out: Path = Path("results/benchmarks/training")
     """Folder for the results."""
     quick: bool = False
-    """Three rounds of at most 200 and 100 updates instead: shows that it runs, but fixed costs weigh more."""
+    """Three rounds of at most 200 and 100 updates: a smoke test in which fixed costs weigh more."""
 
 
 Run = Callable[[], Any]
@@ -258,7 +258,7 @@ def _table(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.training")
     return exit_code(lambda: run(config))
 

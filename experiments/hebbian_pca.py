@@ -36,22 +36,22 @@ SETTLED = 16.0  # Sanger's until the slowest distance, of a smallest gap between
 class Config:
     """Teach linear units the digits without labels, by three local rules in full-batch steps, from random weights.
 
-    Hebb's and Oja's paths are known in closed form: steps of η, η/2 and η/4 are continued to η → 0, where the flows
-    must hold. Sanger's units must end at the eigenvectors of the covariance, in order. Exits with 1 if one of them
-    does not. Prints a table and writes config.json, metrics.jsonl, hebbian_pca.json, hebbian_pca.npz and
-    hebbian_pca.png to --out.
+    Hebb's and Oja's flows are known in closed form. Runs with steps of η, η/2 and η/4 are extrapolated to η → 0 and
+    compared with them. Sanger's units must converge to the eigenvectors of the covariance, in order. Exits with 1 if
+    one of the rules disagrees with its theory. Prints a table and writes config.json, metrics.jsonl, hebbian_pca.json,
+    hebbian_pca.npz and hebbian_pca.png to --out.
     """
 
     out: Path = Path("results/hebbian_pca")
     """Folder for the results; files of an earlier run there are replaced."""
     components: int = 5
-    """Eigenvectors along which Hebb's and Oja's weights are looked at."""
+    """Number of eigenvectors along which Hebb's and Oja's weights are measured."""
     units: int = 4
-    """Of Sanger's rule."""
+    """Units of Sanger's rule."""
     start: float = 0.1
-    """Length of each unit's weights at the start."""
+    """Initial norm of each unit's weights."""
     steps: int = 5
-    """Of the largest size η, between each two of 200 moments; Sanger's rule may need more."""
+    """Steps of the largest size η between two of the 200 measurements; Sanger's rule may take more."""
     quick: bool = False
     """A small version, at most 2 steps, in a few seconds."""
 
@@ -121,7 +121,7 @@ def run(config: Config) -> Found:
     """Teaches by each rule in turn, saving as it goes; returns what was found.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if theory and measurement disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if theory and measurement disagree.
     """
     if config.quick:
         config = dataclasses.replace(config, steps=min(config.steps, 2))
@@ -334,7 +334,7 @@ def plot(found: Found, digits: Digits) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.hebbian_pca")
     return exit_code(lambda: run(config))
 

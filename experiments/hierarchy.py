@@ -32,31 +32,31 @@ SHOWN = 8  # images of the picture of completions
 class Config:
     """Teach a hierarchy by local rules alone, without labels, and let it answer for itself.
 
-    Two convolutions and a layer of prototypes, which reads both, learn by competition; links among the prototypes by
-    competitive Hebbian learning; concepts, clusters of prototypes, by competition. Each concept is named by the label
-    of its most typical training image: ten labels in all. Prototypes complete images whose lower half is hidden, and
-    tell images turned by a right angle from upright ones. The same is asked of hierarchies with fewer convolutions,
-    with random convolutions, and with random weights in all layers below the links, whose links, concepts and recall
-    learn as the others' do. Prints a table and writes config.json, hierarchy.json, hierarchy.png and completion.png
-    to --out.
+    Two convolutions, and a layer of prototypes that reads both, learn by competition. Links between the prototypes
+    learn by competitive Hebbian learning. Concepts are clusters of prototypes and learn by competition. Each concept is
+    named by the label of its most typical training image, so ten labels are used in all. Prototypes complete images
+    whose lower half is hidden, and tell images rotated by 90° from upright ones. The comparisons are hierarchies with
+    fewer convolutions, with random convolutions, and with random weights in all layers below the links; the links,
+    concepts and recall of these learn in the same way. Prints a table and writes config.json, hierarchy.json,
+    hierarchy.png and completion.png to --out.
     """
 
     out: Path = Path("results/hierarchy")
     """Folder for the results; files of an earlier run there are replaced."""
     features: int = 16
-    """Units of either convolution."""
+    """Units of each convolution."""
     memories: int = 300
     """Prototypes."""
     neighbours: int = 3
-    """Next best prototypes that are linked to the best one."""
+    """Number of runner-up prototypes that are linked to the best one."""
     images: int = 4000
-    """Images to learn from, of 4,000."""
+    """Training images, of the 4,000 available."""
     validation: int = 0
-    """Of these, so many are asked about in place of the test images, and not learned from: for choosing settings."""
+    """Of the training images, how many are held out and tested on instead of the test images: for choosing settings."""
     seeds: int = 5
-    """Runs of each hierarchy."""
+    """Runs of each kind of hierarchy."""
     resume: bool = False
-    """Go on with what an interrupted run by the same settings finished in --out."""
+    """Continue an interrupted run: reuse what a run with the same settings finished in --out."""
     quick: bool = False
     """A small version, 600 images and two seeds, in about half a minute."""
 
@@ -107,7 +107,7 @@ def run(config: Config) -> dict[str, Scores]:
     """Teaches and asks all kinds, and saves; returns their scores.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if what is judged is not so.
+      ExperimentError: for an invalid setting or an unusable folder, or if what is judged is not so.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -296,7 +296,7 @@ def show(completions: np.ndarray) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.hierarchy")
     return exit_code(lambda: run(config))
 

@@ -32,7 +32,7 @@ NETWORK = nl.mlp([4, 5, 2], activation=nl.activations.tanh())
 OBJECTIVE = nl.supervised(NETWORK.apply, nl.losses.half_squared_error)
 EXAMPLES = 5
 RATE = 0.1
-"""Of learning: the noise is chosen beside it."""
+"""Learning rate; the noise is scaled relative to it."""
 
 BINS = (0.0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0)
 """Of stated probabilities."""
@@ -58,35 +58,37 @@ CANDIDATES: dict[str, nl.GradientEstimator] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Train small networks by one of five rules, drawn anew for each, and say which it was.
+    """Train small networks, each by one of five rules drawn at random, and infer which rule it was.
 
-    Changes of weights are read with noise, and some of the hidden units are not observed, nor any weight to or from
-    them; how large the learning is beside the noise is drawn as well. What is known is the parameters before each step,
-    the examples, the noise of a reading and, for feedback alignment, the feedback weights. Of cases given a
-    probability, as large a part should be right. Prints the confusion matrix and writes config.json, metrics.jsonl,
-    identify.json and identify.png to --out. Fails if probabilities are further off than chance allows.
+    Weight changes are observed with noise. Some hidden units are not observed, nor any weight to or from them. The size
+    of the learning relative to the noise is drawn at random, too. The parameters before each step, the examples, the
+    noise of an observation and, for feedback alignment, the feedback weights are known. The posterior must be
+    calibrated: of the cases given a probability, that fraction should be right. Prints the confusion matrix and writes
+    config.json, metrics.jsonl, identify.json and identify.png to --out. Fails if probabilities are further off than
+    chance allows.
     """
 
     out: Path = Path("results/identify")
     """Folder for the results; files of an earlier run there are replaced."""
     candidates: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(CANDIDATES)
-    """Two rules or more, one of which trains each network; these are all."""
+    """Two or more rules; one of them trains each network. The default is all of them."""
     cases: int = 600
-    """Networks, at least 50."""
+    """Number of networks, at least 50."""
     steps: int = 8
-    """Updates that are observed of each."""
+    """Observed updates per network."""
     unobserved: float = 0.4
-    """Part of the hidden units that are not observed, on average."""
+    """Expected fraction of hidden units that are not observed."""
     strongest: float = 40.0
-    """The largest that learning is beside the noise of one reading, over all steps and weights; from 0, all alike."""
+    """Largest size of the learning, over all steps and weights, relative to the noise of one observation; the size is
+    uniform between 0 and this."""
     num_samples: int = 1000
-    """Estimates by which the scatter of candidates is known; 1 for none, and random rules are then not found."""
+    """Estimates that measure how random rules scatter; with 1 the scatter is ignored and random rules are missed."""
     noise_known: bool = True
-    """Whether the noise of a reading is known, or inferred as well."""
+    """Whether the noise of an observation is known; otherwise it is inferred as well."""
     at_once: int = 50
-    """Networks computed side by side."""
+    """Networks simulated in parallel."""
     quick: bool = False
-    """A small version, three rules, 150 networks of 4 steps by 300 estimates, in under half a minute."""
+    """A small version: three rules, 150 networks of 4 steps and 300 estimates, in under half a minute."""
 
 
 class Cases(NamedTuple):
@@ -121,7 +123,7 @@ def run(config: Config) -> Cases:
     """Simulates and judges networks, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if probabilities are not right as often as they say.
+      ExperimentError: for an invalid setting or an unusable folder, or if the probabilities are not calibrated.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -320,7 +322,7 @@ def plot(found: Cases, config: Config) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.identify")
     return exit_code(lambda: run(config))
 

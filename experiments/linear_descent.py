@@ -87,7 +87,7 @@ def _walk(x: jax.Array, y: jax.Array, start: jax.Array, rate: jax.Array, moments
     """Losses ½ ⟨(ŷ − y)²⟩ of linear units that begin with weights `start`, [inputs, units]: [moments, units]."""
     network = nl.mlp([x.shape[1], y.shape[1]], activation=nl.activations.identity(), bias=False)
     learner = nl.learner(nl.backprop(nl.supervised(network.apply, nl.losses.half_squared_error)), optax.sgd(rate))
-    key = jax.random.key(0)  # backprop draws nothing
+    key = jax.random.key(0)  # unused: backprop draws no random numbers
 
     def until(state: nl.LearnerState, moment: jax.Array) -> tuple[nl.LearnerState, jax.Array]:
         def step(_: jax.Array, state: nl.LearnerState) -> nl.LearnerState:

@@ -32,7 +32,7 @@ ALLOWED = 5.0  # standard errors: errors have heavy tails, and up to some hundre
 class Config:
     """Fit a linear neuron to more and more random examples: by minimum norm and by gradient descent from zero.
 
-    Inputs and noise are Gaussian, so that the expected test error is known; exits with 1 if another is measured.
+    Inputs and noise are Gaussian, so the expected test error is known. Exits with 1 if the measured one differs.
     Prints a table and writes config.json, metrics.jsonl, linear_neuron.json, linear_neuron.npz and linear_neuron.png
     to --out.
     """
@@ -44,13 +44,13 @@ class Config:
     examples: tuple[int, ...] = (
         3, 6, 9, 12, 15, 18, 20, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 34, 36, 38, 40, 45, 52, 60, 75, 90, 105, 120,
     )  # fmt: skip
-    """N, one or more numbers of training examples, in this order."""
+    """N, one or more numbers of training examples, rising."""
     noise: float = 0.5
     """Standard deviation of the noise on the targets; the teacher's weights have norm 1."""
     datasets: int = 1000
     """Random datasets for each N."""
     steps: tuple[int, ...] = (30, 1000)
-    """Where to look at gradient descent, in steps."""
+    """Numbers of gradient descent steps after which the error is measured."""
     quick: bool = False
     """A small version, 200 datasets for every third N and at most 300 steps, in under a minute."""
 
@@ -79,7 +79,7 @@ def run(config: Config) -> list[Point]:
     """Measures at every N in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if law and measurement disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if law and measurement disagree.
     """
     if config.quick:
         steps = tuple(sorted({min(steps, 300) for steps in config.steps}))
@@ -160,7 +160,7 @@ def _descend(x: jax.Array, y: jax.Array, rate: float, steps: Sequence[int]) -> j
     """Weights after each of `steps` of gradient descent from zero, [steps, D], walked step by step."""
     objective = nl.supervised(lambda w, x: x @ w, lambda output, target: (output - target) ** 2)
     learner = nl.learner(nl.backprop(objective), optax.sgd(rate))
-    key = jax.random.key(0)  # backprop draws nothing
+    key = jax.random.key(0)  # unused: backprop draws no random numbers
 
     def step(state: nl.LearnerState, _: None) -> tuple[nl.LearnerState, None]:
         return learner.step(key, state, (x, y))[0], None
@@ -265,7 +265,7 @@ def plot(points: Sequence[Point], config: Config) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.linear_neuron")
     return exit_code(lambda: run(config))
 

@@ -52,13 +52,13 @@ Estimate = Callable[..., Params]
 
 @dataclass(frozen=True)
 class Config:
-    """Train a small convolutional network with one loss or with many, by noise in its units and by backprop.
+    """Train a small convolutional network with one loss or with many, by forward gradient in units and by backprop.
 
-    The activity-perturbed forward gradient draws a sign in every unit and learns from the derivative of the loss that
-    the unit feeds. With local losses fewer units feed a loss. At the first parameters the error of the credit of all
-    units is held against its law, the number of units that feed a loss; and every way is trained, its rate chosen on
-    validation images. Prints a table and writes config.json, metrics.jsonl, local_losses.json and local_losses.png to
-    --out. Fails if law and measurement disagree beyond chance.
+    The activity-perturbed forward gradient draws a random sign for every unit and learns from the directional
+    derivative of the loss that the unit feeds. With local losses fewer units feed each loss. At the initial parameters,
+    the error of the credit of all units is compared with its law, the number of units that feed a loss. Every placement
+    of losses is then trained, with a learning rate chosen on validation images. Prints a table and writes config.json,
+    metrics.jsonl, local_losses.json and local_losses.png to --out. Fails if law and measurement disagree beyond chance.
     """
 
     dataset: str = "digits"
@@ -66,7 +66,7 @@ class Config:
     out: Path = Path("results/local_losses")
     """Folder for the results; files of an earlier run there are replaced."""
     ways: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(WAYS)
-    """Which ways to place losses; these are all."""
+    """Placements of losses to compare; the default is all of them."""
     updates: int = 600
     """Parameter updates of a training run."""
     convolutions: int = 3
@@ -76,13 +76,13 @@ class Config:
     num_samples: int = 1
     """Directions of noise per example and update."""
     rates: tuple[float, ...] = (0.003, 0.01)
-    """Adam's learning rates to choose from."""
+    """Learning rates of Adam to choose from."""
     seeds: int = 4
-    """Training runs at every rate, at least 2."""
+    """Training runs at each rate, at least 2."""
     estimates: int = 200
-    """Of the gradient at the first parameters, at least 20."""
+    """Gradient estimates at the initial parameters, at least 20."""
     quick: bool = False
-    """A small version, two ways to place losses and two convolutions, in under half a minute."""
+    """A small version: two placements of losses and two convolutions, in under half a minute."""
 
 
 class Noise(NamedTuple):
@@ -117,7 +117,7 @@ def run(config: Config) -> dict[str, Result]:
     """Measures and trains by every way in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if the law and its measurement disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if the law and its measurement disagree.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -356,7 +356,7 @@ def plot(found: dict[str, Result], title: str, config: Config) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.local_losses")
     return exit_code(lambda: run(config))
 

@@ -26,28 +26,28 @@ CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])  # of the drawn s
 
 @dataclass(frozen=True)
 class Config:
-    """Draw losses and their gradients on the simplex of three outputs, of two outputs of any length, and of one.
+    """Draw losses and their gradients on the simplex of three outputs, of two outputs of any sum, and of one output.
 
-    Automatic differentiation of the library's losses is held against the seed's formulas at random outputs, and so is
-    where each loss is least. Prints a table and writes config.json, loss_surfaces.json, loss_surfaces.npz and
-    loss_surfaces.png to --out.
+    Automatic differentiation of the library's losses is compared with the seed's formulas at random outputs. The
+    minimum of each loss is checked as well. Prints a table and writes config.json, loss_surfaces.json,
+    loss_surfaces.npz and loss_surfaces.png to --out.
     """
 
     out: Path = Path("results/loss_surfaces")
     """Folder for the results; files of an earlier run there are replaced."""
     targets: tuple[float, ...] = (0.5, 0.3, 0.2)
-    """x̄, three numbers above 0 that sum to 1."""
+    """x̄, the targets: three numbers above 0 that sum to 1."""
     points: int = 10_000
-    """Random outputs, of sums from 0.1 to 10, at which gradients are compared."""
+    """Number of random outputs, with sums from 0.1 to 10, at which gradients are compared."""
     quick: bool = False
-    """A small version, 500 points, in some seconds."""
+    """A small version, 500 points, in a few seconds."""
 
 
 def run(config: Config) -> dict[str, float]:
     """Compares, then draws; returns what was judged.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if a loss is not the seed's.
+      ExperimentError: for an invalid setting or an unusable folder, or if a loss is not the seed's.
     """
     if config.quick:
         config = dataclasses.replace(config, points=min(config.points, 500))
@@ -279,7 +279,7 @@ def _arrows(axes: Any, at: np.ndarray, down: np.ndarray) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.loss_surfaces")
     return exit_code(lambda: run(config))
 

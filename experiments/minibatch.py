@@ -35,34 +35,34 @@ ALLOWED = 5.0  # standard errors, among a few hundred comparisons
 
 @dataclass(frozen=True)
 class Config:
-    """Teach a linear student and a network by the gradient of a sum over B examples, for several B.
+    """Train a linear student and a network by the gradient of a sum over B examples, for several B.
 
-    The student's error has a law, by which single examples need the fewest and B examples a step hardly more while B
-    is below the number of inputs; exits with 1 if the student does not follow it. The network learns digits from as
-    many examples at every B and every rate, and validation chooses the rate. Prints a table and writes config.json,
+    The student's error has a law: single examples need the fewest examples, and batches of B need hardly more while B
+    is below the number of inputs. Exits with 1 if the student does not follow the law. The network learns digits from
+    the same number of examples at every B and rate; validation chooses the rate. Prints a table and writes config.json,
     metrics.jsonl, minibatch.json, minibatch.npz and minibatch.png to --out.
     """
 
     out: Path = Path("results/minibatch")
     """Folder for the results; files of an earlier run there are replaced."""
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
-    """B, rising numbers of examples a step, each a divisor of the last."""
+    """B, rising numbers of examples per step, each a divisor of the last."""
     inputs: int = 30
-    """N, of the linear student."""
+    """N, inputs of the linear student."""
     students: int = 400
     """Independent runs of the linear student."""
     hidden: tuple[int, ...] = (32,)
     """Units of each hidden layer of the network (tanh)."""
     rates: tuple[float, ...] = (0.003, 0.006, 0.01, 0.02, 0.03, 0.06, 0.1, 0.2, 0.3)
-    """Learning rates tried with the network: of the sum over the batch, not of the mean."""
+    """Learning rates of the network to try: they scale the gradient of the sum over the batch, not of the mean."""
     examples: int = 20_480
-    """Examples the network learns from at every B and rate, drawn with replacement."""
+    """Examples that the network learns from at each B and rate, drawn with replacement."""
     target: float = 0.2
-    """Loss in nats to which the network's examples are counted."""
+    """Loss in nats that the network has to reach; the examples until then are counted."""
     seeds: int = 5
     """Independent runs of the network for each B and rate."""
     quick: bool = False
-    """A small version, three B and a fifth of the examples, in about a quarter of a minute."""
+    """A small version: three values of B and a fifth of the examples, in about a quarter of a minute."""
 
 
 class Student(NamedTuple):
@@ -103,7 +103,7 @@ def run(config: Config) -> Results:
     """Measures at every B in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if law and measurement disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if law and measurement disagree.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -187,7 +187,7 @@ def _student(B: int, config: Config) -> Student:
     @functools.partial(jax.vmap, in_axes=(None, 0, 0))
     def errors(rate: jax.Array, teacher: jax.Array, x: jax.Array) -> jax.Array:
         learner = nl.learner(estimator, optax.sgd(rate))
-        key = jax.random.key(0)  # backprop draws nothing
+        key = jax.random.key(0)  # unused: backprop draws no random numbers
 
         def step(state: nl.LearnerState, x: jax.Array) -> tuple[nl.LearnerState, jax.Array]:
             state, _ = learner.step(key, state, (x, x @ teacher))
@@ -323,7 +323,7 @@ def plot(results: Results, config: Config) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.minibatch")
     return exit_code(lambda: run(config))
 

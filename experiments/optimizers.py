@@ -1,4 +1,4 @@
-"""Down a narrow valley: steepest descent, the conjugate gradients and Adam.
+"""Descending a narrow valley: steepest descent, conjugate gradients and Adam.
 
 python -m experiments.optimizers --help
 """
@@ -25,21 +25,21 @@ Function = Callable[[jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class Config:
-    """Minimise two functions of two variables by every optimizer of seed 003 §3, and show the paths.
+    """Minimise two functions of two variables by every optimizer of seed 003 §3, and plot the paths.
 
-    A straight valley, where conjugate gradients end in two line searches, and Rosenbrock's, which bends. Optimizers
-    with a learning rate get the best of several. Prints a table and writes config.json, metrics.jsonl, arrays (.npz)
-    and optimizers.png to --out.
+    The functions are a straight valley, where conjugate gradients end after two line searches, and Rosenbrock's curved
+    valley. Optimizers with a learning rate get the best of several. Prints a table and writes config.json,
+    metrics.jsonl, arrays (.npz) and optimizers.png to --out.
     """
 
     condition: float = 20.0
-    """How much longer than wide the straight valley is: the ratio of its curvatures."""
+    """Condition number of the straight valley: the ratio of its curvatures."""
     evaluations: int = 2000
-    """Evaluations of value and gradient that each optimizer may spend."""
+    """Budget of each optimizer, in evaluations of value and gradient."""
     rates: int = 17
     """Learning rates tried, from 1 down to 1e-4, evenly on a logarithmic scale."""
     target: float = 1e-12
-    """Value, relative to the start's, at which a path ends."""
+    """Value, relative to the one at the start, at which a path ends."""
     out: Path = Path("results/optimizers")
     """Folder for the results; files of an earlier run there are replaced."""
     quick: bool = False
@@ -109,7 +109,7 @@ def run(config: Config) -> dict[str, dict[str, Path2D]]:
     """Runs every optimizer on both functions, saving as it goes; returns paths by function and optimizer.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if an optimizer diverged at all its rates.
+      ExperimentError: for an invalid setting or an unusable folder, or if an optimizer diverged at all its rates.
     """
     if config.quick:
         config = dataclasses.replace(config, evaluations=min(config.evaluations, 500), rates=min(config.rates, 9))
@@ -246,7 +246,7 @@ SHOWN = ("steepest descent", "Polak–Ribière", "one evaluation", "Adam")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.optimizers")
     return exit_code(lambda: run(config))
 

@@ -28,9 +28,9 @@ HALF = 0.02  # how far from ½ a sigmoid unit's output may end on the exclusive 
 class Config:
     """Count a perceptron's mistakes on random data of growing margin, and teach three learners the exclusive or.
 
-    The perceptron learns by nl.rules.perceptron from one example after the other. On data that a plane parts its
-    mistakes must not exceed Novikoff's bound; on the exclusive or its weights must come back to where they were, which
-    proves that it never ends. Prints a table and writes config.json, perceptron.json and perceptron.png to --out.
+    The perceptron learns by nl.rules.perceptron from one example at a time. On linearly separable data its mistakes
+    must not exceed Novikoff's bound. On the exclusive or its weights must return to earlier values, which proves that
+    it never stops. Prints a table and writes config.json, perceptron.json and perceptron.png to --out.
     """
 
     out: Path = Path("results/perceptron")
@@ -38,13 +38,13 @@ class Config:
     inputs: int = 10
     """D, at least 2; inputs have length 1."""
     examples: int = 200
-    """N, gone through in the same order again and again."""
+    """N, examples; every pass has the same order."""
     margins: tuple[float, ...] = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
-    """γ, rising: no example is nearer than that to the plane of a random teacher."""
+    """γ, rising: the least distance of any example from the plane of a random teacher."""
     seeds: int = 20
-    """Data sets of each margin, and beginnings of the two-layer network."""
+    """Datasets of each margin, and initialisations of the two-layer network."""
     passes: int = 3000
-    """Through the exclusive or's four examples, by the sigmoid unit and by the two-layer network."""
+    """Passes of the sigmoid unit and of the two-layer network through the four examples of the exclusive or."""
     quick: bool = False
     """A small version, four of the margins, 5 seeds and 1500 passes, in under half a minute."""
 
@@ -69,7 +69,7 @@ def run(config: Config) -> tuple[list[Count], Failure]:
     """Counts, then teaches the exclusive or.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if a theorem does not hold.
+      ExperimentError: for an invalid setting or an unusable folder, or if a theorem does not hold.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -229,7 +229,7 @@ def plot(counts: Sequence[Count], orthonormal: Sequence[Count], failure: Failure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.perceptron")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""Predictive coding in deep networks: inference in axons and in errors, and learning rates at four depths.
+"""Predictive coding in deep networks: inference in axons (activity) and in errors; learning rates at four depths.
 
 python -m experiments.predictive_depth --help
 """
@@ -28,47 +28,47 @@ TARGETS = np.geomspace(1e-1, 1e-4, 13)  # of either, in the picture
 class Config:
     """Predictive coding in axons and in errors (ePC) at 20 layers, and μPC's learning rates at 8 to 64 layers.
 
-    Every kind of inference has its best rate among the same. There is no theory to judge by. Prints two tables and
-    writes config.json, predictive_depth.json and predictive_depth.png to --out.
+    Each kind of inference uses the best of the same step sizes. There is no theory to compare with. Prints two tables
+    and writes config.json, predictive_depth.json and predictive_depth.png to --out.
     """
 
     out: Path = Path("results/predictive_depth")
     """Folder for the results; files of an earlier run there are replaced."""
     layers: int = 20
-    """Layers of weights where inference is measured."""
+    """Number of layers with weights where inference is measured."""
     units: int = 32
     """Units of each hidden layer."""
     inference_rates: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
-    """Step sizes of inference tried."""
+    """Step sizes of inference to try."""
     steps_in_axons: int = 16384
-    """Most steps of inference in axons."""
+    """Largest number of steps of inference in axons."""
     steps_in_errors: int = 4096
-    """Most steps in errors, which are at rest by then."""
+    """Largest number of steps of inference in errors; it has converged by then."""
     examples: int = 16
-    """Digits that axons are inferred for."""
+    """Digits for which axons are inferred."""
     depths: tuple[int, ...] = (8, 16, 32, 64)
-    """Layers of the networks that learn."""
+    """Numbers of layers of the networks that learn, rising."""
     rates: tuple[float, ...] = tuple(2.0**-k for k in range(12, -1, -1))
     """Learning rates of Adam."""
     learning_inference_rates: tuple[float, ...] = (0.3, 0.03, 0.003)
-    """Step sizes of ePC's inference while a network learns; that of the lower loss is taken."""
+    """Step sizes of ePC's inference while a network learns; the one with the lower loss is taken."""
     steps: int = 8
-    """Steps of ePC's inference an update."""
+    """Steps of ePC's inference per update."""
     updates: int = 100
     """Updates after which losses are compared."""
     batch_size: int = 32
-    """Examples an update."""
+    """Examples per update."""
     seeds: int = 3
     """Independent networks."""
     quick: bool = False
-    """A small version, inference in 5 layers and learning in 4, of two seeds, in about half a minute."""
+    """A small version: inference in 5 layers, learning in 4, two seeds, in about half a minute."""
 
 
 def run(config: Config) -> tuple[list[Descent], list[Curve]]:
     """Infers, teaches and saves.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or where no inference comes to rest.
+      ExperimentError: for an invalid setting or an unusable folder, or where no inference comes to rest.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -242,7 +242,7 @@ def _show_learning(panels: Any, learned: Mapping[str, Sequence[Curve]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.predictive_depth")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""Local minima of a single sigmoid unit, found from many beginnings and counted by theory (Auer et al. 1996).
+"""Local minima of a single sigmoid unit, found from many initialisations and counted by theory (Auer et al. 1996).
 
 python -m experiments.restarts --help
 """
@@ -37,10 +37,10 @@ CONVERGED = 1e-3  # distance of weights from a minimum
 class Config:
     """Train one sigmoid unit of D inputs from many random weights and count where the runs end.
 
-    Along each axis lie two examples that no weight fits both: each weight has two minima of its own, the unit 2^D,
-    and gradient descent ends in the one on whose side of all barriers it begins. Conjugate gradients, whose line
-    searches couple the weights, find the same minima but are bound by no such law. Prints a table and writes
-    config.json, restarts.json and restarts.png to --out.
+    Each axis has two examples that no weight fits both, so each weight has two minima of its own and the unit has 2^D.
+    Gradient descent stays on the side of each barrier where it started and ends in the minimum there. Conjugate
+    gradients, whose line searches couple the weights, find the same minima but no such law holds for them. Prints a
+    table and writes config.json, restarts.json and restarts.png to --out.
     """
 
     out: Path = Path("results/restarts")
@@ -48,9 +48,9 @@ class Config:
     inputs: int = 5
     """D, between 1 and 10."""
     restarts: int = 2000
-    """Random beginnings."""
+    """Number of random initialisations."""
     spread: float = 1.0
-    """Standard deviation of the weights at the start."""
+    """Standard deviation of the initial weights."""
     steps: int = 10_000
     """Steps of gradient descent."""
     conjugate_steps: int = 100
@@ -135,7 +135,7 @@ def run(config: Config) -> dict[str, Runs]:
     """Runs both optimizers from the same beginnings.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if runs do not end where theory says.
+      ExperimentError: for an invalid setting or an unusable folder, or if runs do not end where theory says.
     """
     if config.quick:
         config = dataclasses.replace(config, restarts=min(config.restarts, 400))
@@ -318,7 +318,7 @@ def plot(runs: Mapping[str, Runs], config: Config) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.restarts")
     return exit_code(lambda: run(config))
 

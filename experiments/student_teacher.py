@@ -57,9 +57,9 @@ CHANCE = 1e-3  # that a right theory is said to be wrong
 
 @dataclass(frozen=True)
 class Config:
-    """Teach linear networks of M outputs and N inputs by three rules, and lay the result over its theory.
+    """Teach linear networks of M outputs and N inputs by three rules, and compare the results with theory.
 
-    Every step sees one new example. Learning curves are at the theory's best rate; the measured best rate comes from
+    Every step sees one new example. Learning curves are at the theory's best rate. The measured best rate comes from
     the contraction per step at many rates. Prints a table and writes config.json, metrics.jsonl, student_teacher.npz,
     student_teacher.json and student_teacher.png to --out. Fails if theory and measurement disagree by more
     than chance allows.
@@ -74,11 +74,11 @@ class Config:
     sigma: float = 0.1
     """Standard deviation of the noise; the teacher's weights are ±1."""
     runs: int = 300
-    """Students for each learning curve, at least 200, and as many for the contraction, each with a rate of its own."""
+    """Students per learning curve, at least 200; as many others, each with its own rate, measure the contraction."""
     time: float = 3.0
-    """Length of the learning curves, in steps times best rate: what is above the floor falls e-fold in 1."""
+    """Length of the learning curves, in steps times best rate; the error above its floor falls e-fold per unit."""
     quick: bool = False
-    """A small version, the two least of --outputs and --inputs only, in under a minute."""
+    """A small version, with the two smallest of --outputs and --inputs only, in under a minute."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def run(config: Config) -> list[Measurement]:
     """Measures every rule at every M and N in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if theory and measurement disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if theory and measurement disagree.
     """
     if config.quick:
         config = dataclasses.replace(config, outputs=config.outputs[:2], inputs=config.inputs[:2])
@@ -386,7 +386,7 @@ def _dots(axes: Any, look: Any, x: Any, y: Any, error: Any, *, label: str | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.student_teacher")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""Credit through time: what each rule comes to on three tasks, what it costs, and when its updates get their news.
+"""Credit through time: what each rule reaches on three tasks, what it costs, and what the audit says of its updates.
 
 python -m experiments.temporal_credit --help
 """
@@ -33,45 +33,45 @@ LONGER = 4  # times as many steps, for memory's growth
 
 @dataclass(frozen=True)
 class Config:
-    """Teach small recurrent networks three tasks that take time, by every rule, each tuned by as many trials.
+    """Train small recurrent networks on three temporal tasks by every rule, each tuned with the same number of trials.
 
-    Every rule trains the same network from the same beginnings at every learning rate; validation errors choose the
-    rate. A GRU by backprop, as its paper has it, and spiking networks by backprop and e-prop are trained beside them.
-    Judged is that RTRL's losses are those of backprop through time to rounding, that the GRU comes near its paper's
-    figure, and that spiking networks learn to tell classes: where all others stand is reported. Prints a table and
-    writes config.json, temporal_credit.json, temporal_credit.png and curves.png to --out. --resume goes on
-    with what an interrupted run finished there.
+    Every rule trains the same network from the same initial parameters at every learning rate; validation errors choose
+    the rate. A GRU is trained by backprop as in its paper, and spiking networks by backprop and e-prop. Three things
+    are judged: RTRL's losses equal those of backprop through time up to rounding, the GRU comes near its paper's
+    figure, and spiking networks learn to classify. All other results are reported only. Prints a table and writes
+    config.json, temporal_credit.json, temporal_credit.png and curves.png to --out. --resume continues an interrupted
+    run.
     """
 
     out: Path = Path("results/temporal_credit")
     """Folder for the results."""
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = TASKS
-    """Which tasks; these are all."""
+    """Tasks to train on; the default is all of them."""
     rules: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(RULES)
-    """Which rules; these are all. RTRL is judged beside backprop through time."""
+    """Rules to compare; the default is all of them. Judging RTRL takes backprop through time as well."""
     steps: int = 20
-    """T of the two tasks that have a choice; MNIST-1D has 40."""
+    """T, the sequence length of adding and delayed_xor; MNIST-1D has 40."""
     units: int = 12
     """Leaky units, the same for all rules."""
     spiking_units: int = 16
     """Adaptive integrate-and-fire units."""
     gru_units: tuple[int, ...] = (6, 8, 10)
-    """Of the GRU, in either direction, of which validation errors choose; 0 leaves it out, and its judgement. The
-    paper's has 6, with which a beginning in three ends at 87 %."""
+    """Units of the GRU in each direction; validation errors choose among them. 0 leaves out the GRU and its judgement.
+    The paper's has 6, with which one initialisation in three ends at 87 %."""
     updates: int = 800
-    """Of each run."""
+    """Parameter updates per run."""
     gru_updates: int = 6000
-    """Of each run of the GRU, in batches of 100, as in its paper."""
+    """Parameter updates per run of the GRU, in batches of 100, as in its paper."""
     batch_size: int = 16
     """Examples per update."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
-    """Learning rates (Adam's, at the start; they fall to zero as a cosine) that every rule may choose: its trials."""
+    """Adam's learning rates to choose from, one trial each; a rate decays to zero along a cosine."""
     seeds: int = 3
-    """Beginnings, the same for every rule and rate; trained at once with all rates."""
+    """Initialisations, the same for every rule and rate; all are trained at once with all rates."""
     resume: bool = False
-    """Go on with what an interrupted run by the same settings finished in --out."""
+    """Continue an interrupted run: reuse what a run with the same settings finished in --out."""
     quick: bool = False
-    """A small version, delayed exclusive-or alone, in about a minute and a half; no GRU."""
+    """A small version: delayed exclusive-or alone and no GRU, in about a minute and a half."""
 
 
 class Lesson(NamedTuple):
@@ -94,7 +94,7 @@ def run(config: Config) -> Results:
     """Trains every lesson that is not finished yet, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if what is judged is not as it should be.
+      ExperimentError: for an invalid setting or an unusable folder, or if what is judged is not as it should be.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -395,7 +395,7 @@ def curves(results: Results) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.temporal_credit")
     return exit_code(lambda: run(config))
 

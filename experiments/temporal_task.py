@@ -33,10 +33,10 @@ FEWEST = 100  # students of whose errors, with their long tails, the mean is all
 
 @dataclass(frozen=True)
 class Config:
-    """Let a linear network learn by node and weight perturbation in trials of T steps, judged by one number a trial.
+    """Train a linear network by node and weight perturbation in trials of T steps, with one scalar loss per trial.
 
-    The inputs span N_eff dimensions: drawn anew in each trial with targets that no weights reach, or the same in all
-    trials with perturbations that are not small. Prints a table and writes config.json, metrics.jsonl,
+    The inputs span N_eff dimensions. They are either drawn anew in each trial, with targets that no weights reach, or
+    the same in all trials, with perturbations that are not small. Prints a table and writes config.json, metrics.jsonl,
     temporal_task.json and temporal_task.png to --out.
     """
 
@@ -45,23 +45,23 @@ class Config:
     outputs: int = 3
     """M, the network's outputs."""
     inputs: int = 24
-    """N, all its inputs; those beyond N_eff are silent."""
+    """N, all inputs of the network; those beyond N_eff are silent."""
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """T, lengths of a trial, rising. Repeated trials have room for N_eff ≤ T dimensions: others are left out."""
+    """T, trial lengths, rising. Repeated inputs need N_eff ≤ T; they are left out at shorter lengths."""
     dimension: int = 8
-    """N_eff where T varies."""
+    """N_eff of the runs that vary T."""
     dimensions: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
-    """N_eff, rising, where T does not vary."""
+    """N_eff, rising, of the runs at fixed T."""
     length: int = 16
-    """T where N_eff varies."""
+    """T of the runs that vary N_eff."""
     irreducible: float = 0.1
-    """E_opt, the error that no weights mend, of fresh inputs; the excess at the start is 1."""
+    """E_opt, the irreducible error with fresh inputs; the initial excess error is 1."""
     sigma: float = 0.03
-    """σ of weights in repeated trials; nodes get noise that is as strong at the outputs."""
+    """σ of weight perturbation with repeated inputs; node perturbation gets noise of equal strength at the outputs."""
     rate: float = 0.5
-    """η of both rules, in units of the best rate of weight perturbation, below 2."""
+    """η of both rules, relative to the best rate of weight perturbation, below 2."""
     students: int = 200
-    """Networks, each with inputs and noise of its own; at least 100."""
+    """Number of networks, each with its own inputs and noise; at least 100."""
     quick: bool = False
     """A small version, 100 students, short trials and few dimensions, in under half a minute."""
 
@@ -132,7 +132,7 @@ def run(config: Config) -> Results:
     """Measures every setting in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if measurement and law disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if measurement and law disagree.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -344,7 +344,7 @@ def _dots(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.temporal_task")
     return exit_code(lambda: run(config))
 

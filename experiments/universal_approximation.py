@@ -1,4 +1,4 @@
-"""Given continuous functions fitted by one hidden layer of more and more sigmoid units (seed 001; Hornik 1991).
+"""Continuous functions fitted by one hidden layer of more and more sigmoid units (seed 001; Hornik 1991).
 
 python -m experiments.universal_approximation --help
 """
@@ -54,21 +54,21 @@ RIDGE = 1e-8  # of read-outs: far below what is fitted, far above rounding
 class Config:
     """Fit G(x) = Σ v_m σ(Σ w_jm x_j), one hidden layer of M sigmoid units, to given functions on [0, 1]^p.
 
-    Hidden units learn by backprop and Adam; for the hidden units of the moment the read-out v is solved for by least
-    squares. Prints a table and writes config.json, metrics.jsonl, an array file for each function and
+    Hidden units learn by backprop and Adam. At every update the read-out v is the least-squares solution for the
+    current hidden units. Prints a table and writes config.json, metrics.jsonl, an array file for each function and
     universal_approximation.png to --out.
     """
 
     out: Path = Path("results/universal_approximation")
     """Folder for the results; files of an earlier run there are replaced."""
     units: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """M, one or more numbers of hidden units, in this order."""
+    """M, one or more numbers of hidden units, rising."""
     restarts: int = 8
-    """Random beginnings of each fit; the best is kept, the spread shown."""
+    """Random initialisations of each fit; the best is kept and the spread shown."""
     updates: int = 3000
-    """Full-batch updates of each."""
+    """Full-batch updates of each run."""
     learning_rate: float = 0.1
-    """Adam's step size at the start; it falls to zero along a cosine."""
+    """Adam's initial learning rate; it decays to zero along a cosine."""
     quick: bool = False
     """A small version, at most 16 units, 4 restarts and 500 updates, in under a minute."""
 
@@ -97,7 +97,7 @@ def run(config: Config) -> dict[str, dict[int, Fit]]:
     """Fits every function with every number of units in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or runs that all diverge.
+      ExperimentError: for an invalid setting or an unusable folder, or runs that all diverge.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -325,7 +325,7 @@ def _errors(axes: Any, found: Mapping[int, Fit]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.universal_approximation")
     return exit_code(lambda: run(config))
 

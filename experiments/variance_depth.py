@@ -1,4 +1,4 @@
-"""Variance of weight and node perturbation against depth in nonlinear networks (seed 000, which of them scales).
+"""Variance of weight and node perturbation against depth in nonlinear networks (seed 000: which of them scales).
 
 python -m experiments.variance_depth --help
 """
@@ -35,11 +35,12 @@ SPACES: dict[str, Callable[[Objective], nl.spaces.Space]] = {"weights": nl.space
 class Config:
     """Measure the relative variance of both perturbations in random networks of many depths and widths.
 
-    Every estimate is of one sample, on one example, with the exact derivative along it: the limit of small noise, in
-    which the laws hold however small a network's axons become. Each network's variance is held against the law given
-    its own axons and credit, and exponents in depth and width against the linear law, by which variance is the number
-    of weights or of nodes. Prints a table and writes config.json, metrics.jsonl, variance_depth.json,
-    variance_depth.npz and variance_depth.png to --out. Fails if a law and its measurement disagree beyond chance.
+    Every estimate has one sample, on one example, with the exact directional derivative. This is the limit of small
+    noise, in which the laws hold however small a network's axons (activity) become. Each network's variance is compared
+    with the law given its own axons and credit. The exponents in depth and width are compared with the linear law, in
+    which the variance is the number of weights or of nodes. Prints a table and writes config.json, metrics.jsonl,
+    variance_depth.json, variance_depth.npz and variance_depth.png to --out. Fails if a law and its measurement
+    disagree beyond chance.
     """
 
     out: Path = Path("results/variance_depth")
@@ -47,13 +48,13 @@ class Config:
     depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """Numbers of layers with weights, two or more, rising."""
     widths: tuple[int, ...] = (8, 16, 32)
-    """Units of every layer, rising."""
+    """Units per layer, one or more numbers, rising."""
     networks: int = 16
-    """Random networks of each kind, depth and width, at least 5, each with an example of its own."""
+    """Random networks of each kind, depth and width, at least 5; each has its own example."""
     estimates: int = 300
-    """Of each gradient, at least 100."""
+    """Estimates of each gradient, at least 100."""
     quick: bool = False
-    """A small version, three depths of one width, in under half a minute."""
+    """A small version, three depths at one width, in under half a minute."""
 
 
 class Sampled(NamedTuple):
@@ -111,7 +112,7 @@ def run(config: Config) -> list[Measurement]:
     """Measures at every width and depth in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if a law and its measurement disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if a law and its measurement disagree.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -352,7 +353,7 @@ def _dots(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.variance_depth")
     return exit_code(lambda: run(config))
 

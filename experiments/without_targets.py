@@ -1,4 +1,4 @@
-"""The ladder: one small layer of features, taught with ever more to compare with, from nothing to the full error.
+"""The ladder: one small layer of features, learned with more and more supervision, from none to the full error.
 
 python -m experiments.without_targets --help
 """
@@ -30,37 +30,37 @@ DATASETS = {"digits": data.digits, "mnist": data.mnist}
 
 @dataclass(frozen=True)
 class Config:
-    """Teach the same small network without labels, by a reward alone, layer by layer, and by the full error.
+    """Train the same small network without labels, by a reward alone, layer by layer, and by the full error.
 
-    Features are what the hidden layer answers. Whatever taught them, they are scored by a linear read-out trained
-    afterwards and by the nearest class mean: both are supervised, and neither changes the features. Networks that
-    learned to answer are scored by their own answers too. Prints a table and writes config.json, metrics.jsonl,
-    weights (.npz), without_targets.png and receptive_fields.png to --out.
+    Features are the hidden layer's outputs. All features are scored by a linear read-out trained afterwards and by the
+    nearest class mean: both are supervised, and neither changes the features. Networks that learned to answer are also
+    scored by their own answers. Prints a table and writes config.json, metrics.jsonl, weights (.npz),
+    without_targets.png and receptive_fields.png to --out.
     """
 
     dataset: str = "digits"
     """digits (ships with scikit-learn) or mnist (downloaded through scikit-learn)."""
     data_dir: Path | None = None
     """Folder of MNIST-style IDX files, gzipped or not, to use instead of --dataset: train-images-idx3-ubyte[.gz]
-    and so on; t10k files alone are divided, four fifths to train."""
+    and so on. If only t10k files are there, four fifths of them are the training set."""
     out: Path = Path("results/without_targets")
     """Folder for the results; files of an earlier run there are replaced."""
     methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(
         name for names in RUNGS.values() for name in names
     )
-    """Which methods to compare, shown by rung; these are all."""
+    """Methods to compare, shown by rung; the default is all of them."""
     hidden: int = 32
-    """Hidden units, the features; at most as many as pixels."""
+    """Hidden units, the features; at most the number of pixels."""
     updates: int = 3000
-    """Parameter updates of each method that learns."""
+    """Parameter updates of each learning method."""
     batch_size: int = 50
     """Examples per update."""
     num_samples: int = 10
-    """Tries of each example per update where noise explores."""
+    """Noisy samples of each example per update, for methods that explore by noise."""
     seeds: int = 5
     """Independent runs of each method, trained at once."""
     resume: bool = False
-    """Go on with what an interrupted run by the same settings finished in --out."""
+    """Continue an interrupted run: reuse what a run with the same settings finished in --out."""
     quick: bool = False
     """A small version, 200 updates of 2 seeds, in under a minute."""
 
@@ -309,7 +309,7 @@ def receptive_fields(scores: dict[str, Scores], title: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.without_targets")
     return exit_code(lambda: run(config))
 
