@@ -30,8 +30,8 @@ class Config:
 
     Inference is the jitted mean loss on `inference_batches` batches at once. It is scaled to the number of examples
     that an estimate evaluates and includes no random numbers, comparison or average. Fractions above 1 are correct:
-    samples that share the first layer's product do less work than inference. The defaults fill a large GPU; on a CPU use
-    `--quick`. Writes throughput.json and throughput.png to --out.
+    samples that share the first layer's product do less work than inference. The defaults fill a large GPU; on a CPU
+    use `--quick`. Writes throughput.json and throughput.png to --out.
     """
 
     sizes: tuple[int, ...] = (8192, 8192, 8192, 8192, 10)

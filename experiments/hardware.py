@@ -73,10 +73,10 @@ class Config:
 
 
 def run(config: Config) -> dict[str, dict[str, Any]]:
-    """Trains in every way; returns by way `rate`, `test` accuracies and `validation` accuracies by rate.
+    """Trains by every method; returns by method `rate`, `test` accuracies and `validation` accuracies by rate.
 
     Raises:
-      ExperimentError: for an invalid setting, or if measured activity falls behind.
+      ExperimentError: for an invalid setting, or if training by measured activity falls too far behind.
     """
     if config.quick:
         config = dataclasses.replace(config, updates=min(config.updates, 40), seeds=2, rates=config.rates[:1])
@@ -113,7 +113,7 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def trained(config: Config, sets: Sets, way: str, rate: float, seed: int) -> tuple[float, float]:
-    """Accuracies on validation and test images of one run, as answered by what the way is about."""
+    """One run's accuracies on validation and test images, by the circuit's answers ("software": by the model's)."""
     pixels = sets.train[0].shape[1]
     made = circuit((pixels, config.hidden, 10), config.faults, seed)
     learner = nl.learner(
@@ -148,7 +148,7 @@ def _estimator(way: str, made: Circuit, samples: int) -> nl.GradientEstimator:
 
 
 def table(found: Mapping[str, Mapping[str, Any]], behind: Mapping[str, np.ndarray]) -> str:
-    """A row for each way; ± is one standard error over circuits."""
+    """A row for each method; ± is one standard error over circuits."""
     lines = [f"{'way to train':16}{'test accuracy %':>18}{'points behind':>18}{'rate':>8}"]
     for way, of in found.items():
         accuracy = "{:.1f} ± {:.1f}".format(*mean_and_error(100 * of["test"]))
@@ -158,7 +158,7 @@ def table(found: Mapping[str, Mapping[str, Any]], behind: Mapping[str, np.ndarra
 
 
 def plot(found: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Test accuracy by way; dots are circuits."""
+    """Test accuracy by method; dots are circuits."""
     from experiments.plotting import figure, style
 
     canvas, axes = figure(1, 1, size=(9.0, 4.0))

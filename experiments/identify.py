@@ -27,7 +27,7 @@ from nl_jax.base import Batch, Key, Params
 from nl_jax.diagnostics import Trajectory, identify
 from nl_jax.numerics import mean_and_error
 
-CHANCE = 1e-3  # that right probabilities are said to be wrong
+CHANCE = 1e-3  # probability of rejecting correct posteriors
 NETWORK = nl.mlp([4, 5, 2], activation=nl.activations.tanh())
 OBJECTIVE = nl.supervised(NETWORK.apply, nl.losses.half_squared_error)
 EXAMPLES = 5
@@ -35,11 +35,11 @@ RATE = 0.1
 """Learning rate; the noise is scaled relative to it."""
 
 BINS = (0.0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0)
-"""Of stated probabilities."""
+"""Edges of the bins of stated probabilities."""
 
 
 def _of_inputs(estimator: nl.GradientEstimator) -> nl.GradientEstimator:
-    """A rule that needs no targets, shown the inputs of pairs."""
+    """Adapts a rule without targets to batches of (inputs, targets): it receives the inputs only."""
 
     def estimate(key: Key, state: Any, params: Params, batch: Batch) -> tuple[Params, Any, nl.Info]:
         return estimator.estimate(key, state, params, batch[0])
@@ -92,12 +92,12 @@ class Config:
 
 
 class Cases(NamedTuple):
-    """What was said of each network, and what was true.
+    """Posterior and truth for each network.
 
     Attributes:
       posterior: [cases, candidates].
-      which: the number of the rule that trained it, [cases].
-      strength: how large its learning was beside the noise, [cases].
+      which: index of the rule that trained it, [cases].
+      strength: size of its learning relative to the noise, [cases].
     """
 
     posterior: np.ndarray
@@ -106,7 +106,7 @@ class Cases(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """Of all probabilities stated in an interval: their mean, how many came true, and its binomial standard error."""
+    """Stated probabilities in an interval: their mean, the fraction that came true, and its binomial standard error."""
 
     stated: float
     right: float
@@ -115,7 +115,7 @@ class Bin(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """In standard errors."""
+        """Fraction that came true minus mean stated probability, in standard errors."""
         return (self.right - self.stated) / self.error
 
 
@@ -176,7 +176,7 @@ def _check(config: Config) -> None:
 
 
 def case(key: Key, config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A network trained by a rule that is drawn, and the posterior: (probabilities, which it was, strength)."""
+    """Trains a network by a random rule; returns (posterior probabilities, index of the rule, strength)."""
     which_key, own_key, noise_key, strength_key, feedback_key, ask_key = jax.random.split(key, 6)
     which = jax.random.randint(which_key, (), 0, len(config.candidates))
     known = {name: _with_state(CANDIDATES[name], feedback_key) for name in config.candidates}
@@ -198,19 +198,19 @@ def case(key: Key, config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _with_state(estimator: nl.GradientEstimator, key: Key) -> nl.GradientEstimator:
-    """With known feedback weights: the state that `init` draws from `key`, whatever key it is given."""
+    """The estimator with known feedback weights: `init` always returns the state that it draws from `key`."""
     return estimator._replace(init=lambda _, params: estimator.init(key, params))
 
 
 def _trained(estimator: nl.GradientEstimator, config: Config) -> Callable[[Key], tuple[Trajectory, jax.Array]]:
-    """A network's noiseless trajectory by one rule, and Σ E‖ĝ‖² of the weights that are observed."""
+    """A function that returns a network's noiseless trajectory by one rule, and Σ E‖ĝ‖² of the observed weights."""
 
     def trained(key: Key) -> tuple[Trajectory, jax.Array]:
         init_key, teacher_key, data_key, unit_key, step_key = jax.random.split(key, 5)
         inputs = jax.random.normal(data_key, (config.steps, EXAMPLES, 4))
         teacher = NETWORK.init(teacher_key)
         targets = jax.vmap(lambda x: 3 * NETWORK.apply(teacher, x))(inputs)
-        units = jax.random.bernoulli(unit_key, 1 - config.unobserved, (5,)).at[0].set(True)  # one at least
+        units = jax.random.bernoulli(unit_key, 1 - config.unobserved, (5,)).at[0].set(True)  # at least one
         one = jax.tree.map(lambda w: jnp.ones(w.shape, bool), teacher)
         one["hidden1"] = {"weight": jnp.broadcast_to(units[None], (4, 5)), "bias": units}
         one["output"]["weight"] = jnp.broadcast_to(units[:, None], (5, 2))
@@ -232,13 +232,13 @@ def _trained(estimator: nl.GradientEstimator, config: Config) -> Callable[[Key],
 
 
 def confusion(found: Cases) -> np.ndarray:
-    """The mean posterior of each candidate (columns) where each was true (rows)."""
+    """The mean posterior of each candidate (columns) for each true rule (rows)."""
     names = range(found.posterior.shape[1])
     return np.array([found.posterior[found.which == i].mean(axis=0) for i in names])
 
 
 def calibration(found: Cases) -> list[Bin]:
-    """All stated probabilities by intervals, of which each has ten at least."""
+    """All stated probabilities by interval; intervals with fewer than ten are left out."""
     right = np.arange(found.posterior.shape[1])[None] == found.which[:, None]
     bins = []
     for low, high in itertools.pairwise(BINS):
@@ -251,10 +251,10 @@ def calibration(found: Cases) -> list[Bin]:
 
 
 def judge(found: Cases) -> Verdict:
-    """The largest deviation of what came true from what was stated, and how large chance makes it.
+    """The largest deviation of what came true from what was stated, and the largest that chance allows.
 
-    The outermost intervals may state nearly 0 or 1 so often that one surprise is far from normal: their error is at
-    least that of one case.
+    In the outermost intervals nearly all stated probabilities may be close to 0 or 1, so that one surprise is far from
+    normal. Their error is therefore at least that of one case.
     """
     bins = calibration(found)
     off = [(one.right - one.stated) / max(one.error, 1 / one.times) for one in bins]
@@ -262,7 +262,7 @@ def judge(found: Cases) -> Verdict:
 
 
 def table(found: Cases, config: Config) -> str:
-    """The confusion matrix, and what came true of what was stated."""
+    """The confusion matrix and the calibration as text."""
     names = config.candidates
     lines = [f"{'mean posterior, where true':28}" + "".join(f"{name:>21}" for name in names) + f"{'cases':>8}"]
     for name, row, count in zip(names, confusion(found), np.bincount(found.which, minlength=len(names)), strict=True):
@@ -278,7 +278,7 @@ def table(found: Cases, config: Config) -> str:
 
 
 def plot(found: Cases, config: Config) -> Any:
-    """The confusion matrix, stated probabilities against what came true, and the posterior against the strength."""
+    """The confusion matrix, the calibration curve, and the posterior against the strength."""
     from experiments.plotting import figure, style
 
     canvas, (matrix, curve, strength) = figure(1, 3, size=(15.5, 5.2))
