@@ -50,8 +50,8 @@ class Search(NamedTuple):
     """An optimizer as it is run here.
 
     Attributes:
-      make: `make(rate) -> optimizer`; those that search along a line ignore the rate.
-      searches: whether it does, with `value_fn`.
+      make: `make(rate) -> optimizer`; optimizers with a line search ignore the rate.
+      searches: whether it has a line search, with `value_fn`.
     """
 
     make: Callable[[Any], optax.GradientTransformationExtraArgs]
@@ -75,13 +75,13 @@ OPTIMIZERS: dict[str, Search] = {
 
 
 class Path2D(NamedTuple):
-    """One optimizer's way down; arrays are [steps + 1] and [steps + 1, 2].
+    """One optimizer's path; arrays are [steps + 1] and [steps + 1, 2].
 
     Attributes:
       points: x_n.
       values: f(x_n).
       evaluations: spent until x_n was known.
-      rate: the learning rate that was best, or NaN.
+      rate: the best learning rate, or NaN with a line search.
     """
 
     points: np.ndarray
@@ -96,7 +96,7 @@ def rosenbrock(x: jax.Array) -> jax.Array:
 
 
 def straight(condition: float) -> tuple[Function, tuple[float, float]]:
-    """½ (u² + κ v²), its axes u and v turned by 30°, and where steepest descent zigzags most, v = u/κ."""
+    """½ (u² + κ v²) with axes u and v rotated by 30°, and the start where steepest descent zigzags most, v = u/κ."""
     c, s = np.cos(np.pi / 6), np.sin(np.pi / 6)
     u, v = -1.6, 1.6 / condition
     return (
@@ -145,7 +145,7 @@ def run(config: Config) -> dict[str, dict[str, Path2D]]:
 
 
 def descend(function: Function, start: Sequence[float], search: Search, config: Config) -> Path2D:
-    """One optimizer's path, with the best of all learning rates if it has any."""
+    """One optimizer's path, with the best of all learning rates if it takes one."""
 
     @jax.jit
     @jax.vmap
@@ -154,7 +154,7 @@ def descend(function: Function, start: Sequence[float], search: Search, config: 
 
         def step(at: Any, _: None) -> Any:
             x, state, spent = at
-            if search.searches:  # the search's last trial is the next step's value and gradient
+            if search.searches:  # the search's last trial gives the next step's value and gradient
                 value, gradient = optax.value_and_grad_from_state(function)(x, state=state)
                 updates, state = optimizer.update(gradient, state, x, value=value, grad=gradient, value_fn=function)
                 spent += optax.tree.get(state, "num_linesearch_steps")
@@ -165,7 +165,7 @@ def descend(function: Function, start: Sequence[float], search: Search, config: 
             return (x, state, spent), (x, function(x), spent)
 
         x = jnp.array(start)
-        # A search takes at least one evaluation; what is beyond the budget is cut off below.
+        # A search takes at least one evaluation per step; steps beyond the budget are cut off below.
         _, path = jax.lax.scan(step, (x, optimizer.init(x), 1), length=config.evaluations)
         begun = x, function(x), jnp.ones((), int)
         return jax.tree.map(lambda first, rest: jnp.concatenate([jnp.expand_dims(first, 0), rest]), begun, path)
@@ -182,12 +182,12 @@ def descend(function: Function, start: Sequence[float], search: Search, config: 
 
 
 def diverged(path: Path2D) -> bool:
-    """Whether its last value is above the first one, or none."""
+    """Whether the last value is above the first, or NaN."""
     return not path.values[-1] <= path.values[0]
 
 
 def price(path: Path2D, target: float) -> float:
-    """Evaluations spent until the value was `target` times the start's; infinity if it never was."""
+    """Evaluations until the value fell to `target` times the initial value; infinite if it never did."""
     return float(path.evaluations[-1]) if path.values[-1] <= target * path.values[0] else float("inf")
 
 
@@ -226,7 +226,7 @@ def plot(paths: Mapping[str, Mapping[str, Path2D]], functions: Mapping[str, Func
         over.contour(horizontal, vertical, heights, levels=levels, colors="#999999", linewidths=0.6, zorder=1)
         for index, (of, path) in enumerate(by_optimizer.items()):
             look = style(index)
-            if of in SHOWN:  # the four conjugate gradients are all but one on a map
+            if of in SHOWN:  # the four conjugate gradients nearly coincide on the map
                 over.plot(
                     *path.points.T,
                     label=of,

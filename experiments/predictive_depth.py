@@ -20,8 +20,8 @@ from experiments.results import Folder, with_error
 from experiments.sweep import lowest
 from nl_jax.numerics import mean_and_error
 
-RESIDUAL, ERROR = 1e-3, 1e-2  # how far inference has to come, of ‖∂F/∂x‖ and of ∂F/∂W
-TARGETS = np.geomspace(1e-1, 1e-4, 13)  # of either, in the picture
+RESIDUAL, ERROR = 1e-3, 1e-2  # targets of inference: relative ‖∂F/∂x‖, and relative error of ∂F/∂W
+TARGETS = np.geomspace(1e-1, 1e-4, 13)  # targets of both in the figure
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Config:
 
 
 def run(config: Config) -> tuple[list[Descent], list[Curve]]:
-    """Infers, teaches and saves.
+    """Measures inference, then learning, and saves.
 
     Raises:
-      ExperimentError: for an invalid setting or an unusable folder, or where no inference comes to rest.
+      ExperimentError: for an invalid setting or an unusable folder, or if no inference converges.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -110,7 +110,7 @@ def _check(config: Config) -> None:
 
 
 def factor(axons: Descent, errors: Descent, criterion: str, target: float) -> np.ndarray:
-    """Evaluations in axons over those in errors, each at its best rate, by seed; infinite or NaN where not reached."""
+    """Evaluations in axons over those in errors, each at its best rate, by seed; infinite or NaN if not reached."""
     taken = []
     for of in (axons, errors):
         values = getattr(of, criterion)
@@ -119,7 +119,7 @@ def factor(axons: Descent, errors: Descent, criterion: str, target: float) -> np
 
 
 def _pairs(inferred: Sequence[Descent]) -> list[tuple[Descent, Descent]]:
-    """Axons and errors of each network."""
+    """Pairs of inference in axons and in errors, one for each network."""
     return [(inferred[i], inferred[i + 1]) for i in range(0, len(inferred), 2)]
 
 
@@ -140,23 +140,23 @@ def inference_table(inferred: Sequence[Descent]) -> str:
 
 
 def shift(of: Sequence[Curve]) -> np.ndarray:
-    """log₂ of the deepest network's best rate over the shallowest one's, by seed."""
+    """log₂ of the best rate of the deepest network over that of the shallowest, by seed."""
     return of[-1].best - of[0].best
 
 
 def regret(of: Sequence[Curve]) -> np.ndarray:
-    """The deepest network's loss at the rate that is best for the shallowest, over its loss at its own, by seed."""
+    """Loss of the deepest network at the shallowest network's best rate, over its loss at its own best, by seed."""
     deepest, shallowest = of[-1], of[0]
     return deepest.loss[lowest(shallowest.loss)] / deepest.loss[lowest(deepest.loss)]
 
 
 def by_scaling(learned: Sequence[Curve]) -> dict[str, list[Curve]]:
-    """The curves of each scaling, in the order of depth."""
+    """The curves of each scaling, by increasing depth."""
     return {name: [c for c in learned if c.scaling == name] for name in dict.fromkeys(c.scaling for c in learned)}
 
 
 def learning_table(learned: Sequence[Curve]) -> str:
-    """Best rates and losses by depth, and how they carry over; ± is one standard error over seeds."""
+    """Best rates and losses by depth, and how the rates transfer; ± is one standard error over seeds."""
     lines = [f"{'scaling':10}{'layers':>8}{'log₂ of the best rate':>24}{'loss there':>20}{'inference':>11}"]
     for name, of in by_scaling(learned).items():
         lines += [
@@ -173,7 +173,7 @@ def learning_table(learned: Sequence[Curve]) -> str:
 
 
 def plot(inferred: Sequence[Descent], learned: Sequence[Curve]) -> Any:
-    """Above, inference in axons and in errors; below, losses against the learning rate, and the best rate by depth."""
+    """Above, inference in axons and in errors. Below, losses against the learning rate, and the best rate by depth."""
     from experiments.plotting import figure
 
     canvas, (above, below) = figure(2, 3, size=(15, 9))
