@@ -99,7 +99,7 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def clear(exhibit: Exhibit, out: Path) -> Path:
-    """Returns the exhibit's folder, created if necessary, without earlier results, which could pass for the next run's."""
+    """Returns the exhibit's folder, created if necessary, without earlier results that could pass for new ones."""
     folder = out / exhibit.name
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():

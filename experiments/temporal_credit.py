@@ -25,10 +25,10 @@ from experiments.temporal_training import Trained
 
 TASKS = "adding", "delayed_xor", "mnist_1d"
 BACKPROP, RTRL = "backprop through time", "RTRL"
-ROUNDING = 1e-9  # relative, of losses in double precision, that RTRL may differ by
-PAPER, WITHIN = 0.09, 0.02  # error of the GRU on MNIST-1D (Greydanus 2020: accuracy 91 %), and how much more is near
+ROUNDING = 1e-9  # allowed relative difference of RTRL's losses in double precision
+PAPER, WITHIN = 0.09, 0.02  # error of the GRU on MNIST-1D (Greydanus 2020: accuracy 91 %), and the allowed excess
 LEARNED = 4.0  # standard errors below chance
-LONGER = 4  # times as many steps, for memory's growth
+LONGER = 4  # factor of sequence length, to measure the growth of memory
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Config:
 
 
 class Lesson(NamedTuple):
-    """One rule, the network it teaches and the task."""
+    """One rule, the network that it trains and the task."""
 
     task: str
     network: str
@@ -87,14 +87,14 @@ class Lesson(NamedTuple):
 
 Results = Mapping[Lesson, Trained]
 Facts = Mapping[tuple[str, str], Mapping[str, Any]]
-"""Of network and rule: bytes at two lengths, and what the audit says."""
+"""By network and rule: bytes at two lengths, and the audit's findings."""
 
 
 def run(config: Config) -> Results:
     """Trains every lesson that is not finished yet, saving as it goes.
 
     Raises:
-      ExperimentError: for an invalid setting or an unusable folder, or if what is judged is not as it should be.
+      ExperimentError: for an invalid setting or an unusable folder, or if a judged statement does not hold.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -114,7 +114,7 @@ def run(config: Config) -> Results:
                 results[lesson] = _taught(lesson, tasks[lesson.task], config, store)
                 if lesson[1:] not in facts and lesson.network != "GRU":
                     facts[lesson[1:]] = _facts(lesson, tasks[lesson.task], config, store)
-    finally:  # also after Ctrl-C: what was learned so far is shown
+    finally:  # also after Ctrl-C: the results so far are shown
         if results:
             folder.picture("temporal_credit", plot(results, facts, tasks))
             folder.picture("curves", curves(results))
@@ -157,7 +157,7 @@ def _task(name: str, config: Config) -> Task:
 
 
 def lessons(config: Config) -> Iterator[Lesson]:
-    """All that is to be trained, in the order of the tables."""
+    """All runs to train, in the order of the tables."""
     for task in config.tasks:
         if task == "mnist_1d" and any(config.gru_units) and BACKPROP in config.rules:
             yield Lesson(task, "GRU", BACKPROP)
@@ -204,7 +204,7 @@ def _facts(lesson: Lesson, task: Task, config: Config, store: Finished) -> dict[
 
 
 def _exactness(tasks: Mapping[str, Task], config: Config, store: Finished) -> dict[str, float]:
-    """RTRL's difference to backprop through time by task, if both are among the rules."""
+    """Difference of RTRL from backprop through time by task, if both are among the rules."""
     if not {RTRL, BACKPROP} <= set(config.rules):
         return {}
 
@@ -216,7 +216,7 @@ def _exactness(tasks: Mapping[str, Task], config: Config, store: Finished) -> di
 
 
 def judge(results: Results, exactness: Mapping[str, float], tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
-    """Each statement with its figure and how far it is from what is wanted, 1 being just allowed."""
+    """Each statement with its figure and its deviation; a deviation above 1 is a failure."""
     judged = []
     for name, difference in exactness.items():
         judged.append({
@@ -233,7 +233,7 @@ def judge(results: Results, exactness: Mapping[str, float], tasks: Mapping[str, 
                 "deviation": max(0.0, (mean - PAPER) / WITHIN) if np.isfinite(mean) else np.inf,
             })  # fmt: skip
         task = tasks[lesson.task]
-        if lesson.network == "spiking" and task.num_outputs > 1:  # a number from spikes takes more updates than these
+        if lesson.network == "spiking" and task.num_outputs > 1:  # regression from spikes needs more updates than these
             below = (task.chance - mean) / np.hypot(error, sampling_error(task))
             judged.append({
                 "statement": f"{lesson.task}: a spiking network learns by {lesson.rule}",
@@ -244,7 +244,7 @@ def judge(results: Results, exactness: Mapping[str, float], tasks: Mapping[str, 
 
 
 def sampling_error(task: Task) -> float:
-    """Of chance's error on a test set of this size."""
+    """Standard error of the chance level on a test set of this size."""
     targets = task.test.targets
     if task.num_outputs > 1:
         return float(np.sqrt(task.chance * (1 - task.chance) / len(targets)))
@@ -263,7 +263,7 @@ def _scale(task: str) -> float:
 
 
 def _rows(results: Results) -> dict[tuple[str, str], dict[str, Trained]]:
-    """By network and rule, each task's."""
+    """Results by network and rule, then by task."""
     rows: dict[tuple[str, str], dict[str, Trained]] = {}
     for network in NETWORKS:
         for lesson, of in results.items():
@@ -299,7 +299,7 @@ def table(results: Results, facts: Facts, tasks: Mapping[str, Task]) -> str:
 
 
 def plot(results: Results, facts: Facts, tasks: Mapping[str, Task]) -> Any:
-    """Rules from top to bottom: test errors on each task, evaluations, memory at two lengths, the audit's words."""
+    """Rules from top to bottom: test errors on each task, evaluations, memory at two lengths, the audit's findings."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     from experiments.plotting import figure, style
@@ -375,7 +375,7 @@ def curves(results: Results) -> Any:
         for index, rule in enumerate(SHOWN):
             of = results.get(Lesson(name, "leaky", rule))
             if of is not None:
-                # The two differ by rounding alone, and are to be seen at one and the same rate.
+                # The two differ only by rounding, so both are shown at the same rate.
                 chosen = results.get(Lesson(name, "leaky", BACKPROP), of).best if rule == RTRL else of.best
                 look = {**style(index), "markevery": (index, 7)}
                 band(axes, of.updates, of.loss[chosen].T, look, rule)

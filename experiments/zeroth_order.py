@@ -94,14 +94,14 @@ QUICK = _FEW | {"methods": ("MeZO", "FZOO", "AGZO")}
 
 
 def run(config: Config) -> Results:
-    """Runs every method and prints how it compares.
+    """Runs every method and prints the comparison.
 
     Raises:
-      ExperimentError: for an invalid setting or an unusable folder, or if a method ends above the loss it began with.
+      ExperimentError: for an invalid setting or an unusable folder, or if a method ends above its initial loss.
     """
     if config.quick or config.small:
         preset = SMALL | (QUICK if config.quick else {})
-        # What was asked for stays.
+        # Settings that were given explicitly are kept.
         settings = {name: value for name, value in preset.items() if getattr(config, name) == getattr(Config, name)}
         config = dataclasses.replace(config, small=True, **settings)
     _check(config)
@@ -122,7 +122,7 @@ def _results(config: Config) -> Results:
     if config.draws:
         results = results._replace(cosines=cosines(of, task, settings, config.batch_size, config.draws))
     for number, method in enumerate(config.methods):
-        # What is left is for this method and those after it.
+        # The remaining time is shared by this method and those after it.
         left = config.minutes * 60 - (time.perf_counter() - begun)
         share = left / (len(config.methods) - number)
         _method(method, config, (of, task, settings, measure), share, results)
@@ -141,7 +141,7 @@ def _results(config: Config) -> Results:
 def _method(
     method: str, config: Config, of: tuple[Problem, data.Task, Settings, Measure], share: float, results: Results
 ) -> None:
-    """Chooses the method's rate and runs its seeds, within its share of seconds."""
+    """Chooses the method's rate and runs its seeds, within `share` seconds."""
     of_problem, task, settings, measure = of
     every = max(1, round(config.evaluations / config.moments / _cost(method, config)))
     begun = time.perf_counter()
@@ -176,7 +176,7 @@ def _method(
 
 
 def _cost(method: str, config: Config) -> int:
-    """Evaluations a step."""
+    """Evaluations per step."""
     return {"MeZO": 2, "FZOO": config.samples + 1, "ZO-Muon": config.queries + 1, "AGZO": 3}[method]
 
 
@@ -207,7 +207,7 @@ def _target(results: Results, config: Config) -> float:
 
 
 def deviations(results: Results) -> dict[str, float]:
-    """What the run is judged by: the held-out loss of each method at the end over that at the beginning."""
+    """The deviations that are judged: each method's final held-out loss over its initial one."""
     return {
         f"held-out loss by {method}": float(np.mean([own.held_out[-1] / own.held_out[0] for own in curves]))
         for method, curves in results.curves.items()
@@ -215,7 +215,7 @@ def deviations(results: Results) -> dict[str, float]:
 
 
 def _write(folder: Folder, config: Config, task: data.Task, results: Results) -> None:
-    """All there is so far: a run that is stopped leaves the methods before."""
+    """Writes all results so far, so that an interrupted run keeps the methods before."""
     target = _target(results, config)
     queries, times = compared(results, target)
     off = deviations(results)
