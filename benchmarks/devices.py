@@ -63,7 +63,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     """Starts the processes one after the other, compares, prints and saves; returns a row for each estimate.
 
     Raises:
-      ExperimentError: if numbers of devices disagree, a process fails, or samples cannot be divided.
+      ExperimentError: if different numbers of devices disagree, a process fails, or samples cannot be divided.
     """
     wrong = [(k, n) for k in config.samples for n in (*config.devices, *config.processes) if n < 1 or k % n]
     if wrong or not config.devices:
@@ -132,10 +132,10 @@ def _told(code: int, printed: str, errors: str, name: str) -> list[dict[str, Any
 
 
 def exchanged(text: str) -> dict[str, int]:
-    """Bytes by collective in a compiled program's text: those of its result, on one device."""
+    """Bytes by collective in a compiled program's text: the size of its results on one device."""
     found: dict[str, int] = {}
     for results, name in re.findall(r"= (.*?) (all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?\(", text):
-        for dtype, shape in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", results):  # several, if XLA has joined them
+        for dtype, shape in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", results):  # several if XLA has combined collectives
             size = int(np.prod([int(n) for n in shape.split(",") if n], initial=1))
             found[name] = found.get(name, 0) + size * int(re.sub(r"\D", "", dtype)) // 8
     return found
@@ -144,7 +144,7 @@ def exchanged(text: str) -> dict[str, int]:
 def _estimates(
     sizes: Sequence[int], batch_size: int, samples: Sequence[int], sigma: float, rounds: int
 ) -> list[dict[str, Any]]:
-    """Of all devices there are, as this process measures them."""
+    """Measures estimates on all available devices, in this process; returns a row for each."""
     devices = len(jax.devices())
     mesh = jax.make_mesh((devices,), ("samples",), axis_types=(jax.sharding.AxisType.Auto,))
     everywhere, sharding = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ([], ["samples"]))
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:  # a process of forced devices, or one of several that are to be joined
+    if sys.argv[1:2] == ["--child"]:  # a process with forced devices, or one of several to be joined
         if sys.argv[3:]:
             join(*sys.argv[3:])
         print(json.dumps(_estimates(**json.loads(sys.argv[2]))))

@@ -50,20 +50,20 @@ class Config:
 
 
 NAIVE = "weights: Gaussian, all samples vmapped"
-_STANDARDS = (NAIVE, "weights: rank-one signs", "nodes: signs")  # whose signal a quick run measures
-_CALLS = 10  # of an exact estimate per round: one alone is too short to time
+_STANDARDS = (NAIVE, "weights: rank-one signs", "nodes: signs")  # a quick run measures the signal of these
+_CALLS = 10  # per round for exact estimates: one alone is too short to time
 
 
 class Row(NamedTuple):
-    """One estimator: time over its unit (K forward passes, or value_and_grad) and what it got for it.
+    """One estimator: time relative to its unit (K forward passes, or value_and_grad), memory and signal.
 
     Attributes:
-      time: over the unit.
+      time: relative to the unit.
       evaluations: per estimate.
-      per_evaluation: time of one evaluation over one forward pass; NaN for exact estimators.
+      per_evaluation: time of one evaluation relative to one forward pass; NaN for exact estimators.
       temporary_mb: of the compiled program, in 10^6 bytes.
       signal_to_noise, signal_to_noise_error: of one estimate, with its standard error; infinite for exact ones.
-      signal_rate: signal to noise per second over that of the naive way; NaN where it was not measured.
+      signal_rate: signal to noise per second relative to that of the naive way; NaN where it was not measured.
     """
 
     time: Spread
@@ -136,7 +136,7 @@ def _compiled(task: Problem, estimator: nl.GradientEstimator) -> Any:
 
     def estimate(params: Any, batch: Any) -> Any:
         grads, _, info = estimator.estimate(key, estimator.init(key, params), params, batch)
-        return grads, info._replace(residuals=())  # what nobody reads costs nothing
+        return grads, info._replace(residuals=())  # unused outputs cost nothing
 
     return jax.jit(estimate).lower(task.params, task.data).compile()
 
@@ -203,7 +203,7 @@ def _sampled(task: Problem, samples: int, quick: bool) -> dict[str, nl.GradientE
 
 
 def _warm(task: Problem, estimator: nl.GradientEstimator) -> nl.GradientEstimator:
-    """The estimator as it is after some estimates: a running mean needs a past."""
+    """The estimator with its state after some estimates, since a running mean needs a history."""
     state = estimator.init(jax.random.key(5), task.params)
     step = jax.jit(lambda key, state: estimator.estimate(key, state, task.params, task.data)[1])
     for key in jax.random.split(jax.random.key(6), 5):

@@ -45,7 +45,7 @@ class Config:
 
 
 class Batches:
-    """A stream that never ends, drawn from its position."""
+    """An endless stream of batches, each a function of its position."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -63,12 +63,12 @@ class Batches:
         return self.position
 
     def set_state(self, state: int) -> None:
-        """Goes to a position."""
+        """Sets the position."""
         self.position = state
 
 
 def train(steps: int, folder: Path | None = None, **settings: Any) -> Any:
-    """The run; returns its state and history."""
+    """Trains the network; returns its state and history."""
     network = nl.mlp([16, 8, 2], activation=nl.activations.tanh())
     objective = nl.supervised(network.apply, nl.losses.half_squared_error)
 
@@ -112,12 +112,12 @@ def run(config: Config) -> list[dict[str, Any]]:
 
 
 def _newest(folder: Path) -> int:
-    """The newest step that is saved, 0 before the first."""
+    """The newest saved step, 0 before the first."""
     return max((int(path.stem) for path in (folder / "seals").glob("*.json")), default=0)
 
 
 def _killed(folder: Path, steps: int, before: int, seconds: float) -> None:
-    """Starts the run in a process of its own, and kills it some time after it has saved a further step."""
+    """Starts the run in its own process, and kills it `seconds` after it has saved a further step."""
     child = subprocess.Popen([sys.executable, "-m", "benchmarks.kills", str(folder), str(steps)], env=os.environ)
     try:
         while _newest(folder) <= before:

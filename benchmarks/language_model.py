@@ -54,7 +54,7 @@ class Config:
 
 
 def run(config: Config) -> dict[str, dict[str, float]]:
-    """Measures, prints and saves; returns by step: median seconds, quartiles, temporaries in bytes.
+    """Measures, prints and saves; returns median seconds, quartiles and temporaries in bytes, by step.
 
     Raises:
       ExperimentError: for an invalid setting, or on a backend that does not report its memory.
@@ -126,7 +126,7 @@ def _steps(model: Model) -> list[tuple[str, Step]]:
         return step
 
     def by_hand(params: Params, ids: Array, key: Key) -> Params:
-        """Displaced in place, there and back, by noise drawn leaf by leaf (Malladi et al. 2023, algorithm 1)."""
+        """Displaces parameters in place, back and forth, by noise drawn per leaf (Malladi et al. 2023, algorithm 1)."""
 
         def moved(params: Params, by: Any) -> Params:
             leaves, tree = jax.tree.flatten(params)
@@ -134,7 +134,7 @@ def _steps(model: Model) -> list[tuple[str, Step]]:
             shifted = [w + by * jax.random.normal(k, w.shape, w.dtype) for w, k in zip(leaves, keys, strict=True)]
             return jax.tree.unflatten(tree, shifted)
 
-        # Barriers keep one set of displaced parameters at a time.
+        # Barriers ensure that only one set of displaced parameters exists at a time.
         params = jax.lax.optimization_barrier(moved(params, SIGMA))
         above = jnp.mean(losses(params, ids))
         params, above = jax.lax.optimization_barrier((params, above))

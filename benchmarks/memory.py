@@ -46,7 +46,7 @@ class Config:
 
 
 def run(config: Config) -> dict[str, dict[str, float]]:
-    """Compiles, prints and saves; returns temporaries over parameters by estimator and learner.
+    """Compiles, prints and saves; returns temporaries relative to parameters, by estimator and learner.
 
     Raises:
       ExperimentError: for an invalid setting, or on a backend that does not report its memory.
@@ -64,7 +64,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     held: dict[str, dict[str, float]] = {"forward pass": {"alone": _temporaries(objective, params, batch)}}
     for name, estimator in _estimators(objective, config.samples).items():
         learners = {"optax.sgd": nl.learner(estimator, optax.sgd(0.1))}
-        if estimator.sample is not None and name != "nodes":  # whose noise is another for every example
+        if estimator.sample is not None and name != "nodes":  # nodes have different noise for every example
             learners["nl.seeded"] = nl.seeded(estimator, 0.1)
         held[name] = {kind: _of_a_step(learner, params, batch) for kind, learner in learners.items()}
     print("\n".join(aligned(_rows(held))))
@@ -74,7 +74,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
 
 
 def _estimators(objective: Objective, samples: int) -> dict[str, nl.GradientEstimator]:
-    """By name; "weights" in different laws."""
+    """Estimators by name; weight perturbation has one for each law of directions."""
     both_sides = nl.baselines.antithetic()
     found = {"backprop": nl.backprop(objective), "nodes": nl.node_perturbation(objective, num_samples=samples)}
     for name, law in LAWS.items():

@@ -49,7 +49,7 @@ class Config:
 
 
 class Count(NamedTuple):
-    """What a search took, and the value where it ended."""
+    """Cost of a search, and the value where it ended."""
 
     iterations: int
     evaluations: int
@@ -85,7 +85,7 @@ def run(config: Config) -> dict[str, dict[str, Count]]:
 
 
 def conjugate_gradients(function: Function, config: Config) -> list[Count]:
-    """Ours, with each β: all at once, one lane each."""
+    """Our conjugate gradients with each β, vmapped over β."""
 
     def search(which: jax.Array) -> Any:
         beta = lambda *gradients_and_direction: jax.lax.switch(which, list(BETAS.values()), *gradients_and_direction)
@@ -123,11 +123,12 @@ def scipy_cg(function: Function, config: Config) -> Count:
 
 
 def optimistix_cg(ox: Any, function: Function, config: Config) -> Count:
-    """`optimistix.NonlinearCG` as it comes: Polak–Ribière, halving the step until it descends.
+    """`optimistix.NonlinearCG` with default settings: Polak–Ribière, halving the step until the function decreases.
 
-    Ends as the others do, not at optimistix's own criterion; its steps are evaluations, of which it accepts some.
+    It ends by the same criterion as the others, not by optimistix's own. Each of its steps is an evaluation; some are
+    accepted.
     """
-    equinox = importlib.import_module("equinox")  # comes with it
+    equinox = importlib.import_module("equinox")  # a dependency of optimistix
     solver = ox.NonlinearCG(rtol=0.0, atol=0.0)
     with_aux = lambda x, args: (function.value(x), None)
     x = jnp.array(function.start)
@@ -145,14 +146,14 @@ def optimistix_cg(ox: Any, function: Function, config: Config) -> Count:
 
 
 def plot(counts: dict[str, dict[str, Count]]) -> Any:
-    """Iterations and evaluations: a row for each function, a mark for each optimizer."""
+    """Plots iterations and evaluations: a row for each function, a marker for each optimizer."""
     from experiments.plotting import figure, style
 
     canvas, panels = figure(1, 2, size=(11, 4.6))
     for axes, what in zip(panels, Count._fields[:2], strict=True):
         for index, by in enumerate(next(iter(counts.values()))):
             look = {**style(index), "linestyle": "", "markersize": 7, "markevery": 1}
-            rows = np.arange(len(counts)) + 0.12 * (index - 2.5)  # beside each other: many nearly coincide
+            rows = np.arange(len(counts)) + 0.12 * (index - 2.5)  # offset, since many nearly coincide
             axes.plot([getattr(of[by], what) for of in counts.values()], rows, label=by, **look)
         axes.set_yticks(range(len(counts)), counts)
         axes.set(xscale="log", xlabel=f"{what} to the minimum", ylim=(len(counts) - 0.5, -0.5))

@@ -39,7 +39,7 @@ RULES: dict[str, Callable[[Any], nl.GradientEstimator]] = {
     "SnAp-1": nl.snap,
 }
 OF_INFLUENCE = "RTRL"
-"""It carries an influence matrix: too much for wide networks."""
+"""The rule that carries an influence matrix, which is too large for wide networks."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class Config:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one rule costs for one number of steps.
+    """Cost of one rule for one number of steps.
 
     Attributes:
       compile_seconds: to trace and compile, once.
       temporary_bytes: of the compiled program, besides its arguments and results.
-      over_backprop: seconds an estimate over backprop's, interleaved; None where it was not timed.
-      seconds: the median of an estimate's; None likewise.
+      over_backprop: time of an estimate relative to backprop's, interleaved; None if it was not timed.
+      seconds: median time of an estimate; None if it was not timed.
     """
 
     compile_seconds: float
@@ -106,7 +106,7 @@ def run(config: Config) -> dict[int, dict[str, dict[int, Cost]]]:
 
 
 def measured(config: Config, units: int) -> dict[str, dict[int, Cost]]:
-    """Costs by rule and number of steps."""
+    """Costs, by rule and number of steps."""
     rules = {name: make for name, make in RULES.items() if name != OF_INFLUENCE or units <= config.most_influence}
     costs: dict[str, dict[int, Cost]] = {name: {} for name in rules}
     for steps in config.steps:
@@ -118,7 +118,7 @@ def measured(config: Config, units: int) -> dict[str, dict[int, Cost]]:
             began = time.perf_counter()
             compiled = jax.jit(estimator.estimate).lower(*at).compile()
             seconds = time.perf_counter() - began
-            memory: Any = compiled.memory_analysis()  # None where a backend does not tell
+            memory: Any = compiled.memory_analysis()  # None if the backend does not report it
             costs[name][steps] = Cost(seconds, memory.temp_size_in_bytes if memory else 0)
             functions[name] = lambda compiled=compiled, at=at: compiled(*at)
         if steps > config.most_steps:
@@ -131,7 +131,7 @@ def measured(config: Config, units: int) -> dict[str, dict[int, Cost]]:
 
 
 def problem(config: Config, units: int, steps: int) -> tuple[Any, Any, Any]:
-    """A leaky network that is to follow its first input, a read-out and its loss in the loop."""
+    """A leaky network that has to follow its first input, with read-out and loss inside the loop."""
     cell = nl.cells.leaky(units, rate=0.2)
 
     def objective(params: Any, batch: Any, propagate: Any = nl.propagation.feedforward) -> jax.Array:

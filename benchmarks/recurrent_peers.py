@@ -27,7 +27,7 @@ from experiments.results import Folder
 from nl_jax.base import Objective
 from nl_jax.diagnostics.timing import Spread, ratio
 
-DECAY, SLOPE = 0.9, 2.0  # of the membrane, and of the arctan that stands for a spike's derivative
+DECAY, SLOPE = 0.9, 2.0  # of the membrane, and of the arctan surrogate for a spike's derivative
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ Function = Callable[[], Any]
 
 
 class Problem(NamedTuple):
-    """An objective whose loss adds up in the loop over time, where it begins, and its batch (inputs, targets)."""
+    """An objective whose loss is summed in the loop over time, initial parameters, and a batch (inputs, targets)."""
 
     objective: Objective
     params: Any
@@ -75,11 +75,11 @@ class Contest(NamedTuple):
     """A peer's gradient and ours.
 
     Attributes:
-      package: what it is installed as.
-      title: what of it.
-      ways: to compute it, of which the best counts.
-      ours: the name of ours.
-      gradient: the peer's, an array like our weights stacked.
+      package: the name to install it by.
+      title: the peer's name, version and rule, for tables.
+      ways: ways to compute the gradient; the best one counts.
+      ours: the name of our rule.
+      gradient: the peer's gradient, an array like our stacked weights.
     """
 
     package: str
@@ -90,7 +90,7 @@ class Contest(NamedTuple):
 
 
 def run(config: Config) -> dict[str, Spread]:
-    """Measures, prints a table and saves; returns the peers' times over ours.
+    """Measures, prints a table and saves; returns the peers' times relative to ours.
 
     Raises:
       ExperimentError: if no peer is installed.
@@ -133,7 +133,7 @@ def run(config: Config) -> dict[str, Spread]:
 
 
 def tanh_network(config: Config) -> Problem:
-    """h_t = tanh(W x_t + U h_{t−1} + b) is to follow random targets."""
+    """h_t = tanh(W x_t + U h_{t−1} + b) has to follow random targets."""
     cell = nl.cells.rnn(config.units)
 
     def begin(batch: int) -> Any:
@@ -146,7 +146,7 @@ def tanh_network(config: Config) -> Problem:
 
 
 def spiking_layer(config: Config) -> Problem:
-    """v_t = α v_{t−1} − z_{t−1} + W x_t, z_t = H(v_t − 1), without recurrent weights, as snntorch's Leaky has it."""
+    """v_t = α v_{t−1} − z_{t−1} + W x_t, z_t = H(v_t − 1), without recurrent weights, like snntorch's Leaky."""
     spike = nl.surrogates.arctan(SLOPE)
 
     def begin(batch: int) -> Any:
@@ -168,7 +168,7 @@ def spiking_layer(config: Config) -> Problem:
 
 
 def _followed(begin: Callable[[int], Any], step: Callable[..., Any]) -> Objective:
-    """Mean squared error of every step's outputs, averaged over the steps."""
+    """An objective: mean squared error of the outputs, averaged over the steps."""
 
     def objective(params: Any, batch: Any, propagate: Any = nl.propagation.feedforward) -> jax.Array:
         inputs, targets = (jnp.swapaxes(part, 0, 1) for part in batch)
@@ -192,7 +192,7 @@ def _gradient(on: Problem, estimator: nl.GradientEstimator) -> Function:
 
 
 def stacked(params: Any) -> np.ndarray:
-    """The hidden layer's weights from inputs and, where there are any, from units below them."""
+    """The hidden layer's input weights, stacked on its recurrent weights if it has any."""
     hidden = params["hidden"]
     return np.concatenate([hidden[name] for name in ("weight", "recurrent") if name in hidden])
 
@@ -202,7 +202,7 @@ def _difference(theirs: np.ndarray, ours: np.ndarray) -> float:
 
 
 def _braintrace(on: Problem) -> list[Contest]:
-    """Its rules on its own cell with our weights, batched as it likes: all examples in one state, or vmap."""
+    """Its rules on its own cell with our weights, batched as it supports: all examples in one state, or vmap."""
     module = report.peer("braintrace")
     if module is None:
         return []
@@ -212,17 +212,17 @@ def _braintrace(on: Problem) -> list[Contest]:
     for label, algorithm, settings, vmaps, ours in (
         ("D-RTRL", module.D_RTRL, {}, (False, True), "e-prop"),
         ("SnAp, n = 1", module.SnAp, {"n": 1}, (False, True), "SnAp-1"),
-        ("SnAp, n = 2", module.SnAp, {"n": 2}, (True,), "RTRL"),  # refused without vmap: it widens over examples, too
+        ("SnAp, n = 2", module.SnAp, {"n": 2}, (True,), "RTRL"),  # needs vmap: otherwise it also widens over examples
     ):
         ways = [braintrace_way(module, brainstate, on, algorithm, settings, vmap) for vmap in vmaps]
-        found = jax.block_until_ready(ways[0]())  # the first call: it begins with a state of zeros
+        found = jax.block_until_ready(ways[0]())  # the first call starts from a zero state
         (gradient,) = (np.asarray(leaf) for leaf in jax.tree.leaves(found) if leaf.ndim == 2)
         contests.append(Contest("braintrace", title + label, ways, ours, gradient))
     return contests
 
 
 def braintrace_way(module: Any, brainstate: Any, on: Problem, algorithm: Any, settings: Any, vmap: bool) -> Function:
-    """A sequence's gradient as its documentation drives one; it goes on from the state where the last call ended."""
+    """A sequence's gradient, computed as in its documentation; every call starts from the last call's final state."""
     hidden = on.params["hidden"]
     inputs, units = hidden["weight"].shape
     model = module.nn.ValinaRNNCell(inputs, units, activation="tanh")
@@ -230,7 +230,7 @@ def braintrace_way(module: Any, brainstate: Any, on: Problem, algorithm: Any, se
         parameter.value = {"weight": jnp.asarray(stacked(on.params)), "bias": hidden["bias"]}
     xs, ys = (jnp.swapaxes(part, 0, 1) for part in on.batch)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that SnAp widens is what is wanted
+        warnings.simplefilter("ignore")  # it warns that SnAp widens, which is intended here
         learner = module.compile(model, algorithm, xs[0], batch_size=xs.shape[1], vmap=vmap, **settings)
 
     @brainstate.transform.jit
@@ -241,7 +241,7 @@ def braintrace_way(module: Any, brainstate: Any, on: Problem, algorithm: Any, se
 
 
 def _snntorch(on: Problem) -> list[Contest]:
-    """`Leaky` behind a linear layer, there and back."""
+    """`Leaky` after a linear layer, forwards and backwards."""
     torch, module = pytorch.module(), report.peer("snntorch")
     if torch is None or module is None:
         return []
@@ -253,7 +253,7 @@ def _snntorch(on: Problem) -> list[Contest]:
 
 
 def snntorch_way(torch: Any, module: Any, on: Problem) -> Callable[[Any], Any]:
-    """A loop over time in Python, as its tutorials have it."""
+    """A Python loop over time, as in its tutorials."""
     weight = np.asarray(on.params["hidden"]["weight"])
     linear = torch.nn.Linear(*weight.shape, bias=False)
     linear.weight.data = torch.tensor(weight.T.copy())

@@ -46,11 +46,11 @@ class Config:
 
 _WIDTH, _BATCH, _SAMPLES = 256, 128, 32
 
-Curves = dict[str, list[Spread]]  # by estimator, one value a size
+Curves = dict[str, list[Spread]]  # by estimator, one value per size
 
 
 def run(config: Config) -> dict[str, Curves]:
-    """Measures, prints tables and saves; returns the curves by what is varied."""
+    """Measures, prints tables and saves; returns the curves by the size that is varied."""
     if config.quick:
         some = {name: getattr(config, name)[:3] for name in ("widths", "batch_sizes", "samples")}
         config = dataclasses.replace(config, rounds=min(config.rounds, 3), **some)

@@ -81,7 +81,7 @@ def _measured(config: Config, dtype: jnp.dtype, samples: int) -> dict[str, tuple
     network = nl.mlp(config.sizes, activation=nl.activations.tanh())
 
     def forward(params: Any, inputs: jax.Array, propagate: Any = nl.propagation.feedforward) -> jax.Array:
-        low = jax.tree.map(lambda weight: weight.astype(dtype), params)  # stand-ins for weights know astype too
+        low = jax.tree.map(lambda weight: weight.astype(dtype), params)  # perturbed weights support astype as well
         return network.apply(low, inputs.astype(dtype), propagate=propagate).astype(jnp.float32)
 
     objective = nl.supervised(forward, nl.losses.cross_entropy)
@@ -92,7 +92,7 @@ def _measured(config: Config, dtype: jnp.dtype, samples: int) -> dict[str, tuple
         return lambda: compiled(task.params, batch)
 
     infer = jax.jit(lambda params, data: jnp.mean(objective(params, data)))
-    # A step that the layers' dtype can see: the default would suit the parameters, which stay in float32.
+    # A step that is visible in the layers' dtype; the default suits the parameters, which stay in float32.
     components = sum(leaf.size for leaf in jax.tree.leaves(task.params))
     sigma = step_size(None, balanced(1), [dtype], components)
     functions = {name: timed(estimator) for name, estimator in _estimators(objective, samples, sigma).items()}

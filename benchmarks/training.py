@@ -26,7 +26,7 @@ from nl_jax.diagnostics.timing import Spread, ratio
 
 @dataclass(frozen=True)
 class Case:
-    """One network, its data and how it is trained."""
+    """One network, its data and its training."""
 
     sizes: tuple[int, ...]
     """Units per layer, input to output (tanh, cross-entropy)."""
@@ -61,13 +61,13 @@ class Config:
 
 
 Run = Callable[[], Any]
-"""A training run from the same start; returns the final parameters."""
+"""Makes a training run from the same initial state; returns the final parameters."""
 
 _FIT, _WHOLE, _SCAN = "nl.fit", "nl.fit, all steps in one dispatch", "hand-written scan"
 
 
 def run(config: Config) -> dict[str, dict[str, Spread]]:
-    """Measures, prints a table and saves; returns how many times faster than each contestant `nl.fit` is."""
+    """Measures, prints a table and saves; returns the speed of `nl.fit` relative to each contestant."""
     if config.quick:
         cases = zip((config.small, config.large), (200, 100), strict=True)
         small, large = (dataclasses.replace(case, steps=min(case.steps, most)) for case, most in cases)
@@ -79,8 +79,8 @@ def run(config: Config) -> dict[str, dict[str, Spread]]:
     for size, case in named.items():
         groups |= {f"{size}, {rule}": runs for rule, runs in contestants(case, config.num_samples, torch).items()}
 
-    # Each is run once before it is timed. Nothing is compiled after that: fit's compiled dispatch is cached by learner,
-    # order, record, batch size and steps, and a run has the same of them each time (a test looks for compilations).
+    # Each runs once before it is timed. Nothing is compiled after that: fit caches its compiled dispatch by learner,
+    # order, record, batch size and steps, which are the same in every run (a test checks for compilations).
     seconds = report.timed(
         {f"{group}: {n}": ways for group, of in groups.items() for n, ways in of.items()}, config.rounds
     )
@@ -103,7 +103,7 @@ def run(config: Config) -> dict[str, dict[str, Spread]]:
 
 
 def contestants(case: Case, samples: int, torch: Any = None) -> dict[str, dict[str, Sequence[Run]]]:
-    """By learning rule, training runs by who makes them, in one way or several; `torch` is None to leave it out."""
+    """Training runs by learning rule, then by contestant, in one way or several; `torch` is None to leave it out."""
     on, optimizer = problem(case.sizes, case.examples), optax.adam(1e-3)
     exact = nl.backprop(on.objective)
     perturbed = nl.node_perturbation(on.objective, num_samples=samples, directions=nl.directions.rademacher())
@@ -138,7 +138,7 @@ _INIT, _RUN = jax.random.key(1), jax.random.key(2)
 
 
 def _fit(learner: nl.Learner, on: Problem, case: Case, **settings: Any) -> Run:
-    state = learner.init(_INIT, on.params)  # outside, as it is not compiled here, and is a part of the scan's program
+    state = learner.init(_INIT, on.params)  # outside: it is not compiled here, but is part of the scan's program
     counts: dict[str, Any] = {"num_steps": case.steps, "batch_size": case.batch_size}
 
     def train() -> Any:
@@ -153,7 +153,7 @@ def _scan(
     on: Problem,
     case: Case,
 ) -> Run:
-    """What a user of JAX alone writes: one scan, batches gathered by index. Same keys as fit, hence the same result."""
+    """The code of a JAX user: one scan, batches gathered by index. It has fit's keys, hence the same result."""
 
     @jax.jit
     def scanned(key: jax.Array, params: Any, data: Any) -> Any:
@@ -173,19 +173,19 @@ def _scan(
 
     def train() -> Any:
         params, losses = scanned(_RUN, on.params, on.data)
-        jax.device_get(losses)  # to be looked at, as fit's are
+        jax.device_get(losses)  # to be inspected, like fit's
         return params
 
     return train
 
 
 def _loop(learner: nl.Learner, on: Problem, case: Case) -> Run:
-    """README's way to use a learner without `fit`."""
-    inputs, labels = map(np.asarray, on.data)  # NumPy gathers four times faster than JAX does outside jit
+    """The README's way to use a learner without `fit`."""
+    inputs, labels = map(np.asarray, on.data)  # NumPy gathers four times faster than JAX outside jit
 
     @jax.jit
     def step(key: jax.Array, state: Any, batch: Any) -> Any:
-        return learner.step(jax.random.fold_in(key, state.step), state, batch)  # inside, where folding costs nothing
+        return learner.step(jax.random.fold_in(key, state.step), state, batch)  # folding inside jit costs nothing
 
     def train() -> Any:
         state = learner.init(_INIT, on.params)
@@ -200,7 +200,7 @@ def _loop(learner: nl.Learner, on: Problem, case: Case) -> Run:
 
 
 def _torch_loop(torch: Any, on: Problem, case: Case) -> Run:
-    """The loop of PyTorch's tutorials, but for their DataLoader, which would take longer than the small network."""
+    """The loop of PyTorch's tutorials, without their DataLoader, which would take longer than the small network."""
     inputs, labels = pytorch.tensors(torch, on)
 
     def train() -> Any:
@@ -219,7 +219,7 @@ def _torch_loop(torch: Any, on: Problem, case: Case) -> Run:
 
 
 def _passes(permutation: Callable[[int], Any], case: Case) -> Iterator[Any]:
-    """Indices of one batch after another, each pass in an order of its own."""
+    """Indices of one batch after another; each pass has its own order."""
     per_pass = case.examples // case.batch_size
     order = None
     for step in range(case.steps):

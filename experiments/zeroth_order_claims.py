@@ -92,7 +92,7 @@ def target_of(losses: Sequence[np.ndarray], fraction: float) -> float:
 def times_fewer(mezo: np.ndarray, other: np.ndarray, budgets: tuple[float, float]) -> Times:
     """MeZO's evaluations over another method's, each [seeds] and infinite where the loss was not reached.
 
-    A run that never reaches the loss counts as if it did at the end of its budget, which bounds the ratio from one side.
+    A run that never reaches the loss counts as one that does at the end of its budget: a one-sided bound on the ratio.
     """
     never = [not np.isfinite(own).all() for own in (mezo, other)]
     bound = {(False, False): "", (True, False): "at least", (False, True): "at most", (True, True): "unknown"}
