@@ -46,7 +46,7 @@ class Config:
     out: Path = Path("results/benchmarks/estimators")
     """Folder for the results."""
     quick: bool = False
-    """Three rounds, only the main rows, and the signal of three of them from four estimates."""
+    """Three rounds, representative rows only, and the signal of three of them from four estimates."""
 
 
 NAIVE = "weights: Gaussian, all samples vmapped"

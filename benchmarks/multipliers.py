@@ -1,8 +1,8 @@
 """A step of the damped multipliers of `nl.primal_dual` in PyTorch, by mdmm and by cooper; modules are arguments.
 
 Axons (activity) are parameters. Each layer's equation is an equality constraint with a multiplier for every unit and
-example. Weights are held constant while axons and multipliers move. At the end of these iterations, one more gradient
-is that of the weights.
+example. Weights are held constant while axons and multipliers move. After these iterations, the gradient of the weights
+is computed once.
 """
 
 import functools
@@ -83,7 +83,7 @@ class Program:
 
 
 def mdmm(torch: Any, library: Any, on: Problem, inner: Inner) -> tuple[Callable[[Any], Any], Program]:
-    """Platt & Barr's step moves axons and multipliers at once, so its damping is c + η: λ includes the last η r."""
+    """Platt & Barr's simultaneous step, with damping c + η instead of c: ours uses λ after its update by η r."""
     program = Program(torch, on)
 
     class Layer(library.EqConstraint):  # the library's own constraint has only one multiplier for all its elements

@@ -1,4 +1,4 @@
-"""Steps and evaluations of conjugate gradients, compared with scipy's and optimistix's.
+"""Counts steps and evaluations of conjugate gradients, compared with scipy's and optimistix's.
 
 python -m benchmarks.optimizers --help
 """

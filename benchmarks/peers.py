@@ -231,7 +231,7 @@ def _pytorch(on: Problem) -> list[Contest]:
 
 
 def _cosines(on: Problem, contests: Sequence[Contest], estimates: int) -> dict[str, Cosine]:
-    """Cosine to `jax.grad`, mean and standard error; the peers' gradients are estimates, too."""
+    """Cosine to `jax.grad`, mean and standard error; a peer's result is an estimate of the gradient, too."""
     exact = jax.jit(jax.grad(on.mean_loss))(on.params, on.data)
     cosine = jax.jit(nl.diagnostics.cosine)
     keys = jax.random.split(jax.random.key(4), estimates)

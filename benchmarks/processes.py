@@ -29,7 +29,7 @@ def joined(command: Callable[[int], Sequence[str]], processes: int, seconds: flo
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # The other flags are this process's, since results depend bit by bit on how code is compiled.
+    # The other flags are this process's, since the exact bits of results depend on how code is compiled.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=1"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     with contextlib.ExitStack() as stack:

@@ -77,7 +77,7 @@ def ratios_figure(groups: Mapping[str, Timed], xlabel: str, title: str) -> Any:
     return canvas
 
 
-_ON_WHITE: Mapping[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # the dashed line is off
+_ON_WHITE: Mapping[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # hides the dashed line
 
 
 def save(folder: Folder, name: str, results: Mapping[str, Any], canvas: Any) -> None:

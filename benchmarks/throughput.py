@@ -92,7 +92,7 @@ def _measured(config: Config, dtype: jnp.dtype, samples: int) -> dict[str, tuple
         return lambda: compiled(task.params, batch)
 
     infer = jax.jit(lambda params, data: jnp.mean(objective(params, data)))
-    # A step that is visible in the layers' dtype; the default suits the parameters, which stay in float32.
+    # A step large enough for the layers' dtype; the default suits the parameters, which stay in float32.
     components = sum(leaf.size for leaf in jax.tree.leaves(task.params))
     sigma = step_size(None, balanced(1), [dtype], components)
     functions = {name: timed(estimator) for name, estimator in _estimators(objective, samples, sigma).items()}

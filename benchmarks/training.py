@@ -153,7 +153,7 @@ def _scan(
     on: Problem,
     case: Case,
 ) -> Run:
-    """The code of a JAX user: one scan, batches gathered by index. It has fit's keys, hence the same result."""
+    """A run in JAX alone: one scan, batches gathered by index. It uses fit's keys, hence the result is the same."""
 
     @jax.jit
     def scanned(key: jax.Array, params: Any, data: Any) -> Any:
@@ -173,7 +173,7 @@ def _scan(
 
     def train() -> Any:
         params, losses = scanned(_RUN, on.params, on.data)
-        jax.device_get(losses)  # to be inspected, like fit's
+        jax.device_get(losses)  # fetched for inspection, like fit's
         return params
 
     return train

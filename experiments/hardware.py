@@ -28,7 +28,7 @@ from experiments.sweep import Sets, with_validation
 from nl_jax.numerics import mean_and_error
 
 ALLOWED = 0.01
-"""How far node perturbation by measured activity may fall below backprop in software, as a fraction correct."""
+"""Allowed loss of accuracy (a fraction) of node perturbation by measured activity, relative to backprop in software."""
 
 WAYS: dict[str, str] = {
     "software": "backprop, no circuit at all",

@@ -101,7 +101,7 @@ class Settled:
     distance: np.ndarray
     """‖w_j ∓ v_j‖, [units, moments]."""
     left: float
-    """Error bar: a bound on each unit's remaining movement, judged by its most recent movement."""
+    """Error bar: the largest remaining movement of a unit, estimated from its most recent movement."""
 
     @property
     def deviation(self) -> float:

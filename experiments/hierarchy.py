@@ -24,7 +24,7 @@ from experiments.finished import Finished
 from experiments.hierarchy_network import Answers, Hierarchy, Size, answers, taught
 from experiments.results import Folder, Verdict
 
-TARGET = 0.10  # required gain in named images over random weights
+TARGET = 0.10  # required gain in named images over the random hierarchies
 SHOWN = 8  # images in the figure of completions
 
 

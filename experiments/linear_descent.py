@@ -42,7 +42,7 @@ class Descent(NamedTuple):
 
 
 def descend(x: np.ndarray, labels: np.ndarray, reduction: float) -> Descent:
-    """Trains linear units on inputs x, [N, D], at their best rate, until their excess loss has fallen by `reduction`.
+    """Trains linear units on inputs x, [N, D], at their best rate, until the excess loss is `reduction` times smaller.
 
     One unit's targets are all 0, and its initial weights differ from the optimum along the slowest mode. Ten other
     units, counted as one, begin at zero and learn the label of an image. Call in float64.

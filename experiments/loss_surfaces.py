@@ -119,7 +119,7 @@ def curve(a: float, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def two_variables(a: float, points: int) -> dict[str, float]:
-    """Errors relative to eq. 17 and 18, and of the minimum, 0 at x = a, in units of what is allowed."""
+    """Eq. 17 and 18 compared with the loss, and its minimum, 0 at x = a; errors are in units of what is allowed."""
     x = np.random.default_rng(1).uniform(0.001, 0.999, points)
     odds, of_target = np.log(x / a), np.log((1 - x) / (1 - a))
     formulas = {

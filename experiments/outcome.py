@@ -47,7 +47,7 @@ class Outcome:
         folder = out / exhibit.name
         about, record = (_json(folder / name) for name in ("config.json", RECORD))
         if record is not None and record["about"] != about:
-            record = None  # somebody ran the experiment there since
+            record = None  # the experiment was run there again since
         verdict, judged = None, _json(folder / f"{exhibit.name}.json") or {}
         if judged.keys() >= set(Verdict._fields):
             off = judged["largest_deviation"]
@@ -109,7 +109,7 @@ def clear(exhibit: Exhibit, out: Path) -> Path:
 
 
 def keep_record(exhibit: Exhibit, out: Path, **values: Any) -> None:
-    """Records how a run went, and its `config.json`: a later run in the folder leaves another one."""
+    """Records how a run went and its `config.json`, by which `read` notices a later run in the folder."""
     folder = out / exhibit.name
     about = _json(folder / "config.json")
     (folder / RECORD).write_text(json.dumps({**values, "about": about}, indent=2) + "\n")

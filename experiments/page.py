@@ -60,7 +60,7 @@ STATUS = {
     "failed": ("failed", "bad"),
     "printed a NaN": ("printed a NaN", "bad"),
 }
-"""Words, which suffice alone, and a colour."""
+"""By status: words, which suffice alone, and the class of a colour."""
 
 
 def write(exhibits: Sequence[Exhibit], out: Path) -> Path:
@@ -164,4 +164,4 @@ def thumbnails(exhibits: Sequence[Exhibit], out: Path, path: Path, columns: int 
         sheet.paste(left, (x, y + caption))
         draw.text((x + size / 2, y + caption / 2), exhibit.title, fill="black", font=font, anchor="mm")
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)  # which spares rare hues
+    sheet.quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)  # which keeps rare hues

@@ -26,7 +26,7 @@ TARGETS = np.geomspace(1e-1, 1e-4, 13)  # targets of both in the figure
 
 @dataclass(frozen=True)
 class Config:
-    """Predictive coding in axons and in errors (ePC) at 20 layers, and μPC's learning rates at 8 to 64 layers.
+    """Measure predictive coding in axons and in errors (ePC) at 20 layers, and μPC's learning rates at 8 to 64 layers.
 
     Each kind of inference uses the best of the same step sizes. There is no theory to compare with. Prints two tables
     and writes config.json, predictive_depth.json and predictive_depth.png to --out.

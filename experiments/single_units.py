@@ -11,7 +11,7 @@ import optax
 
 import nl_jax as nl
 
-CORNERS = np.array([[1.0, -1.0, -1.0], [1.0, -1.0, 1.0], [1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])  # after a constant 1
+CORNERS = np.array([[1.0, -1.0, -1.0], [1.0, -1.0, 1.0], [1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])  # constant 1 first
 EXCLUSIVE_OR = np.array([0.0, 1.0, 1.0, 0.0])
 LOOKED_AT = 30  # passes within which the perceptron's weights have to repeat
 PERCEPTRON, UNIT, LAYERS = "perceptron", "sigmoid unit, delta rule", "two layers, backprop"
@@ -77,7 +77,7 @@ class Failure(NamedTuple):
     Attributes:
       wrong: by learner, how many of the four examples were wrong before their update, [passes, runs]. Each run of a
         single unit has one of the 24 orders of the examples; each run of the two-layer network is an initialisation.
-      before, period: passes until the perceptron's weights are some that return, and passes until they return, [runs];
+      before, period: passes before the perceptron's first weights that return, and passes until they do, [runs];
         the period is 0 if they never did.
       outputs: final outputs of the sigmoid unit, [runs, examples].
       losses: final mean of ½(ŷ − y)², by learner that has a loss, [runs].

@@ -65,7 +65,7 @@ class Config:
     batch_size: int = 16
     """Examples per update."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
-    """Adam's learning rates to choose from, one trial each; a rate decays to zero along a cosine."""
+    """Adam's learning rates to choose from, one trial each; each decays to zero along a cosine."""
     seeds: int = 3
     """Initialisations, the same for every rule and rate; all are trained at once with all rates."""
     resume: bool = False

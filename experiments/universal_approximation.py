@@ -275,7 +275,7 @@ def _shown(found: Mapping[int, Fit]) -> dict[int, Fit]:
 
 
 _TARGET = {"color": "black", "alpha": 0.25, "linewidth": 7}
-_LOOKS = 1, 6, 0  # not those of the errors
+_LOOKS = 1, 6, 0  # different from the styles of the errors
 
 
 def _curves(axes: Any, target: Target, found: Mapping[int, Fit]) -> dict[str, Any]:

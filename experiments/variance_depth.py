@@ -1,4 +1,4 @@
-"""Variance of weight and node perturbation against depth in nonlinear networks (seed 000: which of them scales).
+"""Variance of weight and node perturbation against depth in nonlinear networks (seed 000, which of them scales).
 
 python -m experiments.variance_depth --help
 """

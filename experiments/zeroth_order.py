@@ -215,7 +215,7 @@ def deviations(results: Results) -> dict[str, float]:
 
 
 def _write(folder: Folder, config: Config, task: data.Task, results: Results) -> None:
-    """Writes all results so far, so that an interrupted run keeps the methods before."""
+    """Writes all results so far, so that an interrupted run keeps the finished methods."""
     target = _target(results, config)
     queries, times = compared(results, target)
     off = deviations(results)

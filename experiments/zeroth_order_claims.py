@@ -83,7 +83,7 @@ def reached(evaluations: np.ndarray, losses: np.ndarray, target: float) -> float
 
 
 def target_of(losses: Sequence[np.ndarray], fraction: float) -> float:
-    """The loss at which a fraction of the fall of a method's runs, on average, is done."""
+    """The loss after `fraction` of the mean descent of a method's runs."""
     first = float(np.mean([own[0] for own in losses]))
     last = float(np.mean([own[-1] for own in losses]))
     return first - fraction * (first - last)
