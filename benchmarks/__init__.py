@@ -1,1 +1,1 @@
-"""Costs measured as ratios, side by side in one run."""
+"""Measures costs as ratios, side by side in one run."""

@@ -1,4 +1,4 @@
-"""What a training step costs by each solver of the constrained view, over one by backprop; and by peers beside ours.
+"""Cost of a training step by each solver of the constrained view, relative to backprop; and by peers, relative to ours.
 
 python -m benchmarks.constrained --help
 """
@@ -29,17 +29,17 @@ from experiments.results import Folder
 from nl_jax.base import Objective
 from nl_jax.diagnostics.timing import Spread, ratio
 
-RATE = 0.1  # of learning; of inference, in predictive coding
-ALL = 0.0  # tolerance: no solver stops early: all steps are timed
+RATE = 0.1  # learning rate, and step size of inference in predictive coding
+ALL = 0.0  # tolerance: no solver stops early, so all steps are timed
 
 
 @dataclass(frozen=True)
 class Config:
-    """Time one training step, an estimate and a step of descent, of every solver over one of backprop, side by side.
+    """Time one training step, an estimate and a descent step, of every solver relative to backprop, side by side.
 
-    Peers do the same work, whose agreement is measured first: fabricpc the predictive coding, mdmm and cooper, with
-    PyTorch, the primal–dual iterations. Those not installed are left out: `pip install fabricpc mdmm cooper-optim
-    torch` has them all. Writes constrained.json and constrained.png to --out.
+    Peers do the same work, and their gradients are compared with ours first: fabricpc does the predictive coding; mdmm
+    and cooper, with PyTorch, do the primal–dual iterations. Peers that are not installed are left out: `pip install
+    fabricpc mdmm cooper-optim torch` installs them all. Writes constrained.json and constrained.png to --out.
     """
 
     sizes: tuple[int, ...] = (784, 256, 256, 10)
@@ -47,14 +47,14 @@ class Config:
     batch_size: int = 128
     """Examples."""
     iterations: int = 20
-    """K, inner iterations: steps of primal–dual, extragradient, predictive coding and each phase of networks at rest.
-    The method of multipliers takes as many in all, in fives, and ADMM a quarter as many sweeps."""
+    """K, inner iterations: steps of primal–dual, extragradient, predictive coding and each phase of networks at
+    equilibrium. The method of multipliers takes K steps in total, in groups of five; ADMM takes K/4 sweeps."""
     rounds: int = 15
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     out: Path = Path("results/benchmarks/constrained")
     """Folder for the results."""
     quick: bool = False
-    """Three rounds instead."""
+    """Three rounds."""
 
 
 Function = Callable[[jax.Array], Any]
@@ -62,14 +62,14 @@ Function = Callable[[jax.Array], Any]
 
 
 class Contest(NamedTuple):
-    """A peer, and which of ours does its work.
+    """A peer, and our solver that does the same work.
 
     Attributes:
-      package: what it is installed as.
-      title: what of it.
-      peer: its step, in several ways of which the best counts.
+      package: the name to install it by.
+      title: the peer's name and version, for tables.
+      peer: ways to make its step; the best one counts.
       ours: the name of our solver.
-      gradient: what the step descended by, a tree like the parameters.
+      gradient: returns the gradient that the step descends, a tree like the parameters.
     """
 
     package: str
@@ -80,7 +80,7 @@ class Contest(NamedTuple):
 
 
 def run(config: Config) -> dict[str, Spread]:
-    """Measures, prints a table and saves; returns solvers' times over backprop's."""
+    """Measures, prints a table and saves; returns solvers' times relative to backprop's."""
     if config.quick:
         config = dataclasses.replace(config, rounds=min(config.rounds, 3))
     folder = Folder(config.out, config, outputs=("constrained.json", "constrained.png"))
@@ -115,7 +115,7 @@ def run(config: Config) -> dict[str, Spread]:
 
 
 def _regression(config: Config) -> Problem:
-    """The benchmarks' problem with half the squared error to one-hot targets, which all peers can have."""
+    """The benchmarks' problem with half the squared error to one-hot targets, which all peers support."""
     on = problem(config.sizes, config.batch_size)
     network = nl.mlp(config.sizes, activation=nl.activations.tanh())
     title = "-".join(map(str, config.sizes)) + " tanh, half the squared error, random data"
@@ -126,12 +126,12 @@ def _regression(config: Config) -> Problem:
 
 
 def inner(iterations: int) -> Inner:
-    """Of the primal–dual iterations, ours and peers'."""
+    """Settings of the primal–dual iterations, the same for ours and the peers'."""
     return Inner(step_size=0.05, damping=1.0, num_steps=iterations)
 
 
 def solvers(on: Problem, k: int) -> dict[str, nl.GradientEstimator]:
-    """Every solver by name, its inner iterations in it."""
+    """All solvers by name, with `k` inner iterations."""
     f, layers = on.objective, len(on.params)
     return {
         "backprop": nl.backprop(f),
@@ -187,14 +187,14 @@ _KEY = jax.random.key(3)
 
 
 def _fabricpc(on: Problem, iterations: int) -> list[Contest]:
-    """A step of fabricpc's training, with the derivatives of its nodes by autodiff and written by hand."""
+    """A training step of fabricpc, with its nodes' derivatives by autodiff or written by hand."""
     if report.peer("fabricpc") is None:
         return []
     nodes = (_module("nodes.linear").Linear, _module("nodes.linear_explicit_grad").LinearExplicitGrad)
     ways = [fabricpc_step(node, on, iterations) for node in nodes]
 
     def gradient() -> Any:
-        """From how far the step went: it returns parameters."""
+        """The gradient, from the difference of the parameters: the step returns only these."""
         after = ways[0](_KEY)
         return {
             name: jax.tree.map(lambda w, moved: (w - moved) / RATE, layer, _layer(after.nodes[name]))
@@ -206,7 +206,7 @@ def _fabricpc(on: Problem, iterations: int) -> list[Contest]:
 
 
 def fabricpc_step(node: Any, on: Problem, iterations: int) -> Function:
-    """The same energies: Gaussian of unit precision, targets clamped, axons that begin feedforward; μ = 1."""
+    """A step with the same energies: Gaussian of unit precision, targets clamped, feedforward initial axons; μ = 1."""
     tanh = _module("core.activations").TanhActivation()
     top = list(on.params)[-1]
     units = dict(zip(on.params, on.sizes[1:], strict=True))
@@ -246,7 +246,7 @@ def _layer(node: Any) -> dict[str, jax.Array]:
 
 
 def _multipliers(on: Problem, settings: Inner) -> list[Contest]:
-    """The primal–dual iterations in PyTorch, by each library that is installed."""
+    """The primal–dual iterations in PyTorch, by each installed library."""
     torch = pytorch.module()
     if torch is None:
         return []
@@ -290,7 +290,7 @@ def _table(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.constrained")
     return exit_code(lambda: run(config))
 

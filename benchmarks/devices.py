@@ -1,4 +1,4 @@
-"""What it gains, and costs, to divide samples over devices: difference, bytes exchanged and seconds.
+"""Cost and benefit of dividing samples over devices: difference of gradients, bytes exchanged and seconds.
 
 python -m benchmarks.devices --help
 """
@@ -31,30 +31,30 @@ from experiments.results import Folder
 class Config:
     """Estimate one gradient with its samples divided over forced CPU devices, of one process or of several.
 
-    The figures are of one machine's cores, which the devices share: they tell what is exchanged and whether all agree,
-    and which exchange is cheaper here; not how a cluster scales. Writes devices.json to --out; the exit code is 1 if
+    The devices share one machine's cores. The figures show what is exchanged, whether all agree, and which exchange is
+    cheaper here; they do not show how a cluster scales. Writes devices.json to --out. The exit code is 1 if different
     numbers of devices disagree.
     """
 
     devices: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of devices of one process; the first is what others are compared with."""
+    """Numbers of devices of one process; the others are compared with the first."""
     processes: tuple[int, ...] = (2,)
-    """Numbers of processes of one device each, joined by gloo through the loopback address; none to leave them out."""
+    """Numbers of processes of one device each, joined by gloo through the loopback address; empty for none."""
     sizes: tuple[int, ...] = (512, 512, 10)
     """Units of the network's layers."""
     batch_size: int = 32
     """Examples."""
     samples: tuple[int, ...] = (8,)
-    """K, random directions per estimate: multiples of all numbers of devices and of processes."""
+    """K, random directions per estimate: multiples of all numbers of devices and processes."""
     rounds: int = 3
-    """Repeats, of which the median is given."""
+    """Repeats; the median is reported."""
     sigma: float = 1e-2
-    """σ of the noise. It changes no time; but the default σ of the estimators is so small that what float32 rounds off
-    the losses differently on other numbers of devices would show."""
+    """σ of the noise. It does not affect time. The estimators' default σ is so small that the losses' float32 rounding
+    errors, which depend on the number of devices, would show."""
     tolerance: float = 1e-4
-    """The largest difference between gradients, over the largest component, that still counts as agreement."""
+    """Largest difference between gradients, relative to the largest component, that counts as agreement."""
     seconds: float = 300
-    """The most that a process may take, in seconds."""
+    """Time limit of a process, in seconds."""
     out: Path = Path("results/benchmarks/devices")
     """Folder for the results."""
 
@@ -63,7 +63,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     """Starts the processes one after the other, compares, prints and saves; returns a row for each estimate.
 
     Raises:
-      ExperimentError: if numbers of devices disagree, a process fails, or samples cannot be divided.
+      ExperimentError: if different numbers of devices disagree, a process fails, or samples cannot be divided.
     """
     wrong = [(k, n) for k in config.samples for n in (*config.devices, *config.processes) if n < 1 or k % n]
     if wrong or not config.devices:
@@ -132,10 +132,10 @@ def _told(code: int, printed: str, errors: str, name: str) -> list[dict[str, Any
 
 
 def exchanged(text: str) -> dict[str, int]:
-    """Bytes by collective in a compiled program's text: those of its result, on one device."""
+    """Bytes by collective in a compiled program's text: the size of its results on one device."""
     found: dict[str, int] = {}
     for results, name in re.findall(r"= (.*?) (all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?\(", text):
-        for dtype, shape in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", results):  # several, if XLA has joined them
+        for dtype, shape in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", results):  # several if XLA has combined collectives
             size = int(np.prod([int(n) for n in shape.split(",") if n], initial=1))
             found[name] = found.get(name, 0) + size * int(re.sub(r"\D", "", dtype)) // 8
     return found
@@ -144,7 +144,7 @@ def exchanged(text: str) -> dict[str, int]:
 def _estimates(
     sizes: Sequence[int], batch_size: int, samples: Sequence[int], sigma: float, rounds: int
 ) -> list[dict[str, Any]]:
-    """Of all devices there are, as this process measures them."""
+    """Measures estimates on all available devices, in this process; returns a row for each."""
     devices = len(jax.devices())
     mesh = jax.make_mesh((devices,), ("samples",), axis_types=(jax.sharding.AxisType.Auto,))
     everywhere, sharding = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ([], ["samples"]))
@@ -180,13 +180,13 @@ def _estimates(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.devices")
     return exit_code(lambda: run(config))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:  # a process of forced devices, or one of several that are to be joined
+    if sys.argv[1:2] == ["--child"]:  # a process with forced devices, or one of several to be joined
         if sys.argv[3:]:
             join(*sys.argv[3:])
         print(json.dumps(_estimates(**json.loads(sys.argv[2]))))

@@ -1,4 +1,4 @@
-"""What an estimate costs, in forward passes, and how much signal it buys.
+"""Cost of an estimate in forward passes, and its signal-to-noise ratio.
 
 python -m benchmarks.estimators --help
 """
@@ -27,43 +27,43 @@ from nl_jax.diagnostics.timing import Spread, interleaved, ratio
 class Config:
     """Time every estimator on one network and batch, in units of forward passes, and measure its signal to noise.
 
-    Perturbation estimators are given over K times the jitted mean loss of the batch, exact ones over
+    The unit of perturbation estimators is K times the jitted mean loss of the batch; the unit of exact ones is
     `jax.value_and_grad` of it. Writes estimators.json and estimators.png to --out.
     """
 
     sizes: tuple[int, ...] = (784, 256, 256, 10)
     """Units per layer, input to output (tanh, cross-entropy)."""
     conv: bool = False
-    """A small convolutional network on 28 x 28 images instead."""
+    """Use a small convolutional network on 28 x 28 images."""
     batch_size: int = 128
     """Examples."""
     num_samples: int = 32
     """K, random directions per estimate."""
     rounds: int = 15
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     num_estimates: int = 40
-    """Independent estimates to measure signal and noise with."""
+    """Independent estimates that measure signal and noise."""
     out: Path = Path("results/benchmarks/estimators")
     """Folder for the results."""
     quick: bool = False
-    """Three rounds instead, the rows that stand for their kind, and the signal of three of them from four estimates."""
+    """Three rounds, representative rows only, and the signal of three of them from four estimates."""
 
 
 NAIVE = "weights: Gaussian, all samples vmapped"
-_STANDARDS = (NAIVE, "weights: rank-one signs", "nodes: signs")  # whose signal a quick run measures
-_CALLS = 10  # of an exact estimate per round: one alone is too short to time
+_STANDARDS = (NAIVE, "weights: rank-one signs", "nodes: signs")  # a quick run measures the signal of these
+_CALLS = 10  # per round for exact estimates: one alone is too short to time
 
 
 class Row(NamedTuple):
-    """One estimator: time over its unit (K forward passes, or value_and_grad) and what it got for it.
+    """One estimator: time relative to its unit (K forward passes, or value_and_grad), memory and signal.
 
     Attributes:
-      time: over the unit.
+      time: relative to the unit.
       evaluations: per estimate.
-      per_evaluation: time of one evaluation over one forward pass; NaN for exact estimators.
+      per_evaluation: time of one evaluation relative to one forward pass; NaN for exact estimators.
       temporary_mb: of the compiled program, in 10^6 bytes.
       signal_to_noise, signal_to_noise_error: of one estimate, with its standard error; infinite for exact ones.
-      signal_rate: signal to noise per second over that of the naive way; NaN where it was not measured.
+      signal_rate: signal to noise per second relative to that of the naive way; NaN where it was not measured.
     """
 
     time: Spread
@@ -136,7 +136,7 @@ def _compiled(task: Problem, estimator: nl.GradientEstimator) -> Any:
 
     def estimate(params: Any, batch: Any) -> Any:
         grads, _, info = estimator.estimate(key, estimator.init(key, params), params, batch)
-        return grads, info._replace(residuals=())  # what nobody reads costs nothing
+        return grads, info._replace(residuals=())  # unused outputs cost nothing
 
     return jax.jit(estimate).lower(task.params, task.data).compile()
 
@@ -203,7 +203,7 @@ def _sampled(task: Problem, samples: int, quick: bool) -> dict[str, nl.GradientE
 
 
 def _warm(task: Problem, estimator: nl.GradientEstimator) -> nl.GradientEstimator:
-    """The estimator as it is after some estimates: a running mean needs a past."""
+    """The estimator with its state after some estimates, since a running mean needs a history."""
     state = estimator.init(jax.random.key(5), task.params)
     step = jax.jit(lambda key, state: estimator.estimate(key, state, task.params, task.data)[1])
     for key in jax.random.split(jax.random.key(6), 5):
@@ -227,7 +227,7 @@ def _table(config: Config, rows: dict[str, Row]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.estimators")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""Functions that are hard to minimise, with the usual places to start (Moré, Garbow and Hillstrom 1981)."""
+"""Functions that are hard to minimise, with the usual starting points (Moré, Garbow and Hillstrom 1981)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,14 +9,14 @@ import numpy as np
 
 
 class Function(NamedTuple):
-    """A function of a vector, and where to start."""
+    """A function of a vector, and its starting point."""
 
     value: Callable[[jax.Array], jax.Array]
     start: tuple[float, ...]
 
 
 def rosenbrock(x: jax.Array) -> jax.Array:
-    """Σ 100 (x_{i+1} − x_i²)² + (1 − x_i)²: a bent valley; 0 at (1, …, 1)."""
+    """Σ 100 (x_{i+1} − x_i²)² + (1 − x_i)²: a curved valley; 0 at (1, …, 1)."""
     return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
 
 

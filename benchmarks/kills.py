@@ -1,4 +1,4 @@
-"""Is nothing lost? A training run is killed at random instants, started again each time, and compared bit by bit.
+"""Test of checkpoints: a run is killed at random times, restarted each time, and compared bit by bit.
 
 python -m benchmarks.kills --help
 """
@@ -28,24 +28,24 @@ from experiments.results import Folder
 class Config:
     """Kill (SIGKILL) a run of `nl.fit` that saves after each dispatch; compare it with one that was never interrupted.
 
-    The run draws its batches from an iterator, and has momentum and a random key in the optimizer's state. Writes
-    kills.json to --out; the exit code is 1 if a bit differs or a step that was saved is lost.
+    The run draws its batches from an iterator, and its optimizer state has momentum and a random key. Writes
+    kills.json to --out. The exit code is 1 if a bit differs or a saved step is lost.
     """
 
     kills: int = 30
-    """How often the process is killed."""
+    """Number of kills."""
     steps: int = 4000
-    """Of the run; so many that it is not over before the last kill."""
+    """Steps of the run; it must not end before the last kill."""
     longest: float = 0.5
-    """Each process is killed at a random instant, up to so many seconds after it has saved for the first time."""
+    """Largest delay in seconds: each process is killed at a random time up to this long after its first save."""
     seed: int = 0
-    """Of the instants."""
+    """Seed of the kill times."""
     out: Path = Path("results/benchmarks/kills")
     """Folder for the results."""
 
 
 class Batches:
-    """A stream that never ends, drawn from its position."""
+    """An endless stream of batches, each a function of its position."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -63,12 +63,12 @@ class Batches:
         return self.position
 
     def set_state(self, state: int) -> None:
-        """Goes to a position."""
+        """Sets the position."""
         self.position = state
 
 
 def train(steps: int, folder: Path | None = None, **settings: Any) -> Any:
-    """The run; returns its state and history."""
+    """Trains the network; returns its state and history."""
     network = nl.mlp([16, 8, 2], activation=nl.activations.tanh())
     objective = nl.supervised(network.apply, nl.losses.half_squared_error)
 
@@ -112,12 +112,12 @@ def run(config: Config) -> list[dict[str, Any]]:
 
 
 def _newest(folder: Path) -> int:
-    """The newest step that is saved, 0 before the first."""
+    """The newest saved step, 0 before the first."""
     return max((int(path.stem) for path in (folder / "seals").glob("*.json")), default=0)
 
 
 def _killed(folder: Path, steps: int, before: int, seconds: float) -> None:
-    """Starts the run in a process of its own, and kills it some time after it has saved a further step."""
+    """Starts the run in its own process, and kills it `seconds` after it has saved a further step."""
     child = subprocess.Popen([sys.executable, "-m", "benchmarks.kills", str(folder), str(steps)], env=os.environ)
     try:
         while _newest(folder) <= before:
@@ -139,7 +139,7 @@ def _bits(tree: Any) -> list[bytes]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.kills")
     return exit_code(lambda: run(config))
 

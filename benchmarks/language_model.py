@@ -1,4 +1,4 @@
-"""A zeroth-order step of a language model, beside MeZO written by hand: seconds, and what each holds.
+"""Zeroth-order steps of a language model, compared with hand-written MeZO: seconds and memory.
 
 python -m benchmarks.language_model --help
 """
@@ -27,37 +27,37 @@ Step = Callable[[Params, Array, Key], Params]
 
 @dataclass(frozen=True)
 class Config:
-    """Take one step of each, K = 1 and antithetic, in turn, and compare.
+    """Time one step of each method, K = 1 and antithetic, in turn.
 
-    The sizes are SmolLM2-135M's; parameters are random, for neither time nor memory depends on them. Prints a table
+    The sizes are SmolLM2-135M's. Parameters are random, since neither time nor memory depends on them. Prints a table
     and writes language_model.json to --out.
     """
 
     vocabulary: int = 49_152
-    """Tokens the model knows."""
+    """Vocabulary size in tokens."""
     width: int = 576
     """Features of a token, a multiple of 2 · heads."""
     depth: int = 30
     """Blocks."""
     heads: int = 9
-    """Of attention, three for each head of keys; a multiple of 3."""
+    """Attention heads, three per key head; a multiple of 3."""
     hidden: int = 1536
     """Units of a feed-forward layer."""
     batch_size: int = 8
     """Texts."""
     length: int = 32
-    """Tokens of each."""
+    """Tokens per text."""
     rounds: int = 5
-    """Each step is timed once a round."""
+    """Rounds; each step is timed once per round."""
     out: Path = Path("results/benchmarks/language_model")
     """Folder for the results."""
 
 
 def run(config: Config) -> dict[str, dict[str, float]]:
-    """Measures, prints and saves; returns by step: median seconds, quartiles, temporaries in bytes.
+    """Measures, prints and saves; returns median seconds, quartiles and temporaries in bytes, by step.
 
     Raises:
-      ExperimentError: for a setting that will not do, or on a backend that does not tell its memory.
+      ExperimentError: for an invalid setting, or on a backend that does not report its memory.
     """
     sizes = config.vocabulary, config.width, config.depth, config.heads, config.hidden, config.batch_size, config.rounds
     if min(sizes) < 1 or config.length < 2:
@@ -126,7 +126,7 @@ def _steps(model: Model) -> list[tuple[str, Step]]:
         return step
 
     def by_hand(params: Params, ids: Array, key: Key) -> Params:
-        """Displaced in place, there and back, by noise drawn leaf by leaf (Malladi et al. 2023, algorithm 1)."""
+        """Displaces parameters in place, back and forth, by noise drawn per leaf (Malladi et al. 2023, algorithm 1)."""
 
         def moved(params: Params, by: Any) -> Params:
             leaves, tree = jax.tree.flatten(params)
@@ -134,7 +134,7 @@ def _steps(model: Model) -> list[tuple[str, Step]]:
             shifted = [w + by * jax.random.normal(k, w.shape, w.dtype) for w, k in zip(leaves, keys, strict=True)]
             return jax.tree.unflatten(tree, shifted)
 
-        # Barriers keep one set of displaced parameters at a time.
+        # Barriers ensure that only one set of displaced parameters exists at a time.
         params = jax.lax.optimization_barrier(moved(params, SIGMA))
         above = jnp.mean(losses(params, ids))
         params, above = jax.lax.optimization_barrier((params, above))
@@ -147,7 +147,7 @@ def _steps(model: Model) -> list[tuple[str, Step]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.language_model")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""What a training step holds beside the parameters: temporary bytes of the compiled step over those of the parameters.
+"""Memory of a training step besides the parameters: temporary bytes of the compiled step relative to the parameters'.
 
 python -m benchmarks.memory --help
 """
@@ -30,14 +30,13 @@ LAWS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Compile one jitted step with donated state of every kind of estimator, and ask the compiler for its memory.
+    """Compile one jitted step with donated state of every kind of estimator and report the compiler's memory figures.
 
-    Nothing is run, so that the figures do not depend on the machine's load. Prints a table and writes memory.json to
-    --out.
+    Nothing is run, so the figures do not depend on the machine's load. Prints a table and writes memory.json to --out.
     """
 
     widths: tuple[int, ...] = (1024, 2048, 2048, 1024)
-    """Units of the network's layers, the input's and the output's included."""
+    """Units of the network's layers, including input and output."""
     batch_size: int = 32
     """Examples."""
     samples: int = 8
@@ -47,10 +46,10 @@ class Config:
 
 
 def run(config: Config) -> dict[str, dict[str, float]]:
-    """Compiles, prints and saves; returns temporaries over parameters by estimator and learner.
+    """Compiles, prints and saves; returns temporaries relative to parameters, by estimator and learner.
 
     Raises:
-      ExperimentError: for a setting that will not do, or on a backend that does not tell its memory.
+      ExperimentError: for an invalid setting, or on a backend that does not report its memory.
     """
     if len(config.widths) < 2 or min(*config.widths, config.batch_size, config.samples) < 1:
         raise ExperimentError("--widths must be two or more, and all sizes at least 1")
@@ -65,7 +64,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     held: dict[str, dict[str, float]] = {"forward pass": {"alone": _temporaries(objective, params, batch)}}
     for name, estimator in _estimators(objective, config.samples).items():
         learners = {"optax.sgd": nl.learner(estimator, optax.sgd(0.1))}
-        if estimator.sample is not None and name != "nodes":  # whose noise is another for every example
+        if estimator.sample is not None and name != "nodes":  # nodes have different noise for every example
             learners["nl.seeded"] = nl.seeded(estimator, 0.1)
         held[name] = {kind: _of_a_step(learner, params, batch) for kind, learner in learners.items()}
     print("\n".join(aligned(_rows(held))))
@@ -75,7 +74,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
 
 
 def _estimators(objective: Objective, samples: int) -> dict[str, nl.GradientEstimator]:
-    """By name; "weights" in different laws."""
+    """Estimators by name; weight perturbation has one for each law of directions."""
     both_sides = nl.baselines.antithetic()
     found = {"backprop": nl.backprop(objective), "nodes": nl.node_perturbation(objective, num_samples=samples)}
     for name, law in LAWS.items():
@@ -110,7 +109,7 @@ def _rows(held: dict[str, dict[str, float]]) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.memory")
     return exit_code(lambda: run(config))
 

@@ -1,7 +1,8 @@
-"""A step of the damped multipliers of `nl.primal_dual` in PyTorch, by mdmm and by cooper: modules are arguments.
+"""A step of the damped multipliers of `nl.primal_dual` in PyTorch, by mdmm and by cooper; modules are arguments.
 
-Axons are parameters, each layer's equation an equality constraint with a multiplier for every unit and example. Weights
-are held while axons and multipliers move; where these have come to, one more gradient is the weights'.
+Axons (activity) are parameters. Each layer's equation is an equality constraint with a multiplier for every unit and
+example. Weights are held constant while axons and multipliers move. After these iterations, the gradient of the weights
+is computed once.
 """
 
 import functools
@@ -15,7 +16,7 @@ from benchmarks.problem import Problem
 
 
 class Inner(NamedTuple):
-    """The iterations, as `nl.primal_dual` has them: η for both steps, c, K."""
+    """Settings of the iterations, as in `nl.primal_dual`: η for both steps, c, K."""
 
     step_size: float
     damping: float
@@ -23,7 +24,7 @@ class Inner(NamedTuple):
 
 
 class Program:
-    """The network with its axons free: its weights, the loss and the residuals of a batch."""
+    """The network with free axons: its weights, and the loss and residuals of a batch."""
 
     def __init__(self, torch: Any, on: Problem) -> None:
         self.torch = torch
@@ -34,12 +35,12 @@ class Program:
         self.hold(True)
 
     def hold(self, held: bool) -> None:
-        """Whether weights are left out of differentiation."""
+        """Excludes weights from differentiation if `held`, includes them otherwise."""
         for weight in self.weights:
             weight.requires_grad_(not held)
 
     def feedforward(self) -> list[Any]:
-        """Fresh axons, at what the network makes of its inputs."""
+        """Fresh axons with the network's feedforward values."""
         axons, x = [], self.inputs
         with self.torch.no_grad():
             for layer in range(len(self.linears)):
@@ -61,7 +62,7 @@ class Program:
         return 0.5 * self.torch.sum((axons[-1] - self.targets) ** 2)
 
     def learn(self, differentiate: Callable[[], Any]) -> list[Any]:
-        """A step of descent on the weights, by the gradient that `differentiate` leaves in them; returns it."""
+        """Makes a descent step on the weights by the gradient that `differentiate` leaves in them; returns it."""
         self.hold(False)
         differentiate()
         grads = [weight.grad / len(self.targets) for weight in self.weights]
@@ -82,10 +83,10 @@ class Program:
 
 
 def mdmm(torch: Any, library: Any, on: Problem, inner: Inner) -> tuple[Callable[[Any], Any], Program]:
-    """Platt & Barr's step moves axons and multipliers at once, so that its damping is c + η: λ counts the last η r."""
+    """Platt & Barr's simultaneous step, with damping c + η instead of c: ours uses λ after its update by η r."""
     program = Program(torch, on)
 
-    class Layer(library.EqConstraint):  # the library's own has one multiplier for all that is constrained
+    class Layer(library.EqConstraint):  # the library's own constraint has only one multiplier for all its elements
         def __init__(self, fn: Callable[[], Any], like: Any) -> None:
             super().__init__(fn, 0.0, damping=inner.damping + inner.step_size)
             self.lmbda = torch.nn.Parameter(torch.zeros_like(like))
@@ -114,7 +115,7 @@ def mdmm(torch: Any, library: Any, on: Problem, inner: Inner) -> tuple[Callable[
 
 
 def cooper(torch: Any, library: Any, on: Problem, inner: Inner) -> tuple[Callable[[Any], Any], Program]:
-    """Its alternating steps, multipliers first, on an augmented Lagrangian with c: those of `nl.primal_dual`."""
+    """Alternating steps, multipliers first, on an augmented Lagrangian with c: the same as `nl.primal_dual`."""
     program = Program(torch, on)
 
     class Layers(library.ConstrainedMinimizationProblem):

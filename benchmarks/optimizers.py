@@ -1,4 +1,4 @@
-"""How many steps and evaluations conjugate gradients need, beside scipy's and optimistix's.
+"""Counts steps and evaluations of conjugate gradients, compared with scipy's and optimistix's.
 
 python -m benchmarks.optimizers --help
 """
@@ -34,22 +34,22 @@ BETAS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Count iterations (line searches) and evaluations (value and gradient) to a small gradient, in float64.
+    """Count iterations (line searches) and evaluations (value and gradient) until the gradient is small, in float64.
 
-    Peers that are not installed are left out: `pip install optimistix` has them all. Writes optimizers.json and
+    Peers that are not installed are left out: `pip install optimistix` installs them all. Writes optimizers.json and
     optimizers.png to --out.
     """
 
     gtol: float = 1e-6
-    """The search ends where no component of the gradient is larger."""
+    """The search ends when no component of the gradient is larger."""
     max_iterations: int = 3000
-    """At most so many; a count of all of them means that the minimum was not reached."""
+    """Largest number of iterations; a count that equals it means that the minimum was not reached."""
     out: Path = Path("results/benchmarks/optimizers")
     """Folder for the results."""
 
 
 class Count(NamedTuple):
-    """What a search took, and the value where it ended."""
+    """Cost of a search, and the value where it ended."""
 
     iterations: int
     evaluations: int
@@ -85,7 +85,7 @@ def run(config: Config) -> dict[str, dict[str, Count]]:
 
 
 def conjugate_gradients(function: Function, config: Config) -> list[Count]:
-    """Ours, with each β: all at once, one lane each."""
+    """Our conjugate gradients with each β, vmapped over β."""
 
     def search(which: jax.Array) -> Any:
         beta = lambda *gradients_and_direction: jax.lax.switch(which, list(BETAS.values()), *gradients_and_direction)
@@ -123,11 +123,12 @@ def scipy_cg(function: Function, config: Config) -> Count:
 
 
 def optimistix_cg(ox: Any, function: Function, config: Config) -> Count:
-    """`optimistix.NonlinearCG` as it comes: Polak–Ribière, halving the step until it descends.
+    """`optimistix.NonlinearCG` with default settings: Polak–Ribière, halving the step until the function decreases.
 
-    Ends as the others do, not at optimistix's own criterion; its steps are evaluations, of which it accepts some.
+    It ends by the same criterion as the others, not by optimistix's own. Each of its steps is an evaluation; some are
+    accepted.
     """
-    equinox = importlib.import_module("equinox")  # comes with it
+    equinox = importlib.import_module("equinox")  # a dependency of optimistix
     solver = ox.NonlinearCG(rtol=0.0, atol=0.0)
     with_aux = lambda x, args: (function.value(x), None)
     x = jnp.array(function.start)
@@ -145,14 +146,14 @@ def optimistix_cg(ox: Any, function: Function, config: Config) -> Count:
 
 
 def plot(counts: dict[str, dict[str, Count]]) -> Any:
-    """Iterations and evaluations: a row for each function, a mark for each optimizer."""
+    """Plots iterations and evaluations: a row for each function, a marker for each optimizer."""
     from experiments.plotting import figure, style
 
     canvas, panels = figure(1, 2, size=(11, 4.6))
     for axes, what in zip(panels, Count._fields[:2], strict=True):
         for index, by in enumerate(next(iter(counts.values()))):
             look = {**style(index), "linestyle": "", "markersize": 7, "markevery": 1}
-            rows = np.arange(len(counts)) + 0.12 * (index - 2.5)  # beside each other: many nearly coincide
+            rows = np.arange(len(counts)) + 0.12 * (index - 2.5)  # offset, since many nearly coincide
             axes.plot([getattr(of[by], what) for of in counts.values()], rows, label=by, **look)
         axes.set_yticks(range(len(counts)), counts)
         axes.set(xscale="log", xlabel=f"{what} to the minimum", ylim=(len(counts) - 0.5, -0.5))
@@ -164,7 +165,7 @@ def plot(counts: dict[str, dict[str, Count]]) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.optimizers")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""The same work done by others: evosax, optax and PyTorch beside nl_jax.
+"""Peers that do the same work: evosax, optax and PyTorch compared with nl_jax.
 
 python -m benchmarks.peers --help
 """
@@ -30,7 +30,7 @@ from nl_jax.diagnostics.timing import Spread, ratio
 class Config:
     """Time what other libraries offer for the same work, on one network and batch, side by side with ours.
 
-    Peers that are not installed are left out: `pip install evosax torch` has them all. Writes peers.json and
+    Peers that are not installed are left out: `pip install evosax torch` installs them all. Writes peers.json and
     peers.png to --out.
     """
 
@@ -39,15 +39,15 @@ class Config:
     batch_size: int = 128
     """Examples."""
     num_samples: int = 32
-    """K, random directions per estimate (a population of 2 K where each is tried both ways)."""
+    """K, random directions per estimate (a population of 2 K with antithetic pairs)."""
     rounds: int = 15
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     estimates: int = 20
-    """Estimates whose cosine to the exact gradient is averaged."""
+    """Number of estimates over which the cosine to the exact gradient is averaged."""
     out: Path = Path("results/benchmarks/peers")
     """Folder for the results."""
     quick: bool = False
-    """Three rounds and three estimates instead."""
+    """Three rounds and three estimates."""
 
 
 Function = Callable[[jax.Array], Any]
@@ -55,16 +55,16 @@ Function = Callable[[jax.Array], Any]
 
 
 class Contest(NamedTuple):
-    """A peer, and those of ours that do its work.
+    """A peer, and our functions that do the same work.
 
     Attributes:
-      package: what to pip install.
-      title: what of it, and its settings.
-      peer: its function, or several ways to run it of which the best counts.
-      ours: ours, which return estimates of the gradient if the peer has a `gradient`.
-      gradient: what the peer returned as a gradient (of any scale), a tree like the parameters; None for steps,
-        which are all timed and nothing else.
-      calls: per round, of the peer and of each of ours: one alone may be too short to time.
+      package: the name to install it by.
+      title: the peer's name, version and settings, for tables.
+      peer: ways to run its function; the best one counts.
+      ours: our functions; they return gradient estimates if the peer has a `gradient`.
+      gradient: maps the peer's result to a gradient (of any scale), a tree like the parameters; None for training
+        steps, which are only timed.
+      calls: calls per round, of the peer and of each of ours: one alone may be too short to time.
     """
 
     package: str
@@ -75,11 +75,11 @@ class Contest(NamedTuple):
     calls: tuple[int, int] = (1, 4)
 
 
-Cosine = tuple[float, float]  # and its standard error
+Cosine = tuple[float, float]  # mean and standard error
 
 
 def run(config: Config) -> dict[str, dict[str, Spread]]:
-    """Measures, prints a table and saves; returns the peers' times over ours."""
+    """Measures, prints a table and saves; returns the peers' times relative to ours."""
     if config.quick:
         config = dataclasses.replace(config, rounds=min(config.rounds, 3), estimates=min(config.estimates, 3))
     folder = Folder(config.out, config, outputs=("peers.json", "peers.png"))
@@ -87,7 +87,7 @@ def run(config: Config) -> dict[str, dict[str, Spread]]:
     contests = [*_evosax(on, config.num_samples), _optax(on, config.num_samples), *_pytorch(on)]
 
     functions, calls = {}, {}
-    for contest in contests:  # ours may be in several contests and is timed once
+    for contest in contests:  # a function of ours may be in several contests and is timed once
         named = {contest.title: (contest.peer, contest.calls[0])}
         named |= {name: ([one], contest.calls[1]) for name, one in contest.ours.items()}
         for name, (ways, calls[name]) in named.items():
@@ -111,7 +111,7 @@ def run(config: Config) -> dict[str, dict[str, Spread]]:
 
 
 def _repeat(function: Function, calls: int) -> None:
-    for _ in range(calls):  # each is waited for: XLA may run several at once, which the steps of a training run cannot
+    for _ in range(calls):  # each call is awaited: XLA could overlap them, which training steps cannot
         jax.block_until_ready(function(_KEY))
 
 
@@ -144,13 +144,13 @@ def _perturbations(on: Problem, samples: int, baseline: Any, note: str) -> dict[
 
 
 def _radius(on: Problem) -> float:
-    # σ of a step of length 1, our evolution strategy's default. Time does not depend on σ, the cosine does: optax's own
-    # default of 0.1 goes 52 units far in 269 322 dimensions, and its estimates no longer point along the gradient.
+    # σ of a step of length 1, our evolution strategy's default. Time does not depend on σ, but the cosine does: optax's
+    # default of 0.1 is a step of length 52 in 269 322 dimensions, and its estimates no longer follow the gradient.
     return sum(leaf.size for leaf in jax.tree.leaves(on.params)) ** -0.5
 
 
 def _evosax(on: Problem, samples: int) -> list[Contest]:
-    """One generation of Open_ES against an estimate from as many evaluations, all tried both ways."""
+    """One generation of Open_ES, and an estimate from the same number of evaluations, all antithetic."""
     if report.peer("evosax") is None:
         return []
     algorithm = importlib.import_module("evosax.algorithms").Open_ES(
@@ -186,13 +186,13 @@ def _evosax(on: Problem, samples: int) -> list[Contest]:
     ours = strategies | _perturbations(on, samples, nl.baselines.antithetic(), ", antithetic")
     title = f"evosax {version('evosax')} Open_ES, population {2 * samples}, antithetic, "
     return [
-        Contest("evosax", title + "vmap", [at_once], ours, gradient),  # as its users write it
-        Contest("evosax", title + "lax.map", [in_turn], ours, gradient),  # better on a CPU, for those who know
+        Contest("evosax", title + "vmap", [at_once], ours, gradient),  # the usual way to write it
+        Contest("evosax", title + "lax.map", [in_turn], ours, gradient),  # better on a CPU
     ]
 
 
 def _optax(on: Problem, samples: int) -> Contest:
-    """The gradient of optax's perturbed mean loss, which has our clean baseline by default."""
+    """The gradient of optax's perturbed mean loss; its default baseline is our clean baseline."""
 
     @jax.jit
     def gradient(key: jax.Array, params: Any, batch: Any) -> Any:
@@ -210,7 +210,7 @@ def _optax(on: Problem, samples: int) -> Contest:
 
 
 def _pytorch(on: Problem) -> list[Contest]:
-    """Backprop, and a step of MeZO against a step of the same estimate and plain descent."""
+    """Backprop, and a step of MeZO compared with the same estimate and a plain descent step."""
     torch = pytorch.module()
     if torch is None:
         return []
@@ -231,7 +231,7 @@ def _pytorch(on: Problem) -> list[Contest]:
 
 
 def _cosines(on: Problem, contests: Sequence[Contest], estimates: int) -> dict[str, Cosine]:
-    """Cosine to `jax.grad`, its mean and standard error: what a peer computes is an estimate of the gradient, too."""
+    """Cosine to `jax.grad`, mean and standard error; a peer's result is an estimate of the gradient, too."""
     exact = jax.jit(jax.grad(on.mean_loss))(on.params, on.data)
     cosine = jax.jit(nl.diagnostics.cosine)
     keys = jax.random.split(jax.random.key(4), estimates)
@@ -269,7 +269,7 @@ def _table(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.peers")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""The problem benchmarks measure on: a tanh network, cross-entropy and random data."""
+"""The problem that benchmarks measure on: a tanh network, cross-entropy and random data."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import nl_jax as nl
 
 
 class Problem(NamedTuple):
-    """A network at its initial parameters, and data: what they are does not matter to time, so they are random."""
+    """A network at its initial parameters, and random data, since time does not depend on them."""
 
     title: str
     sizes: tuple[int, ...]
@@ -19,12 +19,12 @@ class Problem(NamedTuple):
     data: tuple[jax.Array, jax.Array]
 
     def mean_loss(self, params: Any, batch: Any) -> jax.Array:
-        """What PyTorch calls `cross_entropy`, a scalar."""
+        """The mean loss, PyTorch's `cross_entropy`: a scalar."""
         return jnp.mean(self.objective(params, batch))
 
 
 def problem(sizes: tuple[int, ...], examples: int) -> Problem:
-    """A dense network of these sizes, and examples of uniform inputs and labels."""
+    """A dense network of these sizes, and examples with uniform inputs and labels."""
     network = nl.mlp(sizes, activation=nl.activations.tanh())
     keys = jax.random.split(jax.random.key(0), 3)
     inputs = jax.random.uniform(keys[1], (examples, sizes[0]))

@@ -1,4 +1,4 @@
-"""Processes joined by JAX's runtime on this machine, as those of a cluster are by its network."""
+"""Joins processes on this machine by JAX's runtime, like those of a cluster."""
 
 import contextlib
 import os
@@ -12,24 +12,24 @@ import jax
 
 
 def joined(command: Callable[[int], Sequence[str]], processes: int, seconds: float) -> list[tuple[int, str, str]]:
-    """Starts processes of Python, each with one CPU device, and waits for all of them.
+    """Starts Python processes, each with one CPU device, and waits for all of them.
 
     Args:
-      command: `command(number)`, what follows `python` in a process's command; its own number, the number of processes
-        and a free port are appended, for it to call `join` with before any key or network is made.
-      processes: how many.
-      seconds: the most that one may take.
+      command: `command(number)` is what follows `python` in a process's command line. Its number, the number of
+        processes and a free port are appended; it must call `join` with them before it makes any key or network.
+      processes: number of processes.
+      seconds: time limit of a process.
 
     Returns:
-      Exit code, output and errors of each; the exit code is -9 of one that was killed.
+      Exit code, output and errors of each; the exit code of a killed process is -9.
 
     Raises:
-      subprocess.TimeoutExpired: if one takes longer; all are killed.
+      subprocess.TimeoutExpired: if a process takes longer; all are killed.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # The other flags are this process's, for bits depend on how code is compiled.
+    # The other flags are this process's, since the exact bits of results depend on how code is compiled.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=1"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     with contextlib.ExitStack() as stack:
@@ -41,14 +41,14 @@ def joined(command: Callable[[int], Sequence[str]], processes: int, seconds: flo
             )  # fmt: skip
             stack.callback(process.kill)
             started.append(process)
-        # All at once: one whose output nobody reads would stop, and the others wait for it at their end.
+        # All are read at once: a process with unread output would block, and the others wait for it at their end.
         with ThreadPoolExecutor(processes) as readers:
             ended = list(readers.map(lambda process: process.communicate(timeout=seconds), started))
     return [(process.returncode, *texts) for process, texts in zip(started, ended, strict=True)]
 
 
 def join(number: str, processes: str, port: str) -> None:
-    """Joins this process to the others, through the loopback address."""
+    """Joins this process to the others through the loopback address."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         f"127.0.0.1:{port}", int(processes), int(number), initialization_timeout=60, heartbeat_timeout_seconds=10

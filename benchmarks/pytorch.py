@@ -1,4 +1,4 @@
-"""The benchmarks' problem in PyTorch: the module itself is an argument, for it may not be installed."""
+"""The benchmarks' problem in PyTorch; the module is an argument, since it may not be installed."""
 
 import itertools
 import os
@@ -12,11 +12,11 @@ import numpy as np
 from benchmarks import report
 from benchmarks.problem import Problem
 
-RATE = 1e-6  # learning rate of MeZO, small enough for weights that change in place to stay what they were
+RATE = 1e-6  # learning rate of MeZO, so small that weights updated in place hardly change
 
 
 def module() -> Any:
-    """The module `torch`; None, and a line that says why, where it cannot be compared."""
+    """The module `torch`; None, with a printed reason, if it cannot be compared."""
     if jax.default_backend() != "cpu":
         print("PyTorch is compared on CPUs only: left out")
         return None
@@ -24,7 +24,7 @@ def module() -> Any:
 
 
 def twin(torch: Any, of: Problem) -> Any:
-    """A fresh copy of the network, with the same weights of its own."""
+    """A fresh copy of the network with the same initial weights."""
     layers: list[Any] = []
     for layer in of.params.values():
         linear = torch.nn.Linear(*layer["weight"].shape)
@@ -35,13 +35,13 @@ def twin(torch: Any, of: Problem) -> Any:
 
 
 def tensors(torch: Any, of: Problem) -> tuple[Any, Any]:
-    """The data, labels in the one type that torch takes for such."""
+    """The data, with labels in the dtype that torch requires."""
     inputs, labels = (torch.tensor(np.asarray(part)) for part in of.data)
     return inputs, labels.long()
 
 
 def backprop(torch: Any, on: Problem) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """A forward and a backward pass; and what turns its result into a tree like the problem's parameters."""
+    """A forward and backward pass, and a function that maps its result to a tree like the problem's parameters."""
     model, (inputs, labels) = twin(torch, on), tensors(torch, on)
     linears = [layer for layer in model if isinstance(layer, torch.nn.Linear)]
 
@@ -66,7 +66,7 @@ def mezo(torch: Any, on: Problem) -> Callable[[Any], Any]:
 
 
 def mezo_step(torch: Any, model: Any, inputs: Any, labels: Any, sigma: float = 1e-3) -> Callable[[Any], Any]:
-    """A step of Algorithm 1 of Malladi et al. (2023): nothing is kept of the noise but its seed."""
+    """A step of Algorithm 1 of Malladi et al. (2023), which keeps only the seed of the noise."""
     parameters, seeds = list(model.parameters()), itertools.count()
 
     def perturb(seed: int, scale: float) -> None:
@@ -90,10 +90,10 @@ def mezo_step(torch: Any, model: Any, inputs: Any, labels: Any, sigma: float = 1
 
 
 def with_threads(torch: Any, function: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """The function with one thread and with all: both are timed, and the better of each round counts for PyTorch.
+    """The function with one thread and with all: both are timed, and the faster of each round counts for PyTorch.
 
-    Its threads wait for each other in a spin. On an idle machine two are 1.6 times as fast as one; beside another busy
-    process, measured, up to 80 times slower, which says nothing about PyTorch.
+    Its threads wait for each other in a spin loop. On an idle machine two threads are 1.6 times as fast as one. Beside
+    another busy process they were measured to be up to 80 times slower, which says nothing about PyTorch.
     """
 
     def limited(threads: int) -> Callable[..., Any]:
@@ -107,7 +107,7 @@ def with_threads(torch: Any, function: Callable[..., Any]) -> list[Callable[...,
 
 
 def title(torch: Any) -> str:
-    """Version and threads, for tables."""
+    """Version and number of threads, for tables."""
     return f"PyTorch {torch.__version__}, eager, {' or '.join(map(str, _threads()))} threads"
 
 

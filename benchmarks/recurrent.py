@@ -1,4 +1,4 @@
-"""What rules for recurrent networks cost: compile time, time and memory against the number of steps.
+"""Cost of rules for recurrent networks: compile time, run time and memory against the number of steps.
 
 python -m benchmarks.recurrent --help
 """
@@ -39,47 +39,47 @@ RULES: dict[str, Callable[[Any], nl.GradientEstimator]] = {
     "SnAp-1": nl.snap,
 }
 OF_INFLUENCE = "RTRL"
-"""It carries an influence matrix: too much for wide networks."""
+"""The rule that carries an influence matrix, which is too large for wide networks."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Seconds to compile, seconds an estimate over backprop's, and temporary bytes, against the number of steps.
+    """Measure compile time, time relative to backprop and temporary bytes of one estimate, against the number of steps.
 
-    A leaky recurrent network with a read-out in the loop, which adds its loss up there; one jitted estimate. RTRL is
-    measured on networks of at most `most_influence` units. Temporaries include a copy of the batch with its
-    steps first. Writes recurrent.json and recurrent.png to --out.
+    The network is a leaky recurrent network; its read-out is inside the loop, which also sums the loss. One jitted
+    estimate is measured. RTRL is measured on networks of at most `most_influence` units. Temporaries include a copy of
+    the batch with the time axis first. Writes recurrent.json and recurrent.png to --out.
     """
 
     units: tuple[int, ...] = (16, 128)
-    """Units of the network; each is a table."""
+    """Units of the network; one table for each."""
     steps: tuple[int, ...] = (25, 100, 300, 1000, 10_000)
-    """Steps that are compiled for; times are taken for those up to `most_steps`."""
+    """Numbers of steps to compile for; those up to `most_steps` are also timed."""
     most_steps: int = 300
-    """The most steps an estimate is timed on."""
+    """Largest number of steps that is timed."""
     most_influence: int = 16
-    """The most units of a network for RTRL."""
+    """Largest number of units for RTRL."""
     batch_size: int = 32
     """Examples."""
     inputs: int = 8
     """Inputs at each step."""
     rounds: int = 20
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     out: Path = Path("results/benchmarks/recurrent")
     """Folder for the results."""
     quick: bool = False
-    """16 units, 25 and 100 steps, and three rounds instead."""
+    """16 units, 25 and 100 steps, and three rounds."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one rule costs for one number of steps.
+    """Cost of one rule for one number of steps.
 
     Attributes:
       compile_seconds: to trace and compile, once.
       temporary_bytes: of the compiled program, besides its arguments and results.
-      over_backprop: seconds an estimate over backprop's, interleaved; None where it was not timed.
-      seconds: the median of an estimate's; None likewise.
+      over_backprop: time of an estimate relative to backprop's, interleaved; None if it was not timed.
+      seconds: median time of an estimate; None if it was not timed.
     """
 
     compile_seconds: float
@@ -106,7 +106,7 @@ def run(config: Config) -> dict[int, dict[str, dict[int, Cost]]]:
 
 
 def measured(config: Config, units: int) -> dict[str, dict[int, Cost]]:
-    """Costs by rule and number of steps."""
+    """Costs, by rule and number of steps."""
     rules = {name: make for name, make in RULES.items() if name != OF_INFLUENCE or units <= config.most_influence}
     costs: dict[str, dict[int, Cost]] = {name: {} for name in rules}
     for steps in config.steps:
@@ -118,7 +118,7 @@ def measured(config: Config, units: int) -> dict[str, dict[int, Cost]]:
             began = time.perf_counter()
             compiled = jax.jit(estimator.estimate).lower(*at).compile()
             seconds = time.perf_counter() - began
-            memory: Any = compiled.memory_analysis()  # None where a backend does not tell
+            memory: Any = compiled.memory_analysis()  # None if the backend does not report it
             costs[name][steps] = Cost(seconds, memory.temp_size_in_bytes if memory else 0)
             functions[name] = lambda compiled=compiled, at=at: compiled(*at)
         if steps > config.most_steps:
@@ -131,7 +131,7 @@ def measured(config: Config, units: int) -> dict[str, dict[int, Cost]]:
 
 
 def problem(config: Config, units: int, steps: int) -> tuple[Any, Any, Any]:
-    """A leaky network that is to follow its first input, a read-out and its loss in the loop."""
+    """A leaky network that has to follow its first input, with read-out and loss inside the loop."""
     cell = nl.cells.leaky(units, rate=0.2)
 
     def objective(params: Any, batch: Any, propagate: Any = nl.propagation.feedforward) -> jax.Array:
@@ -174,7 +174,7 @@ def _figure(found: dict[int, dict[str, dict[int, Cost]]]) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.recurrent")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""The same recurrent work done by others: braintrace's online rules and a leaky layer of snntorch beside ours.
+"""Peers that do the same recurrent work: braintrace's online rules and snntorch's leaky layer compared with ours.
 
 python -m benchmarks.recurrent_peers --help
 """
@@ -27,44 +27,44 @@ from experiments.results import Folder
 from nl_jax.base import Objective
 from nl_jax.diagnostics.timing import Spread, ratio
 
-DECAY, SLOPE = 0.9, 2.0  # of the membrane, and of the arctan that stands for a spike's derivative
+DECAY, SLOPE = 0.9, 2.0  # of the membrane, and of the arctan surrogate for a spike's derivative
 
 
 @dataclass(frozen=True)
 class Config:
-    """Time a gradient of one recurrent network and batch by each peer and by ours, and say how far the two differ.
+    """Time a gradient of one recurrent network and batch by each peer and by ours, and compare the two gradients.
 
-    braintrace runs a network of tanh units by D-RTRL, which is our e-prop, and by SnAp; its SnAp of order two widens
-    to all units and is RTRL. snntorch runs a layer of leaky spiking units there and back. Peers that are not installed
-    are left out: `pip install braintrace torch snntorch` has them all. Writes recurrent_peers.json and
-    recurrent_peers.png to --out.
+    braintrace runs a network of tanh units by D-RTRL, which is our e-prop, and by SnAp. Its SnAp of order two includes
+    all units and is therefore RTRL. snntorch runs a layer of leaky spiking units forwards and backwards. Peers that are
+    not installed are left out: `pip install braintrace torch snntorch` installs them all. Writes recurrent_peers.json
+    and recurrent_peers.png to --out.
     """
 
     units: int = 16
     """Tanh units of braintrace's network."""
     steps: int = 25
-    """T there."""
+    """T, steps of braintrace's network."""
     spiking_units: int = 128
     """Units of snntorch's layer."""
     spiking_steps: int = 100
-    """T there."""
+    """T, steps of snntorch's layer."""
     inputs: int = 8
-    """Of both, at each step."""
+    """Inputs of both at each step."""
     batch_size: int = 32
     """Examples."""
     rounds: int = 15
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     out: Path = Path("results/benchmarks/recurrent_peers")
     """Folder for the results."""
     quick: bool = False
-    """Three rounds instead."""
+    """Three rounds."""
 
 
 Function = Callable[[], Any]
 
 
 class Problem(NamedTuple):
-    """An objective whose loss adds up in the loop over time, where it begins, and its batch (inputs, targets)."""
+    """An objective whose loss is summed in the loop over time, initial parameters, and a batch (inputs, targets)."""
 
     objective: Objective
     params: Any
@@ -75,11 +75,11 @@ class Contest(NamedTuple):
     """A peer's gradient and ours.
 
     Attributes:
-      package: what it is installed as.
-      title: what of it.
-      ways: to compute it, of which the best counts.
-      ours: the name of ours.
-      gradient: the peer's, an array like our weights stacked.
+      package: the name to install it by.
+      title: the peer's name, version and rule, for tables.
+      ways: ways to compute the gradient; the best one counts.
+      ours: the name of our rule.
+      gradient: the peer's gradient, an array like our stacked weights.
     """
 
     package: str
@@ -90,7 +90,7 @@ class Contest(NamedTuple):
 
 
 def run(config: Config) -> dict[str, Spread]:
-    """Measures, prints a table and saves; returns the peers' times over ours.
+    """Measures, prints a table and saves; returns the peers' times relative to ours.
 
     Raises:
       ExperimentError: if no peer is installed.
@@ -133,7 +133,7 @@ def run(config: Config) -> dict[str, Spread]:
 
 
 def tanh_network(config: Config) -> Problem:
-    """h_t = tanh(W x_t + U h_{t−1} + b) is to follow random targets."""
+    """h_t = tanh(W x_t + U h_{t−1} + b) has to follow random targets."""
     cell = nl.cells.rnn(config.units)
 
     def begin(batch: int) -> Any:
@@ -146,7 +146,7 @@ def tanh_network(config: Config) -> Problem:
 
 
 def spiking_layer(config: Config) -> Problem:
-    """v_t = α v_{t−1} − z_{t−1} + W x_t, z_t = H(v_t − 1), without recurrent weights, as snntorch's Leaky has it."""
+    """v_t = α v_{t−1} − z_{t−1} + W x_t, z_t = H(v_t − 1), without recurrent weights, like snntorch's Leaky."""
     spike = nl.surrogates.arctan(SLOPE)
 
     def begin(batch: int) -> Any:
@@ -168,7 +168,7 @@ def spiking_layer(config: Config) -> Problem:
 
 
 def _followed(begin: Callable[[int], Any], step: Callable[..., Any]) -> Objective:
-    """Mean squared error of every step's outputs, averaged over the steps."""
+    """An objective: mean squared error of the outputs, averaged over the steps."""
 
     def objective(params: Any, batch: Any, propagate: Any = nl.propagation.feedforward) -> jax.Array:
         inputs, targets = (jnp.swapaxes(part, 0, 1) for part in batch)
@@ -192,7 +192,7 @@ def _gradient(on: Problem, estimator: nl.GradientEstimator) -> Function:
 
 
 def stacked(params: Any) -> np.ndarray:
-    """The hidden layer's weights from inputs and, where there are any, from units below them."""
+    """The hidden layer's input weights, stacked on its recurrent weights if it has any."""
     hidden = params["hidden"]
     return np.concatenate([hidden[name] for name in ("weight", "recurrent") if name in hidden])
 
@@ -202,7 +202,7 @@ def _difference(theirs: np.ndarray, ours: np.ndarray) -> float:
 
 
 def _braintrace(on: Problem) -> list[Contest]:
-    """Its rules on its own cell with our weights, batched as it likes: all examples in one state, or vmap."""
+    """Its rules on its own cell with our weights, batched as it supports: all examples in one state, or vmap."""
     module = report.peer("braintrace")
     if module is None:
         return []
@@ -212,17 +212,17 @@ def _braintrace(on: Problem) -> list[Contest]:
     for label, algorithm, settings, vmaps, ours in (
         ("D-RTRL", module.D_RTRL, {}, (False, True), "e-prop"),
         ("SnAp, n = 1", module.SnAp, {"n": 1}, (False, True), "SnAp-1"),
-        ("SnAp, n = 2", module.SnAp, {"n": 2}, (True,), "RTRL"),  # refused without vmap: it widens over examples, too
+        ("SnAp, n = 2", module.SnAp, {"n": 2}, (True,), "RTRL"),  # needs vmap: otherwise it also widens over examples
     ):
         ways = [braintrace_way(module, brainstate, on, algorithm, settings, vmap) for vmap in vmaps]
-        found = jax.block_until_ready(ways[0]())  # the first call: it begins with a state of zeros
+        found = jax.block_until_ready(ways[0]())  # the first call starts from a zero state
         (gradient,) = (np.asarray(leaf) for leaf in jax.tree.leaves(found) if leaf.ndim == 2)
         contests.append(Contest("braintrace", title + label, ways, ours, gradient))
     return contests
 
 
 def braintrace_way(module: Any, brainstate: Any, on: Problem, algorithm: Any, settings: Any, vmap: bool) -> Function:
-    """A sequence's gradient as its documentation drives one; it goes on from the state where the last call ended."""
+    """A sequence's gradient, computed as in its documentation; every call starts from the last call's final state."""
     hidden = on.params["hidden"]
     inputs, units = hidden["weight"].shape
     model = module.nn.ValinaRNNCell(inputs, units, activation="tanh")
@@ -230,7 +230,7 @@ def braintrace_way(module: Any, brainstate: Any, on: Problem, algorithm: Any, se
         parameter.value = {"weight": jnp.asarray(stacked(on.params)), "bias": hidden["bias"]}
     xs, ys = (jnp.swapaxes(part, 0, 1) for part in on.batch)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that SnAp widens is what is wanted
+        warnings.simplefilter("ignore")  # it warns that SnAp widens, which is intended here
         learner = module.compile(model, algorithm, xs[0], batch_size=xs.shape[1], vmap=vmap, **settings)
 
     @brainstate.transform.jit
@@ -241,7 +241,7 @@ def braintrace_way(module: Any, brainstate: Any, on: Problem, algorithm: Any, se
 
 
 def _snntorch(on: Problem) -> list[Contest]:
-    """`Leaky` behind a linear layer, there and back."""
+    """`Leaky` after a linear layer, forwards and backwards."""
     torch, module = pytorch.module(), report.peer("snntorch")
     if torch is None or module is None:
         return []
@@ -253,7 +253,7 @@ def _snntorch(on: Problem) -> list[Contest]:
 
 
 def snntorch_way(torch: Any, module: Any, on: Problem) -> Callable[[Any], Any]:
-    """A loop over time in Python, as its tutorials have it."""
+    """A Python loop over time, as in its tutorials."""
     weight = np.asarray(on.params["hidden"]["weight"])
     linear = torch.nn.Linear(*weight.shape, bias=False)
     linear.weight.data = torch.tensor(weight.T.copy())
@@ -294,7 +294,7 @@ def _table(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.recurrent_peers")
     return exit_code(lambda: run(config))
 

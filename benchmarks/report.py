@@ -1,4 +1,4 @@
-"""What benchmarks share: peers that may be missing, tables, a figure of ratios, the files."""
+"""Shared parts of benchmarks: peers that may be missing, tables, a figure of ratios, and files."""
 
 import importlib
 import importlib.util
@@ -18,7 +18,7 @@ Timed = Mapping[str, Spread]
 
 
 def peer(name: str) -> Any:
-    """The module of an optional peer, or None and a line that says so."""
+    """The module of an optional peer; or None, with a printed message, if it is not installed."""
     if importlib.util.find_spec(name) is None:
         print(f"{name} is not installed: left out (pip install {name})")
         return None
@@ -26,14 +26,14 @@ def peer(name: str) -> Any:
 
 
 def timed(contestants: Mapping[str, Sequence[Callable[[], Any]]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of each contestant in each round, [rounds]; of one with several ways to do it, that round's best way."""
+    """Seconds of each contestant in each round, [rounds]; if it has several ways, the best way of that round."""
     ways = {(name, i): way for name, of in contestants.items() for i, way in enumerate(of)}
     seconds = interleaved({f"{name} {i}": way for (name, i), way in ways.items()}, rounds)
     return {name: np.min([seconds[f"{name} {i}"] for i in range(len(of))], axis=0) for name, of in contestants.items()}
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table, columns as wide as they must be; a row of one cell is a heading and may be any length."""
+    """Lines of a table with columns as wide as necessary; a row of one cell is a heading of any length."""
     columns = itertools.zip_longest(*(row for row in rows if len(row) > 1), fillvalue="")
     widths = [max(map(len, column)) for column in columns]
 
@@ -44,7 +44,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def ratios_figure(groups: Mapping[str, Timed], xlabel: str, title: str) -> Any:
-    """Medians with their quartiles, row by row under each group's heading (an empty one is left out), 1 dashed."""
+    """Plots medians with quartiles, in rows under each group's heading (omitted if empty), and a line at 1."""
     rows: list[tuple[str, Spread | None]] = []
     for heading, ratios in groups.items():
         rows += [(heading, None)] if heading else []
@@ -73,15 +73,15 @@ def ratios_figure(groups: Mapping[str, Timed], xlabel: str, title: str) -> Any:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    canvas.suptitle(title)  # of the whole figure: names are long, and the axes narrower than a title
+    canvas.suptitle(title)  # of the figure: names are long, and the axes may be narrower than the title
     return canvas
 
 
-_ON_WHITE: Mapping[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # the dashed line is off
+_ON_WHITE: Mapping[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # hides the dashed line
 
 
 def save(folder: Folder, name: str, results: Mapping[str, Any], canvas: Any) -> None:
-    """Writes `name.json` and `name.png` and says where."""
+    """Writes `name.json` and `name.png` and prints where they are."""
     folder.data(name, results)
     picture = folder.picture(name, canvas)
     print(f"data and picture: {folder.path} ({name}.json, config.json, {picture.name})")

@@ -1,4 +1,4 @@
-"""What whole processes hold at most: peak resident memory of one that trains, beside MeZO in PyTorch.
+"""Peak resident memory of whole training processes, compared with MeZO in PyTorch.
 
 python -m benchmarks.resident --help
 """
@@ -30,15 +30,15 @@ DEPTH, INPUTS, CLASSES, STEPS = 4, 256, 10, 3
 
 @dataclass(frozen=True)
 class Config:
-    """Train a network in one process after the other, by one rule each, and ask for the memory it held at most.
+    """Train a network by one rule per process, one process after another, and measure the peak memory of each.
 
-    A process makes the parameters, which are a tanh network's, and takes three jitted steps with a donated state, K = 1
-    and two evaluations. The floor is a process that makes the parameters and evaluates the loss. Prints a table and
+    A process makes the parameters of a tanh network and takes three jitted steps with a donated state, K = 1 and two
+    evaluations. The floor is a process that makes the parameters and evaluates the loss. Prints a table and
     writes resident.json and resident.png to --out.
     """
 
     millions: tuple[int, ...] = (10, 100)
-    """Parameters."""
+    """Parameters, in millions."""
     batch_size: int = 32
     """Examples."""
     out: Path = Path("results/benchmarks/resident")
@@ -49,7 +49,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     """Measures, prints and saves; returns peak MB by number of parameters and rule.
 
     Raises:
-      ExperimentError: for a setting that will not do, or if a process fails.
+      ExperimentError: for an invalid setting, or if a process fails.
     """
     if not config.millions or min(*config.millions, config.batch_size) < 1:
         raise ExperimentError("--millions and --batch-size must be at least 1")
@@ -79,7 +79,7 @@ def _peak(name: str, millions: int, batch_size: int) -> float:
 
 
 def widths(millions: int) -> list[int]:
-    """Units of a network of about so many million parameters."""
+    """Layer sizes of a network with about this many million parameters."""
     hidden = round(((millions * 1e6) / (DEPTH - 2)) ** 0.5) // 8 * 8
     return [INPUTS, *[hidden] * (DEPTH - 1), CLASSES]
 
@@ -125,24 +125,24 @@ RULES: Mapping[str, Callable[[nl.base.Objective], Callable[..., Any]]] = {
 
 
 def _process(name: str, millions: int, batch_size: int) -> float:
-    """Trains in this process; returns the most that it held, in MB."""
+    """Trains in this process; returns its peak memory in MB."""
     if name == MEZO:
         _in_pytorch(millions, batch_size)
     else:
         network = nl.mlp(widths(millions), activation=nl.activations.tanh())
         objective = nl.supervised(network.apply, nl.losses.cross_entropy)
         shapes = jax.eval_shape(network.init, jax.random.key(0))
-        params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1e-3, leaf.dtype), shapes)  # nothing is drawn
+        params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1e-3, leaf.dtype), shapes)  # no random numbers
         batch = jnp.ones([batch_size, INPUTS]), jnp.zeros(batch_size, int)
         step = jax.jit(RULES[name](objective), donate_argnums=0)
         for _ in range(STEPS):
             params, loss = step(params, batch)
             jax.block_until_ready(loss)
-    if sys.platform == "linux":  # whose rusage begins at what the parent held
+    if sys.platform == "linux":  # where rusage starts from the parent's peak
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(status["VmHWM"].split()[0]) * 1024 / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes there, units of 1024 elsewhere
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes on macOS, units of 1024 elsewhere
 
 
 def _in_pytorch(millions: int, batch_size: int) -> None:
@@ -165,7 +165,7 @@ def _rows(peaks: Mapping[str, Mapping[str, float]], sizes: Mapping[str, float]) 
 
 
 def plot(peaks: Mapping[str, Mapping[str, float]], sizes: Mapping[str, float]) -> Any:
-    """Peak memory by rule, and the parameters alone; a panel for each size."""
+    """Plots peak memory by rule, and the size of the parameters; a panel for each size."""
     canvas, panels = figure(1, len(peaks), size=(4.5 + 3 * len(peaks), 3.6))
     for index, (size, of) in enumerate(peaks.items()):
         panel = panels if len(peaks) == 1 else panels[index]
@@ -180,9 +180,9 @@ def plot(peaks: Mapping[str, Mapping[str, float]], sizes: Mapping[str, float]) -
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if words[:1] == ["--process"]:  # one contestant, in a process of its own
+    if words[:1] == ["--process"]:  # one contestant, in its own process
         print(json.dumps(_process(words[1], int(words[2]), int(words[3]))))
         return 0
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.resident")

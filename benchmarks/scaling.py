@@ -1,4 +1,4 @@
-"""How the cost of an estimate moves with width, batch and number of samples.
+"""Cost of an estimate against width, batch size and number of samples.
 
 python -m benchmarks.scaling --help
 """
@@ -25,7 +25,7 @@ from nl_jax.diagnostics.timing import Spread, interleaved, ratio
 
 @dataclass(frozen=True)
 class Config:
-    """Time of K samples over K forward passes, one size varied at a time around 784-256-256-10, batch 128, K = 32.
+    """Time K samples relative to K forward passes, one size varied at a time around 784-256-256-10, batch 128, K = 32.
 
     Writes scaling.json and scaling.png to --out.
     """
@@ -37,20 +37,20 @@ class Config:
     samples: tuple[int, ...] = (1, 4, 16, 64, 256)
     """K, random directions per estimate."""
     rounds: int = 7
-    """Interleaved repeats; medians and quartiles are given."""
+    """Interleaved repeats; medians and quartiles are reported."""
     out: Path = Path("results/benchmarks/scaling")
     """Folder for the results."""
     quick: bool = False
-    """Three sizes of each kind and three rounds instead."""
+    """Three sizes of each kind and three rounds."""
 
 
 _WIDTH, _BATCH, _SAMPLES = 256, 128, 32
 
-Curves = dict[str, list[Spread]]  # by estimator, one value a size
+Curves = dict[str, list[Spread]]  # by estimator, one value per size
 
 
 def run(config: Config) -> dict[str, Curves]:
-    """Measures, prints tables and saves; returns the curves by what is varied."""
+    """Measures, prints tables and saves; returns the curves by the size that is varied."""
     if config.quick:
         some = {name: getattr(config, name)[:3] for name in ("widths", "batch_sizes", "samples")}
         config = dataclasses.replace(config, rounds=min(config.rounds, 3), **some)
@@ -127,7 +127,7 @@ def _plot(sizes: dict[str, list[int]], found: dict[str, Curves]) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.scaling")
     return exit_code(lambda: run(config))
 

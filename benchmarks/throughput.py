@@ -1,4 +1,4 @@
-"""How much of an accelerator's pure inference an estimate keeps.
+"""Speed of an estimate's evaluations as a fraction of pure inference on an accelerator.
 
 python -m benchmarks.throughput --help
 """
@@ -26,12 +26,12 @@ from nl_jax.estimators.step_size import balanced, step_size
 
 @dataclass(frozen=True)
 class Config:
-    """Samples per second as a fraction of pure batched inference on the same device.
+    """Measure samples per second as a fraction of pure batched inference on the same device.
 
-    Inference is the jitted mean loss on `inference_batches` batches at once: as many examples as an estimate evaluates,
-    with nothing drawn, compared or averaged. Fractions above 1 are no mistake: samples that share the first layer's
-    product do less than inference does. The defaults fill a large GPU; on a CPU take `--quick`. Writes throughput.json
-    and throughput.png to --out.
+    Inference is the jitted mean loss on `inference_batches` batches at once. It is scaled to the number of examples
+    that an estimate evaluates and includes no random numbers, comparison or average. Fractions above 1 are correct:
+    samples that share the first layer's product do less work than inference. The defaults fill a large GPU; on a CPU
+    use `--quick`. Writes throughput.json and throughput.png to --out.
     """
 
     sizes: tuple[int, ...] = (8192, 8192, 8192, 8192, 10)
@@ -39,17 +39,17 @@ class Config:
     batch_size: int = 1024
     """Examples."""
     num_samples: tuple[int, ...] = (64, 512, 4096)
-    """K, random directions per estimate; each is a row per estimator."""
+    """K, random directions per estimate; each has one row per estimator."""
     products: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
-    """Dtype that layers compute in; parameters and losses stay in float32."""
+    """Dtypes that layers compute in; parameters and losses stay in float32."""
     inference_batches: int = 8
-    """Batches that one inference call takes together."""
+    """Batches per inference call."""
     rounds: int = 5
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     out: Path = Path("results/benchmarks/throughput")
     """Folder for the results."""
     quick: bool = False
-    """512-256-256-10, batch 128, K = 32 and three rounds instead."""
+    """512-256-256-10, batch 128, K = 32 and three rounds."""
 
 
 def run(config: Config) -> dict[str, Spread]:
@@ -81,7 +81,7 @@ def _measured(config: Config, dtype: jnp.dtype, samples: int) -> dict[str, tuple
     network = nl.mlp(config.sizes, activation=nl.activations.tanh())
 
     def forward(params: Any, inputs: jax.Array, propagate: Any = nl.propagation.feedforward) -> jax.Array:
-        low = jax.tree.map(lambda weight: weight.astype(dtype), params)  # stand-ins for weights know astype too
+        low = jax.tree.map(lambda weight: weight.astype(dtype), params)  # perturbed weights support astype as well
         return network.apply(low, inputs.astype(dtype), propagate=propagate).astype(jnp.float32)
 
     objective = nl.supervised(forward, nl.losses.cross_entropy)
@@ -92,7 +92,7 @@ def _measured(config: Config, dtype: jnp.dtype, samples: int) -> dict[str, tuple
         return lambda: compiled(task.params, batch)
 
     infer = jax.jit(lambda params, data: jnp.mean(objective(params, data)))
-    # A step that the layers' dtype can see: the default would suit the parameters, which stay in float32.
+    # A step large enough for the layers' dtype; the default suits the parameters, which stay in float32.
     components = sum(leaf.size for leaf in jax.tree.leaves(task.params))
     sigma = step_size(None, balanced(1), [dtype], components)
     functions = {name: timed(estimator) for name, estimator in _estimators(objective, samples, sigma).items()}
@@ -123,7 +123,7 @@ def _estimators(objective: Any, samples: int, sigma: Any) -> dict[str, nl.Gradie
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.throughput")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""What `nl.fit` costs beside a loop written by hand: updates per second of whole training runs.
+"""Cost of `nl.fit` compared with a hand-written loop: updates per second of whole training runs.
 
 python -m benchmarks.training --help
 """
@@ -26,12 +26,12 @@ from nl_jax.diagnostics.timing import Spread, ratio
 
 @dataclass(frozen=True)
 class Case:
-    """One network, its data and how it is trained."""
+    """One network, its data and its training."""
 
     sizes: tuple[int, ...]
     """Units per layer, input to output (tanh, cross-entropy)."""
     examples: int
-    """Random examples, shuffled anew in each pass."""
+    """Random examples, reshuffled in each pass."""
     batch_size: int
     """Examples per update."""
     steps: int
@@ -42,32 +42,32 @@ class Case:
 class Config:
     """Time whole training runs: nl.fit beside a hand-written scan, a Python loop and PyTorch.
 
-    All use Adam, the same batches' shape and nothing else than the updates: no progress bar, no evaluation. Writes
-    training.json and training.png to --out.
+    All use Adam and the same batch shape. They only make updates: no progress bar, no evaluation. Writes training.json
+    and training.png to --out.
     """
 
     small: Case = Case((64, 32, 10), examples=1797, batch_size=100, steps=2000)
-    """Of the size of scikit-learn's digits."""
+    """A case of the size of scikit-learn's digits."""
     large: Case = Case((784, 256, 256, 10), examples=60_000, batch_size=128, steps=400)
-    """Of the size of MNIST."""
+    """A case of the size of MNIST."""
     num_samples: int = 8
-    """K of node perturbation."""
+    """K, samples of node perturbation."""
     rounds: int = 11
-    """Interleaved repeats; the table gives medians and quartiles."""
+    """Interleaved repeats; the table shows medians and quartiles."""
     out: Path = Path("results/benchmarks/training")
     """Folder for the results."""
     quick: bool = False
-    """Three rounds of at most 200 and 100 updates instead: shows that it runs, but fixed costs weigh more."""
+    """Three rounds of at most 200 and 100 updates: a smoke test in which fixed costs weigh more."""
 
 
 Run = Callable[[], Any]
-"""A training run from the same start; returns the final parameters."""
+"""Makes a training run from the same initial state; returns the final parameters."""
 
 _FIT, _WHOLE, _SCAN = "nl.fit", "nl.fit, all steps in one dispatch", "hand-written scan"
 
 
 def run(config: Config) -> dict[str, dict[str, Spread]]:
-    """Measures, prints a table and saves; returns how many times faster than each contestant `nl.fit` is."""
+    """Measures, prints a table and saves; returns the speed of `nl.fit` relative to each contestant."""
     if config.quick:
         cases = zip((config.small, config.large), (200, 100), strict=True)
         small, large = (dataclasses.replace(case, steps=min(case.steps, most)) for case, most in cases)
@@ -79,8 +79,8 @@ def run(config: Config) -> dict[str, dict[str, Spread]]:
     for size, case in named.items():
         groups |= {f"{size}, {rule}": runs for rule, runs in contestants(case, config.num_samples, torch).items()}
 
-    # Each is run once before it is timed. Nothing is compiled after that: fit's compiled dispatch is cached by learner,
-    # order, record, batch size and steps, and a run has the same of them each time (a test looks for compilations).
+    # Each runs once before it is timed. Nothing is compiled after that: fit caches its compiled dispatch by learner,
+    # order, record, batch size and steps, which are the same in every run (a test checks for compilations).
     seconds = report.timed(
         {f"{group}: {n}": ways for group, of in groups.items() for n, ways in of.items()}, config.rounds
     )
@@ -103,7 +103,7 @@ def run(config: Config) -> dict[str, dict[str, Spread]]:
 
 
 def contestants(case: Case, samples: int, torch: Any = None) -> dict[str, dict[str, Sequence[Run]]]:
-    """By learning rule, training runs by who makes them, in one way or several; `torch` is None to leave it out."""
+    """Training runs by learning rule, then by contestant, in one way or several; `torch` is None to leave it out."""
     on, optimizer = problem(case.sizes, case.examples), optax.adam(1e-3)
     exact = nl.backprop(on.objective)
     perturbed = nl.node_perturbation(on.objective, num_samples=samples, directions=nl.directions.rademacher())
@@ -138,7 +138,7 @@ _INIT, _RUN = jax.random.key(1), jax.random.key(2)
 
 
 def _fit(learner: nl.Learner, on: Problem, case: Case, **settings: Any) -> Run:
-    state = learner.init(_INIT, on.params)  # outside, as it is not compiled here, and is a part of the scan's program
+    state = learner.init(_INIT, on.params)  # outside: it is not compiled here, but is part of the scan's program
     counts: dict[str, Any] = {"num_steps": case.steps, "batch_size": case.batch_size}
 
     def train() -> Any:
@@ -153,7 +153,7 @@ def _scan(
     on: Problem,
     case: Case,
 ) -> Run:
-    """What a user of JAX alone writes: one scan, batches gathered by index. Same keys as fit, hence the same result."""
+    """A run in JAX alone: one scan, batches gathered by index. It uses fit's keys, hence the result is the same."""
 
     @jax.jit
     def scanned(key: jax.Array, params: Any, data: Any) -> Any:
@@ -173,19 +173,19 @@ def _scan(
 
     def train() -> Any:
         params, losses = scanned(_RUN, on.params, on.data)
-        jax.device_get(losses)  # to be looked at, as fit's are
+        jax.device_get(losses)  # fetched for inspection, like fit's
         return params
 
     return train
 
 
 def _loop(learner: nl.Learner, on: Problem, case: Case) -> Run:
-    """README's way to use a learner without `fit`."""
-    inputs, labels = map(np.asarray, on.data)  # NumPy gathers four times faster than JAX does outside jit
+    """The README's way to use a learner without `fit`."""
+    inputs, labels = map(np.asarray, on.data)  # NumPy gathers four times faster than JAX outside jit
 
     @jax.jit
     def step(key: jax.Array, state: Any, batch: Any) -> Any:
-        return learner.step(jax.random.fold_in(key, state.step), state, batch)  # inside, where folding costs nothing
+        return learner.step(jax.random.fold_in(key, state.step), state, batch)  # folding inside jit costs nothing
 
     def train() -> Any:
         state = learner.init(_INIT, on.params)
@@ -200,7 +200,7 @@ def _loop(learner: nl.Learner, on: Problem, case: Case) -> Run:
 
 
 def _torch_loop(torch: Any, on: Problem, case: Case) -> Run:
-    """The loop of PyTorch's tutorials, but for their DataLoader, which would take longer than the small network."""
+    """The loop of PyTorch's tutorials, without their DataLoader, which would take longer than the small network."""
     inputs, labels = pytorch.tensors(torch, on)
 
     def train() -> Any:
@@ -219,7 +219,7 @@ def _torch_loop(torch: Any, on: Problem, case: Case) -> Run:
 
 
 def _passes(permutation: Callable[[int], Any], case: Case) -> Iterator[Any]:
-    """Indices of one batch after another, each pass in an order of its own."""
+    """Indices of one batch after another; each pass has its own order."""
     per_pass = case.examples // case.batch_size
     order = None
     for step in range(case.steps):
@@ -258,7 +258,7 @@ def _table(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m benchmarks.training")
     return exit_code(lambda: run(config))
 

@@ -28,7 +28,7 @@ from experiments.sweep import Sets, with_validation
 from nl_jax.numerics import mean_and_error
 
 ALLOWED = 0.01
-"""How much less accurate than backprop on a faultless network measured activity may be."""
+"""Allowed loss of accuracy (a fraction) of node perturbation by measured activity, relative to backprop in software."""
 
 WAYS: dict[str, str] = {
     "software": "backprop, no circuit at all",
@@ -45,38 +45,38 @@ FAULTS = Faults(mismatch=0.5, drift=0.2, bits=4, noise=0.05)
 class Config:
     """Train an analogue circuit with mismatch, drift, coarse weights and noise on 5,000 MNIST images.
 
-    Each way to train gets the same learning rates of Adam; the rate is chosen on validation images, the accuracy is of
-    test images as the circuit answers them. Exits with 1 if node perturbation by measured activity, on the circuit,
+    Every training method tries the same learning rates of Adam. Validation images choose the rate; the accuracy is that
+    of the circuit's answers on test images. Exits with 1 if node perturbation by measured activity, on the circuit,
     is more than a point below backprop in software. Prints a table and writes hardware.json and hardware.png to --out.
     """
 
     faults: Faults = FAULTS
-    """Of the circuit."""
+    """Faults of the circuit."""
     hidden: int = 100
     """Hidden units (tanh)."""
     updates: int = 20_000
-    """Of each run."""
+    """Parameter updates per run."""
     batch_size: int = 100
     """Images per update."""
     samples: int = 3
-    """Noisy passes of an update, where noise explores."""
+    """Noisy passes per update, for node perturbation by measured activity."""
     rates: tuple[float, ...] = (1e-3, 3e-3)
-    """Adam's learning rates, which fall to zero as a cosine."""
+    """Adam's learning rates to try; each decays to zero along a cosine."""
     seeds: int = 3
-    """Circuits, and beginnings."""
+    """Circuits, each with its own initial parameters."""
     out: Path = Path("results/hardware")
     """Folder for the results."""
     resume: bool = False
-    """Go on with what an interrupted run with the same settings finished in --out."""
+    """Continue an interrupted run: reuse what a run with the same settings finished in --out."""
     quick: bool = False
-    """40 updates of two circuits at one rate: shows that it runs, and judges nothing."""
+    """A smoke test: 40 updates of two circuits at one rate, without a verdict."""
 
 
 def run(config: Config) -> dict[str, dict[str, Any]]:
-    """Trains in every way; returns by way `rate`, `test` accuracies and `validation` accuracies by rate.
+    """Trains by every method; returns by method `rate`, `test` accuracies and `validation` accuracies by rate.
 
     Raises:
-      ExperimentError: for a setting that will not do, or if measured activity falls behind.
+      ExperimentError: for an invalid setting, or if training by measured activity falls too far behind.
     """
     if config.quick:
         config = dataclasses.replace(config, updates=min(config.updates, 40), seeds=2, rates=config.rates[:1])
@@ -113,7 +113,7 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def trained(config: Config, sets: Sets, way: str, rate: float, seed: int) -> tuple[float, float]:
-    """Accuracies on validation and test images of one run, as answered by what the way is about."""
+    """One run's accuracies on validation and test images, by the circuit's answers ("software": by the model's)."""
     pixels = sets.train[0].shape[1]
     made = circuit((pixels, config.hidden, 10), config.faults, seed)
     learner = nl.learner(
@@ -148,7 +148,7 @@ def _estimator(way: str, made: Circuit, samples: int) -> nl.GradientEstimator:
 
 
 def table(found: Mapping[str, Mapping[str, Any]], behind: Mapping[str, np.ndarray]) -> str:
-    """A row for each way; ± is one standard error over circuits."""
+    """A row for each method; ± is one standard error over circuits."""
     lines = [f"{'way to train':16}{'test accuracy %':>18}{'points behind':>18}{'rate':>8}"]
     for way, of in found.items():
         accuracy = "{:.1f} ± {:.1f}".format(*mean_and_error(100 * of["test"]))
@@ -158,7 +158,7 @@ def table(found: Mapping[str, Mapping[str, Any]], behind: Mapping[str, np.ndarra
 
 
 def plot(found: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Test accuracy by way; dots are circuits."""
+    """Test accuracy by method; dots are circuits."""
     from experiments.plotting import figure, style
 
     canvas, axes = figure(1, 1, size=(9.0, 4.0))
@@ -174,7 +174,7 @@ def plot(found: Mapping[str, Mapping[str, Any]]) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.hardware")
     return exit_code(lambda: run(config))
 

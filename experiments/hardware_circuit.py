@@ -1,4 +1,4 @@
-"""A simulated analogue circuit: a network whose connections are devices with faults of their own."""
+"""A simulated analogue circuit: a network whose connections are faulty devices."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from nl_jax.propagation import feedforward
 
 
 class Faults(NamedTuple):
-    """What is wrong with a circuit.
+    """Faults of a circuit.
 
     Attributes:
       mismatch: standard deviation of a weight's gain about 1, fixed when the circuit is made.
-      drift: standard deviation by which gains have wandered after 1,000 passes; they are pulled back so that they do
-        not wander further.
-      bits: of the converters that write a weight, over the range ±1.
-      noise: standard deviation of what is added to every pre-activation, in every pass anew.
+      drift: standard deviation of the change of gains after 1,000 passes. Gains also decay towards their initial
+        values, so the drift stays bounded.
+      bits: resolution of the converters that write a weight, over the range ±1.
+      noise: standard deviation of the noise added to every pre-activation, fresh in every pass.
     """
 
     mismatch: float
@@ -34,7 +34,7 @@ class Crossbar:
     Args:
       faults: of this circuit.
       shape: [inputs, units].
-      seed: of its gains, its drift and its noise.
+      seed: of the gains, the drift and the noise.
     """
 
     def __init__(self, faults: Faults, shape: tuple[int, int], seed: int) -> None:
@@ -63,10 +63,10 @@ class Circuit(NamedTuple):
     """A network on hardware and its ideal model, which share their parameters.
 
     Attributes:
-      init: of the parameters.
-      model: the forward function without faults.
-      hardware: the one that asks the circuit, layer by layer.
-      answer: `answer(params, x) -> outputs` of the whole circuit, all in NumPy.
+      init: `init(key) -> params`.
+      model: the ideal forward function, without faults.
+      hardware: the forward function that calls the circuit layer by layer.
+      answer: `answer(params, x) -> outputs` of the whole circuit, in NumPy.
     """
 
     init: Callable[[Key], Params]
@@ -76,7 +76,7 @@ class Circuit(NamedTuple):
 
 
 def circuit(sizes: tuple[int, int, int], faults: Faults, seed: int) -> Circuit:
-    """A network of one hidden layer of tanh units; each seed is another circuit."""
+    """A network with one hidden layer of tanh units; each seed gives another circuit."""
     net = nl.mlp(list(sizes), activation=nl.activations.tanh())
     inputs, hidden, outputs = sizes
     bars = {

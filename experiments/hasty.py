@@ -1,4 +1,4 @@
-"""Compiling in haste, for experiments whose quick form compiles for longer than it runs."""
+"""Fast compilation, for experiments whose quick form compiles for longer than it runs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import jax
 
 @contextlib.contextmanager
 def hasty() -> Iterator[None]:
-    """Machine code that is not optimised: of a tiny model, optimising takes longer than all that is then run."""
+    """Turns off most compiler optimisations: for a tiny model they take longer than the run itself."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:

@@ -25,39 +25,39 @@ from experiments.failure import ExperimentError, exit_code
 from experiments.results import Folder
 from nl_jax.theory import hebbian
 
-MOMENTS = 200  # at which a run is looked at, evenly in time
+MOMENTS = 200  # measurements of a run, evenly spaced in time
 REFINEMENTS = (1, 2, 4)  # steps of η, η/2 and η/4
-GROWN = 8.0  # Hebb's rule runs until the first component has grown by e to this
-TURNED = 5.0  # Oja's until the second is smaller by so much beside the first
-SETTLED = 16.0  # Sanger's until the slowest distance, of a smallest gap between eigenvalues, is
+GROWN = 8.0  # Hebb's rule runs until the first component has grown by a factor e^8
+TURNED = 5.0  # Oja's rule runs until the ratio of second to first component has fallen by e^-5
+SETTLED = 16.0  # Sanger's rule runs until the slowest distance, at the smallest eigenvalue gap, has fallen by e^-16
 
 
 @dataclass(frozen=True)
 class Config:
     """Teach linear units the digits without labels, by three local rules in full-batch steps, from random weights.
 
-    Hebb's and Oja's paths are known in closed form: steps of η, η/2 and η/4 are continued to η → 0, where the flows
-    must hold. Sanger's units must end at the eigenvectors of the covariance, in order. Exits with 1 if one of them
-    does not. Prints a table and writes config.json, metrics.jsonl, hebbian_pca.json, hebbian_pca.npz and
-    hebbian_pca.png to --out.
+    Hebb's and Oja's flows are known in closed form. Runs with steps of η, η/2 and η/4 are extrapolated to η → 0 and
+    compared with them. Sanger's units must converge to the eigenvectors of the covariance, in order. Exits with 1 if
+    one of the rules disagrees with its theory. Prints a table and writes config.json, metrics.jsonl, hebbian_pca.json,
+    hebbian_pca.npz and hebbian_pca.png to --out.
     """
 
     out: Path = Path("results/hebbian_pca")
     """Folder for the results; files of an earlier run there are replaced."""
     components: int = 5
-    """Eigenvectors along which Hebb's and Oja's weights are looked at."""
+    """Number of eigenvectors along which Hebb's and Oja's weights are measured."""
     units: int = 4
-    """Of Sanger's rule."""
+    """Units of Sanger's rule."""
     start: float = 0.1
-    """Length of each unit's weights at the start."""
+    """Initial norm of each unit's weights."""
     steps: int = 5
-    """Of the largest size η, between each two of 200 moments; Sanger's rule may need more."""
+    """Steps of the largest size η between two of the 200 measurements; Sanger's rule may take more."""
     quick: bool = False
     """A small version, at most 2 steps, in a few seconds."""
 
 
 class Digits:
-    """Images without their mean, and the eigenvectors of their covariance C, the largest eigenvalue first."""
+    """Centred images, and the eigenvectors of their covariance C, the largest eigenvalue first."""
 
     def __init__(self) -> None:
         images = data.digits().train.images.astype(np.float64)
@@ -70,38 +70,38 @@ class Digits:
 
 @dataclass(frozen=True)
 class Followed:
-    """A rule that follows a flow; curves [components, moments]."""
+    """Result of a rule that follows a flow; curves are [components, moments]."""
 
     time: np.ndarray
     rates: np.ndarray
     law: np.ndarray
     measured: extrapolation.Limit
     errors: np.ndarray
-    """Largest distance from the law at each rate."""
+    """Largest distance from the flow, at each rate."""
 
     @property
     def deviation(self) -> float:
-        """Largest distance of a curve's limit from its law, in error bars."""
+        """Largest distance of a curve's extrapolated limit from the flow, in error bars."""
         return extrapolation.deviation(self.measured, self.law)
 
     @property
     def slopes(self) -> np.ndarray:
-        """Of each curve at η → 0, from beginning to end."""
+        """Mean slope of each curve at η → 0, from start to end."""
         return (self.measured.values[:, -1] - self.measured.values[:, 0]) / (self.time[-1] - self.time[0])
 
 
 @dataclass(frozen=True)
 class Settled:
-    """A rule that comes to rest, at one rate."""
+    """Result of a rule that converges, at one rate."""
 
     time: np.ndarray
     rate: float
     weights: np.ndarray
-    """At the end, each unit's sign its eigenvector's, [inputs, units]."""
+    """Final weights, [inputs, units]; each unit has its eigenvector's sign."""
     distance: np.ndarray
     """‖w_j ∓ v_j‖, [units, moments]."""
     left: float
-    """How far any of them can still go, judged by how far it went last: the error bar."""
+    """Error bar: the largest remaining movement of a unit, estimated from its most recent movement."""
 
     @property
     def deviation(self) -> float:
@@ -110,7 +110,7 @@ class Settled:
 
 
 class Found(NamedTuple):
-    """What was found of each rule."""
+    """Results by rule."""
 
     hebb: Followed
     oja: Followed
@@ -118,10 +118,10 @@ class Found(NamedTuple):
 
 
 def run(config: Config) -> Found:
-    """Teaches by each rule in turn, saving as it goes; returns what was found.
+    """Trains by each rule in turn, saving as it goes; returns the results.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if theory and measurement disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if theory and measurement disagree.
     """
     if config.quick:
         config = dataclasses.replace(config, steps=min(config.steps, 2))
@@ -164,10 +164,10 @@ def _start(digits: Digits, units: int, config: Config) -> np.ndarray:
 def _teach(
     rule: nl.rules.Rule, digits: Digits, start: np.ndarray, end: float, steps: Sequence[int]
 ) -> list[np.ndarray]:
-    """The weights at every moment until `end`, [moments, inputs, units], for each number of steps between them."""
+    """Weights at every moment until `end`, [moments, inputs, units], for each number of steps between moments."""
     network = nl.mlp(start.shape, activation=nl.activations.identity(), bias=False)
     estimator = nl.local_learning(network.apply, rule)
-    x, key = jnp.asarray(digits.x), jax.random.key(0)  # of which nothing is drawn
+    x, key = jnp.asarray(digits.x), jax.random.key(0)  # the key is unused: the rules are deterministic
 
     @jax.jit
     def walk(stride: int, W: jax.Array) -> jax.Array:
@@ -194,7 +194,7 @@ def _follow(
     end: float,
     config: Config,
 ) -> Followed:
-    """One unit beside its flow; `view` makes curves [components, moments] of weights [moments, inputs]."""
+    """Compares one unit with its flow; `view` maps weights [moments, inputs] to curves [components, moments]."""
     start, steps = _start(digits, 1, config), [config.steps * refinement for refinement in REFINEMENTS]
     walks = [view(W[..., 0]) for W in _teach(rule, digits, start, end, steps)]
     time = _times(end)
@@ -209,7 +209,7 @@ def _follow(
 
 
 def _hebb(digits: Digits, config: Config) -> Followed:
-    """ln |w_i| of each eigen-component w_i: straight lines of slope λ_i."""
+    """Curves ln |w_i| of each eigen-component w_i: straight lines of slope λ_i."""
 
     def flow(C: jax.Array, w: jax.Array, t: jax.Array) -> jax.Array:
         return hebbian.hebb_flow(C, w[:, None], t)[:, 0]
@@ -221,7 +221,7 @@ def _hebb(digits: Digits, config: Config) -> Followed:
 
 
 def _oja(digits: Digits, config: Config) -> Followed:
-    """The eigen-components, of which only the first is left in the end."""
+    """Curves of the eigen-components; all but the first decay."""
 
     def view(w: np.ndarray) -> np.ndarray:
         return (w @ digits.vectors[:, : config.components]).T
@@ -233,12 +233,12 @@ def _oja(digits: Digits, config: Config) -> Followed:
 def _sanger(digits: Digits, config: Config) -> Settled:
     gap = np.min(-np.diff(digits.values[: config.units + 1]))
     end = SETTLED / gap
-    # Steps of η λ_1 = 1 and more make lengths oscillate; and how it gets there is not judged, so half as much will do.
+    # Steps of η λ_1 ≥ 1 make norms oscillate. The path is not judged, so η λ_1 = 1/2 is small enough.
     steps = max(config.steps, math.ceil(2 * digits.values[0] * end / MOMENTS))
     (W,) = _teach(nl.rules.sanger(), digits, _start(digits, config.units, config), end, [steps])
     V = digits.vectors[:, : config.units]
     W = W * np.sign(np.sum(W[-1] * V, axis=0))
-    # In the time in which a distance falls to a third, twice as much is gone as is left.
+    # While a distance falls to a third, it loses twice what is left.
     before = math.ceil(MOMENTS * math.log(3) / SETTLED)
     return Settled(
         time=_times(end),
@@ -250,7 +250,7 @@ def _sanger(digits: Digits, config: Config) -> Settled:
 
 
 def _arrays(found: Found) -> dict[str, np.ndarray]:
-    """Of all rules, each name prefixed by the rule."""
+    """Arrays of all rules; each name is prefixed by the rule."""
     arrays = {
         f"{rule} {name}": value for rule, result in found._asdict().items() for name, value in vars(result).items()
     }
@@ -288,7 +288,7 @@ def table(found: Found, digits: Digits) -> str:
 
 
 def plot(found: Found, digits: Digits) -> Any:
-    """Hebb's growth and Oja's components beside their flows, Sanger's distances, and what his units look like."""
+    """Plots Hebb's growth and Oja's components beside their flows, Sanger's distances and the weights of his units."""
     from experiments.plotting import figure, style
 
     canvas, ((growth, turning), (settling, pictures)) = figure(2, 2, size=(12, 8.4))
@@ -334,7 +334,7 @@ def plot(found: Found, digits: Digits) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.hebbian_pca")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""A hierarchy taught by local rules alone, without labels, that answers for itself.
+"""A hierarchy that learns by local rules alone, without labels, and answers for itself.
 
 python -m experiments.hierarchy --help
 """
@@ -24,45 +24,45 @@ from experiments.finished import Finished
 from experiments.hierarchy_network import Answers, Hierarchy, Size, answers, taught
 from experiments.results import Folder, Verdict
 
-TARGET = 0.10  # by how much named concepts are to be better than those of random weights
-SHOWN = 8  # images of the picture of completions
+TARGET = 0.10  # required gain in named images over the random hierarchies
+SHOWN = 8  # images in the figure of completions
 
 
 @dataclass(frozen=True)
 class Config:
     """Teach a hierarchy by local rules alone, without labels, and let it answer for itself.
 
-    Two convolutions and a layer of prototypes, which reads both, learn by competition; links among the prototypes by
-    competitive Hebbian learning; concepts, clusters of prototypes, by competition. Each concept is named by the label
-    of its most typical training image: ten labels in all. Prototypes complete images whose lower half is hidden, and
-    tell images turned by a right angle from upright ones. The same is asked of hierarchies with fewer convolutions,
-    with random convolutions, and with random weights in all layers below the links, whose links, concepts and recall
-    learn as the others' do. Prints a table and writes config.json, hierarchy.json, hierarchy.png and completion.png
-    to --out.
+    Two convolutions, and a layer of prototypes that reads both, learn by competition. Links between the prototypes
+    learn by competitive Hebbian learning. Concepts are clusters of prototypes and learn by competition. Each concept is
+    named by the label of its most typical training image, so ten labels are used in all. Prototypes complete images
+    whose lower half is hidden, and tell images rotated by 90° from upright ones. The comparisons are hierarchies with
+    fewer convolutions, with random convolutions, and with random weights in all layers below the links; the links,
+    concepts and recall of these learn in the same way. Prints a table and writes config.json, hierarchy.json,
+    hierarchy.png and completion.png to --out.
     """
 
     out: Path = Path("results/hierarchy")
     """Folder for the results; files of an earlier run there are replaced."""
     features: int = 16
-    """Units of either convolution."""
+    """Units of each convolution."""
     memories: int = 300
     """Prototypes."""
     neighbours: int = 3
-    """Next best prototypes that are linked to the best one."""
+    """Number of runner-up prototypes that are linked to the best one."""
     images: int = 4000
-    """Images to learn from, of 4,000."""
+    """Training images, of the 4,000 available."""
     validation: int = 0
-    """Of these, so many are asked about in place of the test images, and not learned from: for choosing settings."""
+    """Of the training images, how many are held out and tested on instead of the test images: for choosing settings."""
     seeds: int = 5
-    """Runs of each hierarchy."""
+    """Runs of each kind of hierarchy."""
     resume: bool = False
-    """Go on with what an interrupted run by the same settings finished in --out."""
+    """Continue an interrupted run: reuse what a run with the same settings finished in --out."""
     quick: bool = False
     """A small version, 600 images and two seeds, in about half a minute."""
 
 
 class Kind(NamedTuple):
-    """A hierarchy to be compared: what its prototypes read, and what of it learns below the links."""
+    """A kind of hierarchy: what its prototypes read, and which layers below the links learn."""
 
     reads: str
     features_learn: bool
@@ -81,13 +81,13 @@ LADDER = tuple(KINDS)[2:]
 
 
 class Scores(NamedTuple):
-    """Of each seed.
+    """Scores of a kind of hierarchy, each [seeds].
 
     Attributes:
       named: fraction of images whose concept has the right name.
-      from_half: the same where the lower half is hidden.
-      completed: of the variance of hidden halves about the mean image, the fraction that what is recalled explains.
-      novelty: chance that a turned image is less familiar than one that is not (area under the curve).
+      from_half: the same with the lower half of the images hidden.
+      completed: fraction of the hidden halves' variance about the mean image that the recalled images explain.
+      novelty: probability that a rotated image is less familiar than an upright one (area under the ROC curve).
     """
 
     named: np.ndarray
@@ -104,10 +104,10 @@ CHANCE = {"named": 10, "from_half": 10, "completed": 0, "novelty": 50}
 
 
 def run(config: Config) -> dict[str, Scores]:
-    """Teaches and asks all kinds, and saves; returns their scores.
+    """Trains and tests all kinds of hierarchy, and saves; returns their scores.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if what is judged is not so.
+      ExperimentError: for an invalid setting or an unusable folder, or if a judged statement does not hold.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -133,7 +133,7 @@ def run(config: Config) -> dict[str, Scores]:
                     completions = np.array(part["completions"])
                 bar.update()
     results = {name: Scores(*np.array(scores).T) for name, scores in found.items()}
-    judged = judge(results)[:2] if config.quick else judge(results)  # the rest is finer than two seeds can tell
+    judged = judge(results)[:2] if config.quick else judge(results)  # two seeds cannot resolve the others
     verdict = Verdict(max(one["deviation"] for one in judged), 1.0, "parts of what is allowed")
     folder.data(
         "hierarchy", {**verdict._asdict(), "judged": judged, "scores": {k: v._asdict() for k, v in results.items()}}
@@ -152,7 +152,7 @@ def run(config: Config) -> dict[str, Scores]:
 def _answered(
     kind: Kind, seed: int, size: Size, learned_from: Split, questions: Split, *, complete: bool
 ) -> dict[str, Any]:
-    """Teaches one hierarchy and asks it: its scores, and images it completed if they are wanted."""
+    """Trains and tests one hierarchy; returns its scores and, if `complete`, images that it completed."""
     one = taught(
         jax.random.fold_in(jax.random.key(0), seed), learned_from.images, size, kind.reads,
         features_learn=kind.features_learn, memory_learns=kind.memory_learns,
@@ -162,7 +162,7 @@ def _answered(
 
 
 def _check(config: Config) -> tuple[Split, Split]:
-    """What to learn from and what to ask about."""
+    """Checks the settings; returns the training images and the images to test on."""
     for name, least in {
         "features": 1, "memories": 20, "neighbours": 1, "images": 100, "validation": 0, "seeds": 2,
     }.items():  # fmt: skip
@@ -185,7 +185,7 @@ def _check(config: Config) -> tuple[Split, Split]:
 
 
 def names(seen: Answers, labels: np.ndarray) -> dict[int, int]:
-    """Each concept's name, the label of the image that it answers best: the only labels that are used."""
+    """Each concept's name: the label of the image with the strongest response. No other labels are used."""
     found = {}
     for concept in np.unique(seen.concept):
         own = np.flatnonzero(seen.concept == concept)
@@ -199,7 +199,7 @@ def hidden(images: np.ndarray) -> np.ndarray:
 
 
 def turned(images: np.ndarray) -> np.ndarray:
-    """The images turned by a right angle."""
+    """The images rotated by 90°."""
     return np.rot90(images.reshape(-1, 28, 28), axes=(1, 2)).reshape(len(images), -1)
 
 
@@ -222,7 +222,7 @@ def _scored(hierarchy: Hierarchy, learned_from: Split, questions: Split) -> tupl
 
 
 def _completions(images: np.ndarray, half: Answers) -> np.ndarray:
-    """What was shown, what was made of it and what there was, [3, images, pixels]."""
+    """Shown images, completed images and originals, [3, images, pixels]."""
     some = images[:SHOWN]
     shown = hidden(some)
     below = np.arange(some.shape[1]) >= some.shape[1] // 2
@@ -230,7 +230,7 @@ def _completions(images: np.ndarray, half: Answers) -> np.ndarray:
 
 
 def judge(results: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    """Each statement with its figure and how far it is from what is wanted, 1 being just allowed."""
+    """Each statement with its figure and its deviation; a deviation above 1 is a failure."""
     judged = []
     for field, other in (("named", RANDOM), ("from_half", RANDOM), ("from_half", HALF_RANDOM)):
         gap = (getattr(results[WHOLE], field) - getattr(results[other], field)).mean()
@@ -263,7 +263,7 @@ def table(results: Mapping[str, Scores]) -> str:
 
 
 def plot(results: Mapping[str, Scores]) -> Any:
-    """A panel for each question, a row for each hierarchy."""
+    """A panel for each score, a row for each hierarchy."""
     from experiments.plotting import figure, style
 
     canvas, panels = figure(1, len(TITLES), size=(14, 3.4))
@@ -296,7 +296,7 @@ def show(completions: np.ndarray) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.hierarchy")
     return exit_code(lambda: run(config))
 

@@ -1,10 +1,10 @@
-"""A hierarchy whose layers learn one after another by local rules, and what it answers.
+"""A hierarchy whose layers learn one after another by local rules, and its answers.
 
 image → low → mid                        features: convolutions, by competition
 image, or low, or low and mid → memory   prototypes of images, by competition
-memory → links                           which prototypes answer the same images, by competitive Hebbian learning
+memory → links                           which prototypes respond to the same images, by competitive Hebbian learning
 memory → settled → concept               activity spreads along the links; its clusters, by competition
-memory → recall                          the image that a prototype stands for, by the delta rule
+memory → recall                          the image that a prototype represents, by the delta rule
 """
 
 import functools
@@ -22,23 +22,23 @@ from nl_jax.base import Array, Forward, Key, Params, Propagate
 from nl_jax.propagation import Site, feedforward, interpret, record
 from nl_jax.rules.stacked import Stacked, examples
 
-SPREAD = 0.9  # of the activity that goes on along the links at every step; chosen on validation images
-STEPS = 40  # of spreading, after which 1.5 % of the activity is still on its way
-BEGINNINGS = 30  # of the concepts, of which the one that fits best is kept
-SHARPNESS = 0.04  # a prototype whose cosine is by this below another's recalls 1/e as strongly; by validation images
-CHUNK = 250  # images run at once
+SPREAD = 0.9  # fraction of the activity that spreads along the links at every step; chosen on validation images
+STEPS = 40  # of spreading, after which 1.5 % of the activity has not settled
+BEGINNINGS = 30  # initialisations of the concepts; the best fit is kept
+SHARPNESS = 0.04  # temperature of recall, a softmax over the prototypes' cosines; chosen on validation images
+CHUNK = 250  # images processed at once
 
 READS = {"pixels": ("image",), "low": ("low_view",), "low and mid": ("low_view", "mid_view")}
-"""What the prototypes read, by one connection from each."""
+"""Layers that the prototypes read, by one connection from each."""
 
 
 class Size(NamedTuple):
-    """Units of a hierarchy.
+    """Layer sizes of a hierarchy.
 
     Attributes:
-      features: of either convolution.
+      features: units of each convolution.
       memories: prototypes.
-      neighbours: how many next best prototypes are linked to the best one.
+      neighbours: number of runner-up prototypes that are linked to the best one.
       concepts: clusters of prototypes.
     """
 
@@ -49,11 +49,11 @@ class Size(NamedTuple):
 
 
 class Hierarchy(NamedTuple):
-    """A hierarchy with what it learned.
+    """A trained hierarchy.
 
     Attributes:
       size: of its layers.
-      reads: what its prototypes read, of `READS`.
+      reads: what its prototypes read, a key of `READS`.
       params: of the layers of `network(size, reads)`, and of "links", "concept" and "recall".
     """
 
@@ -63,13 +63,13 @@ class Hierarchy(NamedTuple):
 
 
 def above_mean(nu: Array) -> Array:
-    """max(0, ν − its mean over the units at a position): units inhibit one another (after Coates et al. 2011)."""
+    """max(0, ν − mean of ν over the units at a position): units inhibit one another (after Coates et al. 2011)."""
     return jax.nn.relu(nu - nu.mean(axis=-1, keepdims=True))
 
 
 @functools.cache
 def features(size: Size) -> nl.Network:
-    """Two convolutions, and what is read of them: "low_view" [3, 3, features] and "mid_view" [4, 4, features]."""
+    """Two convolutions and their pooled outputs: "low_view" [3, 3, features] and "mid_view" [4, 4, features]."""
     c = nl.connections
     return nl.network(
         nl.Layer("image", (28, 28, 1)),
@@ -83,7 +83,7 @@ def features(size: Size) -> nl.Network:
 
 @functools.cache
 def network(size: Size, reads: str) -> nl.Network:
-    """The features and, above them, "memory": each unit answers by the cosine of what it reads to its prototype."""
+    """The features and, above them, "memory": each unit's response is the cosine of its input and its prototype."""
     below, c = features(size), nl.connections
     window = lambda name: (below.shapes[name][0], below.shapes[name][1])
     sources = [c.standardised_conv(window(name), name, channels=size.memories) for name in READS[reads]]
@@ -91,7 +91,7 @@ def network(size: Size, reads: str) -> nl.Network:
 
 
 def resumed(net: nl.Network) -> Forward:
-    """The network as a program of known axons, {layer: axons}: what is known is not computed again."""
+    """The network as a program of known axons (activity), {layer: axons}; known layers are not computed again."""
 
     def forward(params: Params, known: Mapping[str, Array], propagate: Propagate = feedforward) -> Array:
         def resume(name: str, *layer: Any) -> Array:
@@ -112,10 +112,10 @@ def linear(name: str) -> Forward:
 
 
 def settled(params: Params, memory: Array, propagate: Propagate = feedforward) -> Array:
-    """The best prototype's activity, spread along the links until it rests: of norm 1, [batch, memories]."""
+    """The best prototype's activity, spread along the links until it settles: norm 1, [batch, memories]."""
     winner = jax.nn.one_hot(jnp.argmax(memory, axis=1), memory.shape[1])
     links = params["links"]["weight"]
-    share = links / jnp.maximum(links.sum(axis=1, keepdims=True), 1e-9)  # of what goes on from a unit
+    share = links / jnp.maximum(links.sum(axis=1, keepdims=True), 1e-9)  # of a unit's outgoing activity
 
     def step(activity: Array, _: None, propagate: Propagate) -> tuple[Array, None]:
         onward = lambda nu: SPREAD * nu + (1 - SPREAD) * winner
@@ -127,7 +127,7 @@ def settled(params: Params, memory: Array, propagate: Propagate = feedforward) -
 
 @functools.cache  # so that all seeds share what is compiled
 def lesson(size: Size, name: str, reads: str = "pixels") -> tuple[Forward, nl.Learner]:
-    """The program in which a layer learns, and what teaches this layer alone."""
+    """The program in which a layer learns, and the learner that trains this layer alone."""
     competition = rules.spherical(), optax.linear_schedule(0.5, 0.0, 200)
     forward, (rule, rate) = {
         "low": (resumed(features(size)), competition),
@@ -143,15 +143,15 @@ def lesson(size: Size, name: str, reads: str = "pixels") -> tuple[Forward, nl.Le
 def taught(
     key: Key, images: np.ndarray, size: Size, reads: str, *, features_learn: bool = True, memory_learns: bool = True
 ) -> Hierarchy:
-    """Teaches a hierarchy layer by layer, from below. No layer hears of another's error, and there are no labels.
+    """Trains a hierarchy layer by layer, from below. No layer receives another's error, and there are no labels.
 
     Args:
-      key: of weights and batches.
+      key: for weights and batches.
       images: [examples, 784], in [0, 1].
       size: of the layers.
-      reads: what the prototypes read, of `READS`.
+      reads: what the prototypes read, a key of `READS`.
       features_learn: whether "low" and "mid" learn; otherwise they stay random, each unit's weights of norm 1.
-      memory_learns: the same of the prototypes. Links, concepts and recall learn in any case.
+      memory_learns: the same for the prototypes. Links, concepts and recall always learn.
     """
     keys = jax.random.split(key, 7)
     params = {name: _of_norm_1(name, own) for name, own in network(size, reads).init(keys[0]).items()}
@@ -167,7 +167,7 @@ def taught(
     memory = axons(size, reads, ("memory",), params, known)["memory"]
     winner = jax.nn.one_hot(jnp.argmax(memory, axis=1), size.memories)
     pixels = jnp.concatenate([jnp.asarray(images), jnp.ones((len(images), 1))], axis=1)
-    # One step from nothing at rate 1 counts: how often two prototypes are best, and each together with each pixel.
+    # One step from zero at rate 1 counts how often two prototypes are best together, and each together with each pixel.
     for name, data, units in (("links", memory, size.memories), ("recall", (winner, pixels), pixels.shape[1])):
         nothing = {name: {"weight": jnp.zeros((size.memories, units))}}
         params |= _fitted(keys[4], lesson(size, name)[1], nothing, data, num_steps=1)
@@ -175,7 +175,7 @@ def taught(
 
 
 def _of_norm_1(name: str, own: Params) -> Params:
-    """Weights of norm 1 by unit, over all connections."""
+    """Weights of norm 1 per unit, over all connections."""
     if not own:
         return own
     norm = jnp.linalg.norm(Stacked(name, own).flat(own)["weight"], axis=0)
@@ -189,7 +189,7 @@ def _fitted(key: Key, learner: nl.Learner, params: Params, data: Any, **how: Any
 def _competed(
     key: Key, taught_by: tuple[Forward, nl.Learner], params: Params, name: str, known: Mapping[str, Array], **how: Any
 ) -> Params:
-    """A layer's units begin as inputs that it receives, and each comes to the mean direction of those it wins."""
+    """Trains a layer: each unit starts at one of its inputs and moves to the mean direction of the inputs it wins."""
     forward, learner = taught_by
     keys = jax.random.split(key, 3)
 
@@ -207,14 +207,14 @@ def _competed(
 
 
 def _drawn(key: Key, x: Array, units: int) -> Array:
-    """Directions of inputs drawn at random, [inputs, units], those that are nearly even left out."""
+    """Directions of randomly drawn inputs, [inputs, units], without those of small norm."""
     norms = jnp.linalg.norm(x, axis=1)
     chosen = jax.random.choice(key, len(x), (units,), replace=False, p=(norms > 0.7 * norms.max()).astype(x.dtype))
     return (x[chosen] / norms[chosen][:, None]).T
 
 
 def _far_apart(key: Key, x: Array, units: int) -> Array:
-    """Inputs of norm 1 as above, where those unlike all before are likelier (Arthur and Vassilvitskii 2007)."""
+    """Draws inputs of norm 1; those unlike all earlier draws are more likely (Arthur and Vassilvitskii 2007)."""
 
     def draw(likeness: Array, key: Key) -> tuple[Array, Array]:
         chances = jnp.maximum(1 - likeness, 1e-9)
@@ -225,7 +225,7 @@ def _far_apart(key: Key, x: Array, units: int) -> Array:
 
 
 def _concepts(key: Key, x: Array, size: Size) -> Params:
-    """Clusters of settled activity, of several beginnings those that fit it best."""
+    """Clusters of settled activity, the best fit of several initialisations."""
     found = nl.restarts(
         lesson(size, "concept")[1], key, lambda key: {"concept": {"weight": _far_apart(key, x, size.concepts)}}, x,
         score=lambda params: -jnp.mean(jnp.max(x @ params["concept"]["weight"], axis=1)),
@@ -235,12 +235,12 @@ def _concepts(key: Key, x: Array, size: Size) -> Params:
 
 
 class Answers(NamedTuple):
-    """What a hierarchy says of images.
+    """A hierarchy's answers about images.
 
     Attributes:
-      concept: the concept that answers best, [images].
-      certainty: how well it does, at most 1.
-      familiarity: how well the best prototype does, [images].
+      concept: the concept with the strongest response, [images].
+      certainty: that response, at most 1.
+      familiarity: the best prototype's response, [images].
       recalled: the image that the prototypes recall, [images, pixels].
     """
 
@@ -264,7 +264,7 @@ def answers(hierarchy: Hierarchy, images: np.ndarray) -> Answers:
 def axons(
     size: Size, reads: str, names: tuple[str, ...], params: Params, known: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Axons of the named layers for all images, from what is known."""
+    """Axons of the named layers for all images, computed from the known ones."""
     own = {name: params[name] for name in network(size, reads).shapes if name in params}
     chunks = [
         _axons(size, reads, names, own, {name: x[i : i + CHUNK] for name, x in known.items()})

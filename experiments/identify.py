@@ -27,19 +27,19 @@ from nl_jax.base import Batch, Key, Params
 from nl_jax.diagnostics import Trajectory, identify
 from nl_jax.numerics import mean_and_error
 
-CHANCE = 1e-3  # that right probabilities are said to be wrong
+CHANCE = 1e-3  # probability of rejecting correct posteriors
 NETWORK = nl.mlp([4, 5, 2], activation=nl.activations.tanh())
 OBJECTIVE = nl.supervised(NETWORK.apply, nl.losses.half_squared_error)
 EXAMPLES = 5
 RATE = 0.1
-"""Of learning: the noise is chosen beside it."""
+"""Learning rate; the noise is scaled relative to it."""
 
 BINS = (0.0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0)
-"""Of stated probabilities."""
+"""Edges of the bins of stated probabilities."""
 
 
 def _of_inputs(estimator: nl.GradientEstimator) -> nl.GradientEstimator:
-    """A rule that needs no targets, shown the inputs of pairs."""
+    """Adapts a rule without targets to batches of (inputs, targets): it receives the inputs only."""
 
     def estimate(key: Key, state: Any, params: Params, batch: Batch) -> tuple[Params, Any, nl.Info]:
         return estimator.estimate(key, state, params, batch[0])
@@ -58,44 +58,46 @@ CANDIDATES: dict[str, nl.GradientEstimator] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Train small networks by one of five rules, drawn anew for each, and say which it was.
+    """Train small networks, each by one of five rules drawn at random, and infer which rule it was.
 
-    Changes of weights are read with noise, and some of the hidden units are not observed, nor any weight to or from
-    them; how large the learning is beside the noise is drawn as well. What is known is the parameters before each step,
-    the examples, the noise of a reading and, for feedback alignment, the feedback weights. Of cases given a
-    probability, as large a part should be right. Prints the confusion matrix and writes config.json, metrics.jsonl,
-    identify.json and identify.png to --out. Fails if probabilities are further off than chance allows.
+    Weight changes are observed with noise. Some hidden units are not observed, nor any weight to or from them. The size
+    of the learning relative to the noise is drawn at random, too. The parameters before each step, the examples, the
+    noise of an observation and, for feedback alignment, the feedback weights are known. The posterior must be
+    calibrated: of the cases given a probability, that fraction should be right. Prints the confusion matrix and writes
+    config.json, metrics.jsonl, identify.json and identify.png to --out. Fails if probabilities are further off than
+    chance allows.
     """
 
     out: Path = Path("results/identify")
     """Folder for the results; files of an earlier run there are replaced."""
     candidates: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(CANDIDATES)
-    """Two rules or more, one of which trains each network; these are all."""
+    """Two or more rules; one of them trains each network. The default is all of them."""
     cases: int = 600
-    """Networks, at least 50."""
+    """Number of networks, at least 50."""
     steps: int = 8
-    """Updates that are observed of each."""
+    """Observed updates per network."""
     unobserved: float = 0.4
-    """Part of the hidden units that are not observed, on average."""
+    """Expected fraction of hidden units that are not observed."""
     strongest: float = 40.0
-    """The largest that learning is beside the noise of one reading, over all steps and weights; from 0, all alike."""
+    """Largest size of the learning, over all steps and weights, relative to the noise of one observation; the size is
+    uniform between 0 and this."""
     num_samples: int = 1000
-    """Estimates by which the scatter of candidates is known; 1 for none, and random rules are then not found."""
+    """Estimates that measure how random rules scatter; with 1 the scatter is ignored and random rules are missed."""
     noise_known: bool = True
-    """Whether the noise of a reading is known, or inferred as well."""
+    """Whether the noise of an observation is known; otherwise it is inferred as well."""
     at_once: int = 50
-    """Networks computed side by side."""
+    """Networks simulated in parallel."""
     quick: bool = False
-    """A small version, three rules, 150 networks of 4 steps by 300 estimates, in under half a minute."""
+    """A small version: three rules, 150 networks of 4 steps and 300 estimates, in under half a minute."""
 
 
 class Cases(NamedTuple):
-    """What was said of each network, and what was true.
+    """Posterior and truth for each network.
 
     Attributes:
       posterior: [cases, candidates].
-      which: the number of the rule that trained it, [cases].
-      strength: how large its learning was beside the noise, [cases].
+      which: index of the rule that trained it, [cases].
+      strength: size of its learning relative to the noise, [cases].
     """
 
     posterior: np.ndarray
@@ -104,7 +106,7 @@ class Cases(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """Of all probabilities stated in an interval: their mean, how many came true, and its binomial standard error."""
+    """Stated probabilities in an interval: their mean, the fraction that came true, and its binomial standard error."""
 
     stated: float
     right: float
@@ -113,7 +115,7 @@ class Bin(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """In standard errors."""
+        """Fraction that came true minus mean stated probability, in standard errors."""
         return (self.right - self.stated) / self.error
 
 
@@ -121,7 +123,7 @@ def run(config: Config) -> Cases:
     """Simulates and judges networks, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if probabilities are not right as often as they say.
+      ExperimentError: for an invalid setting or an unusable folder, or if the probabilities are not calibrated.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -174,7 +176,7 @@ def _check(config: Config) -> None:
 
 
 def case(key: Key, config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A network trained by a rule that is drawn, and the posterior: (probabilities, which it was, strength)."""
+    """Trains a network by a random rule; returns (posterior probabilities, index of the rule, strength)."""
     which_key, own_key, noise_key, strength_key, feedback_key, ask_key = jax.random.split(key, 6)
     which = jax.random.randint(which_key, (), 0, len(config.candidates))
     known = {name: _with_state(CANDIDATES[name], feedback_key) for name in config.candidates}
@@ -196,19 +198,19 @@ def case(key: Key, config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _with_state(estimator: nl.GradientEstimator, key: Key) -> nl.GradientEstimator:
-    """With known feedback weights: the state that `init` draws from `key`, whatever key it is given."""
+    """The estimator with known feedback weights: `init` always returns the state that it draws from `key`."""
     return estimator._replace(init=lambda _, params: estimator.init(key, params))
 
 
 def _trained(estimator: nl.GradientEstimator, config: Config) -> Callable[[Key], tuple[Trajectory, jax.Array]]:
-    """A network's noiseless trajectory by one rule, and Σ E‖ĝ‖² of the weights that are observed."""
+    """A function that returns a network's noiseless trajectory by one rule, and Σ E‖ĝ‖² of the observed weights."""
 
     def trained(key: Key) -> tuple[Trajectory, jax.Array]:
         init_key, teacher_key, data_key, unit_key, step_key = jax.random.split(key, 5)
         inputs = jax.random.normal(data_key, (config.steps, EXAMPLES, 4))
         teacher = NETWORK.init(teacher_key)
         targets = jax.vmap(lambda x: 3 * NETWORK.apply(teacher, x))(inputs)
-        units = jax.random.bernoulli(unit_key, 1 - config.unobserved, (5,)).at[0].set(True)  # one at least
+        units = jax.random.bernoulli(unit_key, 1 - config.unobserved, (5,)).at[0].set(True)  # at least one
         one = jax.tree.map(lambda w: jnp.ones(w.shape, bool), teacher)
         one["hidden1"] = {"weight": jnp.broadcast_to(units[None], (4, 5)), "bias": units}
         one["output"]["weight"] = jnp.broadcast_to(units[:, None], (5, 2))
@@ -230,13 +232,13 @@ def _trained(estimator: nl.GradientEstimator, config: Config) -> Callable[[Key],
 
 
 def confusion(found: Cases) -> np.ndarray:
-    """The mean posterior of each candidate (columns) where each was true (rows)."""
+    """The mean posterior of each candidate (columns) for each true rule (rows)."""
     names = range(found.posterior.shape[1])
     return np.array([found.posterior[found.which == i].mean(axis=0) for i in names])
 
 
 def calibration(found: Cases) -> list[Bin]:
-    """All stated probabilities by intervals, of which each has ten at least."""
+    """All stated probabilities by interval; intervals with fewer than ten are left out."""
     right = np.arange(found.posterior.shape[1])[None] == found.which[:, None]
     bins = []
     for low, high in itertools.pairwise(BINS):
@@ -249,10 +251,10 @@ def calibration(found: Cases) -> list[Bin]:
 
 
 def judge(found: Cases) -> Verdict:
-    """The largest deviation of what came true from what was stated, and how large chance makes it.
+    """The largest deviation of what came true from what was stated, and the largest that chance allows.
 
-    The outermost intervals may state nearly 0 or 1 so often that one surprise is far from normal: their error is at
-    least that of one case.
+    In the outermost intervals nearly all stated probabilities may be close to 0 or 1, so that one surprise is far from
+    normal. Their error is therefore at least that of one case.
     """
     bins = calibration(found)
     off = [(one.right - one.stated) / max(one.error, 1 / one.times) for one in bins]
@@ -260,7 +262,7 @@ def judge(found: Cases) -> Verdict:
 
 
 def table(found: Cases, config: Config) -> str:
-    """The confusion matrix, and what came true of what was stated."""
+    """The confusion matrix and the calibration as text."""
     names = config.candidates
     lines = [f"{'mean posterior, where true':28}" + "".join(f"{name:>21}" for name in names) + f"{'cases':>8}"]
     for name, row, count in zip(names, confusion(found), np.bincount(found.which, minlength=len(names)), strict=True):
@@ -276,7 +278,7 @@ def table(found: Cases, config: Config) -> str:
 
 
 def plot(found: Cases, config: Config) -> Any:
-    """The confusion matrix, stated probabilities against what came true, and the posterior against the strength."""
+    """The confusion matrix, the calibration curve, and the posterior against the strength."""
     from experiments.plotting import figure, style
 
     canvas, (matrix, curve, strength) = figure(1, 3, size=(15.5, 5.2))
@@ -320,7 +322,7 @@ def plot(found: Cases, config: Config) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.identify")
     return exit_code(lambda: run(config))
 

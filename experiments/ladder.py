@@ -1,4 +1,4 @@
-"""The methods of the ladder, from no label to the full error: how each teaches one hidden layer."""
+"""The methods of the ladder, from no label to the full error: how each trains one hidden layer."""
 
 import functools
 from collections.abc import Callable
@@ -18,16 +18,16 @@ RUNGS = {
     "each layer its own objective": ("forward_forward",),
     "the full error": ("error_node_perturbation", "error_backprop"),
 }
-"""Rungs of the ladder, and the methods on each."""
+"""Rungs of the ladder and their methods."""
 
 
 class Settings(NamedTuple):
-    """What all methods share.
+    """Settings that all methods share.
 
     Attributes:
       hidden: hidden units.
-      updates: parameter updates, over which step sizes decay.
-      num_samples: tries of each example per update where noise explores.
+      updates: parameter updates; step sizes decay over them.
+      num_samples: noisy samples of each example per update, for methods that explore by noise.
     """
 
     hidden: int
@@ -36,7 +36,7 @@ class Settings(NamedTuple):
 
 
 class Images(NamedTuple):
-    """The training images as rows, without their mean and all of one length, and their labels."""
+    """Training images as rows, centred and scaled to equal norm, and their labels."""
 
     images: jax.Array
     labels: jax.Array
@@ -44,18 +44,18 @@ class Images(NamedTuple):
 
     @property
     def length(self) -> float:
-        """‖x‖ of every image, to which the local rules' rates and temperature are in proportion."""
+        """‖x‖, the same for all images; the local rules' rates and temperature scale with it."""
         return float(jnp.linalg.norm(self.images[0]))
 
 
 class Teaching(NamedTuple):
-    """A hidden layer and how it is taught.
+    """A hidden layer and how it is trained.
 
     Attributes:
       init: `init(key) -> params`.
       features: `features(params, images) -> [batch, units]`.
-      answers: `answers(params, images) -> labels`, of networks that learned to answer.
-      lesson: None of what does not learn.
+      answers: `answers(params, images) -> labels`, for networks that learn to answer.
+      lesson: None for methods without learning.
     """
 
     init: Callable[[jax.Array], Any]
@@ -65,24 +65,24 @@ class Teaching(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """What is learned: the estimator is `factory(program)`, and `batch` all examples, of the kind it takes."""
+    """What is learned: the estimator is `factory(program)`, and `batch` is all examples in the form it takes."""
 
     factory: Callable[[Any], nl.GradientEstimator]
     program: Any
     batch: Any
     optimizer: optax.GradientTransformation
     inputs: Callable[[Any], Any] | None = None
-    """What the program is called with, if not with the batch as it is."""
+    """Maps the batch to the program's inputs; None if the program takes the batch itself."""
 
 
 def random_features(settings: Settings, train: Images) -> Teaching:
-    """The weights as they were drawn, the units linear."""
+    """Random weights, linear units, no learning."""
     network = _network(settings, train, nl.activations.identity())
     return Teaching(network.init, _hidden(network))
 
 
 def principal_components(settings: Settings, train: Images) -> Teaching:
-    """The directions of most variance, solved for: what Sanger's rule should come to."""
+    """The directions of largest variance, computed by PCA: the fixed point of Sanger's rule."""
     from sklearn.decomposition import PCA
 
     network = _network(settings, train, nl.activations.identity())
@@ -91,12 +91,12 @@ def principal_components(settings: Settings, train: Images) -> Teaching:
     return Teaching(lambda key: params, _hidden(network))
 
 
-# What SoftHebb, REINFORCE and forward-forward learn with was searched for on a fifth of the training images, held out
-# for that (most settings were tried for the first two); the others' settings are first guesses, or nearly so.
+# The settings of SoftHebb, REINFORCE and forward-forward were searched on a fifth of the training images, held out
+# for that (most settings were tried for the first two). The others' settings are first guesses, or nearly so.
 
 
 def sanger(settings: Settings, train: Images) -> Teaching:
-    """Principal components one by one, each unit from what those before it leave unexplained."""
+    """Principal components one by one: each unit learns from what the units before it leave unexplained."""
     return _local(nl.rules.sanger(), nl.activations.identity(), 0.5 / train.length**2, settings, train)
 
 
@@ -107,7 +107,7 @@ def soft_hebb(settings: Settings, train: Images) -> Teaching:
 
 
 def reconstruction(settings: Settings, train: Images) -> Teaching:
-    """An autoencoder: the error is the full one, the target the image itself."""
+    """An autoencoder, trained by the full error; its target is the image itself."""
     network = _network(settings, train, nl.activations.sigmoid(), outputs=train.images.shape[1])
     objective = nl.objectives.reconstruction(network.apply, nl.losses.half_squared_error)
     return Teaching(
@@ -116,22 +116,22 @@ def reconstruction(settings: Settings, train: Images) -> Teaching:
 
 
 def reward_reinforce(settings: Settings, train: Images) -> Teaching:
-    """Bernoulli units hidden, a categorical unit to act; asked, the network answers without noise."""
+    """Bernoulli hidden units and a categorical output unit that acts; tests are without noise."""
     units = {"output": nl.units.categorical(), "*": nl.units.bernoulli()}
     factory = functools.partial(nl.reinforce, units=units, num_samples=settings.num_samples)
     return _answering(factory, _rewarded, _decaying(2e-2, settings), settings, train)
 
 
 def reward_node_perturbation(settings: Settings, train: Images) -> Teaching:
-    """The network answers greedily, and explores by noise large enough to change its mind."""
+    """The network answers greedily, and explores by noise large enough to change its answer."""
     factory = functools.partial(nl.node_perturbation, sigma=1.0, num_samples=settings.num_samples)
     return _answering(factory, _rewarded, _decaying(2e-2, settings), settings, train)
 
 
 def forward_forward(settings: Settings, train: Images) -> Teaching:
-    """The label stands in pixels of its own before the image; features are taken with none there.
+    """The label is written into extra pixels before the image; they are empty when features are computed.
 
-    Layers are given no more than the direction of their inputs, of mean square 1, and so are features taken.
+    Layers receive only the direction of their inputs, scaled to mean square 1; features are computed in the same way.
     """
     network = _network(settings, train, nl.activations.relu(), room=train.num_classes)
     predict, hidden = nl.objectives.predict(network.apply, train.num_classes), _hidden(network)
@@ -157,14 +157,14 @@ def forward_forward(settings: Settings, train: Images) -> Teaching:
 
 
 def error_node_perturbation(settings: Settings, train: Images) -> Teaching:
-    """The loss of every answer as a number, where backprop has its derivative."""
+    """The loss of every answer as a scalar, where backprop uses its derivative."""
     signs = nl.directions.rademacher()
     factory = functools.partial(nl.node_perturbation, num_samples=settings.num_samples, directions=signs)
     return _answering(factory, _compared, _adam(1e-2, settings), settings, train)
 
 
 def error_backprop(settings: Settings, train: Images) -> Teaching:
-    """Every example's label, and the derivative of the loss, sent back through the outputs' weights."""
+    """Every example's label, and the derivative of the loss, propagated back through the output weights."""
     return _answering(nl.backprop, _compared, _adam(1e-2, settings), settings, train)
 
 
@@ -196,12 +196,12 @@ LABELS = {
 
 
 def seen(teaching: Teaching) -> str:
-    """What can reach the update of the hidden layer's weights, by the audit of its own program; a dash without one."""
+    """What can reach the update of the hidden layer's weights, by an audit of its program; a dash without learning."""
     if teaching.lesson is None:
         return "–"
     lesson, params = teaching.lesson, teaching.init(jax.random.key(0))
     few = jax.tree.map(lambda x: x[:2], lesson.batch)
-    targets = None if isinstance(few, tuple) else lambda batch: ()  # images alone have no target
+    targets = None if isinstance(few, tuple) else lambda batch: ()  # a batch of images alone has no targets
     audit = nl.audit(lesson.factory, lesson.program, params, few, inputs=lesson.inputs, targets=targets)
     found = audit.rows["hidden1/weight"].sources
     return ", ".join(kind for kind, sources in found.items() if sources)
@@ -210,7 +210,7 @@ def seen(teaching: Teaching) -> str:
 def _network(
     settings: Settings, train: Images, activation: nl.base.ActivationFn, *, room: int = 0, outputs: int | None = None
 ) -> nl.Network:
-    """Pixels, hidden units and, where there is something to answer, linear outputs."""
+    """Pixels, hidden units and, if `outputs` is given, linear outputs."""
     dense = nl.connections.dense()
     answering = [] if outputs is None else [nl.Layer("output", outputs, dense)]
     return nl.network(
@@ -261,5 +261,5 @@ def _adam(rate: float, settings: Settings, weight_decay: float = 0) -> optax.Gra
 
 
 def _decaying(rate: float, settings: Settings) -> optax.GradientTransformation:
-    """Weights decay, for a policy sure of itself before it has tried every answer never learns of the others."""
+    """Adam with weight decay: a policy that is sure before it has tried every answer never learns about the others."""
     return _adam(rate, settings, weight_decay=0.1)

@@ -1,10 +1,10 @@
-"""A language model of Llama's form as a program of layers (Touvron et al. 2023): what SmolLM2 is.
+"""A language model with Llama's architecture as a program of layers (Touvron et al. 2023), such as SmolLM2.
 
     x ← x + A(RMS(x)),   x ← x + (silu(g W_g) ∘ g W_u) W_d,  g = RMS(x),   logits = RMS(x) E,   x⁰ = Eᵀ[ids]
 
-Blocks are stacked: every weight has a leading axis of depth, and `nl.scan` runs over it, so that noise of a stacked
-weight is drawn in the loop. The embedding E [width, vocabulary] is looked up by unit and multiplied with, one parameter
-for both; its noise is drawn where it is needed, in either use.
+Blocks are stacked: every weight has a leading depth axis, and `nl.scan` runs over it, so the noise of a stacked weight
+is drawn inside the loop. The embedding E [width, vocabulary] is one parameter with two uses, look-up by token and
+multiplication; its noise is drawn where it is needed in each of them.
 """
 
 import math
@@ -29,12 +29,12 @@ class Model:
     Attributes:
       vocabulary: tokens.
       width: features of a token.
-      depth: blocks.
-      heads: of attention; a divisor of the width.
+      depth: number of blocks.
+      heads: attention heads; a divisor of the width.
       groups: heads of keys and values, each shared by heads/groups heads; a divisor of the heads.
       hidden: units of each block's feed-forward layer.
       base: of the rotary angles, base^(−2 i/head).
-      epsilon: of the root mean square.
+      epsilon: added to the mean square in the normalisation.
     """
 
     vocabulary: int
@@ -52,7 +52,7 @@ class Model:
         return self.width // self.heads
 
     def shapes(self) -> Params:
-        """Of the parameters; weights are [inputs, units], those of blocks [depth, inputs, units]."""
+        """Shapes of the parameters; weights are [inputs, units], those of blocks [depth, inputs, units]."""
         width, keys = self.width, self.groups * self.head
         inside = {
             "query": (width, width), "key": (width, keys), "value": (width, keys), "mix": (width, width),
@@ -63,10 +63,10 @@ class Model:
         return {"embedding": (width, self.vocabulary), "blocks": blocks, "norm": (width,)}
 
     def init(self, key: Key) -> Params:
-        """Fresh parameters: normal weights of variance 1/inputs, an embedding of 0.02, norms 1."""
+        """Fresh parameters: weights N(0, 1/inputs), an embedding of standard deviation 0.02, norm scales 1."""
         shapes, tree = jax.tree.flatten(self.shapes(), is_leaf=lambda shape: isinstance(shape, tuple))
         ends = np.cumsum([math.prod(shape) for shape in shapes])
-        # All at once: to compile a draw for every shape takes longer than a small model's training.
+        # One draw for all: compiling a draw for every shape takes longer than training a small model.
         drawn = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
         normal = jax.tree.unflatten(tree, [own.reshape(shape) for own, shape in zip(drawn, shapes, strict=True)])
 
@@ -79,11 +79,11 @@ class Model:
         return jax.tree_util.tree_map_with_path(leaf, normal)
 
     def apply(self, params: Params, ids: Array, propagate: Propagate = feedforward) -> Array:
-        """Logits of the next token at every place, [batch, length, vocabulary], of integers `ids` [batch, length]."""
+        """Logits of the next token at every position, [batch, length, vocabulary]; `ids` is integer [batch, length]."""
         return self.logits(params, self.features(params, ids, propagate), propagate)
 
     def features(self, params: Params, ids: Array, propagate: Propagate = feedforward) -> Array:
-        """What the output layer reads, [batch, length, width]."""
+        """Inputs of the output layer, [batch, length, width]."""
         look_up = lambda embedding, ids: embedding.T[ids]
         x = propagate("embedding", look_up, _identity, params["embedding"], ids)
         angles = self._angles(ids.shape[1])
@@ -99,7 +99,7 @@ class Model:
 
     @staticmethod
     def logits(params: Params, features: Array, propagate: Propagate = feedforward) -> Array:
-        """Of some features, […, width] with the batch first: […, vocabulary]."""
+        """Logits […, vocabulary] of features […, width], the batch axis first."""
         return propagate("output", lambda embedding, x: x @ embedding, _identity, params["embedding"], features)
 
     def _normalised(self, scale: Array, x: Array) -> Array:
@@ -125,7 +125,7 @@ class Model:
 
 
 def _times(x: Array, own: Params, name: str) -> Array:
-    """x W, and x W + (x A) B where low-rank adapters stand beside W."""
+    """x W, or x W + (x A) B if the weight has a low-rank adapter."""
     y = x @ own[name]
     return y + (x @ own[name + "_A"]) @ own[name + "_B"] if name + "_A" in own else y
 
@@ -135,17 +135,17 @@ def _feed_forward(own: Params, x: Array) -> Array:
 
 
 def _rotated(x: Array, angles: tuple[Array, Array]) -> Array:
-    """Rotary positions (Su et al. 2021): neighbours (2i, 2i + 1) are turned, as GGUF files order Llama's heads."""
+    """Rotary positions (Su et al. 2021): rotates neighbours (2i, 2i + 1), the order of Llama's heads in GGUF files."""
     cos, sin = angles
     even, odd = x[..., ::2], x[..., 1::2]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
 
 
 def adapters(model: Model, key: Key, rank: int = 4, names: tuple[str, ...] = ("query", "value")) -> Params:
-    """Low-rank adapters that change nothing yet (Hu et al. 2021): A normal of variance 1/inputs, B zero.
+    """Low-rank adapters that change nothing initially (Hu et al. 2021): A is N(0, 1/inputs), B is zero.
 
     Returns:
-      For each name A [depth, inputs, rank] and B [depth, rank, units], to be joined by `adapted`.
+      For each name A [depth, inputs, rank] and B [depth, rank, units]; `adapted` adds them to the parameters.
     """
     shapes, found = model.shapes()["blocks"], {}
     for name, own in zip(names, jax.random.split(key, len(names)), strict=True):
@@ -156,17 +156,17 @@ def adapters(model: Model, key: Key, rank: int = 4, names: tuple[str, ...] = ("q
 
 
 def adapted(params: Params, beside: Params) -> Params:
-    """The parameters with adapters beside the weights of their blocks."""
+    """The parameters with adapters added beside the weights of the blocks."""
     return {**params, "blocks": params["blocks"] | beside}
 
 
 def next_token_loss(model: Model, params: Params, ids: Array, propagate: Propagate = feedforward) -> Array:
-    """Mean over places of the cross-entropy of the next token, in nats, [batch]; `ids` [batch, length]."""
+    """Mean cross-entropy of the next token over positions, in nats, [batch]; `ids` is [batch, length]."""
     logits = model.apply(params, ids[:, :-1], propagate)
     return jnp.mean(negative_log_likelihood(logits, ids[:, 1:]), axis=1)
 
 
 def negative_log_likelihood(logits: Array, ids: Array) -> Array:
-    """−log softmax(logits)_id, of `logits` […, vocabulary] and `ids` […]; nothing of the logits' size is formed."""
+    """−log softmax(logits)_id, for `logits` […, vocabulary] and `ids` […]; no array of the logits' size is formed."""
     chosen = jnp.take_along_axis(logits, jnp.expand_dims(ids, -1), axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen

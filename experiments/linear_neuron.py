@@ -1,4 +1,4 @@
-"""Test error of the linear neuron through the peak at N = D, measured and by its law (seed 000, linear models).
+"""Test error of the linear neuron across the peak at N = D, measured and in theory (seed 000, linear models).
 
 python -m experiments.linear_neuron --help
 """
@@ -23,16 +23,16 @@ from experiments.failure import ExperimentError, exit_code
 from experiments.results import Folder, Verdict
 from nl_jax.theory import linear_neuron
 
-# Nearer to N = D the errors' fourth moment is infinite, and a standard error says nothing.
+# Closer to N = D the errors' fourth moment is infinite, and a standard error is meaningless.
 JUDGED_FROM = 8
-ALLOWED = 5.0  # standard errors: errors have heavy tails, and up to some hundred values of N are compared
+ALLOWED = 5.0  # standard errors: errors have heavy tails, and up to a few hundred values of N are compared
 
 
 @dataclass(frozen=True)
 class Config:
     """Fit a linear neuron to more and more random examples: by minimum norm and by gradient descent from zero.
 
-    Inputs and noise are Gaussian, so that the expected test error is known; exits with 1 if another is measured.
+    Inputs and noise are Gaussian, so the expected test error is known. Exits with 1 if the measured one differs.
     Prints a table and writes config.json, metrics.jsonl, linear_neuron.json, linear_neuron.npz and linear_neuron.png
     to --out.
     """
@@ -44,20 +44,20 @@ class Config:
     examples: tuple[int, ...] = (
         3, 6, 9, 12, 15, 18, 20, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 34, 36, 38, 40, 45, 52, 60, 75, 90, 105, 120,
     )  # fmt: skip
-    """N, one or more numbers of training examples, in this order."""
+    """N, one or more numbers of training examples, rising."""
     noise: float = 0.5
     """Standard deviation of the noise on the targets; the teacher's weights have norm 1."""
     datasets: int = 1000
     """Random datasets for each N."""
     steps: tuple[int, ...] = (30, 1000)
-    """Where to look at gradient descent, in steps."""
+    """Numbers of gradient descent steps after which the error is measured."""
     quick: bool = False
     """A small version, 200 datasets for every third N and at most 300 steps, in under a minute."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured at one N: errors [datasets], of gradient descent [steps, datasets]."""
+    """Measurements at one N: errors are [datasets], those of gradient descent [steps, datasets]."""
 
     examples: int
     law: float
@@ -66,7 +66,7 @@ class Point:
     descent_test_error: np.ndarray
     descent_training_error: np.ndarray
     off_closed_form: float
-    """Largest distance between the weights descent reached and those its closed form says, over its limit's norm."""
+    """Largest distance of descent's weights from their closed form, relative to the norm of descent's limit."""
 
     @property
     def deviation(self) -> float:
@@ -79,7 +79,7 @@ def run(config: Config) -> list[Point]:
     """Measures at every N in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if law and measurement disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if law and measurement disagree.
     """
     if config.quick:
         steps = tuple(sorted({min(steps, 300) for steps in config.steps}))
@@ -131,7 +131,7 @@ def _check(config: Config) -> None:
 def _measure(N: int, config: Config) -> Point:
     D, noise = config.inputs, config.noise
     teacher = jnp.full(D, D**-0.5)
-    # The Hessian's largest eigenvalue hardly exceeds 2/N (√N + √D)², and twice as large would still be stable.
+    # The Hessian's largest eigenvalue hardly exceeds 2/N (√N + √D)²; twice this rate would still be stable.
     rate = N / (2 * (N**0.5 + D**0.5) ** 2)
 
     def test_error(w: jax.Array) -> jax.Array:
@@ -157,10 +157,10 @@ def _measure(N: int, config: Config) -> Point:
 
 
 def _descend(x: jax.Array, y: jax.Array, rate: float, steps: Sequence[int]) -> jax.Array:
-    """Weights after each of `steps` of gradient descent from zero, [steps, D], walked step by step."""
+    """Weights after each of `steps` gradient descent steps from zero, [steps, D], computed step by step."""
     objective = nl.supervised(lambda w, x: x @ w, lambda output, target: (output - target) ** 2)
     learner = nl.learner(nl.backprop(objective), optax.sgd(rate))
-    key = jax.random.key(0)  # backprop draws nothing
+    key = jax.random.key(0)  # unused: backprop draws no random numbers
 
     def step(state: nl.LearnerState, _: None) -> tuple[nl.LearnerState, None]:
         return learner.step(key, state, (x, y))[0], None
@@ -173,7 +173,7 @@ def _descend(x: jax.Array, y: jax.Array, rate: float, steps: Sequence[int]) -> j
 
 
 def _judged(points: Sequence[Point], config: Config) -> dict[int, float]:
-    """Deviations by N, where errors can be judged: not near D, nor by a law of 0 (no noise), which rounding misses."""
+    """Deviations by N where errors can be judged: not near N = D, nor where the law is 0, which rounding misses."""
     return {
         point.examples: point.deviation
         for point in points
@@ -182,7 +182,7 @@ def _judged(points: Sequence[Point], config: Config) -> dict[int, float]:
 
 
 def verdict(deviations: Mapping[int, float]) -> Verdict:
-    """The largest of them, in standard errors."""
+    """The largest deviation, in standard errors."""
     return Verdict(float(np.max(np.abs(list(deviations.values())))), ALLOWED)
 
 
@@ -217,7 +217,7 @@ def table(points: Sequence[Point], config: Config) -> str:
 
 
 def plot(points: Sequence[Point], config: Config) -> Any:
-    """Test error and training error against N/D, laws as lines."""
+    """Plots test and training error against N/D, with theory as lines."""
     from experiments.plotting import figure, style
 
     D = config.inputs
@@ -265,7 +265,7 @@ def plot(points: Sequence[Point], config: Config) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.linear_neuron")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""Forward gradients with local losses: fewer units feed a loss, and the gradient is less noisy (Ren et al. 2022).
+"""Forward gradients with local losses: with fewer units per loss the gradient is less noisy (Ren et al. 2022).
 
 python -m experiments.local_losses --help
 """
@@ -32,7 +32,7 @@ from nl_jax.numerics import mean_and_error
 from nl_jax.objectives import LocalLosses
 from nl_jax.theory import perturbation
 
-CHANCE = 1e-3  # that a right law is said to be wrong
+CHANCE = 1e-3  # probability of rejecting a correct law
 TOP = "high"
 WAYS: dict[str, dict[str, Any]] = {
     "one loss": {"blocks": [TOP]},
@@ -52,13 +52,13 @@ Estimate = Callable[..., Params]
 
 @dataclass(frozen=True)
 class Config:
-    """Train a small convolutional network with one loss or with many, by noise in its units and by backprop.
+    """Train a small convolutional network with one loss or with many, by forward gradient in units and by backprop.
 
-    The activity-perturbed forward gradient draws a sign in every unit and learns from the derivative of the loss that
-    the unit feeds. With local losses fewer units feed a loss. At the first parameters the error of the credit of all
-    units is held against its law, the number of units that feed a loss; and every way is trained, its rate chosen on
-    validation images. Prints a table and writes config.json, metrics.jsonl, local_losses.json and local_losses.png to
-    --out. Fails if law and measurement disagree beyond chance.
+    The activity-perturbed forward gradient draws a random sign for every unit and learns from the directional
+    derivative of the loss that the unit feeds. With local losses fewer units feed each loss. At the initial parameters,
+    the error of the credit of all units is compared with its law, the number of units that feed a loss. Every placement
+    of losses is then trained, with a learning rate chosen on validation images. Prints a table and writes config.json,
+    metrics.jsonl, local_losses.json and local_losses.png to --out. Fails if law and measurement disagree beyond chance.
     """
 
     dataset: str = "digits"
@@ -66,7 +66,7 @@ class Config:
     out: Path = Path("results/local_losses")
     """Folder for the results; files of an earlier run there are replaced."""
     ways: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(WAYS)
-    """Which ways to place losses; these are all."""
+    """Placements of losses to compare; the default is all of them."""
     updates: int = 600
     """Parameter updates of a training run."""
     convolutions: int = 3
@@ -76,22 +76,22 @@ class Config:
     num_samples: int = 1
     """Directions of noise per example and update."""
     rates: tuple[float, ...] = (0.003, 0.01)
-    """Adam's learning rates to choose from."""
+    """Learning rates of Adam to choose from."""
     seeds: int = 4
-    """Training runs at every rate, at least 2."""
+    """Training runs at each rate, at least 2."""
     estimates: int = 200
-    """Of the gradient at the first parameters, at least 20."""
+    """Gradient estimates at the initial parameters, at least 20."""
     quick: bool = False
-    """A small version, two ways to place losses and two convolutions, in under half a minute."""
+    """A small version: two placements of losses and two convolutions, in under half a minute."""
 
 
 class Noise(NamedTuple):
-    """Of single estimates at the first parameters, [estimates] each.
+    """Errors of single estimates at the initial parameters, [estimates] each.
 
     Attributes:
       squares: ‖δ̂ − δ‖²/‖δ‖² of the credit of all units.
-      law: what they are on average: one less than the units that feed a loss, over K.
-      cosines: of an estimate of the weights' gradient and the gradient itself, of the same losses.
+      law: their expected value: the number of units that feed a loss minus one, over K.
+      cosines: between an estimate of the weights' gradient and the exact gradient of the same losses.
     """
 
     squares: np.ndarray
@@ -100,13 +100,13 @@ class Noise(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """How far the squares are from their law on average, in standard errors."""
+        """Mean of the squares minus their law, in standard errors."""
         mean, error = mean_and_error(self.squares)
         return (mean - self.law) / error
 
 
 class Result(NamedTuple):
-    """One way to place losses: the noise, and test accuracies at the best rate, [seeds], by rule."""
+    """One placement of losses: the noise, and by rule test accuracies at the best rate, [seeds]."""
 
     noise: Noise
     accuracy: dict[str, np.ndarray]
@@ -114,10 +114,10 @@ class Result(NamedTuple):
 
 
 def run(config: Config) -> dict[str, Result]:
-    """Measures and trains by every way in turn, saving as it goes.
+    """Measures and trains each placement of losses in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if the law and its measurement disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if law and measurement disagree.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -133,7 +133,7 @@ def run(config: Config) -> dict[str, Result]:
         for way in tqdm(config.ways, unit="way", leave=False):
             found[way] = _learn(way, config, dataset)
             folder.metric(way=way, **_plain(found[way]))
-    finally:  # also after an error or Ctrl-C: what was found so far is shown
+    finally:  # also after an error or Ctrl-C: the results so far are shown
         if found:
             verdict = judge(found)
             folder.data(
@@ -166,7 +166,7 @@ def _check(config: Config) -> None:
 
 
 def trunk(side: int, convolutions: int) -> nl.Network:
-    """Two or three convolutions of 3 × 3 pixels, of images of `side` × `side`."""
+    """Two or three convolutions of 3 × 3 pixels, for images of `side` × `side`."""
     conv = functools.partial(nl.connections.conv, 3, padding="SAME", weight_init=jax.nn.initializers.he_normal())
     relu = nl.activations.relu()
     return nl.network(
@@ -178,7 +178,7 @@ def trunk(side: int, convolutions: int) -> nl.Network:
 
 
 def units_per_loss(local: LocalLosses, network: nl.Network, outputs: int) -> dict[str, int]:
-    """How many units feed each loss of a block, those of its head included."""
+    """Number of units that feed each loss of a block, including those of its head."""
     counts, units = {}, 0
     for name, shape in network.shapes.items():
         if name != "image":
@@ -197,7 +197,7 @@ def _learn(way: str, config: Config, dataset: data.Dataset) -> Result:
         nl.forward_gradient, space=nl.spaces.nodes, num_samples=config.num_samples, directions=SIGNS
     )
     factories: dict[str, Factory] = dict(zip(RULES, (forward, nl.backprop), strict=True))
-    # One program for each rule, that measures and trains: to compile them takes longer than to run them.
+    # One compiled program per rule both measures and trains, since compiling takes longer than running.
     rules = {rule: _compiled(nl.by_block(local, factory), config) for rule, factory in factories.items()}
     units = units_per_loss(local, network, dataset.num_classes)
     batch = jax.tree.map(lambda x: jnp.asarray(x[: config.batch_size]), sets.train)
@@ -211,7 +211,7 @@ def _learn(way: str, config: Config, dataset: data.Dataset) -> Result:
 
 
 def _compiled(estimator: nl.GradientEstimator, config: Config) -> Estimate:
-    """`estimate(key, params, batch) -> grads` of an estimator whose state never changes."""
+    """`estimate(key, params, batch) -> grads` of an estimator without state."""
 
     @functools.partial(jax.jit, compiler_options=options(config.quick))
     def estimate(key: jax.Array, params: Params, batch: Any) -> Params:
@@ -228,12 +228,12 @@ def measure(
     batch: Any,
     config: Config,
 ) -> Noise:
-    """The error of the credit of all units, its law, and the cosine of the weights' gradient, at first parameters."""
+    """Error of the credit of all units, its law, and the cosine of the weights' gradient, at the initial parameters."""
     params = local.init(jax.random.key(0))
     received = local.received(params, batch)
 
     def credit(factory: Factory, key: jax.Array) -> dict[str, Any]:
-        """By block, a mean over the losses that an example has."""
+        """Credit by block, averaged over an example's losses."""
         of = {}
         for index, (name, part) in enumerate(local.parts(params).items()):
             made = factory(part.objective)
@@ -261,7 +261,7 @@ def measure(
 
 
 def train(local: LocalLosses, estimate: Estimate, sets: Sets, config: Config) -> np.ndarray:
-    """Accuracies on validation and test images of every rate and seed, [rates, seeds, 2]; −1 of runs that are lost."""
+    """Accuracies on validation and test images by rate and seed, [rates, seeds, 2]; −1 for diverged runs."""
     optimizer = optax.inject_hyperparams(optax.adam)(1.0)
     init, apply = jax.jit(local.init), jax.jit(local.apply)
 
@@ -288,7 +288,7 @@ def train(local: LocalLosses, estimate: Estimate, sets: Sets, config: Config) ->
 
 
 def judge(found: dict[str, Result]) -> Verdict:
-    """The largest deviation of the credit's error from its law, and how large chance makes it."""
+    """The largest deviation of the credit's error from its law, and the largest that chance allows."""
     off = [abs(result.noise.deviation) for result in found.values()]
     return Verdict(float(np.max(off)), allowed=float(scipy.stats.norm.isf(CHANCE / 2 / len(off))))
 
@@ -302,7 +302,7 @@ def _plain(result: Result) -> dict[str, Any]:
 
 
 def table(found: dict[str, Result]) -> str:
-    """A row for each way; ± is one standard error."""
+    """A row for each placement of losses; ± is one standard error."""
     lines = [
         f"{'losses':26}{'variance of credit':>22}{'law':>9}{'off':>6}{'cosine of gradient':>20}"
         + "".join(f"{rule + ', test %':>26}" for rule in RULES)
@@ -325,7 +325,7 @@ def table(found: dict[str, Result]) -> str:
 
 
 def plot(found: dict[str, Result], title: str, config: Config) -> Any:
-    """Variance beside its law, the cosine, and test accuracies, by where the losses are."""
+    """Plots variance and law, cosine, and test accuracies by placement of losses."""
     from experiments.plotting import figure, style
 
     canvas, (variance, cosine, accuracy) = figure(1, 3, size=(14, 5.2))
@@ -356,7 +356,7 @@ def plot(found: dict[str, Result], title: str, config: Config) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.local_losses")
     return exit_code(lambda: run(config))
 

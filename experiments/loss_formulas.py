@@ -1,4 +1,4 @@
-"""Losses of seed 003 beside its formulas for their gradients and least values (eq. 13–16)."""
+"""Losses of seed 003 and its formulas for their gradients and minima (eq. 13–16)."""
 
 import functools
 from collections.abc import Callable
@@ -11,14 +11,14 @@ import nl_jax as nl
 
 
 class Surface(NamedTuple):
-    """A loss, its gradient as the seed has it, and where it is least.
+    """A loss, the seed's formula for its gradient, and its minimum.
 
     Attributes:
       loss: `loss(outputs, targets) -> [points]`, both [points, outputs].
-      gradient: the same by the formula, in numpy, [points, outputs].
-      least: of the targets x̄, an x of the least loss.
-      value: the least loss, of targets that sum to 1.
-      equation: of seed 003.
+      gradient: the seed's formula, in NumPy, [points, outputs].
+      least: `least(x̄) -> x`, an x that minimises the loss for targets x̄.
+      value: the minimum for targets that sum to 1.
+      equation: its number in seed 003.
     """
 
     loss: Callable[[Any, Any], jax.Array]

@@ -20,34 +20,34 @@ from experiments.failure import ExperimentError, exit_code
 from experiments.loss_formulas import NORMALISED, SURFACES, Surface
 from experiments.results import Folder, judge, verdict
 
-ROUNDINGS = 100.0  # allowed of sums of a few terms, in units of the resolution
-CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])  # of the drawn simplex
+ROUNDINGS = 100.0  # allowed error of sums of a few terms, in units of the float64 resolution
+CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])  # of the simplex as drawn
 
 
 @dataclass(frozen=True)
 class Config:
-    """Draw losses and their gradients on the simplex of three outputs, of two outputs of any length, and of one.
+    """Draw losses and their gradients on the simplex of three outputs, of two outputs of any sum, and of one output.
 
-    Automatic differentiation of the library's losses is held against the seed's formulas at random outputs, and so is
-    where each loss is least. Prints a table and writes config.json, loss_surfaces.json, loss_surfaces.npz and
-    loss_surfaces.png to --out.
+    Automatic differentiation of the library's losses is compared with the seed's formulas at random outputs. The
+    minimum of each loss is checked as well. Prints a table and writes config.json, loss_surfaces.json,
+    loss_surfaces.npz and loss_surfaces.png to --out.
     """
 
     out: Path = Path("results/loss_surfaces")
     """Folder for the results; files of an earlier run there are replaced."""
     targets: tuple[float, ...] = (0.5, 0.3, 0.2)
-    """x̄, three numbers above 0 that sum to 1."""
+    """x̄, the targets: three numbers above 0 that sum to 1."""
     points: int = 10_000
-    """Random outputs, of sums from 0.1 to 10, at which gradients are compared."""
+    """Number of random outputs, with sums from 0.1 to 10, at which gradients are compared."""
     quick: bool = False
-    """A small version, 500 points, in some seconds."""
+    """A small version, 500 points, in a few seconds."""
 
 
 def run(config: Config) -> dict[str, float]:
-    """Compares, then draws; returns what was judged.
+    """Compares, then draws; returns the judged errors.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if a loss is not the seed's.
+      ExperimentError: for an invalid setting or an unusable folder, or if a loss differs from the seed's.
     """
     if config.quick:
         config = dataclasses.replace(config, points=min(config.points, 500))
@@ -73,7 +73,7 @@ def run(config: Config) -> dict[str, float]:
 
 
 def derivative(loss: Callable[[Any, Any], jax.Array], x: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """By automatic differentiation, at every point [points, outputs] with one target."""
+    """Gradient by automatic differentiation at every point [points, outputs], with one target."""
     targets = jnp.broadcast_to(jnp.asarray(target), x.shape)
     return np.asarray(jax.jit(jax.grad(lambda x: jnp.sum(loss(x, targets))))(jnp.asarray(x)))
 
@@ -84,18 +84,18 @@ def value(loss: Callable[[Any, Any], jax.Array], x: np.ndarray, target: np.ndarr
 
 
 def outputs(points: int, count: int = 3) -> np.ndarray:
-    """Random shares, of which some are small, times sums from 0.1 to 10, [points, count]."""
+    """Random shares, some of them small, times sums from 0.1 to 10, [points, count]."""
     random = np.random.default_rng(0)
     return random.dirichlet(np.full(count, 0.7), points) * 10 ** random.uniform(-1, 1, (points, 1))
 
 
 def compare(surface: Surface, targets: np.ndarray, points: int) -> dict[str, float]:
-    """A loss beside its formulas, in units of what is allowed: gradients, and the place and value of the least loss."""
+    """Errors of a loss relative to its formulas, in units of what is allowed: gradients, and the minimum."""
     x, target = outputs(points), targets[None]
     least = surface.least(targets)[None]
     lowest = float(value(surface.loss, least, targets)[0])
     found, formula = derivative(surface.loss, x, targets), surface.gradient(x, target)
-    length = x.sum(axis=1, keepdims=True) if surface in NORMALISED else 1.0  # these gradients are as 1/X
+    length = x.sum(axis=1, keepdims=True) if surface in NORMALISED else 1.0  # these gradients scale as 1/X
     judged = {
         "gradient": _roundings(length * found, length * formula),
         "gradient where it is least": _roundings(derivative(surface.loss, least, targets), np.zeros(3)),
@@ -109,7 +109,7 @@ def compare(surface: Surface, targets: np.ndarray, points: int) -> dict[str, flo
 
 
 def curve(a: float, x: np.ndarray) -> dict[str, np.ndarray]:
-    """L, L' and L'' of two outputs x and 1 − x, by automatic differentiation of the library's loss, [points]."""
+    """L, L' and L'' for two outputs x and 1 − x, by automatic differentiation of the library's loss, [points]."""
 
     def loss(x: jax.Array) -> jax.Array:
         return nl.losses.binary_kullback_leibler(x[None], jnp.full(1, a))[0]
@@ -119,7 +119,7 @@ def curve(a: float, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def two_variables(a: float, points: int) -> dict[str, float]:
-    """Eq. 17 and 18 as they stand, and the least loss, 0 at x = a, in units of what is allowed."""
+    """Eq. 17 and 18 compared with the loss, and its minimum, 0 at x = a; errors are in units of what is allowed."""
     x = np.random.default_rng(1).uniform(0.001, 0.999, points)
     odds, of_target = np.log(x / a), np.log((1 - x) / (1 - a))
     formulas = {
@@ -152,12 +152,12 @@ def _roundings(found: np.ndarray, formula: np.ndarray) -> float:
 
 
 def drawn(targets: np.ndarray) -> dict[str, np.ndarray]:
-    """What is drawn: losses and gradients on a grid of the simplex, of the square of two outputs, and of one curve."""
+    """Arrays to draw: losses and gradients on grids of the simplex and of a square of two outputs, and one curve."""
     n = 60
     i, j = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
     inside = i + j <= n
     simplex = np.stack([i, j, n - i - j], axis=-1)[inside] / n
-    simplex = 0.002 / 3 + 0.998 * simplex  # gradients are infinite on the edge
+    simplex = 0.002 / 3 + 0.998 * simplex  # stays off the edges, where gradients are infinite
     side = np.linspace(0.02, 1.4, 70)
     plane = np.stack(np.meshgrid(side, side, indexing="xy"), axis=-1).reshape(-1, 2)
     pair = np.array([share(targets), 1 - share(targets)])
@@ -171,7 +171,7 @@ def drawn(targets: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:
-    """What was judged as text, a row for each loss."""
+    """The judged errors as text, a row for each loss."""
     lines = [f"off by, in units of what is allowed ({ROUNDINGS:g} roundings in double precision); no row may exceed 1"]
     for name, of in found.items():
         equation = SURFACES[name].equation if name in SURFACES else "eq. 17, 18"
@@ -180,7 +180,7 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def plot(arrays: Mapping[str, np.ndarray], targets: np.ndarray) -> Any:
-    """Above, losses on the simplex; below, of two outputs of any length, and L, L' and L'' of eq. 17 and 18."""
+    """Above, losses on the simplex. Below, losses of two outputs of any sum, and L, L' and L'' of eq. 17 and 18."""
     from experiments.plotting import figure, style
 
     canvas, (above, below) = figure(2, 3, size=(15, 8.6))
@@ -224,7 +224,7 @@ def plot(arrays: Mapping[str, np.ndarray], targets: np.ndarray) -> Any:
 
 
 def _on_the_simplex(axes: Any, arrays: Mapping[str, np.ndarray], name: str, targets: np.ndarray) -> None:
-    """Contours, and the part of −∂L/∂x that stays on the simplex."""
+    """Contours, and the component of −∂L/∂x along the simplex."""
     points = arrays["simplex"] @ CORNERS
     heights = arrays[f"{name}, simplex"]
     filled = axes.tricontourf(*points.T, heights, levels=14, cmap="cividis")
@@ -271,7 +271,7 @@ _STAR = {
 
 
 def _arrows(axes: Any, at: np.ndarray, down: np.ndarray) -> None:
-    """As long as the square root of the gradient: weak ones are seen beside strong ones."""
+    """Arrows whose length is the square root of the gradient's norm, so that weak gradients stay visible."""
     length = np.linalg.norm(down, axis=1, keepdims=True)
     scaled = down / np.maximum(length, 1e-300) ** 0.5
     scaled *= 0.09 / np.linalg.norm(scaled, axis=1).max()
@@ -279,7 +279,7 @@ def _arrows(axes: Any, at: np.ndarray, down: np.ndarray) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.loss_surfaces")
     return exit_code(lambda: run(config))
 

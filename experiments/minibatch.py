@@ -1,4 +1,4 @@
-"""Single examples against minibatches, at equal numbers of examples (seed 001 §4).
+"""Single examples compared with minibatches, at equal numbers of examples (seed 001 §4).
 
 python -m experiments.minibatch --help
 """
@@ -26,51 +26,51 @@ from experiments.sweep import Scores, Sets, fastest, first_at_most, scores, swee
 from nl_jax.numerics import mean_and_error
 from nl_jax.theory import student_teacher
 
-OUTPUTS = 10  # of the linear student: the more, the less do its errors scatter
-FRACTIONS = 0.25, 0.5, 1.0, 1.5, 1.9  # of the best rate, at which one step of the student is measured
+OUTPUTS = 10  # of the linear student: with more outputs its error varies less between runs
+FRACTIONS = 0.25, 0.5, 1.0, 1.5, 1.9  # rates relative to the best one, at which one step of the student is measured
 REDUCTION = 1000.0  # of the student's error
-MOMENTS = 40  # at which the network is scored
-ALLOWED = 5.0  # standard errors, among a few hundred comparisons
+MOMENTS = 40  # measurements of the network
+ALLOWED = 5.0  # standard errors, for a few hundred comparisons
 
 
 @dataclass(frozen=True)
 class Config:
-    """Teach a linear student and a network by the gradient of a sum over B examples, for several B.
+    """Train a linear student and a network by the gradient of a sum over B examples, for several B.
 
-    The student's error has a law, by which single examples need the fewest and B examples a step hardly more while B
-    is below the number of inputs; exits with 1 if the student does not follow it. The network learns digits from as
-    many examples at every B and every rate, and validation chooses the rate. Prints a table and writes config.json,
+    The student's error has a law: single examples need the fewest examples, and batches of B need hardly more while B
+    is below the number of inputs. Exits with 1 if the student does not follow the law. The network learns digits from
+    the same number of examples at every B and rate; validation chooses the rate. Prints a table and writes config.json,
     metrics.jsonl, minibatch.json, minibatch.npz and minibatch.png to --out.
     """
 
     out: Path = Path("results/minibatch")
     """Folder for the results; files of an earlier run there are replaced."""
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
-    """B, rising numbers of examples a step, each a divisor of the last."""
+    """B, rising numbers of examples per step, each a divisor of the last."""
     inputs: int = 30
-    """N, of the linear student."""
+    """N, inputs of the linear student."""
     students: int = 400
     """Independent runs of the linear student."""
     hidden: tuple[int, ...] = (32,)
     """Units of each hidden layer of the network (tanh)."""
     rates: tuple[float, ...] = (0.003, 0.006, 0.01, 0.02, 0.03, 0.06, 0.1, 0.2, 0.3)
-    """Learning rates tried with the network: of the sum over the batch, not of the mean."""
+    """Learning rates of the network to try: they scale the gradient of the sum over the batch, not of the mean."""
     examples: int = 20_480
-    """Examples the network learns from at every B and rate, drawn with replacement."""
+    """Examples that the network learns from at each B and rate, drawn with replacement."""
     target: float = 0.2
-    """Loss in nats to which the network's examples are counted."""
+    """Loss in nats that the network has to reach; the examples until then are counted."""
     seeds: int = 5
     """Independent runs of the network for each B and rate."""
     quick: bool = False
-    """A small version, three B and a fifth of the examples, in about a quarter of a minute."""
+    """A small version: three values of B and a fifth of the examples, in about a quarter of a minute."""
 
 
 class Student(NamedTuple):
-    """The linear student with B examples a step.
+    """The linear student with B examples per step.
 
     Attributes:
       law: of its error.
-      errors: ‖Δ‖² after 0, 1, 2 … steps at fractions of the best rate, in parts of that at the start,
+      errors: ‖Δ‖² after 0, 1, 2 … steps at fractions of the best rate, relative to the initial value,
         [fractions, steps + 1, students].
     """
 
@@ -79,12 +79,12 @@ class Student(NamedTuple):
 
     @property
     def at_best_rate(self) -> np.ndarray:
-        """[steps + 1, students]."""
+        """Errors at the best rate, [steps + 1, students]."""
         return self.errors[FRACTIONS.index(1.0)]
 
     @property
     def deviation(self) -> float:
-        """Largest distance of a mean from its law in standard errors: of one step at every rate, of all at the best."""
+        """Largest deviation of a mean from its law, in standard errors: one step at every rate, all at the best."""
         steps = np.arange(1, len(self.at_best_rate))
         said = np.r_[self.law.factor(_tried(self.law)), self.law.curve(1.0, self.law.best_rate, steps)]
         found = [mean_and_error(errors) for errors in (*self.errors[:, 1], *self.at_best_rate[1:])]
@@ -92,7 +92,7 @@ class Student(NamedTuple):
 
 
 class Results(NamedTuple):
-    """By B: the student, the moments of the network in examples, and its scores."""
+    """By B: the student, and the network's scores; and the numbers of examples at which the network is measured."""
 
     student: dict[int, Student]
     examples: np.ndarray
@@ -103,7 +103,7 @@ def run(config: Config) -> Results:
     """Measures at every B in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if law and measurement disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if law and measurement disagree.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -167,12 +167,12 @@ def _check(config: Config) -> None:
 
 
 def _tried(law: student_teacher.Recursion) -> np.ndarray:
-    """The rates of the student, of the mean over its examples."""
+    """Rates at which the student is measured, for the mean over its examples."""
     return law.best_rate * np.array(FRACTIONS)
 
 
 def _student(B: int, config: Config) -> Student:
-    """Measures a student of a linear teacher on fresh examples x ~ N(0, I), B a step."""
+    """Measures a student of a linear teacher on fresh examples x ~ N(0, I), B per step."""
     law = student_teacher.backprop(config.inputs, batch=B)
     steps = int(np.ceil(_examples(law, B) / B))
     rng = np.random.default_rng(B)
@@ -187,7 +187,7 @@ def _student(B: int, config: Config) -> Student:
     @functools.partial(jax.vmap, in_axes=(None, 0, 0))
     def errors(rate: jax.Array, teacher: jax.Array, x: jax.Array) -> jax.Array:
         learner = nl.learner(estimator, optax.sgd(rate))
-        key = jax.random.key(0)  # backprop draws nothing
+        key = jax.random.key(0)  # unused: backprop draws no random numbers
 
         def step(state: nl.LearnerState, x: jax.Array) -> tuple[nl.LearnerState, jax.Array]:
             state, _ = learner.step(key, state, (x, x @ teacher))
@@ -200,7 +200,7 @@ def _student(B: int, config: Config) -> Student:
 
 
 def row(B: int, results: Results, config: Config) -> dict[str, Any]:
-    """What both learners came to with B examples a step; the network's numbers are [seeds], at its chosen rate."""
+    """Results of both learners with B examples per step; the network's are [seeds], at its chosen rate."""
     loss, law = results.network[B].loss, results.student[B].law
     best = fastest(loss["validation"], config.target, results.examples)
     return {
@@ -212,12 +212,12 @@ def row(B: int, results: Results, config: Config) -> dict[str, Any]:
 
 
 def _examples(law: student_teacher.Recursion, B: float) -> float:
-    """Until the mean error is 1/1000, at the best rate."""
+    """Examples until the mean error has fallen to 1/1000, at the best rate."""
     return float(B * np.log(REDUCTION) / -np.log(law.factor(law.best_rate)))
 
 
 def _crossed(student: Student) -> float:
-    """The step at which the mean error was 1/1000, between steps by its logarithm."""
+    """Step at which the mean error falls to 1/1000, by log-linear interpolation between steps."""
     fallen = -np.log(student.at_best_rate.mean(axis=1))
     return float(np.interp(np.log(REDUCTION), fallen, np.arange(len(fallen))))
 
@@ -261,7 +261,7 @@ def _arrays(results: Results) -> dict[str, Any]:
 
 
 def plot(results: Results, config: Config) -> Any:
-    """Above the linear student on its laws; below the network."""
+    """Above, the linear student with its laws; below, the network."""
     from experiments.plotting import band, figure, style
 
     canvas, ((curves, factors, needed), (test, by_rate, by_batch)) = figure(2, 3, size=(15, 9))
@@ -270,7 +270,7 @@ def plot(results: Results, config: Config) -> Any:
     batches = list(results.student)
     shown = {
         B: style(i) for i, B in enumerate(batches[:: -(-len(batches) // 4)])
-    }  # the curves of all would be a tangle
+    }  # a subset, since a plot of all curves would be unreadable
 
     for B, look in shown.items():
         student = results.student[B]
@@ -323,7 +323,7 @@ def plot(results: Results, config: Config) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.minibatch")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""Down a narrow valley: steepest descent, the conjugate gradients and Adam.
+"""Descending a narrow valley: steepest descent, conjugate gradients and Adam.
 
 python -m experiments.optimizers --help
 """
@@ -25,21 +25,21 @@ Function = Callable[[jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class Config:
-    """Minimise two functions of two variables by every optimizer of seed 003 §3, and show the paths.
+    """Minimise two functions of two variables by every optimizer of seed 003 §3, and plot the paths.
 
-    A straight valley, where conjugate gradients end in two line searches, and Rosenbrock's, which bends. Optimizers
-    with a learning rate get the best of several. Prints a table and writes config.json, metrics.jsonl, arrays (.npz)
-    and optimizers.png to --out.
+    The functions are a straight valley, where conjugate gradients end after two line searches, and Rosenbrock's curved
+    valley. Optimizers with a learning rate get the best of several. Prints a table and writes config.json,
+    metrics.jsonl, arrays (.npz) and optimizers.png to --out.
     """
 
     condition: float = 20.0
-    """How much longer than wide the straight valley is: the ratio of its curvatures."""
+    """Condition number of the straight valley: the ratio of its curvatures."""
     evaluations: int = 2000
-    """Evaluations of value and gradient that each optimizer may spend."""
+    """Budget of each optimizer, in evaluations of value and gradient."""
     rates: int = 17
     """Learning rates tried, from 1 down to 1e-4, evenly on a logarithmic scale."""
     target: float = 1e-12
-    """Value, relative to the start's, at which a path ends."""
+    """Value, relative to the one at the start, at which a path ends."""
     out: Path = Path("results/optimizers")
     """Folder for the results; files of an earlier run there are replaced."""
     quick: bool = False
@@ -50,8 +50,8 @@ class Search(NamedTuple):
     """An optimizer as it is run here.
 
     Attributes:
-      make: `make(rate) -> optimizer`; those that search along a line ignore the rate.
-      searches: whether it does, with `value_fn`.
+      make: `make(rate) -> optimizer`; optimizers with a line search ignore the rate.
+      searches: whether it has a line search, with `value_fn`.
     """
 
     make: Callable[[Any], optax.GradientTransformationExtraArgs]
@@ -75,13 +75,13 @@ OPTIMIZERS: dict[str, Search] = {
 
 
 class Path2D(NamedTuple):
-    """One optimizer's way down; arrays are [steps + 1] and [steps + 1, 2].
+    """One optimizer's path; arrays are [steps + 1] and [steps + 1, 2].
 
     Attributes:
       points: x_n.
       values: f(x_n).
       evaluations: spent until x_n was known.
-      rate: the learning rate that was best, or NaN.
+      rate: the best learning rate, or NaN with a line search.
     """
 
     points: np.ndarray
@@ -96,7 +96,7 @@ def rosenbrock(x: jax.Array) -> jax.Array:
 
 
 def straight(condition: float) -> tuple[Function, tuple[float, float]]:
-    """½ (u² + κ v²), its axes u and v turned by 30°, and where steepest descent zigzags most, v = u/κ."""
+    """½ (u² + κ v²) with axes u and v rotated by 30°, and the start where steepest descent zigzags most, v = u/κ."""
     c, s = np.cos(np.pi / 6), np.sin(np.pi / 6)
     u, v = -1.6, 1.6 / condition
     return (
@@ -109,7 +109,7 @@ def run(config: Config) -> dict[str, dict[str, Path2D]]:
     """Runs every optimizer on both functions, saving as it goes; returns paths by function and optimizer.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if an optimizer diverged at all its rates.
+      ExperimentError: for an invalid setting or an unusable folder, or if an optimizer diverged at all its rates.
     """
     if config.quick:
         config = dataclasses.replace(config, evaluations=min(config.evaluations, 500), rates=min(config.rates, 9))
@@ -145,7 +145,7 @@ def run(config: Config) -> dict[str, dict[str, Path2D]]:
 
 
 def descend(function: Function, start: Sequence[float], search: Search, config: Config) -> Path2D:
-    """One optimizer's path, with the best of all learning rates if it has any."""
+    """One optimizer's path, with the best of all learning rates if it takes one."""
 
     @jax.jit
     @jax.vmap
@@ -154,7 +154,7 @@ def descend(function: Function, start: Sequence[float], search: Search, config: 
 
         def step(at: Any, _: None) -> Any:
             x, state, spent = at
-            if search.searches:  # the search's last trial is the next step's value and gradient
+            if search.searches:  # the search's last trial gives the next step's value and gradient
                 value, gradient = optax.value_and_grad_from_state(function)(x, state=state)
                 updates, state = optimizer.update(gradient, state, x, value=value, grad=gradient, value_fn=function)
                 spent += optax.tree.get(state, "num_linesearch_steps")
@@ -165,7 +165,7 @@ def descend(function: Function, start: Sequence[float], search: Search, config: 
             return (x, state, spent), (x, function(x), spent)
 
         x = jnp.array(start)
-        # A search takes at least one evaluation; what is beyond the budget is cut off below.
+        # A search takes at least one evaluation per step; steps beyond the budget are cut off below.
         _, path = jax.lax.scan(step, (x, optimizer.init(x), 1), length=config.evaluations)
         begun = x, function(x), jnp.ones((), int)
         return jax.tree.map(lambda first, rest: jnp.concatenate([jnp.expand_dims(first, 0), rest]), begun, path)
@@ -182,12 +182,12 @@ def descend(function: Function, start: Sequence[float], search: Search, config: 
 
 
 def diverged(path: Path2D) -> bool:
-    """Whether its last value is above the first one, or none."""
+    """Whether the last value is above the first, or NaN."""
     return not path.values[-1] <= path.values[0]
 
 
 def price(path: Path2D, target: float) -> float:
-    """Evaluations spent until the value was `target` times the start's; infinity if it never was."""
+    """Evaluations until the value fell to `target` times the initial value; infinite if it never did."""
     return float(path.evaluations[-1]) if path.values[-1] <= target * path.values[0] else float("inf")
 
 
@@ -226,7 +226,7 @@ def plot(paths: Mapping[str, Mapping[str, Path2D]], functions: Mapping[str, Func
         over.contour(horizontal, vertical, heights, levels=levels, colors="#999999", linewidths=0.6, zorder=1)
         for index, (of, path) in enumerate(by_optimizer.items()):
             look = style(index)
-            if of in SHOWN:  # the four conjugate gradients are all but one on a map
+            if of in SHOWN:  # the four conjugate gradients nearly coincide on the map
                 over.plot(
                     *path.points.T,
                     label=of,
@@ -246,7 +246,7 @@ SHOWN = ("steepest descent", "Polak–Ribière", "one evaluation", "Adam")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.optimizers")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""What an experiment run by the gallery left in its folder."""
+"""Reads the results that an experiment run by the gallery left in its folder."""
 
 import json
 import math
@@ -12,13 +12,13 @@ from experiments.results import Verdict
 
 RECORD = "gallery.json"
 LOG = "log.txt"
-RESULTS = ".json", ".jsonl", ".npz", ".png"  # what experiments write
-INTERRUPTED = 130  # exit code, as shells have it
-_NO_NUMBER = re.compile(r"(?<!\w)nan(?!\w)")  # as Python and numpy print it; a word about it is spelt NaN
+RESULTS = ".json", ".jsonl", ".npz", ".png"  # files that experiments write
+INTERRUPTED = 130  # exit code, by shell convention
+_NO_NUMBER = re.compile(r"(?<!\w)nan(?!\w)")  # as Python and NumPy print it; prose spells it NaN
 
 
 def has_nan(text: str) -> bool:
-    """Whether a NaN stands in what was printed, as a table with an empty or a spoilt measurement has it.
+    """Whether printed text has a NaN, as a table does with an empty or failed measurement.
 
     >>> has_nan("loss 0.125 ±   nan"), has_nan("what is said of NaN, and nanometres")
     (True, False)
@@ -28,15 +28,15 @@ def has_nan(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results of one exhibit, whole or not, or none; `read` finds them."""
+    """Results of one exhibit: complete, partial or none. `read` finds them."""
 
     folder: Path
     about: dict[str, Any] | None
-    """`config.json`."""
+    """Content of `config.json`."""
     record: dict[str, Any] | None
-    """Command, seconds and exit code of the run that left it; None if that was not the gallery's."""
+    """Command, seconds and exit code of the run that left the results; None if the gallery did not run it."""
     verdict: Verdict | None
-    """None of what does not judge."""
+    """None for an exhibit that does not judge."""
     pictures: tuple[str, ...]
     data: tuple[str, ...]
     """File names."""
@@ -47,7 +47,7 @@ class Outcome:
         folder = out / exhibit.name
         about, record = (_json(folder / name) for name in ("config.json", RECORD))
         if record is not None and record["about"] != about:
-            record = None  # somebody ran the experiment there since
+            record = None  # the experiment was run there again since
         verdict, judged = None, _json(folder / f"{exhibit.name}.json") or {}
         if judged.keys() >= set(Verdict._fields):
             off = judged["largest_deviation"]
@@ -61,7 +61,7 @@ class Outcome:
 
     @property
     def status(self) -> str:
-        """In a word or two; good are "agrees" and "illustration", which has no theory to be judged by."""
+        """A word or two; "agrees" and "illustration" (which has no theory to be judged by) are good."""
         exit_code = self.record["exit_code"] if self.record else 0
         if exit_code == INTERRUPTED:
             return "interrupted"
@@ -77,11 +77,11 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Whether it ran to its end and nothing speaks against it."""
+        """Whether the run completed without a failure, a disagreement or a NaN."""
         return self.status in ("agrees", "illustration")
 
     def is_of(self, command: list[str]) -> bool:
-        """Whether it is the good outcome of this very command, so that another run would say the same."""
+        """Whether this is the good outcome of exactly this command, so that another run is unnecessary."""
         return self.good and self.record is not None and self.record["command"] == command
 
     @property
@@ -94,12 +94,12 @@ class Outcome:
 def _json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # never written, or not to its end
+    except (FileNotFoundError, ValueError):  # never written, or incompletely
         return None
 
 
 def clear(exhibit: Exhibit, out: Path) -> Path:
-    """The exhibit's folder, made if need be and without an earlier run's results, lest they be taken for the next's."""
+    """Returns the exhibit's folder, created if necessary, without earlier results that could pass for new ones."""
     folder = out / exhibit.name
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
@@ -109,7 +109,7 @@ def clear(exhibit: Exhibit, out: Path) -> Path:
 
 
 def keep_record(exhibit: Exhibit, out: Path, **values: Any) -> None:
-    """Writes down how a run went, and which: another run there will leave another `config.json`."""
+    """Records how a run went and its `config.json`, by which `read` notices a later run in the folder."""
     folder = out / exhibit.name
     about = _json(folder / "config.json")
     (folder / RECORD).write_text(json.dumps({**values, "about": about}, indent=2) + "\n")

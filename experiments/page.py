@@ -1,4 +1,4 @@
-"""The gallery's page: plain HTML that needs nothing but the folders beside it."""
+"""The gallery's page: plain HTML that depends on nothing but the folders beside it."""
 
 import html
 import math
@@ -60,11 +60,11 @@ STATUS = {
     "failed": ("failed", "bad"),
     "printed a NaN": ("printed a NaN", "bad"),
 }
-"""Words, which alone are enough, and colour."""
+"""By status: words, which suffice alone, and the class of a colour."""
 
 
 def write(exhibits: Sequence[Exhibit], out: Path) -> Path:
-    """Writes `index.html` of what there is of the exhibits in `out`; returns its path."""
+    """Writes `index.html` with the exhibits' results in `out`; returns its path."""
     outcomes = [Outcome.read(exhibit, out) for exhibit in exhibits]
     pairs = list(zip(exhibits, outcomes, strict=True))
     counts = Counter(outcome.status for outcome in outcomes)
@@ -119,7 +119,7 @@ def _section(exhibit: Exhibit, outcome: Outcome) -> str:
 
 
 def _facts(exhibit: Exhibit, outcome: Outcome) -> dict[str, str]:
-    """Terms and what is to be said of them, as HTML."""
+    """Terms and their descriptions, as HTML."""
     facts = {}
     if outcome.verdict:
         off, allowed, unit = outcome.verdict
@@ -140,10 +140,10 @@ def _facts(exhibit: Exhibit, outcome: Outcome) -> dict[str, str]:
 
 
 def thumbnails(exhibits: Sequence[Exhibit], out: Path, path: Path, columns: int = 4, size: int = 240) -> None:
-    """Writes one small picture of the left of every exhibit's first figure, `size` pixels wide each, by its title.
+    """Writes a sheet of thumbnails: the left of every exhibit's first figure, `size` pixels wide, under its title.
 
     Raises:
-      ExperimentError: if there are none.
+      ExperimentError: if there are no figures.
     """
     from matplotlib import font_manager
     from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -164,4 +164,4 @@ def thumbnails(exhibits: Sequence[Exhibit], out: Path, path: Path, columns: int 
         sheet.paste(left, (x, y + caption))
         draw.text((x + size / 2, y + caption / 2), exhibit.title, fill="black", font=font, anchor="mm")
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)  # which spares rare hues
+    sheet.quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)  # which keeps rare hues

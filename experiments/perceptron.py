@@ -1,4 +1,4 @@
-"""The perceptron's mistakes and Novikoff's bound, and the exclusive or, which no single unit learns (seeds 000, 001).
+"""The perceptron's mistakes and Novikoff's bound; and the exclusive or, which no single unit learns (seeds 000, 001).
 
 python -m experiments.perceptron --help
 """
@@ -20,17 +20,17 @@ from experiments.results import Folder, judge, verdict
 from experiments.single_units import LAYERS, PERCEPTRON, Failure, exclusive_or, passes_of, perceptron
 from nl_jax.theory import perceptron as theory
 
-MOST_PASSES = 20_000  # by Novikoff's bound far fewer are needed
-HALF = 0.02  # how far from ½ a sigmoid unit's output may end on the exclusive or
+MOST_PASSES = 20_000  # far more than Novikoff's bound requires
+HALF = 0.02  # allowed final distance of a sigmoid unit's output from ½ on the exclusive or
 
 
 @dataclass(frozen=True)
 class Config:
     """Count a perceptron's mistakes on random data of growing margin, and teach three learners the exclusive or.
 
-    The perceptron learns by nl.rules.perceptron from one example after the other. On data that a plane parts its
-    mistakes must not exceed Novikoff's bound; on the exclusive or its weights must come back to where they were, which
-    proves that it never ends. Prints a table and writes config.json, perceptron.json and perceptron.png to --out.
+    The perceptron learns by nl.rules.perceptron from one example at a time. On linearly separable data its mistakes
+    must not exceed Novikoff's bound. On the exclusive or its weights must return to earlier values, which proves that
+    it never stops. Prints a table and writes config.json, perceptron.json and perceptron.png to --out.
     """
 
     out: Path = Path("results/perceptron")
@@ -38,25 +38,25 @@ class Config:
     inputs: int = 10
     """D, at least 2; inputs have length 1."""
     examples: int = 200
-    """N, gone through in the same order again and again."""
+    """N, examples; every pass has the same order."""
     margins: tuple[float, ...] = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
-    """γ, rising: no example is nearer than that to the plane of a random teacher."""
+    """γ, rising: the least distance of any example from the plane of a random teacher."""
     seeds: int = 20
-    """Data sets of each margin, and beginnings of the two-layer network."""
+    """Datasets of each margin, and initialisations of the two-layer network."""
     passes: int = 3000
-    """Through the exclusive or's four examples, by the sigmoid unit and by the two-layer network."""
+    """Passes of the sigmoid unit and of the two-layer network through the four examples of the exclusive or."""
     quick: bool = False
     """A small version, four of the margins, 5 seeds and 1500 passes, in under half a minute."""
 
 
 class Count(NamedTuple):
-    """Perceptrons on data of one margin.
+    """Perceptrons on datasets of one margin.
 
     Attributes:
-      margin: γ, as asked for.
-      mistakes: of each pass, [passes, seeds]; the last pass is without.
-      bound: (R/γ)² of each data set, with its own radius R and its teacher's margin, [seeds].
-      off_theory: weights' largest difference from those of `nl.theory.perceptron.learn`.
+      margin: γ, as requested.
+      mistakes: per pass, [passes, seeds]; the last pass has none.
+      bound: (R/γ)² of each dataset, with its own radius R and its teacher's margin, [seeds].
+      off_theory: largest difference of weights from those of `nl.theory.perceptron.learn`.
     """
 
     margin: float
@@ -66,10 +66,10 @@ class Count(NamedTuple):
 
 
 def run(config: Config) -> tuple[list[Count], Failure]:
-    """Counts, then teaches the exclusive or.
+    """Counts mistakes, then trains the learners on the exclusive or.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if a theorem does not hold.
+      ExperimentError: for an invalid setting or an unusable folder, or if a theorem does not hold.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -119,13 +119,13 @@ def apart(margin: float, config: Config, seed: int) -> tuple[np.ndarray, np.ndar
 
 
 def count(margin: float, config: Config) -> Count:
-    """Perceptrons on as many data sets as there are seeds, until a pass is without mistakes."""
+    """Trains one perceptron per seed, each on its own dataset, until a pass has no mistakes."""
     x, y, teachers = (np.stack(of) for of in zip(*(apart(margin, config, s) for s in range(config.seeds)), strict=True))
     return _counted(margin, x, y, teachers)
 
 
 def _orthonormal(size: int) -> Count:
-    """Inputs that teach nothing of each other, for which the bound is reached."""
+    """Orthonormal inputs, each independent of the others, for which the bound is reached."""
     y = np.where(np.arange(size) % 2, 1.0, -1.0)[None]
     return _counted(size**-0.5, np.eye(size)[None], y, y)
 
@@ -147,7 +147,7 @@ def _counted(margin: float, x: np.ndarray, y: np.ndarray, teachers: np.ndarray) 
 
 
 def deviations(counts: Sequence[Count], failure: Failure) -> dict[str, float]:
-    """What is judged, each in units of what it may miss by; of theorems, any miss is too much."""
+    """Judged deviations, each in units of what is allowed; for a theorem, any violation is too much."""
     ratios = [one.mistakes.sum(axis=0) / one.bound for one in counts]
     for_ever = (failure.period > 0).all() and (failure.wrong[PERCEPTRON][failure.before.max() :] > 0).all()
     solved = (failure.wrong[LAYERS][-1] == 0).mean()
@@ -161,7 +161,7 @@ def deviations(counts: Sequence[Count], failure: Failure) -> dict[str, float]:
 
 
 def table(counts: Sequence[Count], failure: Failure) -> str:
-    """What was found as text."""
+    """The results as text."""
     lines = [f"{'margin γ':>10}{'(R/γ)²':>12}{'mistakes':>12}{'most':>8}{'of the bound':>14}{'passes':>8}"]
     for one in counts:
         total = one.mistakes.sum(axis=0)
@@ -184,7 +184,7 @@ def table(counts: Sequence[Count], failure: Failure) -> str:
 
 
 def plot(counts: Sequence[Count], orthonormal: Sequence[Count], failure: Failure) -> Any:
-    """Mistakes against the bound, through the passes, and on the exclusive or."""
+    """Plots mistakes against the bound, against passes, and on the exclusive or."""
     from experiments.plotting import figure, style
 
     canvas, (bounds, learning, failing) = figure(1, 3, size=(16, 5.2))
@@ -229,7 +229,7 @@ def plot(counts: Sequence[Count], orthonormal: Sequence[Count], failure: Failure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.perceptron")
     return exit_code(lambda: run(config))
 

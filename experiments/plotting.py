@@ -1,4 +1,4 @@
-"""The look of all figures: readable, and told apart without colour vision."""
+"""The style of all figures: readable, and distinguishable without colour vision."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-# Okabe & Ito's palette, yellow left out (too pale on white); dashes and markers tell the same curves apart again.
+# Okabe & Ito's palette without yellow (too pale on white); dashes and markers distinguish the curves as well.
 _COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#56B4E9", "#CC79A7", "#009E73")
 _DASHES = ("-", "--", "-", "-", "--", "--", "-.")
 _MARKERS = "osD^Xv*"
 
 
 def style(index: int) -> Mapping[str, Any]:
-    """Colour, dashes and marker of the index-th curve; markers are staggered, so that coinciding curves all show."""
+    """Colour, dashes and marker of the index-th curve; markers are staggered so that coinciding curves stay visible."""
     return {
         "color": _COLOURS[index % len(_COLOURS)],
         "linestyle": _DASHES[index % len(_DASHES)],
@@ -27,7 +27,7 @@ def style(index: int) -> Mapping[str, Any]:
 
 def figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     """A figure of panels, `size` in inches, laid out so that nothing overlaps."""
-    canvas = Figure(figsize=size, layout="constrained")  # no pyplot: nothing keeps it when it is saved
+    canvas = Figure(figsize=size, layout="constrained")  # without pyplot, which would keep the figure in memory
     axes = canvas.subplots(rows, columns)
     for panel in np.ravel(axes):
         panel.spines[["top", "right"]].set_visible(False)
@@ -36,7 +36,7 @@ def figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any
 
 
 def band(axes: Any, x: np.ndarray, values: np.ndarray, look: Mapping[str, Any], label: str) -> None:
-    """The mean over the last axis (seeds) against x, with one standard error as a band."""
+    """Plots the mean over the last axis (seeds) against x, with one standard error as a band."""
     mean = values.mean(axis=-1)
     axes.plot(x, mean, label=label, **look)
     if values.shape[-1] > 1:

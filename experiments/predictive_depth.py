@@ -1,4 +1,4 @@
-"""Predictive coding in deep networks: inference in axons and in errors, and learning rates at four depths.
+"""Predictive coding in deep networks: inference in axons (activity) and in errors; learning rates at four depths.
 
 python -m experiments.predictive_depth --help
 """
@@ -20,55 +20,55 @@ from experiments.results import Folder, with_error
 from experiments.sweep import lowest
 from nl_jax.numerics import mean_and_error
 
-RESIDUAL, ERROR = 1e-3, 1e-2  # how far inference has to come, of ‖∂F/∂x‖ and of ∂F/∂W
-TARGETS = np.geomspace(1e-1, 1e-4, 13)  # of either, in the picture
+RESIDUAL, ERROR = 1e-3, 1e-2  # targets of inference: relative ‖∂F/∂x‖, and relative error of ∂F/∂W
+TARGETS = np.geomspace(1e-1, 1e-4, 13)  # targets of both in the figure
 
 
 @dataclass(frozen=True)
 class Config:
-    """Predictive coding in axons and in errors (ePC) at 20 layers, and μPC's learning rates at 8 to 64 layers.
+    """Measure predictive coding in axons and in errors (ePC) at 20 layers, and μPC's learning rates at 8 to 64 layers.
 
-    Every kind of inference has its best rate among the same. There is no theory to judge by. Prints two tables and
-    writes config.json, predictive_depth.json and predictive_depth.png to --out.
+    Each kind of inference uses the best of the same step sizes. There is no theory to compare with. Prints two tables
+    and writes config.json, predictive_depth.json and predictive_depth.png to --out.
     """
 
     out: Path = Path("results/predictive_depth")
     """Folder for the results; files of an earlier run there are replaced."""
     layers: int = 20
-    """Layers of weights where inference is measured."""
+    """Number of layers with weights where inference is measured."""
     units: int = 32
     """Units of each hidden layer."""
     inference_rates: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
-    """Step sizes of inference tried."""
+    """Step sizes of inference to try."""
     steps_in_axons: int = 16384
-    """Most steps of inference in axons."""
+    """Largest number of steps of inference in axons."""
     steps_in_errors: int = 4096
-    """Most steps in errors, which are at rest by then."""
+    """Largest number of steps of inference in errors; it has converged by then."""
     examples: int = 16
-    """Digits that axons are inferred for."""
+    """Digits for which axons are inferred."""
     depths: tuple[int, ...] = (8, 16, 32, 64)
-    """Layers of the networks that learn."""
+    """Numbers of layers of the networks that learn, rising."""
     rates: tuple[float, ...] = tuple(2.0**-k for k in range(12, -1, -1))
     """Learning rates of Adam."""
     learning_inference_rates: tuple[float, ...] = (0.3, 0.03, 0.003)
-    """Step sizes of ePC's inference while a network learns; that of the lower loss is taken."""
+    """Step sizes of ePC's inference while a network learns; the one with the lower loss is taken."""
     steps: int = 8
-    """Steps of ePC's inference an update."""
+    """Steps of ePC's inference per update."""
     updates: int = 100
     """Updates after which losses are compared."""
     batch_size: int = 32
-    """Examples an update."""
+    """Examples per update."""
     seeds: int = 3
     """Independent networks."""
     quick: bool = False
-    """A small version, inference in 5 layers and learning in 4, of two seeds, in about half a minute."""
+    """A small version: inference in 5 layers, learning in 4, two seeds, in about half a minute."""
 
 
 def run(config: Config) -> tuple[list[Descent], list[Curve]]:
-    """Infers, teaches and saves.
+    """Measures inference, then learning, and saves.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or where no inference comes to rest.
+      ExperimentError: for an invalid setting or an unusable folder, or if no inference converges.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -110,7 +110,7 @@ def _check(config: Config) -> None:
 
 
 def factor(axons: Descent, errors: Descent, criterion: str, target: float) -> np.ndarray:
-    """Evaluations in axons over those in errors, each at its best rate, by seed; infinite or NaN where not reached."""
+    """Evaluations in axons over those in errors, each at its best rate, by seed; infinite or NaN if not reached."""
     taken = []
     for of in (axons, errors):
         values = getattr(of, criterion)
@@ -119,7 +119,7 @@ def factor(axons: Descent, errors: Descent, criterion: str, target: float) -> np
 
 
 def _pairs(inferred: Sequence[Descent]) -> list[tuple[Descent, Descent]]:
-    """Axons and errors of each network."""
+    """Pairs of inference in axons and in errors, one for each network."""
     return [(inferred[i], inferred[i + 1]) for i in range(0, len(inferred), 2)]
 
 
@@ -140,23 +140,23 @@ def inference_table(inferred: Sequence[Descent]) -> str:
 
 
 def shift(of: Sequence[Curve]) -> np.ndarray:
-    """log₂ of the deepest network's best rate over the shallowest one's, by seed."""
+    """log₂ of the best rate of the deepest network over that of the shallowest, by seed."""
     return of[-1].best - of[0].best
 
 
 def regret(of: Sequence[Curve]) -> np.ndarray:
-    """The deepest network's loss at the rate that is best for the shallowest, over its loss at its own, by seed."""
+    """Loss of the deepest network at the shallowest network's best rate, over its loss at its own best, by seed."""
     deepest, shallowest = of[-1], of[0]
     return deepest.loss[lowest(shallowest.loss)] / deepest.loss[lowest(deepest.loss)]
 
 
 def by_scaling(learned: Sequence[Curve]) -> dict[str, list[Curve]]:
-    """The curves of each scaling, in the order of depth."""
+    """The curves of each scaling, by increasing depth."""
     return {name: [c for c in learned if c.scaling == name] for name in dict.fromkeys(c.scaling for c in learned)}
 
 
 def learning_table(learned: Sequence[Curve]) -> str:
-    """Best rates and losses by depth, and how they carry over; ± is one standard error over seeds."""
+    """Best rates and losses by depth, and how the rates transfer; ± is one standard error over seeds."""
     lines = [f"{'scaling':10}{'layers':>8}{'log₂ of the best rate':>24}{'loss there':>20}{'inference':>11}"]
     for name, of in by_scaling(learned).items():
         lines += [
@@ -173,7 +173,7 @@ def learning_table(learned: Sequence[Curve]) -> str:
 
 
 def plot(inferred: Sequence[Descent], learned: Sequence[Curve]) -> Any:
-    """Above, inference in axons and in errors; below, losses against the learning rate, and the best rate by depth."""
+    """Above, inference in axons and in errors. Below, losses against the learning rate, and the best rate by depth."""
     from experiments.plotting import figure
 
     canvas, (above, below) = figure(2, 3, size=(15, 9))
@@ -242,7 +242,7 @@ def _show_learning(panels: Any, learned: Mapping[str, Sequence[Curve]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.predictive_depth")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""How many evaluations predictive coding's inference takes in a deep network, in axons and in errors."""
+"""Number of evaluations of predictive coding's inference in deep networks, in axons (activity) and in errors."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +20,9 @@ VARIABLES: Mapping[str, Callable[..., nl.GradientEstimator]] = {
     "axons": nl.predictive_coding,
     "errors": nl.error_predictive_coding,
 }
-"""By what inference descends in, predictive coding and ePC."""
+"""Estimator by the variables in which inference descends: predictive coding and ePC."""
 
-AT_REST = 1e-9  # of the first residual: what counts as the equilibrium that others are compared with
+AT_REST = 1e-9  # residual, relative to the initial one, of the equilibrium that is the reference
 
 
 class Descent(NamedTuple):
@@ -31,9 +31,9 @@ class Descent(NamedTuple):
     Attributes:
       network: "plain" or "residual".
       variables: "axons" or "errors".
-      rates: of inference, [rates].
-      steps: of inference, [moments].
-      residual: ‖∂F/∂x‖ over that at the feedforward axons.
+      rates: step sizes of inference, [rates].
+      steps: numbers of inference steps, [moments].
+      residual: ‖∂F/∂x‖ relative to that at the feedforward axons.
       error: ‖g − g*‖/‖g*‖ of the layer where it is largest, with g* = ∂F/∂W at the equilibrium.
     """
 
@@ -45,18 +45,18 @@ class Descent(NamedTuple):
     error: np.ndarray
 
     def evaluations(self, values: np.ndarray, target: float) -> np.ndarray:
-        """Evaluations after which values stay at most at the target, [rates, seeds]; infinite where they never do."""
+        """Evaluations after which values stay at or below the target, [rates, seeds]; infinite if they never do."""
         known = np.where(np.isfinite(values), values, np.inf)
         from_now_on = np.maximum.accumulate(known[..., ::-1], axis=-1)[..., ::-1]
         return 2 * first_at_most(target, from_now_on, self.steps) + 3
 
     def best(self, values: np.ndarray, target: float) -> int:
-        """The rate that takes all seeds there soonest on average."""
+        """Index of the rate with which all seeds reach the target soonest, on average."""
         return int(np.argmin(self.evaluations(values, target).mean(axis=-1)))
 
 
 def networks(layers: int, units: int) -> dict[str, Any]:
-    """A plain chain and μPC's residual network, tanh, of so many layers of weights."""
+    """A plain chain and μPC's residual network, both tanh, with `layers` layers of weights."""
     tanh = nl.activations.tanh()
     return {
         "plain": nl.mlp([64, *[units] * (layers - 1), 10], activation=tanh, bias=False),
@@ -67,10 +67,10 @@ def networks(layers: int, units: int) -> dict[str, Any]:
 def descents(
     layers: int, units: int, rates: Sequence[float], most: Mapping[str, int], *, seeds: int, examples: int
 ) -> list[Descent]:
-    """Infers on digits from the feedforward axons, at every rate, up to the most steps in either variables.
+    """Infers on digits from the feedforward axons, at every rate, up to the most steps, in both kinds of variables.
 
     Raises:
-      ExperimentError: if no rate comes to rest in errors, so that there is nothing to compare with.
+      ExperimentError: if inference in errors converges at no rate, so that there is no reference.
     """
     with jax.enable_x64(True):
         train = digits().train
@@ -89,9 +89,9 @@ def descents(
 
 
 def drawn(network: Any, seeds: int) -> Params:
-    """First weights in float64, [seeds, …], N(0, 1) or N(0, 1/fan in) as the network wants them.
+    """Initial weights in float64, [seeds, …], N(0, 1) or N(0, 1/fan in), as the network expects.
 
-    On the host: to compile random numbers takes longer than to infer.
+    They are drawn on the host: compiling random numbers takes longer than inference.
     """
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
@@ -104,7 +104,7 @@ def drawn(network: Any, seeds: int) -> Params:
 
 
 def _inference(forward: Forward, make: Callable[..., nl.GradientEstimator]) -> Callable[..., Any]:
-    """`run(params, batches, rate, steps) -> (∂F/∂W, ‖∂F/∂x‖)` of all seeds."""
+    """`run(params, batches, rate, steps) -> (∂F/∂W, ‖∂F/∂x‖)` for all seeds."""
     objective = nl.supervised(forward, nl.losses.half_squared_error)
 
     @jax.jit
@@ -121,7 +121,7 @@ def _inference(forward: Forward, make: Callable[..., nl.GradientEstimator]) -> C
 
 
 def _equilibrium(name: str, infer: Any, first: np.ndarray, rates: Sequence[float], steps: int) -> list[np.ndarray]:
-    """∂F/∂W by layer, [seeds, …], at the rate that leaves the least residual."""
+    """∂F/∂W by layer, [seeds, …], at the rate with the smallest residual."""
     runs = [infer(rate, steps) for rate in rates]
     left = [np.nan_to_num(np.max(residual / first), nan=np.inf) for _, residual in runs]
     least = int(np.argmin(left))
@@ -134,7 +134,7 @@ def _equilibrium(name: str, infer: Any, first: np.ndarray, rates: Sequence[float
 
 
 def _layers(grads: Params) -> list[np.ndarray]:
-    """By layer, those of a loop apart."""
+    """Gradients by layer; the layers of a loop are separated."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
     return [part for leaf in leaves for part in ([leaf] if leaf.ndim == 3 else np.moveaxis(leaf, 1, 0))]
 
@@ -152,7 +152,7 @@ def _descent(
             off = [_norms(g - at_rest) / _norms(at_rest) for g, at_rest in zip(_layers(grads), rest, strict=True)]
             error[i, :, k] = np.max(off, axis=0)
             if not np.isfinite(residual[i, :, k]).any():
-                break  # what has diverged does not come back
+                break  # a diverged run does not recover
     return Descent(name, variables, np.asarray(rates), steps, residual, error)
 
 

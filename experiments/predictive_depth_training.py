@@ -1,4 +1,4 @@
-"""Whether a learning rate carries over from shallow to deep networks taught by predictive coding."""
+"""Transfer of learning rates from shallow to deep networks trained by predictive coding."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ SCALINGS: Mapping[str, Callable[[int, int, int], Any]] = {
 
 
 class Task(NamedTuple):
-    """What is learned from: images as rows and labels as unit vectors."""
+    """The training data: images as rows and labels as one-hot vectors."""
 
     train: tuple[np.ndarray, np.ndarray]
 
@@ -32,11 +32,11 @@ class Curve(NamedTuple):
 
     Attributes:
       scaling: "depth-μP" or "standard".
-      layers: of weights.
-      rates: of Adam, [rates].
-      inference_rate: of those tried, the one of the lowest loss at its best rate.
-      loss: half the squared error of the training images, mean over them, [rates, seeds]; not finite where inference
-        or learning diverged.
+      layers: number of layers with weights.
+      rates: learning rates of Adam, [rates].
+      inference_rate: the tried step size of inference with the lowest loss at its best rate.
+      loss: half the squared error, mean over training images, [rates, seeds]; not finite where inference or learning
+        diverged.
     """
 
     scaling: str
@@ -47,7 +47,7 @@ class Curve(NamedTuple):
 
     @property
     def best(self) -> np.ndarray:
-        """log₂ of the rate of the lowest loss, by seed, between rates by a parabola through three of them."""
+        """log₂ of the rate of lowest loss, by seed, interpolated by a parabola through three rates."""
         return np.array([lowest_of_parabola(np.log2(self.rates), losses) for losses in self.loss.T])
 
     @property
@@ -57,9 +57,9 @@ class Curve(NamedTuple):
 
 
 def lowest_of_parabola(x: np.ndarray, losses: np.ndarray) -> float:
-    """Where the parabola through the lowest of log losses and its two neighbours is least.
+    """Minimum of the parabola through the lowest of the log losses and its two neighbours.
 
-    At an end of x, or beside a loss that is not finite, it is the lowest point itself.
+    At an end of x, or beside a loss that is not finite, it is the x of the lowest loss.
     """
     known = np.where(np.isfinite(losses), losses, np.inf)
     i = int(np.argmin(known))
@@ -81,7 +81,7 @@ def curves(
     steps: int,
     seeds: int,
 ) -> list[Curve]:
-    """Teaches digits by ePC and Adam, every depth under both scalings at every rate."""
+    """Trains on digits by ePC and Adam, at every depth and rate, under both scalings."""
     images, labels = digits().train
     task = Task((images, np.eye(10, dtype=np.float32)[labels]))
     found = []
@@ -112,6 +112,6 @@ def _by_adam(estimator: nl.GradientEstimator, rate: Any) -> nl.Learner:
 
 
 def _at_best(curve: Curve) -> float:
-    """The lowest mean over seeds; infinite if every rate has lost a run."""
+    """The lowest mean over seeds; infinite if a run diverged at every rate."""
     mean = curve.loss.mean(axis=1)
     return float(np.min(np.where(np.isfinite(mean), mean, np.inf)))

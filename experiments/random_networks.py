@@ -1,4 +1,4 @@
-"""Random networks of many layers, and the law of node perturbation's variance in each of them."""
+"""Random networks of many layers, and the law of node perturbation's variance for each of them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ GAUSSIAN = 3.0  # kurtosis of the noise
 
 
 class Case(NamedTuple):
-    """A kind of network: all its layers have as many units, and no biases."""
+    """A kind of network: all layers have the same number of units, without biases."""
 
     activation: Callable[[jax.Array], jax.Array]
-    """Of all layers but the last, which is linear."""
+    """Activation of all layers but the last, which is linear."""
     gain: float
-    """Variance of the weights times the number of inputs."""
+    """Variance of the weights, times the number of inputs."""
     orthogonal: bool = False
-    """Whether weights keep every norm exactly, and not only on average."""
+    """Whether weights preserve every norm exactly, not only on average."""
 
 
 CASES = {
@@ -35,7 +35,7 @@ CASES = {
 
 
 def network(activation: Callable[[jax.Array], jax.Array]) -> nl.base.Forward:
-    """Hidden layers in a loop over depth, and a linear one; params {"hidden": [depth − 1, in, out], "output"}."""
+    """Hidden layers in a loop over depth, and a linear output; params {"hidden": [depth − 1, in, out], "output"}."""
 
     def affine(weight: jax.Array, x: jax.Array) -> jax.Array:
         return x @ weight
@@ -51,13 +51,13 @@ def network(activation: Callable[[jax.Array], jax.Array]) -> nl.base.Forward:
 
 
 def draw(case: Case, depth: int, width: int, networks: int) -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
-    """Parameters, and one example each: Gaussian inputs, and targets in a random direction from the outputs.
+    """Parameters and one example for each network: Gaussian inputs, targets in a random direction from the outputs.
 
-    Targets are as far from the outputs as these are from 0, so that a loss is no larger than its gradient can be seen
-    beside, however small that is. Networks with a silent layer have no gradient; they are drawn again.
+    The targets' distance from the outputs is about the outputs' size, so that rounding of the loss does not hide a
+    gradient, however small. A network with a silent layer has no gradient and is drawn again.
 
     Raises:
-      ExperimentError: if most of them are silent.
+      ExperimentError: if most networks have a silent layer.
     """
     random = np.random.default_rng((depth, width))
     drawn = 2 * networks + 10
@@ -77,7 +77,7 @@ def draw(case: Case, depth: int, width: int, networks: int) -> tuple[Any, tuple[
 
 
 def second_moment(forward: nl.base.Forward, params: Any, batch: Any) -> jax.Array:
-    """s of node perturbation by its law, from the axons and the credit of this network."""
+    """s of node perturbation by its law, from this network's axons (activity) and credit."""
     objective = nl.supervised(forward, nl.losses.half_squared_error)
     _, axons = record(forward)(params, batch[0])
     zeros = jax.tree.map(jnp.zeros_like, axons)

@@ -1,4 +1,4 @@
-"""Local minima of a single sigmoid unit, found from many beginnings and counted by theory (Auer et al. 1996).
+"""Local minima of a single sigmoid unit, found from many initialisations and counted by theory (Auer et al. 1996).
 
 python -m experiments.restarts --help
 """
@@ -26,21 +26,21 @@ import nl_jax as nl
 from experiments.failure import ExperimentError, exit_code
 from experiments.results import Folder, Verdict
 
-INPUTS = 1.0, 10.0  # each along every axis by itself,
-TARGETS = 0.8, 0.3  # with these targets, which want weights of opposite signs
-ALLOWED = 4.5  # standard errors, among a hundred comparisons at most
-COUNTED_FROM = 10.0  # variance below which a count is no Gaussian, and not judged
-CONVERGED = 1e-3  # distance of weights from a minimum
+INPUTS = 1.0, 10.0  # of the two examples along each axis
+TARGETS = 0.8, 0.3  # their targets, which need weights of opposite signs
+ALLOWED = 4.5  # standard errors, for at most a hundred comparisons
+COUNTED_FROM = 10.0  # counts of smaller variance are not Gaussian and are not judged
+CONVERGED = 1e-3  # largest distance of weights from a minimum
 
 
 @dataclass(frozen=True)
 class Config:
     """Train one sigmoid unit of D inputs from many random weights and count where the runs end.
 
-    Along each axis lie two examples that no weight fits both: each weight has two minima of its own, the unit 2^D,
-    and gradient descent ends in the one on whose side of all barriers it begins. Conjugate gradients, whose line
-    searches couple the weights, find the same minima but are bound by no such law. Prints a table and writes
-    config.json, restarts.json and restarts.png to --out.
+    Each axis has two examples that no weight fits both, so each weight has two minima of its own and the unit has 2^D.
+    Gradient descent stays on the side of each barrier where it started and ends in the minimum there. Conjugate
+    gradients, whose line searches couple the weights, find the same minima but no such law holds for them. Prints a
+    table and writes config.json, restarts.json and restarts.png to --out.
     """
 
     out: Path = Path("results/restarts")
@@ -48,9 +48,9 @@ class Config:
     inputs: int = 5
     """D, between 1 and 10."""
     restarts: int = 2000
-    """Random beginnings."""
+    """Number of random initialisations."""
     spread: float = 1.0
-    """Standard deviation of the weights at the start."""
+    """Standard deviation of the initial weights."""
     steps: int = 10_000
     """Steps of gradient descent."""
     conjugate_steps: int = 100
@@ -63,9 +63,9 @@ class Landscape(NamedTuple):
     """The loss ½ Σ_i (σ(w x_i) − y_i)² of one weight: two minima and the maximum between them.
 
     Attributes:
-      best: the lower minimum's weight.
-      barrier: the maximum's.
-      worse: the other minimum's.
+      best: weight at the lower minimum.
+      barrier: weight at the maximum.
+      worse: weight at the higher minimum.
     """
 
     best: float
@@ -77,11 +77,11 @@ class Runs(NamedTuple):
     """Where the runs of one optimizer ended.
 
     Attributes:
-      minimum: which minimum, as D binary digits, 1 where a weight is in the worse minimum, [restarts].
+      minimum: the minimum as D binary digits, 1 where a weight is in the worse minimum, [restarts].
       loss: summed over examples, [restarts].
-      distance: largest, of any weight from that minimum's, [restarts].
-      gradient: its norm, [restarts].
-      curvature: the Hessian's smallest eigenvalue, [restarts].
+      distance: largest distance of any weight from that minimum's, [restarts].
+      gradient: norm of the gradient, [restarts].
+      curvature: smallest eigenvalue of the Hessian, [restarts].
     """
 
     minimum: np.ndarray
@@ -92,7 +92,7 @@ class Runs(NamedTuple):
 
     @property
     def misses(self) -> np.ndarray:
-        """Weights in the worse minimum, [restarts]."""
+        """Number of weights in the worse minimum, [restarts]."""
         return np.bitwise_count(self.minimum)
 
     @property
@@ -109,7 +109,7 @@ def loss(w: np.ndarray | float) -> np.ndarray:
 
 
 def landscape() -> Landscape:
-    """Zeros of the loss's derivative between the weights that fit one example each."""
+    """The zeros of the loss's derivative, between the weights that fit one example each."""
 
     def slope(w: float) -> float:
         outputs = [expit(w * x) for x in INPUTS]
@@ -122,20 +122,20 @@ def landscape() -> Landscape:
 
 
 def law(config: Config) -> np.ndarray:
-    """P(k of D weights in the worse minimum), [D + 1]: Binomial, of those that begin beyond the barrier.
+    """P(k of D weights in the worse minimum), [D + 1]: binomial, with the probability of starting beyond the barrier.
 
-    Weights do not see one another, for no example has two inputs; and a step below 1/curvature never takes a weight
-    past a stationary point.
+    Weights do not interact, since no example has two inputs. With a step below 1/curvature, a weight never moves past a
+    stationary point.
     """
     beyond = norm.sf(landscape().barrier / config.spread)
     return binom.pmf(np.arange(config.inputs + 1), config.inputs, beyond)
 
 
 def run(config: Config) -> dict[str, Runs]:
-    """Runs both optimizers from the same beginnings.
+    """Runs both optimizers from the same initialisations.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if runs do not end where theory says.
+      ExperimentError: for an invalid setting or an unusable folder, or if runs do not end where theory predicts.
     """
     if config.quick:
         config = dataclasses.replace(config, restarts=min(config.restarts, 400))
@@ -166,7 +166,7 @@ def run(config: Config) -> dict[str, Runs]:
 
 
 def train(optimizer: optax.GradientTransformation, steps: int, config: Config) -> Runs:
-    """Trains all restarts at once and looks where they are."""
+    """Trains all restarts at once and finds their minima."""
     D, sigmoid = config.inputs, nl.activations.sigmoid()
     net = nl.mlp([D, 1], activation=sigmoid, weight_init=initializers.normal(config.spread), bias=False,
                  output_activation=sigmoid)  # fmt: skip
@@ -201,7 +201,7 @@ def train(optimizer: optax.GradientTransformation, steps: int, config: Config) -
 
 
 def judge(runs: Mapping[str, Runs], config: Config) -> dict[str, Any]:
-    """Descent's counts against the law, by loss and by minimum, and each optimizer's first half against its second."""
+    """Compares descent's counts with the law, by loss and by minimum, and each optimizer's halves with each other."""
     D, R = config.inputs, config.restarts
     levels = law(config)
     minima = np.array([levels[k] / math.comb(D, k) for k in np.bitwise_count(np.arange(2**D))])
@@ -229,7 +229,7 @@ def judge(runs: Mapping[str, Runs], config: Config) -> dict[str, Any]:
 
 
 def needed(fraction: float) -> float:
-    """Restarts that find a minimum of this fraction with 99 %: log 0.01 / log(1 − fraction), at least 1."""
+    """Restarts that find a minimum of this fraction with probability 99 %: log 0.01 / log(1 − fraction), at least 1."""
     return (
         float(np.maximum(1, np.log(0.01) / np.log1p(-fraction)))
         if 0 < fraction < 1
@@ -274,7 +274,7 @@ def table(runs: Mapping[str, Runs], judged: Mapping[str, Any], config: Config) -
 
 
 def plot(runs: Mapping[str, Runs], config: Config) -> Any:
-    """The loss along one weight, the distribution of final losses, and the chance to have found the best."""
+    """Plots the loss of one weight, the distribution of final losses, and the probability of missing the best one."""
     from experiments.plotting import figure, style
 
     canvas, (along, distribution, chance) = figure(1, 3, size=(16, 4.8))
@@ -318,7 +318,7 @@ def plot(runs: Mapping[str, Runs], config: Config) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.restarts")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""What an experiment leaves in its folder, readable at every moment."""
+"""Writes an experiment's results to its folder; they are readable at any time."""
 
 import dataclasses
 import datetime
@@ -18,15 +18,15 @@ from experiments.failure import ExperimentError
 from nl_jax.numerics import mean_and_error
 
 FORMATS = "NL_JAX_FIGURES"
-"""Environment variable: formats of figures beside PNG."""
+"""Environment variable that names figure formats to write besides PNG."""
 
 
 class Verdict(NamedTuple):
-    """How far measurement lies from theory: what `name.json` of an experiment that judges begins with.
+    """Distance of measurement from theory: the first fields of `name.json` of an experiment that judges.
 
     Attributes:
-      largest_deviation: of all that was compared; NaN, or null in the file, if any could not be.
-      allowed: the largest that statistics allow.
+      largest_deviation: of all comparisons; NaN, or null in the file, if any comparison was impossible.
+      allowed: the largest deviation that statistics allow.
       unit: of both.
     """
 
@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether theory and measurement do."""
+        """Whether theory and measurement agree."""
         return self.largest_deviation <= self.allowed
 
 
@@ -47,15 +47,15 @@ def with_error(values: np.ndarray, digits: int) -> str:
 
 
 def verdict(deviations: Mapping[str, float]) -> Verdict:
-    """The largest of several, by what they are of, each in units of what it may miss by."""
+    """The largest of several named deviations, each in units of what is allowed."""
     return Verdict(float(np.max(list(deviations.values()))), 1.0, "of what is allowed")
 
 
 def judge(deviations: Mapping[str, float]) -> None:
-    """Fails unless each is within what it may miss by.
+    """Fails unless each deviation is within what is allowed.
 
     Raises:
-      ExperimentError: naming the first that is not.
+      ExperimentError: that names the first deviation above 1.
     """
     for name, off in deviations.items():
         if not off <= 1:
@@ -64,16 +64,16 @@ def judge(deviations: Mapping[str, float]) -> None:
 
 
 class Folder:
-    """An output folder: `config.json`, `metrics.jsonl` (a line written is a line kept), arrays and pictures.
+    """An output folder: `config.json`, `metrics.jsonl` (each line is saved when it is written), arrays and figures.
 
     Args:
-      path: made if it is not there.
-      config: a dataclass instance; saved with the versions it ran on.
-      outputs: names of the other files this run may write; those of an earlier run are removed, lest the folder
-        mix two runs.
+      path: the folder; it is created if necessary.
+      config: a dataclass instance; saved with the versions of Python and libraries.
+      outputs: names of the other files that this run may write; those of an earlier run are removed, so that the folder
+        does not mix two runs.
 
     Raises:
-      ExperimentError: if the folder cannot be written to.
+      ExperimentError: if the folder is not writable.
     """
 
     def __init__(self, path: Path, config: Any, outputs: Iterable[str] = ()) -> None:
@@ -94,12 +94,12 @@ class Folder:
             raise ExperimentError(f"--out {path} cannot be written to: {error.strerror or error}") from error
 
     def metric(self, **values: Any) -> None:
-        """Appends one line to `metrics.jsonl`; arrays become lists, NaN and infinity null."""
+        """Appends one line to `metrics.jsonl`; arrays become lists; NaN and infinity become null."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(_plain(values), allow_nan=False) + "\n")
 
     def data(self, name: str, values: Any) -> None:
-        """Writes `name.json`; arrays become lists, NaN and infinity null."""
+        """Writes `name.json`; arrays become lists; NaN and infinity become null."""
         (self.path / f"{name}.json").write_text(json.dumps(_plain(values), indent=2, allow_nan=False) + "\n")
 
     def arrays(self, name: str, values: Mapping[str, Any]) -> None:
@@ -108,10 +108,10 @@ class Folder:
         np.savez_compressed(self.path / f"{name}.npz", allow_pickle=False, **arrays)
 
     def picture(self, name: str, figure: Any) -> Path:
-        """Writes `name.png`, and the formats that the environment variable NL_JAX_FIGURES names, such as "pdf svg".
+        """Writes `name.png`, and the formats in the environment variable NL_JAX_FIGURES, such as "pdf svg".
 
         Raises:
-          ExperimentError: for a format that matplotlib does not write.
+          ExperimentError: for a format that matplotlib cannot write.
         """
         path = self.path / f"{name}.png"
         figure.savefig(path, dpi=110)

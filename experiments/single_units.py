@@ -1,4 +1,4 @@
-"""Units that learn from one example after the other, and what becomes of the exclusive or (seeds 000, 001)."""
+"""Units that learn from one example at a time, and their results on the exclusive or (seeds 000, 001)."""
 
 import itertools
 from collections.abc import Callable
@@ -11,23 +11,23 @@ import optax
 
 import nl_jax as nl
 
-CORNERS = np.array([[1.0, -1.0, -1.0], [1.0, -1.0, 1.0], [1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])  # after a constant 1
+CORNERS = np.array([[1.0, -1.0, -1.0], [1.0, -1.0, 1.0], [1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])  # constant 1 first
 EXCLUSIVE_OR = np.array([0.0, 1.0, 1.0, 0.0])
-LOOKED_AT = 30  # passes, in which the perceptron's weights have to come back
+LOOKED_AT = 30  # passes within which the perceptron's weights have to repeat
 PERCEPTRON, UNIT, LAYERS = "perceptron", "sigmoid unit, delta rule", "two layers, backprop"
 
 
 class Learner(NamedTuple):
-    """A network, how it learns, and when an output is wrong."""
+    """A network, its learner, and the criterion for a wrong output."""
 
     network: nl.Network
     step: nl.Learner
     wrong: Callable[[jax.Array, jax.Array], jax.Array]
-    """Of output and target, for one example."""
+    """`wrong(output, target)` for one example."""
 
 
 def perceptron(inputs: int) -> Learner:
-    """A sign unit without bias, whose targets are ±1."""
+    """A sign unit without bias; its targets are ±1."""
     sign = nl.activations.sign()
     network = nl.mlp([inputs, 1], activation=sign, output_activation=sign, bias=False)
     rule = nl.local_learning(network.apply, nl.rules.perceptron())
@@ -35,7 +35,7 @@ def perceptron(inputs: int) -> Learner:
 
 
 def sigmoid_unit() -> Learner:
-    """One sigmoid unit that learns by the delta rule (seed 001 §1); its first input is the constant 1."""
+    """One sigmoid unit with the delta rule (seed 001 §1); its first input is the constant 1."""
     sigmoid = nl.activations.sigmoid()
     network = nl.mlp([3, 1], activation=sigmoid, output_activation=sigmoid, bias=False)
     rule = nl.local_learning(network.apply, nl.rules.delta(derivative=sigmoid.derivative))
@@ -43,7 +43,7 @@ def sigmoid_unit() -> Learner:
 
 
 def two_layers() -> Learner:
-    """Four sigmoid units below it, and backprop (seed 001 §2)."""
+    """A sigmoid unit above four sigmoid units, trained by backprop (seed 001 §2)."""
     sigmoid = nl.activations.sigmoid()
     network = nl.mlp([3, 4, 1], activation=sigmoid, output_activation=sigmoid)
     objective = nl.supervised(network.apply, nl.losses.half_squared_error)
@@ -55,12 +55,12 @@ def _other_half(output: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def passes_of(learner: Learner) -> Callable[..., tuple[Any, jax.Array]]:
-    """`one_pass(params, x, y) -> (params, wrong)`: every example once, in order; how many were wrong when they came."""
+    """`one_pass(params, x, y) -> (params, wrong)`: learns each example once; counts those wrong beforehand."""
 
     def one(params: Any, example: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
         x, y = example[0][None], example[1][None, None]
         output = learner.network.apply(params, x)
-        key = jax.random.key(0)  # nothing is drawn
+        key = jax.random.key(0)  # unused: no random numbers are drawn
         state, _ = learner.step.step(key, learner.step.init(key, params), (x, y))
         return state.params, jnp.squeeze(learner.wrong(output, y))
 
@@ -72,15 +72,15 @@ def passes_of(learner: Learner) -> Callable[..., tuple[Any, jax.Array]]:
 
 
 class Failure(NamedTuple):
-    """What becomes of the exclusive or.
+    """Results on the exclusive or.
 
     Attributes:
-      wrong: by learner, how many of the four examples it had wrong when it met them, [passes, runs]. Single units see
-        the examples in all 24 orders, one in each run; of the two-layer network a run is a beginning.
-      before, period: passes until the perceptron's weights are some that come back, and after how many they do, [runs];
-        the period is 0 where they never did.
-      outputs: of the sigmoid unit in the end, [runs, examples].
-      losses: in the end, the mean of ½(ŷ − y)², by learner that has one, [runs].
+      wrong: by learner, how many of the four examples were wrong before their update, [passes, runs]. Each run of a
+        single unit has one of the 24 orders of the examples; each run of the two-layer network is an initialisation.
+      before, period: passes before the perceptron's first weights that return, and passes until they do, [runs];
+        the period is 0 if they never did.
+      outputs: final outputs of the sigmoid unit, [runs, examples].
+      losses: final mean of ½(ŷ − y)², by learner that has a loss, [runs].
     """
 
     wrong: dict[str, np.ndarray]
@@ -91,7 +91,7 @@ class Failure(NamedTuple):
 
 
 def exclusive_or(passes: int, seeds: int) -> Failure:
-    """The perceptron from random whole numbers, the sigmoid unit from 0, two layers from `seeds` beginnings."""
+    """The perceptron from random integers, the sigmoid unit from 0, two layers from `seeds` initialisations."""
     orders = np.array(list(itertools.permutations(range(4))))
     x, y = CORNERS[orders], EXCLUSIVE_OR[orders]
 
@@ -128,9 +128,9 @@ def _many(one_pass: Callable[..., tuple[Any, jax.Array]], passes: int) -> Callab
 
 
 def cycle(weights: np.ndarray) -> tuple[int, int]:
-    """After how many steps weights [steps, …] first are some that come back, and how much later; (0, 0) for never.
+    """First step whose weights [steps, …] return later, and the number of steps until then; (0, 0) for never.
 
-    To the last bit: what made the step from the one to the other will make it again, for ever.
+    Weights are compared bit by bit: identical weights make identical further steps, so the cycle never ends.
     """
     seen: dict[bytes, int] = {}
     for step, at in enumerate(weights):

@@ -27,12 +27,12 @@ from nl_jax.theory import student_teacher as theory
 
 
 class Rule(NamedTuple):
-    """A way to learn, and what theory says of it."""
+    """A learning rule and its theory."""
 
     estimator: Callable[[nl.base.Objective, float], nl.GradientEstimator]
-    """Of an objective and σ."""
+    """`estimator(objective, sigma)`."""
     recursion: Callable[[int, int, float], theory.Recursion]
-    """Of M, N and σ."""
+    """`recursion(M, N, sigma)`."""
 
 
 RULES = {
@@ -50,16 +50,16 @@ RULES = {
     ),
 }
 
-POINTS = 12  # of each learning curve
-FAR = 100.0  # scale of the teacher where the contraction is measured, so that σ's own floor is far below
-CHANCE = 1e-3  # that a right theory is said to be wrong
+POINTS = 12  # per learning curve
+FAR = 100.0  # scale of the teacher where the contraction is measured, so that the error stays far above σ's floor
+CHANCE = 1e-3  # probability of rejecting a correct theory
 
 
 @dataclass(frozen=True)
 class Config:
-    """Teach linear networks of M outputs and N inputs by three rules, and lay the result over its theory.
+    """Teach linear networks of M outputs and N inputs by three rules, and compare the results with theory.
 
-    Every step sees one new example. Learning curves are at the theory's best rate; the measured best rate comes from
+    Every step sees one new example. Learning curves are at the theory's best rate. The measured best rate comes from
     the contraction per step at many rates. Prints a table and writes config.json, metrics.jsonl, student_teacher.npz,
     student_teacher.json and student_teacher.png to --out. Fails if theory and measurement disagree by more
     than chance allows.
@@ -74,32 +74,32 @@ class Config:
     sigma: float = 0.1
     """Standard deviation of the noise; the teacher's weights are ±1."""
     runs: int = 300
-    """Students for each learning curve, at least 200, and as many for the contraction, each with a rate of its own."""
+    """Students per learning curve, at least 200; as many others, each with its own rate, measure the contraction."""
     time: float = 3.0
-    """Length of the learning curves, in steps times best rate: what is above the floor falls e-fold in 1."""
+    """Length of the learning curves, in steps times best rate; the error above its floor falls e-fold per unit."""
     quick: bool = False
-    """A small version, the two least of --outputs and --inputs only, in under a minute."""
+    """A small version, with the two smallest of --outputs and --inputs only, in under a minute."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One rule at one M and N, and what theory says."""
+    """Measurements of one rule at one M and N, and the theory."""
 
     rule: str
     M: int
     N: int
     recursion: theory.Recursion
     steps: np.ndarray
-    """Where the learning curve was looked at, [points]."""
+    """Steps at which the learning curve is measured, [points]."""
     errors: np.ndarray
-    """‖Δ‖²/MN there, at the best rate of theory, [points, runs]."""
+    """‖Δ‖²/MN at these steps, at the theory's best rate, [points, runs]."""
     rates: np.ndarray
     """η of the other runs, [runs]."""
     contraction: np.ndarray
-    """Their mean of ‖Δ′‖²/‖Δ‖² − 1 over steps, [runs]."""
+    """Mean of ‖Δ′‖²/‖Δ‖² − 1 over the steps of these runs, [runs]."""
 
     def predicted(self, steps: np.ndarray) -> np.ndarray:
-        """E‖Δ_t‖²/MN by theory, which starts from 1."""
+        """E‖Δ_t‖²/MN by theory, with initial value 1."""
         size = self.M * self.N
         return self.recursion.curve(size, self.recursion.best_rate, steps) / size
 
@@ -111,11 +111,11 @@ class Measurement:
 
     @functools.cached_property
     def log_best_rate(self) -> tuple[float, float]:
-        """Log of the rate that contracts most, and its standard error.
+        """Log of the rate with the largest contraction, and its standard error.
 
-        The contraction is −2 a η + C η²: over η it is a straight line, whose slope and intercept give a/C.
+        The contraction is −2 a η + C η². Divided by η it is a straight line, whose slope and intercept give a/C.
         """
-        scale = self.recursion.best_rate  # for the numbers to be about 1; the line does not mind
+        scale = self.recursion.best_rate  # makes the numbers about 1; the result does not depend on it
         (slope, intercept), covariance = np.polyfit(
             self.rates / scale, self.contraction / self.rates * scale, 1, cov=True
         )
@@ -124,18 +124,18 @@ class Measurement:
 
     @property
     def rate_deviation(self) -> float:
-        """Log of the measured best rate minus that of theory, in standard errors."""
+        """Log of the measured best rate minus log of the theory's, in standard errors."""
         value, error = self.log_best_rate
         return (value - float(np.log(self.recursion.best_rate))) / error
 
 
 class Exponents(NamedTuple):
-    """η* ∝ M^a N^b fitted over the grid; pairs are (a, b)."""
+    """Exponents of η* ∝ M^a N^b, fitted over the grid; pairs are (a, b)."""
 
     measured: np.ndarray
     error: np.ndarray
     predicted: np.ndarray
-    """By the same fit to the theory's best rates at the same M and N."""
+    """The same fit to the theory's best rates at the same M and N."""
 
     @property
     def deviations(self) -> np.ndarray:
@@ -147,7 +147,7 @@ def run(config: Config) -> list[Measurement]:
     """Measures every rule at every M and N in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if theory and measurement disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if theory and measurement disagree.
     """
     if config.quick:
         config = dataclasses.replace(config, outputs=config.outputs[:2], inputs=config.inputs[:2])
@@ -257,7 +257,7 @@ def scaling(found: Sequence[Measurement]) -> dict[str, Exponents]:
 
 
 def deviations(found: Sequence[Measurement]) -> np.ndarray:
-    """From theory, of every point of every curve, every best rate and every exponent, in standard errors."""
+    """Deviations from theory, in standard errors: every point of every curve, every best rate and every exponent."""
     return np.concatenate([
         *(one.curve_deviations for one in found),
         [one.rate_deviation for one in found],
@@ -266,13 +266,13 @@ def deviations(found: Sequence[Measurement]) -> np.ndarray:
 
 
 def judge(found: Sequence[Measurement]) -> Verdict:
-    """The largest deviation of all, and how large chance makes it."""
+    """The largest deviation, and the largest that chance allows."""
     off = deviations(found)
     return Verdict(float(np.max(np.abs(off))), allowed=float(scipy.stats.norm.isf(CHANCE / 2 / off.size)))
 
 
 def table(found: Sequence[Measurement]) -> str:
-    """The exponents as text, a row for each rule, and how far measurement and theory are apart."""
+    """The exponents as text, a row for each rule, and the deviations of measurement from theory."""
     lines = [
         f"{'':20}{'best rate falls as':^44}{'off, at most':>21}",
         f"{'rule':20}{'M to the':>15}{'theory':>7}{'N to the':>15}{'theory':>7}{'curve':>12}{'rate':>9}",
@@ -295,7 +295,7 @@ def table(found: Sequence[Measurement]) -> str:
 
 
 def plot(found: Sequence[Measurement], config: Config) -> Any:
-    """Above the learning curves of each rule; below contraction against rate, and best rates against N and M."""
+    """Above, each rule's learning curves. Below, contraction against rate, and best rates against N and M."""
     from experiments.plotting import figure
 
     canvas, axes = figure(2, 3, size=(14, 9))
@@ -335,7 +335,7 @@ def _curves(axes: Any, found: Sequence[Measurement]) -> None:
 
 
 def _contractions(axes: Any, found: Sequence[Measurement]) -> None:
-    """All M and N at once: in units of C it is the same parabola for every rule."""
+    """All M and N at once: in units of C, every rule has the same parabola."""
     from experiments.plotting import style
 
     u = np.linspace(0, 2, 100)
@@ -386,7 +386,7 @@ def _dots(axes: Any, look: Any, x: Any, y: Any, error: Any, *, label: str | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.student_teacher")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""Training at several learning rates and from several beginnings at once."""
+"""Training at several learning rates and from several initialisations at once."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from nl_jax.base import Forward, Params
 
 
 class Sets(NamedTuple):
-    """What is learned from, what settings are chosen by, and what is reported: each (inputs, labels)."""
+    """Data to learn from, to choose settings by, and to report on: each is (inputs, labels)."""
 
     train: tuple[np.ndarray, np.ndarray]
     validation: tuple[np.ndarray, np.ndarray]
@@ -23,7 +23,7 @@ class Sets(NamedTuple):
 
 
 def with_validation(dataset: Dataset) -> Sets:
-    """The first quarter of the training images are set apart for validation; they are in random order."""
+    """Splits off the first quarter of the training images for validation; the images are in random order."""
     images, labels = dataset.train
     apart = len(labels) // 4
     return Sets(
@@ -32,11 +32,11 @@ def with_validation(dataset: Dataset) -> Sets:
 
 
 class Scores(NamedTuple):
-    """Of a classifier; from `sweep` arrays are [rates, seeds, moments].
+    """Scores of a classifier; `sweep` returns arrays [rates, seeds, moments].
 
     Attributes:
-      loss: mean cross entropy in nats by set: "train", "validation", "test".
-      error: fraction of wrong answers by set.
+      loss: mean cross-entropy in nats, by set: "train", "validation", "test".
+      error: fraction of wrong answers, by set.
     """
 
     loss: dict[str, Any]
@@ -44,7 +44,7 @@ class Scores(NamedTuple):
 
 
 def scores(forward: Forward) -> Callable[[Params, Sets], Scores]:
-    """Scores a classifier on every set, each in one batch."""
+    """A function that scores a classifier on every set, each in one batch."""
 
     def measure(params: Params, sets: Sets) -> Scores:
         loss, error = {}, {}
@@ -68,30 +68,30 @@ def sweep(
     batch_size: int,
     moments: Sequence[int],
 ) -> Any:
-    """Trains at every rate from every beginning on batches drawn with replacement (seed 001 §1 and §4).
+    """Trains at every rate from every initialisation on batches drawn with replacement (seed 001 §1 and §4).
 
-    A seed stands for the same beginning and the same batches at every rate, and in every call with equal arguments.
+    A seed gives the same initialisation and the same batches at every rate, and in every call with equal arguments.
 
     Args:
       learner: `learner(rate) -> nl.Learner`.
       init: `init(key) -> params`.
       measure: `measure(params, sets) -> tree`.
-      sets: a tree with the examples to learn from as `sets.train`.
+      sets: a tree with the training examples as `sets.train`.
       rates: learning rates.
-      seeds: beginnings.
-      batch_size: examples an update.
+      seeds: number of initialisations.
+      batch_size: examples per update.
       moments: rising numbers of updates after which to measure, the first 0 or more.
 
     Returns:
-      What was measured, a tree of arrays [rates, seeds, moments, …]; of runs that are lost it is not finite.
+      The measurements, a tree of arrays [rates, seeds, moments, …]; not finite for runs that diverged.
 
     Raises:
       KeyboardInterrupt: on Ctrl-C, between moments.
 
-    What is handed in again, the very same function, is not compiled again.
+    Calls with the very same functions are not compiled again.
     """
     examples = len(jax.tree.leaves(sets.train)[0])
-    # Drawn on the host, runs begun one by one: to compile random numbers takes longer than all else.
+    # Drawn on the host, and runs are initialised one by one: compiling random numbers takes longer than the rest.
     orders = [np.random.default_rng(seed).integers(examples, size=(moments[-1], batch_size)) for seed in range(seeds)]
     begun = [init(jax.random.key(seed)) for seed in range(seeds)]
     of_run = jnp.tile(jnp.arange(seeds, dtype=jnp.int32), len(rates))
@@ -108,29 +108,29 @@ def sweep(
 
 
 def first_at_most(target: float, values: np.ndarray, moments: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The moment at which values [..., moments] first are at most `target`; infinite where they never are."""
+    """The first moment at which values [..., moments] are at most `target`; infinite if they never are."""
     reached = values <= target
     return np.where(reached.any(axis=-1), np.asarray(moments, float)[reached.argmax(axis=-1)], np.inf)
 
 
 def fastest(validation: np.ndarray, target: float, moments: Sequence[int] | np.ndarray) -> int:
-    """Which rate takes all seeds soonest to a validation loss of `target`, [rates, seeds, moments].
+    """Index of the rate with which all seeds soonest reach a validation loss of `target`, [rates, seeds, moments].
 
-    If none takes all of them there, the one with the lowest mean loss in the end.
+    If no rate reaches it for all seeds, the one with the lowest mean final loss.
     """
     taken = first_at_most(target, validation, moments).mean(axis=-1)
     return int(np.argmin(taken)) if np.isfinite(taken).any() else lowest(validation[..., -1])
 
 
 def lowest(values: np.ndarray) -> int:
-    """Which rate has the lowest mean over seeds, [rates, seeds]; a rate that lost any run is no choice."""
+    """Index of the rate with the lowest mean over seeds, [rates, seeds]; a rate with a diverged run is not chosen."""
     mean = values.mean(axis=-1)
     return int(np.argmin(np.where(np.isfinite(mean), mean, np.inf)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _advance(learner: Any, runs: Any, states: Any, data: Any, first: Any, last: Any) -> nl.LearnerState:
-    """Updates number `first` to `last`, the latter excluded, of all runs."""
+    """Makes updates `first` to `last` − 1 of all runs."""
     sets, orders = data
 
     def one(rate: jax.Array, seed: jax.Array, state: nl.LearnerState) -> nl.LearnerState:

@@ -1,4 +1,4 @@
-"""Credit through time: what each rule comes to on three tasks, what it costs, and when its updates get their news.
+"""Credit through time: what each rule reaches on three tasks, what it costs, and what the audit says of its updates.
 
 python -m experiments.temporal_credit --help
 """
@@ -25,57 +25,57 @@ from experiments.temporal_training import Trained
 
 TASKS = "adding", "delayed_xor", "mnist_1d"
 BACKPROP, RTRL = "backprop through time", "RTRL"
-ROUNDING = 1e-9  # relative, of losses in double precision, that RTRL may differ by
-PAPER, WITHIN = 0.09, 0.02  # error of the GRU on MNIST-1D (Greydanus 2020: accuracy 91 %), and how much more is near
+ROUNDING = 1e-9  # allowed relative difference of RTRL's losses in double precision
+PAPER, WITHIN = 0.09, 0.02  # error of the GRU on MNIST-1D (Greydanus 2020: accuracy 91 %), and the allowed excess
 LEARNED = 4.0  # standard errors below chance
-LONGER = 4  # times as many steps, for memory's growth
+LONGER = 4  # factor of sequence length, to measure the growth of memory
 
 
 @dataclass(frozen=True)
 class Config:
-    """Teach small recurrent networks three tasks that take time, by every rule, each tuned by as many trials.
+    """Train small recurrent networks on three temporal tasks by every rule, each tuned with the same number of trials.
 
-    Every rule trains the same network from the same beginnings at every learning rate; validation errors choose the
-    rate. A GRU by backprop, as its paper has it, and spiking networks by backprop and e-prop are trained beside them.
-    Judged is that RTRL's losses are those of backprop through time to rounding, that the GRU comes near its paper's
-    figure, and that spiking networks learn to tell classes: where all others stand is reported. Prints a table and
-    writes config.json, temporal_credit.json, temporal_credit.png and curves.png to --out. --resume goes on
-    with what an interrupted run finished there.
+    Every rule trains the same network from the same initial parameters at every learning rate; validation errors choose
+    the rate. A GRU is trained by backprop as in its paper, and spiking networks by backprop and e-prop. Three things
+    are judged: RTRL's losses equal those of backprop through time up to rounding, the GRU comes near its paper's
+    figure, and spiking networks learn to classify. All other results are reported only. Prints a table and writes
+    config.json, temporal_credit.json, temporal_credit.png and curves.png to --out. --resume continues an interrupted
+    run.
     """
 
     out: Path = Path("results/temporal_credit")
     """Folder for the results."""
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = TASKS
-    """Which tasks; these are all."""
+    """Tasks to train on; the default is all of them."""
     rules: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(RULES)
-    """Which rules; these are all. RTRL is judged beside backprop through time."""
+    """Rules to compare; the default is all of them. Judging RTRL takes backprop through time as well."""
     steps: int = 20
-    """T of the two tasks that have a choice; MNIST-1D has 40."""
+    """T, the sequence length of adding and delayed_xor; MNIST-1D has 40."""
     units: int = 12
     """Leaky units, the same for all rules."""
     spiking_units: int = 16
     """Adaptive integrate-and-fire units."""
     gru_units: tuple[int, ...] = (6, 8, 10)
-    """Of the GRU, in either direction, of which validation errors choose; 0 leaves it out, and its judgement. The
-    paper's has 6, with which a beginning in three ends at 87 %."""
+    """Units of the GRU in each direction; validation errors choose among them. 0 leaves out the GRU and its judgement.
+    The paper's has 6, with which one initialisation in three ends at 87 %."""
     updates: int = 800
-    """Of each run."""
+    """Parameter updates per run."""
     gru_updates: int = 6000
-    """Of each run of the GRU, in batches of 100, as in its paper."""
+    """Parameter updates per run of the GRU, in batches of 100, as in its paper."""
     batch_size: int = 16
     """Examples per update."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
-    """Learning rates (Adam's, at the start; they fall to zero as a cosine) that every rule may choose: its trials."""
+    """Adam's learning rates to choose from, one trial each; each decays to zero along a cosine."""
     seeds: int = 3
-    """Beginnings, the same for every rule and rate; trained at once with all rates."""
+    """Initialisations, the same for every rule and rate; all are trained at once with all rates."""
     resume: bool = False
-    """Go on with what an interrupted run by the same settings finished in --out."""
+    """Continue an interrupted run: reuse what a run with the same settings finished in --out."""
     quick: bool = False
-    """A small version, delayed exclusive-or alone, in about a minute and a half; no GRU."""
+    """A small version: delayed exclusive-or alone and no GRU, in about a minute and a half."""
 
 
 class Lesson(NamedTuple):
-    """One rule, the network it teaches and the task."""
+    """One rule, the network that it trains and the task."""
 
     task: str
     network: str
@@ -87,14 +87,14 @@ class Lesson(NamedTuple):
 
 Results = Mapping[Lesson, Trained]
 Facts = Mapping[tuple[str, str], Mapping[str, Any]]
-"""Of network and rule: bytes at two lengths, and what the audit says."""
+"""By network and rule: bytes at two lengths, and the audit's findings."""
 
 
 def run(config: Config) -> Results:
     """Trains every lesson that is not finished yet, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if what is judged is not as it should be.
+      ExperimentError: for an invalid setting or an unusable folder, or if a judged statement does not hold.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -114,7 +114,7 @@ def run(config: Config) -> Results:
                 results[lesson] = _taught(lesson, tasks[lesson.task], config, store)
                 if lesson[1:] not in facts and lesson.network != "GRU":
                     facts[lesson[1:]] = _facts(lesson, tasks[lesson.task], config, store)
-    finally:  # also after Ctrl-C: what was learned so far is shown
+    finally:  # also after Ctrl-C: the results so far are shown
         if results:
             folder.picture("temporal_credit", plot(results, facts, tasks))
             folder.picture("curves", curves(results))
@@ -157,7 +157,7 @@ def _task(name: str, config: Config) -> Task:
 
 
 def lessons(config: Config) -> Iterator[Lesson]:
-    """All that is to be trained, in the order of the tables."""
+    """All runs to train, in the order of the tables."""
     for task in config.tasks:
         if task == "mnist_1d" and any(config.gru_units) and BACKPROP in config.rules:
             yield Lesson(task, "GRU", BACKPROP)
@@ -204,7 +204,7 @@ def _facts(lesson: Lesson, task: Task, config: Config, store: Finished) -> dict[
 
 
 def _exactness(tasks: Mapping[str, Task], config: Config, store: Finished) -> dict[str, float]:
-    """RTRL's difference to backprop through time by task, if both are among the rules."""
+    """Difference of RTRL from backprop through time by task, if both are among the rules."""
     if not {RTRL, BACKPROP} <= set(config.rules):
         return {}
 
@@ -216,7 +216,7 @@ def _exactness(tasks: Mapping[str, Task], config: Config, store: Finished) -> di
 
 
 def judge(results: Results, exactness: Mapping[str, float], tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
-    """Each statement with its figure and how far it is from what is wanted, 1 being just allowed."""
+    """Each statement with its figure and its deviation; a deviation above 1 is a failure."""
     judged = []
     for name, difference in exactness.items():
         judged.append({
@@ -233,7 +233,7 @@ def judge(results: Results, exactness: Mapping[str, float], tasks: Mapping[str, 
                 "deviation": max(0.0, (mean - PAPER) / WITHIN) if np.isfinite(mean) else np.inf,
             })  # fmt: skip
         task = tasks[lesson.task]
-        if lesson.network == "spiking" and task.num_outputs > 1:  # a number from spikes takes more updates than these
+        if lesson.network == "spiking" and task.num_outputs > 1:  # regression from spikes needs more updates than these
             below = (task.chance - mean) / np.hypot(error, sampling_error(task))
             judged.append({
                 "statement": f"{lesson.task}: a spiking network learns by {lesson.rule}",
@@ -244,7 +244,7 @@ def judge(results: Results, exactness: Mapping[str, float], tasks: Mapping[str, 
 
 
 def sampling_error(task: Task) -> float:
-    """Of chance's error on a test set of this size."""
+    """Standard error of the chance level on a test set of this size."""
     targets = task.test.targets
     if task.num_outputs > 1:
         return float(np.sqrt(task.chance * (1 - task.chance) / len(targets)))
@@ -263,7 +263,7 @@ def _scale(task: str) -> float:
 
 
 def _rows(results: Results) -> dict[tuple[str, str], dict[str, Trained]]:
-    """By network and rule, each task's."""
+    """Results by network and rule, then by task."""
     rows: dict[tuple[str, str], dict[str, Trained]] = {}
     for network in NETWORKS:
         for lesson, of in results.items():
@@ -299,7 +299,7 @@ def table(results: Results, facts: Facts, tasks: Mapping[str, Task]) -> str:
 
 
 def plot(results: Results, facts: Facts, tasks: Mapping[str, Task]) -> Any:
-    """Rules from top to bottom: test errors on each task, evaluations, memory at two lengths, the audit's words."""
+    """Rules from top to bottom: test errors on each task, evaluations, memory at two lengths, the audit's findings."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     from experiments.plotting import figure, style
@@ -375,7 +375,7 @@ def curves(results: Results) -> Any:
         for index, rule in enumerate(SHOWN):
             of = results.get(Lesson(name, "leaky", rule))
             if of is not None:
-                # The two differ by rounding alone, and are to be seen at one and the same rate.
+                # The two differ only by rounding, so both are shown at the same rate.
                 chosen = results.get(Lesson(name, "leaky", BACKPROP), of).best if rule == RTRL else of.best
                 look = {**style(index), "markevery": (index, 7)}
                 band(axes, of.updates, of.loss[chosen].T, look, rule)
@@ -395,7 +395,7 @@ def curves(results: Results) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.temporal_credit")
     return exit_code(lambda: run(config))
 

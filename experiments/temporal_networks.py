@@ -1,4 +1,4 @@
-"""Small recurrent networks for tasks that take time, and the rules that can teach each of them."""
+"""Small recurrent networks for temporal tasks, and the rules that can train each of them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from nl_jax.base import Array, Forward, Key, Objective, Params, Propagate
 
 Make = Callable[[Objective], nl.GradientEstimator]
 
-SAMPLES = 4  # tries of each example per update, where noise explores
+SAMPLES = 4  # noisy samples of each example per update, for rules that explore by noise
 WINDOW = 5  # steps of truncated backprop
 
 RULES: dict[str, Make] = {
@@ -40,20 +40,20 @@ class Net(NamedTuple):
 
 
 def leaky(task: Task, units: int) -> Net:
-    """Leaky rate units (tanh); the last state is read, of images the mean over time."""
+    """Leaky rate units (tanh); the read-out takes the last state, on MNIST-1D the mean over time."""
     cell = nl.cells.leaky(units, rate=0.2 if task.name == "mnist_1d" else 0.5)
     return _net(cell, task, nl.cells.mean if task.name == "mnist_1d" else nl.cells.last)
 
 
 def spiking(task: Task, units: int) -> Net:
-    """Adaptive integrate-and-fire units; their spikes' mean over time is read."""
+    """Adaptive integrate-and-fire units; the read-out takes their spikes' mean over time."""
     cell = nl.cells.lif(units, decay=0.9, adaptation=0.2, adaptation_decay=0.95)
     return _net(cell, task, nl.cells.mean)
 
 
 def gru(task: Task, units: int) -> Net:
-    """The network of Greydanus (2020): one GRU forwards and one backwards in time, all their states read at once."""
-    uniform = _uniform(units**-0.5)  # as PyTorch, in which the paper's is written, draws them
+    """The network of Greydanus (2020): one GRU forwards and one backwards in time; the read-out takes all states."""
+    uniform = _uniform(units**-0.5)  # as in PyTorch, which the paper uses
     cell = nl.cells.gru(units, weight_init=uniform, recurrent_init=uniform)
     inputs, states = task.channels, 2 * units * task.steps
 
@@ -86,14 +86,14 @@ NETWORKS: dict[str, Callable[[Task, int], Net]] = {"leaky": leaky, "spiking": sp
 
 
 def objective(net: Net, task: Task) -> Objective:
-    """Half the squared error of a number, cross-entropy of classes."""
+    """Half the squared error for a number, cross-entropy for classes."""
     if task.num_outputs > 1:
         return nl.supervised(net.apply, nl.losses.cross_entropy)
     return nl.supervised(net.apply, lambda outputs, targets: (outputs[:, 0] - targets) ** 2 / 2)
 
 
 def error(net: Net, task: Task) -> Callable[[Params, tuple[Array, Array]], Array]:
-    """Mean squared error of numbers, fraction of wrong answers of classes; not a number if outputs are none."""
+    """Mean squared error for numbers, fraction of wrong answers for classes; NaN if outputs are not finite."""
 
     def of(params: Params, batch: tuple[Array, Array]) -> Array:
         outputs = net.apply(params, batch[0])
@@ -109,7 +109,7 @@ def _net(cell: nl.cells.Cell, task: Task, read: Any) -> Net:
 
 
 def _uniform(bound: float) -> Callable[..., Array]:
-    """Of [−bound, bound]."""
+    """An initialiser that is uniform in [−bound, bound]."""
 
     def draw(key: Key, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)

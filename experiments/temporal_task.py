@@ -1,4 +1,4 @@
-"""Node against weight perturbation in trials of many steps, measured and by their laws (Züge et al. 2023).
+"""Node and weight perturbation in trials of many steps, measured and in theory (Züge et al. 2023).
 
 python -m experiments.temporal_task --help
 """
@@ -24,19 +24,19 @@ from experiments.failure import ExperimentError, exit_code
 from experiments.results import Folder, Verdict
 from nl_jax.theory import temporal
 
-BLOCKS = 32  # of trials whose errors are averaged, for each curve
-LAST = 8  # blocks that make the final error
-RELAXATIONS = 8  # e-folds of the weights' learning curve in a run: what is left of the start is below 1/1000
-ALLOWED = 5.0  # standard errors; among some hundred comparisons chance alone makes one of 4 in a hundred runs
-FEWEST = 100  # students of whose errors, with their long tails, the mean is all but Gaussian
+BLOCKS = 32  # of trials over which errors are averaged, per curve
+LAST = 8  # blocks that define the final error
+RELAXATIONS = 8  # e-folds of the weights' learning curve per run, which leave less than 1/1000 of the initial error
+ALLOWED = 5.0  # standard errors; among a few hundred comparisons, 4 occurs by chance in one of a hundred runs
+FEWEST = 100  # students; enough for the mean of their long-tailed errors to be nearly Gaussian
 
 
 @dataclass(frozen=True)
 class Config:
-    """Let a linear network learn by node and weight perturbation in trials of T steps, judged by one number a trial.
+    """Train a linear network by node and weight perturbation in trials of T steps, with one scalar loss per trial.
 
-    The inputs span N_eff dimensions: drawn anew in each trial with targets that no weights reach, or the same in all
-    trials with perturbations that are not small. Prints a table and writes config.json, metrics.jsonl,
+    The inputs span N_eff dimensions. They are either drawn anew in each trial, with targets that no weights reach, or
+    the same in all trials, with perturbations that are not small. Prints a table and writes config.json, metrics.jsonl,
     temporal_task.json and temporal_task.png to --out.
     """
 
@@ -45,23 +45,23 @@ class Config:
     outputs: int = 3
     """M, the network's outputs."""
     inputs: int = 24
-    """N, all its inputs; those beyond N_eff are silent."""
+    """N, all inputs of the network; those beyond N_eff are silent."""
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """T, lengths of a trial, rising. Repeated trials have room for N_eff ≤ T dimensions: others are left out."""
+    """T, trial lengths, rising. Repeated inputs need N_eff ≤ T; they are left out at shorter lengths."""
     dimension: int = 8
-    """N_eff where T varies."""
+    """N_eff of the runs that vary T."""
     dimensions: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
-    """N_eff, rising, where T does not vary."""
+    """N_eff, rising, of the runs at fixed T."""
     length: int = 16
-    """T where N_eff varies."""
+    """T of the runs that vary N_eff."""
     irreducible: float = 0.1
-    """E_opt, the error that no weights mend, of fresh inputs; the excess at the start is 1."""
+    """E_opt, the irreducible error with fresh inputs; the initial excess error is 1."""
     sigma: float = 0.03
-    """σ of weights in repeated trials; nodes get noise that is as strong at the outputs."""
+    """σ of weight perturbation with repeated inputs; node perturbation gets noise of equal strength at the outputs."""
     rate: float = 0.5
-    """η of both rules, in units of the best rate of weight perturbation, below 2."""
+    """η of both rules, relative to the best rate of weight perturbation, below 2."""
     students: int = 200
-    """Networks, each with inputs and noise of its own; at least 100."""
+    """Number of networks, each with its own inputs and noise; at least 100."""
     quick: bool = False
     """A small version, 100 students, short trials and few dimensions, in under half a minute."""
 
@@ -75,7 +75,7 @@ RULES: dict[str, tuple[Callable[..., nl.GradientEstimator], Any]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One task: which inputs, T and N_eff, and the noise there."""
+    """One task: the kind of inputs, T, N_eff and the noise."""
 
     inputs: str
     steps: int
@@ -85,11 +85,11 @@ class Setting:
 
     @property
     def trials(self) -> temporal.Trials:
-        """As the theory takes it."""
+        """The task in the form that the theory takes."""
         return INPUTS[self.inputs](self.steps, self.dimension)
 
     def sigma_of(self, rule: str) -> float:
-        """σ of equal strength at the outputs."""
+        """σ of a rule, of equal strength at the outputs for both rules."""
         return temporal.equal_sigma(self.sigma, self.trials) if rule == "node perturbation" else self.sigma
 
 
@@ -100,7 +100,7 @@ class Curve:
     Attributes:
       trials: last trial of each block, [blocks].
       measured: mean over each block, [blocks, students].
-      law: the same as expected, [blocks].
+      law: its expected value, [blocks].
     """
 
     trials: np.ndarray
@@ -114,12 +114,12 @@ class Curve:
 
     @property
     def final_law(self) -> float:
-        """What it should be on average."""
+        """Expected value of `final`."""
         return float(self.law[-LAST:].mean())
 
     @property
     def deviations(self) -> np.ndarray:
-        """Measured minus law in standard errors, of each block and last of the final error, [blocks + 1]."""
+        """Measured minus law in standard errors, for each block and, last, for the final error, [blocks + 1]."""
         errors = np.concatenate([self.measured, self.final[None]])
         off = errors.mean(axis=1) - np.append(self.law, self.final_law)
         return off / _standard_error(errors)
@@ -132,7 +132,7 @@ def run(config: Config) -> Results:
     """Measures every setting in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if measurement and law disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if measurement and law disagree.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -186,7 +186,7 @@ def settings(config: Config) -> list[Setting]:
     """All tasks, each once."""
     lengths = [(T, config.dimension) for T in config.steps]
     widths = [(config.length, n) for n in config.dimensions]
-    # Perturbations of fresh inputs are all but infinitesimal, so that the irreducible error alone disturbs.
+    # Perturbations of fresh inputs are nearly infinitesimal, so that only the irreducible error disturbs learning.
     fresh = [Setting("fresh", T, n, config.sigma / 10, config.irreducible) for T, n in lengths + widths]
     repeated = [Setting("repeated", T, n, config.sigma, 0.0) for T, n in lengths + widths if n <= T]
     return list(dict.fromkeys(fresh + repeated))
@@ -198,7 +198,7 @@ def output(weight: jax.Array, x: jax.Array, propagate: nl.base.Propagate = nl.pr
 
 
 def measure(setting: Setting, rule: str, config: Config) -> Curve:
-    """Students' learning curves beside the expected one."""
+    """Students' learning curves, and the expected one."""
     T, n, M = setting.steps, setting.dimension, config.outputs
     law, weights = RULES[rule][1](setting.trials, M), temporal.weight_perturbation(setting.trials, M)
     rate, sigma = config.rate * temporal.best_rate(weights), setting.sigma_of(rule)
@@ -219,9 +219,9 @@ def measure(setting: Setting, rule: str, config: Config) -> Curve:
 
 @functools.cache
 def _students(rule: str, T: int, N: int, M: int) -> Callable[..., jax.Array]:
-    """Mean excess errors of blocks of trials, [students, blocks], compiled once for all but T.
+    """Mean excess errors of blocks of trials, [students, blocks]; compiled once for all settings but T.
 
-    Weights and targets are in units of σ, errors in those of σ²: a linear network does not know the difference.
+    Weights and targets are in units of σ and errors in units of σ², which changes nothing in a linear network.
     """
     objective = nl.supervised(output, lambda y, target: nl.losses.half_squared_error(y, target) / T)
     estimator = RULES[rule][0](objective, sigma=1.0)
@@ -231,7 +231,7 @@ def _students(rule: str, T: int, N: int, M: int) -> Callable[..., jax.Array]:
     ) -> jax.Array:
         learner = nl.learner(estimator, optax.sgd(rate))
         first, walk = jax.random.split(key)
-        # Columns of a rotation, so that Σ_t x_t x_tᵀ/T = I in the dimensions that are active.
+        # Columns of a rotation, so that Σ_t x_t x_tᵀ/T = I in the active dimensions.
         same = T**0.5 * jnp.linalg.qr(jax.random.normal(first, (T, T)))[0]
         same = jnp.pad(same, ((0, 0), (0, max(0, N - T))))[:, :N]
 
@@ -256,7 +256,7 @@ def _students(rule: str, T: int, N: int, M: int) -> Callable[..., jax.Array]:
 
 
 def _standard_error(values: np.ndarray) -> np.ndarray:
-    """Of the mean over the last axis."""
+    """Standard error of the mean over the last axis."""
     return values.std(axis=-1, ddof=1) / values.shape[-1] ** 0.5
 
 
@@ -323,7 +323,7 @@ def plot(curves: Results, config: Config) -> Any:
 
 
 def _final(axes: Any, curves: Mapping[tuple[int, str], Curve], looks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Final errors and their laws against a number."""
+    """Plots final errors and their laws against T or N_eff."""
     for rule, look in looks.items():
         x = sorted(at for at, of in curves if of == rule)
         chosen = [curves[at, rule] for at in x]
@@ -344,7 +344,7 @@ def _dots(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.temporal_task")
     return exit_code(lambda: run(config))
 

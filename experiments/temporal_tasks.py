@@ -1,4 +1,4 @@
-"""Tasks that take time: the adding problem, delayed exclusive-or, and MNIST-1D read step by step."""
+"""Temporal tasks: the adding problem, delayed exclusive-or, and MNIST-1D read step by step."""
 
 import importlib
 import importlib.util
@@ -12,18 +12,18 @@ from experiments.failure import ExperimentError
 
 
 class Sequences(NamedTuple):
-    """Inputs, float32 [examples, steps, channels], and targets, one for each: float32 [examples] or int32 labels."""
+    """Inputs, float32 [examples, steps, channels], and one target per example: float32 [examples] or int32 labels."""
 
     inputs: np.ndarray
     targets: np.ndarray
 
 
 class Task(NamedTuple):
-    """Sequences to learn from, to choose settings by, and to be judged by.
+    """Sequences for training, validation and test.
 
     Attributes:
-      num_outputs: that a network needs: one, or one for each class.
-      chance: error of the best answer that does not look at the inputs.
+      num_outputs: outputs that a network needs: one, or one for each class.
+      chance: error of the best constant answer.
     """
 
     name: str
@@ -35,17 +35,17 @@ class Task(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """T, of a sequence."""
+        """T, steps of a sequence."""
         return self.train.inputs.shape[1]
 
     @property
     def channels(self) -> int:
-        """Inputs of a step."""
+        """Inputs at each step."""
         return self.train.inputs.shape[2]
 
 
 Sizes = tuple[int, int, int]
-"""Examples to train, to validate and to test."""
+"""Numbers of training, validation and test examples."""
 
 Draw = Callable[[np.random.Generator, int], Sequences]
 
@@ -53,13 +53,13 @@ Draw = Callable[[np.random.Generator, int], Sequences]
 def adding(seed: int, sizes: Sizes = (4000, 1000, 1000), *, steps: int = 20) -> Task:
     """The adding problem: the sum of two marked numbers among many (Hochreiter & Schmidhuber 1997, section 5.4).
 
-    Channel 0 is uniform in [0, 1], channel 1 is 1 at two steps, one in each half of the sequence, and 0 elsewhere. The
-    error is squared; always to answer 1 makes the sum's variance, 1/6. (The paper's numbers are in [−1, 1] and its
-    targets scaled to [0, 1]; its first mark is among the first ten steps.)
+    Channel 0 is uniform in [0, 1]. Channel 1 is 1 at two steps, one in each half of the sequence, and 0 elsewhere. The
+    error is squared; the constant answer 1 has an error of 1/6, the sum's variance. (The paper's numbers are in
+    [−1, 1] and its targets scaled to [0, 1]; its first mark is among the first ten steps.)
 
     Args:
-      seed: what is drawn depends on nothing else.
-      sizes: examples of the three sets.
+      seed: the data depend on nothing else.
+      sizes: numbers of examples of the three sets.
       steps: T, at least 2.
     """
     _at_least(steps, 2, "the adding problem")
@@ -76,17 +76,18 @@ def adding(seed: int, sizes: Sizes = (4000, 1000, 1000), *, steps: int = 20) -> 
 
 
 def delayed_xor(seed: int, sizes: Sizes = (4000, 1000, 1000), *, steps: int = 20, noise: float = 0.1) -> Task:
-    """Delayed exclusive-or: whether two cues, long apart, were different (Miconi 2017, task 1).
+    """Delayed exclusive-or: whether two cues, far apart, were different (Miconi 2017, task 1).
 
-    A fifth of the steps one of two channels is on, the first cue; a fifth all is quiet; then the second cue; then a
-    delay of two fifths, at whose end the answer is due: label 1 if the cues differed. The error is the fraction of
-    wrong answers, by chance half. (The paper's network answers ±1 over the last steps and is rewarded by how near.)
+    For the first fifth of the steps, one of two channels is on: the first cue. Both are silent for a fifth. The second
+    cue follows, and then a delay of two fifths. The answer is due at the end: label 1 if the cues differed. The error
+    is the fraction of wrong answers, by chance a half. (The paper's network answers ±1 over the last steps; its reward
+    depends on the distance.)
 
     Args:
-      seed: what is drawn depends on nothing else.
-      sizes: examples of the three sets.
+      seed: the data depend on nothing else.
+      sizes: numbers of examples of the three sets.
       steps: T, at least 5.
-      noise: standard deviation of what is added to all inputs.
+      noise: standard deviation of the noise added to all inputs.
     """
     _at_least(steps, 5, "delayed exclusive-or")
 
@@ -102,17 +103,18 @@ def delayed_xor(seed: int, sizes: Sizes = (4000, 1000, 1000), *, steps: int = 20
 
 
 def mnist_1d(seed: int, num_validation: int = 500) -> Task:
-    """MNIST-1D: ten templates, padded, moved, sheared and noisy, 40 values each, shown one a step (Greydanus 2020).
+    """MNIST-1D: ten templates, padded, moved, sheared and noisy, of 40 values, one per step (Greydanus 2020).
 
-    4,000 sequences to train and validate and 1,000 to test: those of the paper, made here by its package, with no
-    network. Values are standardised by the training set. The error is the fraction of wrong answers, by chance 0.9.
+    There are 4,000 sequences for training and validation and 1,000 for test: the paper's, generated here by its
+    package, offline. Values are standardised by the training set. The error is the fraction of wrong answers, by
+    chance 0.9.
 
     Args:
-      seed: of what is set apart to validate.
-      num_validation: how many of the 4,000, below 4,000; 0 is none.
+      seed: chooses the validation examples.
+      num_validation: how many of the 4,000 they are, from 0 to below 4,000.
 
     Raises:
-      ExperimentError: if the package is not installed, or for a number that will not do.
+      ExperimentError: if the package is not installed, or for an invalid number.
     """
     if not 0 <= num_validation < 4000:
         raise ExperimentError(f"MNIST-1D has 4,000 examples to train, of which {num_validation} cannot be set apart")
@@ -134,7 +136,7 @@ def _made_by_the_package() -> Any:
     if importlib.util.find_spec("mnist1d") is None:
         raise ExperimentError("MNIST-1D is made by a package that is not installed: pip install mnist1d")
     module = importlib.import_module("mnist1d.data")
-    # It seeds the global generators and leaves them so.
+    # It seeds the global random generators; their state is restored.
     before = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         return module.make_dataset(module.get_dataset_args())
@@ -144,7 +146,7 @@ def _made_by_the_package() -> Any:
 
 
 def _three(draw: Draw, seed: int, sizes: Sizes) -> tuple[Sequences, Sequences, Sequences]:
-    """Three sets, each from a stream of its own: one does not change with another's size."""
+    """Three sets, each from its own random stream, so that one does not depend on another's size."""
     train, validation, test = (
         draw(np.random.default_rng(stream), n)
         for stream, n in zip(np.random.SeedSequence(seed).spawn(3), sizes, strict=True)

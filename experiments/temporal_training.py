@@ -1,4 +1,4 @@
-"""Training of small recurrent networks at several learning rates and from several beginnings at once."""
+"""Training of small recurrent networks at several learning rates and from several initialisations at once."""
 
 import functools
 import time
@@ -16,22 +16,22 @@ from experiments import temporal_networks
 from experiments.temporal_networks import Make, Net
 from experiments.temporal_tasks import Task
 
-BLOCKS = 20  # of updates, whose losses are averaged
-CLIP = 1.0  # norm of a gradient, as is usual in recurrent networks
-EXACT_UPDATES = 20  # in which RTRL is held against backprop through time
+BLOCKS = 20  # of updates, over which losses are averaged
+CLIP = 1.0  # largest norm of a gradient, as is usual in recurrent networks
+EXACT_UPDATES = 20  # over which RTRL is compared with backprop through time
 
 
 class Trained(NamedTuple):
-    """What one rule came to, at every rate and from every beginning; errors that are not finite are NaN.
+    """Results of one rule at every rate and from every initialisation; errors that are not finite are NaN.
 
     Attributes:
       rates: learning rates tried.
       validation: error after the last update, [rates, seeds].
-      test: the same of the test set.
-      updates: after which each of the blocks ends.
-      loss: mean of training losses in each block, [rates, seeds, blocks].
-      evaluations: of the objective, for one update.
-      seconds: of all, compiling included.
+      test: the same on the test set.
+      updates: number of updates at the end of each block.
+      loss: mean training loss in each block, [rates, seeds, blocks].
+      evaluations: of the objective, per update.
+      seconds: for everything, including compilation.
       units: of the network.
     """
 
@@ -46,7 +46,7 @@ class Trained(NamedTuple):
 
     @property
     def best(self) -> int:
-        """The rate of the least mean validation error; one that lost any run is no choice if another has not."""
+        """Index of the rate with the lowest mean validation error; rates with a diverged run are avoided."""
         mean = self.validation.mean(axis=1)
         return int(np.argmin(np.where(np.isfinite(mean), mean, np.inf)))
 
@@ -54,7 +54,7 @@ class Trained(NamedTuple):
 def train(
     make: Make, net: Net, task: Task, *, rates: Sequence[float], seeds: int, updates: int, batch_size: int
 ) -> Trained:
-    """Adam, its rate falling to zero as a cosine, from the same beginnings and with the same batches for every rule.
+    """Trains by Adam with cosine decay, from the same initialisations and with the same batches for every rule.
 
     Raises:
       KeyboardInterrupt: on Ctrl-C, between blocks.
@@ -113,7 +113,7 @@ def train(
 
 
 def difference_to_backprop(make: Make, net: Net, task: Task, *, rate: float, batch_size: int) -> float:
-    """Largest relative difference of training losses to those of backprop through time, in double precision."""
+    """Largest relative difference of training losses from those of backprop through time, in double precision."""
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: x.astype(float), net.init(_key(0)))
         wanted = EXACT_UPDATES * batch_size
@@ -142,7 +142,7 @@ def _losses(estimator: nl.GradientEstimator, params: Any, batches: Any, rate: fl
 
 
 def temporary_bytes(make: Make, net: Net, task: Task, steps: int, batch_size: int) -> int:
-    """Of one compiled estimate on sequences of that many steps; nothing is run."""
+    """Temporary bytes of one compiled estimate on sequences of `steps` steps; nothing is run."""
     estimator = make(temporal_networks.objective(net, task))
     key = _key(0)
     params = net.init(key)
@@ -155,7 +155,7 @@ def temporary_bytes(make: Make, net: Net, task: Task, steps: int, batch_size: in
 
 
 def audited(make: Make, net: Net, task: Task) -> dict[str, str]:
-    """What the audit proves of a rule: what its updates see, when, and with what memory."""
+    """The audit's findings about a rule: what its updates see, when, and with what memory."""
     params = net.init(_key(0))
     batch = jnp.zeros((5, 7, task.channels)), jnp.zeros(5, task.train.targets.dtype)
     found = nl.audit(make, temporal_networks.objective(net, task), params, batch, loop="time")

@@ -1,4 +1,4 @@
-"""Given continuous functions fitted by one hidden layer of more and more sigmoid units (seed 001; Hornik 1991).
+"""Continuous functions fitted by one hidden layer of more and more sigmoid units (seed 001; Hornik 1991).
 
 python -m experiments.universal_approximation --help
 """
@@ -32,7 +32,7 @@ class Target(NamedTuple):
     formula: str
     dimensions: int
     function: Callable[[jax.Array], jax.Array]
-    """[points, p] -> [points]."""
+    """`function(points [points, p]) -> [points]`."""
 
 
 TARGETS = {
@@ -46,42 +46,42 @@ TARGETS = {
 
 TRAINING_POINTS = {1: 201, 2: 17}  # along each dimension
 TEST_POINTS = {1: 2001, 2: 101}
-STEEPNESS = 2.0, 60.0  # |w| of the units at the start: from nearly straight to a step within a tenth of the cube
-RIDGE = 1e-8  # of read-outs: far below what is fitted, far above rounding
+STEEPNESS = 2.0, 60.0  # |w| of the initial units: from nearly linear to a step within a tenth of the cube
+RIDGE = 1e-8  # of read-outs: far below the fitted values, far above rounding
 
 
 @dataclass(frozen=True)
 class Config:
     """Fit G(x) = Σ v_m σ(Σ w_jm x_j), one hidden layer of M sigmoid units, to given functions on [0, 1]^p.
 
-    Hidden units learn by backprop and Adam; for the hidden units of the moment the read-out v is solved for by least
-    squares. Prints a table and writes config.json, metrics.jsonl, an array file for each function and
+    Hidden units learn by backprop and Adam. At every update the read-out v is the least-squares solution for the
+    current hidden units. Prints a table and writes config.json, metrics.jsonl, an array file for each function and
     universal_approximation.png to --out.
     """
 
     out: Path = Path("results/universal_approximation")
     """Folder for the results; files of an earlier run there are replaced."""
     units: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """M, one or more numbers of hidden units, in this order."""
+    """M, one or more numbers of hidden units, rising."""
     restarts: int = 8
-    """Random beginnings of each fit; the best is kept, the spread shown."""
+    """Random initialisations of each fit; the best is kept and the spread shown."""
     updates: int = 3000
-    """Full-batch updates of each."""
+    """Full-batch updates of each run."""
     learning_rate: float = 0.1
-    """Adam's step size at the start; it falls to zero along a cosine."""
+    """Adam's initial learning rate; it decays to zero along a cosine."""
     quick: bool = False
     """A small version, at most 16 units, 4 restarts and 500 updates, in under a minute."""
 
 
 class Fit(NamedTuple):
-    """One function fitted with M units, from all beginnings; errors are on the fine grid."""
+    """One function fitted with M units, from all initialisations; errors are on the fine grid."""
 
     sup: np.ndarray
     """max |G − g|, [restarts]."""
     rms: np.ndarray
     """√mean (G − g)², [restarts]."""
     best: np.ndarray
-    """G of the run that fits the training points best, [points of the fine grid]."""
+    """G of the run with the best fit to the training points, [points of the fine grid]."""
     best_index: int
     largest_weight: float
     """max |v_m| of that run."""
@@ -97,7 +97,7 @@ def run(config: Config) -> dict[str, dict[int, Fit]]:
     """Fits every function with every number of units in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or runs that all diverge.
+      ExperimentError: for an invalid setting or an unusable folder, or if all runs diverge.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -110,7 +110,7 @@ def run(config: Config) -> dict[str, dict[int, Fit]]:
     outputs = ["universal_approximation.png", *(f"{name}.npz" for name in TARGETS)]
     folder = Folder(config.out, config, outputs)
     fits: dict[str, dict[int, Fit]] = {}
-    # LAPACK with threads of its own inside JAX's is slower by a factor of hundreds.
+    # LAPACK threads inside JAX's threads are hundreds of times slower.
     with threadpool_limits(1), jax.enable_x64(True):
         try:
             for name, M in tqdm(list(itertools.product(TARGETS, config.units)), unit="fit"):
@@ -118,7 +118,7 @@ def run(config: Config) -> dict[str, dict[int, Fit]]:
                 fits.setdefault(name, {})[M] = fit
                 figures = {field: value for field, value in fit._asdict().items() if field != "best"}
                 folder.metric(target=name, units=M, **figures)
-        finally:  # also after an error or Ctrl-C: what was fitted so far is shown
+        finally:  # also after an error or Ctrl-C: the results so far are shown
             for name, found in fits.items():
                 _save(folder, name, found)
             if fits:
@@ -149,7 +149,7 @@ def _fine_grid(target: Target) -> jax.Array:
 
 
 class Approximation(NamedTuple):
-    """G with M units on [0, 1]^p, and how it learns; one for all functions, that it be compiled once."""
+    """G with M units on [0, 1]^p, and its learner; shared by all functions, so that it is compiled once."""
 
     init: Callable[[jax.Array], Any]
     objective: Callable[..., jax.Array]
@@ -164,7 +164,7 @@ def _approximation(p: int, M: int, updates: int, learning_rate: float) -> Approx
     fit = nl.supervised(network.apply, nl.losses.half_squared_error)
 
     def init(key: jax.Array) -> Any:
-        """Every unit rises through a random point of the cube, in a random direction."""
+        """Initialises units that rise through a random point of the cube, in a random direction."""
         params_key, direction_key, point_key, steepness_key = jax.random.split(key, 4)
         direction = jax.random.normal(direction_key, (p, M))
         low, high = np.log(STEEPNESS)
@@ -174,18 +174,18 @@ def _approximation(p: int, M: int, updates: int, learning_rate: float) -> Approx
         return network.init(params_key, weight.dtype) | {"hidden1": {"weight": weight, "bias": bias}}
 
     def solved(params: Any, batch: nl.base.Batch) -> Any:
-        """The best read-out of the hidden units as they are; the constant unit's weight is the bias."""
+        """Solves for the best read-out of the current hidden units; the constant unit's weight is the bias."""
         x, y = batch
         hidden = network.axons(params, x)["hidden1"]
         design = jnp.concatenate([jnp.ones_like(hidden[:, :1]), hidden], axis=1)
-        # A little ridge: units that look alike would be given huge weights of opposite signs.
+        # A small ridge, since similar units would get huge weights of opposite signs.
         q, r = jnp.linalg.qr(jnp.concatenate([design, RIDGE * jnp.eye(M + 1)]))
         v = jax.scipy.linalg.solve_triangular(r, q[: len(x)].T @ y)
         return params | {"output": {"weight": v[1:], "bias": v[0]}}
 
     def objective(params: Any, batch: nl.base.Batch, propagate: Any = nl.propagation.feedforward) -> jax.Array:
-        # At its best the loss is level in v, so that v may be held while the hidden units' gradient is taken
-        # (variable projection, Golub & Pereyra 1973).
+        # At its minimum over v the loss has zero gradient in v, so v is held constant while the hidden units' gradient
+        # is taken (variable projection, Golub & Pereyra 1973).
         readout = jax.lax.stop_gradient(solved(params, batch))["output"]
         return fit(params | {"output": readout}, batch, propagate)
 
@@ -244,7 +244,7 @@ def table(fits: Mapping[str, Mapping[int, Fit]]) -> str:
 
 
 def plot(fits: Mapping[str, Mapping[int, Fit]]) -> Any:
-    """Above the functions and what was fitted to them, below the errors against M."""
+    """Above, the functions and their fits. Below, the errors against M."""
     from experiments.plotting import figure
 
     canvas, axes = figure(2, len(fits), size=(4 * len(fits), 7.8))
@@ -261,7 +261,7 @@ def plot(fits: Mapping[str, Mapping[int, Fit]]) -> Any:
         below.set(ylim=(least / 2, 2))
     upper[0].set_ylabel("g(x), G(x)")
     lower[0].set_ylabel("error on a fine grid")
-    # A legend is filled column by column: curves in its first row, errors in its second.
+    # A legend is filled column by column; this order puts curves in its first row and errors in its second.
     pairs = [pair for row in itertools.zip_longest(curves.items(), errors.items()) for pair in row if pair]
     names, drawn = zip(*pairs, strict=True)
     canvas.legend(drawn, names, loc="outside lower center", ncols=4, frameon=False)
@@ -270,16 +270,16 @@ def plot(fits: Mapping[str, Mapping[int, Fit]]) -> Any:
 
 
 def _shown(found: Mapping[int, Fit]) -> dict[int, Fit]:
-    """Few enough to tell apart, and coarse enough to be seen to err."""
+    """The fits to plot: few enough to tell apart, and coarse enough for visible errors."""
     return {M: fit for M, fit in found.items() if M in (1, 2, 4)} or dict(list(found.items())[-1:])
 
 
 _TARGET = {"color": "black", "alpha": 0.25, "linewidth": 7}
-_LOOKS = 1, 6, 0  # not those of the errors
+_LOOKS = 1, 6, 0  # different from the styles of the errors
 
 
 def _curves(axes: Any, target: Target, found: Mapping[int, Fit]) -> dict[str, Any]:
-    """Draws g and G of one argument; returns the lines by what the legend calls them."""
+    """Plots g and G of one argument; returns the lines by legend entry."""
     from experiments.plotting import style
 
     x = _fine_grid(target)
@@ -291,7 +291,7 @@ def _curves(axes: Any, target: Target, found: Mapping[int, Fit]) -> dict[str, An
 
 
 def _contours(axes: Any, target: Target, found: Mapping[int, Fit]) -> dict[str, Any]:
-    """Draws g and G of two arguments as lines of equal height, to which a legend can give no names."""
+    """Plots g and G of two arguments as contours; a legend cannot name these, so the result is empty."""
     from experiments.plotting import style
 
     x = _fine_grid(target)
@@ -306,7 +306,7 @@ def _contours(axes: Any, target: Target, found: Mapping[int, Fit]) -> dict[str, 
 
 
 def _errors(axes: Any, found: Mapping[int, Fit]) -> dict[str, Any]:
-    """Draws both errors against M; returns lines and bands by what the legend calls them."""
+    """Plots both errors against M; returns lines and bands by legend entry."""
     from experiments.plotting import style
 
     M, drawn = np.array(list(found)), {}
@@ -325,7 +325,7 @@ def _errors(axes: Any, found: Mapping[int, Fit]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.universal_approximation")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""A user's own estimator, named on the command line."""
+"""Loads a user's own estimator, named on the command line."""
 
 import importlib
 import sys
@@ -10,16 +10,16 @@ from nl_jax.base import GradientEstimator
 
 
 def is_place(name: str) -> bool:
-    """Whether a name is written as module:factory."""
+    """Whether a name has the form module:factory."""
     return ":" in name
 
 
 def factory_at(option: str, place: str) -> Callable[[Any], GradientEstimator]:
-    """`factory(objective) -> estimator`, found at module:factory.
+    """`factory(objective) -> estimator`, imported from module:factory.
 
     Args:
-      option: of the command line, for what is said if it cannot be found.
-      place: the module, importable from the working folder, and the name in it.
+      option: the command-line option, for error messages.
+      place: "module:factory"; the module must be importable from the working directory.
 
     Raises:
       ExperimentError: if it cannot be found.
@@ -28,7 +28,7 @@ def factory_at(option: str, place: str) -> Callable[[Any], GradientEstimator]:
     if not colon:
         raise ExperimentError(f"{option} must be module:factory, got {place!r}")
     if "" not in sys.path:
-        sys.path.insert(0, "")  # modules where the command is given
+        sys.path.insert(0, "")  # modules in the working directory
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -27,7 +27,7 @@ from experiments.results import Folder, Verdict
 from nl_jax.base import Objective
 from nl_jax.theory import mean_field, perturbation
 
-CHANCE = 1e-3  # that a right law is said to be wrong
+CHANCE = 1e-3  # probability of rejecting a correct law
 SPACES: dict[str, Callable[[Objective], nl.spaces.Space]] = {"weights": nl.spaces.weights, "nodes": nl.spaces.nodes}
 
 
@@ -35,11 +35,12 @@ SPACES: dict[str, Callable[[Objective], nl.spaces.Space]] = {"weights": nl.space
 class Config:
     """Measure the relative variance of both perturbations in random networks of many depths and widths.
 
-    Every estimate is of one sample, on one example, with the exact derivative along it: the limit of small noise, in
-    which the laws hold however small a network's axons become. Each network's variance is held against the law given
-    its own axons and credit, and exponents in depth and width against the linear law, by which variance is the number
-    of weights or of nodes. Prints a table and writes config.json, metrics.jsonl, variance_depth.json,
-    variance_depth.npz and variance_depth.png to --out. Fails if a law and its measurement disagree beyond chance.
+    Every estimate has one sample, on one example, with the exact directional derivative. This is the limit of small
+    noise, in which the laws hold however small a network's axons (activity) become. Each network's variance is compared
+    with the law given its own axons and credit. The exponents in depth and width are compared with the linear law, in
+    which the variance is the number of weights or of nodes. Prints a table and writes config.json, metrics.jsonl,
+    variance_depth.json, variance_depth.npz and variance_depth.png to --out. Fails if a law and its measurement
+    disagree beyond chance.
     """
 
     out: Path = Path("results/variance_depth")
@@ -47,22 +48,22 @@ class Config:
     depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """Numbers of layers with weights, two or more, rising."""
     widths: tuple[int, ...] = (8, 16, 32)
-    """Units of every layer, rising."""
+    """Units per layer, one or more numbers, rising."""
     networks: int = 16
-    """Random networks of each kind, depth and width, at least 5, each with an example of its own."""
+    """Random networks of each kind, depth and width, at least 5; each has its own example."""
     estimates: int = 300
-    """Of each gradient, at least 100."""
+    """Estimates of each gradient, at least 100."""
     quick: bool = False
-    """A small version, three depths of one width, in under half a minute."""
+    """A small version, three depths at one width, in under half a minute."""
 
 
 class Sampled(NamedTuple):
-    """Estimates in one space of networks of one kind, depth and width.
+    """Estimates in one space, for networks of one kind, depth and width.
 
     Attributes:
       squares: ‖ĝ − g‖²/‖g‖², [networks, estimates].
-      cosines: of ĝ and g, [networks, estimates].
-      law: E of the squares in each network, [networks].
+      cosines: between ĝ and g, [networks, estimates].
+      law: expected value of the squares for each network, [networks].
     """
 
     squares: np.ndarray
@@ -71,7 +72,7 @@ class Sampled(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """How far the squares are from their law on average, in standard errors."""
+        """Deviation of the squares' mean from the law, in standard errors."""
         ratios = (self.squares / self.law[:, None]).ravel()
         return float((ratios.mean() - 1) / (ratios.std(ddof=1) / ratios.size**0.5))
 
@@ -83,7 +84,7 @@ class Sampled(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What was found of a kind of network at one depth and width."""
+    """Results for a kind of network at one depth and width."""
 
     case: str
     space: str
@@ -93,25 +94,25 @@ class Measurement(NamedTuple):
 
     @property
     def linear_law(self) -> float:
-        """Relative variance if all components were alike: the number of weights or of nodes, and 1."""
+        """Relative variance if all components were alike: the number of weights or of nodes, plus 1."""
         components = self.depth * self.width * (self.width if self.space == "weights" else 1)
         return perturbation.relative_variance(perturbation.independent(components, kurtosis=GAUSSIAN), 1)
 
 
 class Exponents(NamedTuple):
-    """Variance ∝ depth^a width^b, fitted over the grid; arrays are (a, b), or (a,) where there is one width."""
+    """Exponents of variance ∝ depth^a width^b, fitted over the grid: arrays (a, b), or (a,) if there is one width."""
 
     measured: np.ndarray
     error: np.ndarray
     predicted: np.ndarray
-    """By the same fit to the linear law."""
+    """The same fit to the linear law."""
 
 
 def run(config: Config) -> list[Measurement]:
     """Measures at every width and depth in turn, saving as it goes.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if a law and its measurement disagree.
+      ExperimentError: for an invalid setting or an unusable folder, or if a law and its measurement disagree.
     """
     if config.quick:
         config = dataclasses.replace(
@@ -161,7 +162,7 @@ def _check(config: Config) -> None:
 
 
 def _measure(depth: int, width: int, config: Config) -> list[Measurement]:
-    """All kinds of networks at once, so that there is one program to compile for each size."""
+    """Measures all kinds of networks at once, so that one program is compiled for each size."""
     activations = [case.activation for case in CASES.values()]
 
     def estimates(kind: jax.Array, key: jax.Array, params: Any, batch: Any) -> Any:
@@ -194,7 +195,7 @@ def _measure(depth: int, width: int, config: Config) -> list[Measurement]:
 
 
 def of(found: Sequence[Measurement], **wanted: Any) -> list[Measurement]:
-    """Those whose fields have these values."""
+    """The measurements whose fields have these values."""
     return [one for one in found if all(getattr(one, name) == value for name, value in wanted.items())]
 
 
@@ -207,7 +208,7 @@ def scaling(found: Sequence[Measurement], case: str, space: str) -> Exponents:
     design = np.column_stack([sizes[:, varied], np.ones(len(grid))])
     solve = np.linalg.pinv(design / errors[:, None]) / errors
     left = values - design @ (solve @ values)
-    # Where no power law holds, what it leaves over is larger than the errors, and so is that of the exponents.
+    # Where no power law holds, the residuals exceed the errors; the exponents' errors are scaled accordingly.
     degrees = len(grid) - design.shape[1]
     excess = max(1.0, float(np.sum((left / errors) ** 2) / degrees)) if degrees else 1.0
     return Exponents(
@@ -218,19 +219,19 @@ def scaling(found: Sequence[Measurement], case: str, space: str) -> Exponents:
 
 
 def judge(found: Sequence[Measurement]) -> Verdict:
-    """The largest deviation from the law of all, and how large chance makes it."""
+    """The largest deviation from the law, and the largest that chance allows."""
     off = np.array([one.sampled.deviation for one in found])
     return Verdict(float(np.max(np.abs(off))), allowed=float(scipy.stats.norm.isf(CHANCE / 2 / off.size)))
 
 
 def overtaken(found: Sequence[Measurement], case: str, width: int) -> int | None:
-    """The least depth measured at which nodes have the larger variance by law, if there is one."""
+    """The smallest measured depth at which nodes have the larger variance by law, or None."""
     nodes = of(found, case=case, space="nodes", width=width)
     return next((one.depth for one in nodes if np.log(one.sampled.law).mean() > np.log(one.linear_law * width)), None)
 
 
 def table(found: Sequence[Measurement], config: Config) -> str:
-    """Relative variances at the largest width, and exponents, a row for each kind of network and each space."""
+    """Relative variances at the largest width, and exponents: a row for each kind of network and each space."""
     width = config.widths[-1]
     lines = [
         f"{'relative variance at width ' + str(width):30}" + "".join(f"{'depth ' + str(d):>11}" for d in config.depths)
@@ -259,7 +260,7 @@ def table(found: Sequence[Measurement], config: Config) -> str:
 
 
 def plot(found: Sequence[Measurement], config: Config) -> Any:
-    """Variance against depth and against width, what unequal norms cost node perturbation, and cosines."""
+    """Plots variance against depth and width, the effect of unequal norms on node perturbation, and cosines."""
     from experiments.plotting import figure, style
 
     canvas, ((by_depth, imbalance), (by_width, cosine)) = figure(2, 2, size=(13, 10.5))
@@ -352,7 +353,7 @@ def _dots(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.variance_depth")
     return exit_code(lambda: run(config))
 

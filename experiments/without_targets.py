@@ -1,4 +1,4 @@
-"""The ladder: one small layer of features, taught with ever more to compare with, from nothing to the full error.
+"""The ladder: one small layer of features, learned with more and more supervision, from none to the full error.
 
 python -m experiments.without_targets --help
 """
@@ -30,59 +30,59 @@ DATASETS = {"digits": data.digits, "mnist": data.mnist}
 
 @dataclass(frozen=True)
 class Config:
-    """Teach the same small network without labels, by a reward alone, layer by layer, and by the full error.
+    """Train the same small network without labels, by a reward alone, layer by layer, and by the full error.
 
-    Features are what the hidden layer answers. Whatever taught them, they are scored by a linear read-out trained
-    afterwards and by the nearest class mean: both are supervised, and neither changes the features. Networks that
-    learned to answer are scored by their own answers too. Prints a table and writes config.json, metrics.jsonl,
-    weights (.npz), without_targets.png and receptive_fields.png to --out.
+    Features are the hidden layer's outputs. All features are scored by a linear read-out trained afterwards and by the
+    nearest class mean: both are supervised, and neither changes the features. Networks that learned to answer are also
+    scored by their own answers. Prints a table and writes config.json, metrics.jsonl, weights (.npz),
+    without_targets.png and receptive_fields.png to --out.
     """
 
     dataset: str = "digits"
     """digits (ships with scikit-learn) or mnist (downloaded through scikit-learn)."""
     data_dir: Path | None = None
     """Folder of MNIST-style IDX files, gzipped or not, to use instead of --dataset: train-images-idx3-ubyte[.gz]
-    and so on; t10k files alone are divided, four fifths to train."""
+    and so on. If only t10k files are there, four fifths of them are the training set."""
     out: Path = Path("results/without_targets")
     """Folder for the results; files of an earlier run there are replaced."""
     methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(
         name for names in RUNGS.values() for name in names
     )
-    """Which methods to compare, shown by rung; these are all."""
+    """Methods to compare, shown by rung; the default is all of them."""
     hidden: int = 32
-    """Hidden units, the features; at most as many as pixels."""
+    """Hidden units, the features; at most the number of pixels."""
     updates: int = 3000
-    """Parameter updates of each method that learns."""
+    """Parameter updates of each learning method."""
     batch_size: int = 50
     """Examples per update."""
     num_samples: int = 10
-    """Tries of each example per update where noise explores."""
+    """Noisy samples of each example per update, for methods that explore by noise."""
     seeds: int = 5
     """Independent runs of each method, trained at once."""
     resume: bool = False
-    """Go on with what an interrupted run by the same settings finished in --out."""
+    """Continue an interrupted run: reuse what a run with the same settings finished in --out."""
     quick: bool = False
     """A small version, 200 updates of 2 seeds, in under a minute."""
 
 
 class Scores(NamedTuple):
-    """What one method came to; test accuracies are [seeds]."""
+    """Results of one method; test accuracies are [seeds]."""
 
     readout: np.ndarray
     class_mean: np.ndarray
     answers: np.ndarray | None
     evaluations: int
     weights: np.ndarray
-    """Of the hidden layer, [seeds, pixels, units]."""
+    """Weights of the hidden layer, [seeds, pixels, units]."""
     seen: str
-    """What could reach their update."""
+    """What can reach the update of these weights."""
 
 
 def run(config: Config) -> dict[str, Scores]:
-    """Teaches by every method in turn, saving as it goes; returns what each came to.
+    """Trains by each method in turn, saving as it goes; returns the results by method.
 
     Raises:
-      ExperimentError: for a setting, data or folder that will not do, or learning that diverges.
+      ExperimentError: for an invalid setting, data or folder, or if learning diverges.
     """
     if config.quick:
         config = dataclasses.replace(config, updates=min(config.updates, 200), seeds=min(config.seeds, 2))
@@ -109,7 +109,7 @@ def run(config: Config) -> dict[str, Scores]:
             measured = scores[name]._asdict()
             folder.arrays(name, {"weights": measured.pop("weights")})
             folder.metric(method=name, **measured)
-    finally:  # also after an error or Ctrl-C: what was learned so far is shown
+    finally:  # also after an error or Ctrl-C: the results so far are shown
         if scores:
             folder.picture("without_targets", plot(scores, dataset.name))
             fields = receptive_fields(scores, dataset.name)
@@ -135,7 +135,7 @@ def _check(config: Config) -> None:
 
 
 def _teach(name: str, config: Config, dataset: data.Dataset) -> Scores:
-    """All seeds by one method, then the scores of what they learned."""
+    """Trains all seeds by one method, then scores what they learned."""
     train, test = map(jnp.asarray, _of_one_length(dataset))
     settings = Settings(config.hidden, config.updates, config.num_samples)
     teaching = METHODS[name](settings, Images(train, jnp.asarray(dataset.train.labels), dataset.num_classes))
@@ -157,7 +157,7 @@ def _teach(name: str, config: Config, dataset: data.Dataset) -> Scores:
 
 
 def _of_one_length(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Training and test images without the training images' mean, all brought to their mean length."""
+    """Training and test images, centred by the training mean and scaled to the mean norm of the training images."""
     mean = dataset.train.images.mean(axis=0, keepdims=True)
     train, test = dataset.train.images - mean, dataset.test.images - mean
     length = np.linalg.norm(train, axis=1).mean()
@@ -165,7 +165,7 @@ def _of_one_length(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _taught(name: str, teaching: Teaching, config: Config) -> tuple[Any, int]:
-    """The params of all seeds, stacked, and the objective evaluations spent on each."""
+    """The params of all seeds, stacked, and the number of objective evaluations per seed."""
     key = jax.random.key(0)
     if teaching.lesson is None:
         return jax.vmap(teaching.init)(jax.random.split(key, config.seeds)), 0
@@ -174,7 +174,7 @@ def _taught(name: str, teaching: Teaching, config: Config) -> tuple[Any, int]:
         found = nl.restarts(
             nl.learner(factory(program), optimizer), key, teaching.init, batch, num_restarts=config.seeds,
             num_steps=config.updates, batch_size=config.batch_size, steps_per_dispatch=max(1, config.updates // 20),
-            score=lambda params: jnp.zeros(()),  # no run is chosen: all count
+            score=lambda params: jnp.zeros(()),  # all runs count; none is selected
         )  # fmt: skip
     except nl.Diverged as lost:
         raise ExperimentError(f"{name}: {lost}") from lost
@@ -189,7 +189,7 @@ def _judged(features: np.ndarray, new: np.ndarray, labels: np.ndarray, true: np.
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # on so few columns threads only wait for each other, many times as long
+    with threadpool_limits(1):  # on so few columns, threads mostly wait for each other, many times longer
         readout = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(features, labels)
     return readout.score(new, true), NearestCentroid().fit(features, labels).score(new, true)
 
@@ -222,7 +222,7 @@ def table(scores: dict[str, Scores]) -> str:
 
 
 def plot(scores: dict[str, Scores], title: str) -> Any:
-    """Test accuracies of every method from rung to rung, beside the evaluations spent and what was seen."""
+    """Test accuracies of every method by rung, with the evaluations spent and what the update saw."""
     from experiments.plotting import figure, style
 
     rows, rungs = _rows(scores)
@@ -273,7 +273,7 @@ def plot(scores: dict[str, Scores], title: str) -> Any:
 
 
 def _rows(scores: dict[str, Scores]) -> tuple[dict[str, int], dict[str, int]]:
-    """Where methods and the headings of their rungs stand, from the top."""
+    """Row numbers of the methods and of the rungs' headings, from the top."""
     rows: dict[str, int] = {}
     rungs: dict[str, int] = {}
     for rung, names in RUNGS.items():
@@ -285,7 +285,7 @@ def _rows(scores: dict[str, Scores]) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def receptive_fields(scores: dict[str, Scores], title: str) -> Any:
-    """The incoming weights of the first units of seed 0, a row for each method; None if images are not square."""
+    """Incoming weights of the first units of seed 0, a row for each method; None if images are not square."""
     from experiments.plotting import figure
 
     weights = {name: scores[name].weights[0] for names in RUNGS.values() for name in names if name in scores}
@@ -309,7 +309,7 @@ def receptive_fields(scores: dict[str, Scores], title: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.without_targets")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""Zeroth-order methods in forward passes: MeZO, FZOO, ZO-Muon and AGZO on a language model, to one given loss.
+"""Forward passes of zeroth-order methods (MeZO, FZOO, ZO-Muon and AGZO) on a language model, until a given loss.
 
 python -m experiments.zeroth_order --help
 """
@@ -32,58 +32,59 @@ LEARNABLE = (*WEIGHTS, "embedding")
 class Config:
     """Count the forward passes that zeroth-order methods need to fine-tune a language model to a given loss.
 
-    The model and the task are those of `experiments.finetune`: SmolLM2-135M-Instruct if it is installed, or with
-    --small or --quick a small character model that is trained here first. Learning rates are chosen on validation
-    prompts, the loss to reach is that of MeZO after most of its fall, and all is measured on held-out prompts. Prints
-    what papers claim and what was found. Exits with 1 if a method ends above the loss it began with. Writes
+    Model and task are those of `experiments.finetune`: SmolLM2-135M-Instruct if it is installed. With --small or
+    --quick it is a small character model that is trained here first. Learning rates are chosen on validation prompts.
+    The loss to reach is the one at which MeZO has done most of its descent. All measurements are on held-out prompts.
+    Prints what the papers claim and what was found. Exits with 1 if a method ends above its initial loss. Writes
     config.json, metrics.jsonl, zeroth_order.json, zeroth_order.npz and zeroth_order.png to --out.
     """
 
     out: Path = Path("results/zeroth_order")
     """Folder for the results."""
     evaluations: int = 3000
-    """Of the objective, that each run may spend. As the library counts them: the sketch of AGZO's basis is one."""
+    """Budget of each run in evaluations of the objective, as the library counts them: AGZO's basis sketch is one."""
     batch_size: int = 16
-    """Prompts a step."""
+    """Prompts per step."""
     held_out: int = 128
-    """Prompts to measure by, and as many to choose rates by."""
+    """Number of held-out prompts to measure on; as many others are the validation prompts."""
     moments: int = 60
-    """How often the losses are measured on the way; the steps between two are one dispatch."""
+    """Number of times the losses are measured during a run; the steps between two measurements are one dispatch."""
     seeds: int = 3
-    """Runs at the chosen rate: other noise, other batches."""
+    """Runs at the chosen rate, each with its own noise and batches."""
     sigma: float = 1e-3
     """σ of the noise."""
     samples: int = 8
-    """K of FZOO."""
+    """K, samples of FZOO."""
     queries: int = 4
-    """K of ZO-Muon."""
+    """K, samples of ZO-Muon."""
     subspace: int = 16
     """Rank of ZO-Muon's random subspaces."""
     rank: int = 1
     """Rank of AGZO's bases."""
     learn: tuple[str, ...] = WEIGHTS
-    """Parameters that learn, of query, key, value, mix, gate, up, down and embedding; all others are frozen. The
-    embedding is looked up as well as multiplied by, so that AGZO has isotropic noise for it."""
+    """Parameters that learn: some of query, key, value, mix, gate, up, down and embedding. All others are frozen. The
+    embedding is used for look-up as well as multiplication, so AGZO perturbs it with isotropic noise."""
     rates: tuple[float, ...] = (3e-5, 1e-3, 1e-2, 1e-4)
-    """The learning rates that the search begins at, of MeZO, FZOO, ZO-Muon and AGZO."""
+    """Initial learning rates of the search, for MeZO, FZOO, ZO-Muon and AGZO."""
     trials: int = 5
-    """Rates tried at most: from the first on up and down by √10 until the best is none at the edge. The best has the
-    lowest validation loss, averaged over all moments that all of these runs have. At 1 the first rate is taken."""
+    """Largest number of rates tried. The search moves up or down by √10 until the best rate is not at the edge. The
+    best rate has the lowest mean validation loss over the measurements that all runs have. With 1, the first rate is
+    used."""
     fraction: float = 0.9
-    """The loss to reach: this part of MeZO's mean fall on held-out prompts, of all its seeds."""
+    """Sets the loss to reach: the fraction of MeZO's mean descent on held-out prompts, over all its seeds."""
     target: float | None = None
-    """The loss to reach, instead of a part of MeZO's fall."""
+    """The loss to reach, instead of --fraction."""
     draws: int = 8
-    """Estimates whose cosine to the gradient is measured, each on a batch of its own; 0 for none. It takes
+    """Number of estimates whose cosine to the gradient is measured, each on its own batch; 0 for none. This uses
     backpropagation."""
     minutes: float = float("inf")
-    """Time for all. Each run has its share and stops at the first moment after it, so that what is there is written."""
+    """Time limit for everything. Each run has a share and stops at the first measurement after it; results are kept."""
     methods: tuple[str, ...] = ("MeZO", "FZOO", "ZO-Muon", "AGZO")
-    """Which to run, of these four; MeZO is what the others are compared with."""
+    """Methods to run, of these four; the others are compared with MeZO."""
     small: bool = False
-    """The character model, with 600 evaluations and 8 seeds."""
+    """Use the character model, with 600 evaluations and 8 seeds."""
     quick: bool = False
-    """The character model, few evaluations, two seeds, one rate, without ZO-Muon, which takes long to compile."""
+    """The character model, few evaluations, two seeds and one rate; without ZO-Muon, which is slow to compile."""
 
 
 METHODS = Config.methods
@@ -93,14 +94,14 @@ QUICK = _FEW | {"methods": ("MeZO", "FZOO", "AGZO")}
 
 
 def run(config: Config) -> Results:
-    """Runs every method and prints how it compares.
+    """Runs every method and prints the comparison.
 
     Raises:
-      ExperimentError: for a setting or folder that will not do, or if a method ends above the loss it began with.
+      ExperimentError: for an invalid setting or an unusable folder, or if a method ends above its initial loss.
     """
     if config.quick or config.small:
         preset = SMALL | (QUICK if config.quick else {})
-        # What was asked for stays.
+        # Settings that were given explicitly are kept.
         settings = {name: value for name, value in preset.items() if getattr(config, name) == getattr(Config, name)}
         config = dataclasses.replace(config, small=True, **settings)
     _check(config)
@@ -121,7 +122,7 @@ def _results(config: Config) -> Results:
     if config.draws:
         results = results._replace(cosines=cosines(of, task, settings, config.batch_size, config.draws))
     for number, method in enumerate(config.methods):
-        # What is left is for this method and those after it.
+        # The remaining time is shared by this method and those after it.
         left = config.minutes * 60 - (time.perf_counter() - begun)
         share = left / (len(config.methods) - number)
         _method(method, config, (of, task, settings, measure), share, results)
@@ -140,7 +141,7 @@ def _results(config: Config) -> Results:
 def _method(
     method: str, config: Config, of: tuple[Problem, data.Task, Settings, Measure], share: float, results: Results
 ) -> None:
-    """Chooses the method's rate and runs its seeds, within its share of seconds."""
+    """Chooses the method's rate and runs its seeds, within `share` seconds."""
     of_problem, task, settings, measure = of
     every = max(1, round(config.evaluations / config.moments / _cost(method, config)))
     begun = time.perf_counter()
@@ -175,7 +176,7 @@ def _method(
 
 
 def _cost(method: str, config: Config) -> int:
-    """Evaluations a step."""
+    """Evaluations per step."""
     return {"MeZO": 2, "FZOO": config.samples + 1, "ZO-Muon": config.queries + 1, "AGZO": 3}[method]
 
 
@@ -206,7 +207,7 @@ def _target(results: Results, config: Config) -> float:
 
 
 def deviations(results: Results) -> dict[str, float]:
-    """What the run is judged by: the held-out loss of each method at the end over that at the beginning."""
+    """The deviations that are judged: each method's final held-out loss over its initial one."""
     return {
         f"held-out loss by {method}": float(np.mean([own.held_out[-1] / own.held_out[0] for own in curves]))
         for method, curves in results.curves.items()
@@ -214,7 +215,7 @@ def deviations(results: Results) -> dict[str, float]:
 
 
 def _write(folder: Folder, config: Config, task: data.Task, results: Results) -> None:
-    """All there is so far: a run that is stopped leaves the methods before."""
+    """Writes all results so far, so that an interrupted run keeps the finished methods."""
     target = _target(results, config)
     queries, times = compared(results, target)
     off = deviations(results)
@@ -237,7 +238,7 @@ def _write(folder: Folder, config: Config, task: data.Task, results: Results) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.zeroth_order")
     return exit_code(lambda: run(config))
 

@@ -1,4 +1,4 @@
-"""The search for a rate, queries until a loss is reached, and how many times fewer than MeZO's."""
+"""The search for a rate, the queries until a loss is reached, and their ratio to MeZO's."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +13,17 @@ CLAIMED = {
     "FZOO": (18.0, "Dang et al. 2025, RoBERTa-large; 3 on average of all models"),
     "ZO-Muon": (1 / 0.247, "Lang et al. 2026, SST-2: 24.7 % of the queries"),
 }
-"""Times fewer forward passes than MeZO, as the papers say."""
+"""Factors by which methods need fewer forward passes than MeZO, as the papers claim."""
 
 
 class Times(NamedTuple):
-    """How many times fewer evaluations than MeZO a method takes.
+    """The factor by which a method takes fewer evaluations than MeZO.
 
     Attributes:
       found: the ratio of the means.
-      error: its standard error over seeds; infinite of one seed.
-      bound: "" if all runs reached the loss; "at most" if some of the method's did not, "at least" if some of
-        MeZO's did not, "unknown" if both.
+      error: its standard error over seeds; infinite for one seed.
+      bound: "" if all runs reached the loss; "at most" if some of the method's did not; "at least" if some of
+        MeZO's did not; "unknown" if both.
     """
 
     found: float
@@ -38,14 +38,14 @@ class Times(NamedTuple):
 
 
 def search(trial: Callable[[float, int], Curve], first: float, most: int) -> dict[float, float]:
-    """Rates from the first on, up and down by √10, until the best is none at the edge: mean validation loss by rate.
+    """Searches a rate from `first`, up or down by √10, until the best is not at the edge: mean validation loss by rate.
 
-    Runs that are cut short are compared by the moments that all have; one that diverged has an infinite loss.
+    Runs that were cut short are compared over the moments that all have. A run that diverged has an infinite loss.
 
     Args:
-      trial: `trial(rate, number)`, a run; its number from 0.
-      first: where the search begins.
-      most: rates tried at most.
+      trial: `trial(rate, number)` makes a run; its number counts from 0.
+      first: initial rate.
+      most: largest number of rates tried.
     """
     curves: dict[float, Curve] = {}
     tried: dict[float, float] = {}
@@ -66,7 +66,7 @@ def search(trial: Callable[[float, int], Curve], first: float, most: int) -> dic
 
 
 def reached(evaluations: np.ndarray, losses: np.ndarray, target: float) -> float:
-    """Evaluations at which a run's losses first fall to the target, linear between moments; infinite if never.
+    """Evaluations at which a run's loss first falls to the target, linear between moments; infinite if it never does.
 
     >>> reached(np.array([0.0, 10.0, 20.0]), np.array([3.0, 2.0, 1.0]), 1.5)
     15.0
@@ -83,7 +83,7 @@ def reached(evaluations: np.ndarray, losses: np.ndarray, target: float) -> float
 
 
 def target_of(losses: Sequence[np.ndarray], fraction: float) -> float:
-    """The loss at which a part of the fall of a method's runs, on average, is done."""
+    """The loss after `fraction` of the mean descent of a method's runs."""
     first = float(np.mean([own[0] for own in losses]))
     last = float(np.mean([own[-1] for own in losses]))
     return first - fraction * (first - last)
@@ -92,7 +92,7 @@ def target_of(losses: Sequence[np.ndarray], fraction: float) -> float:
 def times_fewer(mezo: np.ndarray, other: np.ndarray, budgets: tuple[float, float]) -> Times:
     """MeZO's evaluations over another method's, each [seeds] and infinite where the loss was not reached.
 
-    A run that does not reach it counts as one that does at the end of its budget, which bounds the ratio from one side.
+    A run that never reaches the loss counts as one that does at the end of its budget: a one-sided bound on the ratio.
     """
     never = [not np.isfinite(own).all() for own in (mezo, other)]
     bound = {(False, False): "", (True, False): "at least", (False, True): "at most", (True, True): "unknown"}
@@ -103,7 +103,7 @@ def times_fewer(mezo: np.ndarray, other: np.ndarray, budgets: tuple[float, float
 
 
 def sentences(times: Mapping[str, Times]) -> list[str]:
-    """What was claimed and what was found, a line for each method."""
+    """The claim and the result, a line for each method."""
     lines = []
     for method, own in times.items():
         claimed = CLAIMED.get(method)

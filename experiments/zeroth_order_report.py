@@ -1,4 +1,4 @@
-"""What is said and drawn of zeroth-order runs: evaluations to a loss, claims beside what was found."""
+"""Tables and figures of zeroth-order runs: evaluations to a loss, and claims beside results."""
 
 from typing import Any, NamedTuple
 
@@ -11,8 +11,8 @@ from nl_jax.numerics import mean_and_error
 
 
 class Results(NamedTuple):
-    """By method: the rate chosen, mean validation losses by the rates tried, and a curve for every seed. Cosines to the
-    gradient, [draws], of isotropic noise and of noise in the inputs' span; empty if not measured."""
+    """By method: the chosen rate, mean validation losses by rate tried, and a curve for every seed. Also cosines to the
+    gradient, [draws], of isotropic noise and of noise in the span of the inputs; empty if not measured."""
 
     rates: dict[str, float]
     tried: dict[str, dict[float, float]]
@@ -21,7 +21,7 @@ class Results(NamedTuple):
 
 
 def compared(results: Results, target: float) -> tuple[dict[str, np.ndarray], dict[str, Times]]:
-    """Evaluations of every method until a loss is reached, [seeds], and how many times fewer than MeZO's."""
+    """Evaluations of every method until a loss is reached, [seeds], and the factors by which MeZO takes more."""
     queries = {
         method: np.array([reached(own.evaluations, own.held_out, target) for own in curves])
         for method, curves in results.curves.items()
@@ -61,12 +61,12 @@ def report(results: Results, target: float, model: str) -> list[str]:
 
 
 def _first(results: Results) -> float:
-    """The held-out loss that all runs begin at."""
+    """The initial held-out loss, the same for all runs."""
     return float(next(iter(results.curves.values()))[0].held_out[0])
 
 
 def plot(results: Results, target: float, model: str) -> Any:
-    """Held-out loss against evaluations with the loss to reach, and the evaluations until it is."""
+    """Plots held-out loss against evaluations, with the target loss, and the evaluations until it is reached."""
     from experiments.plotting import figure, style
 
     queries, _ = compared(results, target)
@@ -99,6 +99,6 @@ def plot(results: Results, target: float, model: str) -> Any:
     losses.legend(frameon=False)
     bars.set_yticks(range(len(results.curves)), list(results.curves))
     bars.invert_yaxis()
-    bars.margins(x=0.15)  # room for words beside the longest
+    bars.margins(x=0.15)  # room for the text beside the longest bar
     bars.set(xlabel=f"evaluations to a loss of {target:.2f}", title="mean over seeds, and each seed")
     return canvas

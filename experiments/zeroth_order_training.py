@@ -1,4 +1,4 @@
-"""Zeroth-order methods by name, and runs of them: one program for all rates, seeds and trials of a method."""
+"""Zeroth-order methods by name, and their runs: one compiled program per method for all rates, seeds and trials."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from nl_jax.propagation import feedforward
 
 
 class Settings(NamedTuple):
-    """What methods are made with: σ, K of FZOO, K and rank of ZO-Muon, rank of AGZO."""
+    """Settings of the methods: σ, K of FZOO, K and rank of ZO-Muon, rank of AGZO."""
 
     sigma: float
     samples: int
@@ -38,7 +38,7 @@ def learner(method: str, objective: Objective, rate: Any, settings: Settings) ->
     if method == "ZO-Muon":
         basis = nl.bases.random(settings.subspace)
         estimator = nl.subspace_perturbation(objective, basis=basis, sigma=sigma, num_samples=settings.queries)
-        # Q has orthonormal columns up to a factor, so that orthogonalising Q C is orthogonalising C.
+        # Q has orthonormal columns up to a factor, so orthogonalising Q C is the same as orthogonalising C.
         muon = optax.contrib.scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=_matrices)
         return nl.learner(estimator, optax.chain(muon, optax.scale_by_learning_rate(rate)))
     estimator = nl.subspace_perturbation(objective, basis=nl.bases.inputs(settings.rank), sigma=sigma)
@@ -46,12 +46,12 @@ def learner(method: str, objective: Objective, rate: Any, settings: Settings) ->
 
 
 def _matrices(params: Params) -> Any:
-    """The last two axes of every weight are a matrix; those before number weights of a stack."""
+    """Treats the last two axes of every weight as a matrix; leading axes index the weights of a stack."""
     return jax.tree.map(lambda w: optax.contrib.MuonDimensionNumbers(w.ndim - 2, w.ndim - 1), params)
 
 
 class Problem(NamedTuple):
-    """What is learned, what is not, and the losses of both: `losses(learned, frozen)` is an objective."""
+    """Learned and frozen parameters, and the losses: `objective(frozen)` is an objective of the learned parameters."""
 
     learned: Params
     frozen: Params
@@ -59,7 +59,7 @@ class Problem(NamedTuple):
 
 
 def problem(task: data.Task, learn: tuple[str, ...]) -> Problem:
-    """The parameters of these names learn: weights of the blocks, or the embedding."""
+    """A problem in which the parameters of these names learn: weights of the blocks, or the embedding."""
     losses = data.first_token_losses(task.model)
     chosen = lambda path: path[-1].key in learn
     flat, tree = jax.tree_util.tree_flatten_with_path(task.params)
@@ -78,9 +78,9 @@ def problem(task: data.Task, learn: tuple[str, ...]) -> Problem:
 
 
 class Curve(NamedTuple):
-    """One run: evaluations spent [moments + 1], mean losses of the two sets of prompts by moment, seconds a step.
+    """One run: evaluations spent [moments + 1], mean losses of the two sets of prompts by moment, seconds per step.
 
-    It is shorter where time ran out or losses did, to infinity or NaN.
+    It is shorter if time ran out or if a loss became infinite or NaN.
     """
 
     evaluations: np.ndarray
@@ -90,14 +90,14 @@ class Curve(NamedTuple):
 
 
 class Runner:
-    """Runs of one method; whatever the rate and the seed, it is compiled once, when it is made.
+    """Runs of one method. It is compiled once, in the constructor, for all rates and seeds.
 
     Args:
       method: its name.
       problem: what is learned.
-      task: prompts to learn from, to choose rates by, and to measure by.
+      task: prompts for training, for choosing rates and for measurement.
       settings: of the method.
-      batch_size: prompts a step.
+      batch_size: prompts per step.
       every: steps between moments, made in one dispatch.
     """
 
@@ -128,7 +128,7 @@ class Runner:
         self._some_steps = jax.jit(some_steps, donate_argnums=0).lower(state, *at, task.train).compile()
 
     def __call__(self, key: Key, rate: float, moments: int, measure: "Measure", until: float = np.inf) -> Curve:
-        """Runs it: at least one moment, and none that begins after `until`, by `time.perf_counter`."""
+        """Makes a run of at least one moment; none begins after `until`, a time by `time.perf_counter`."""
         frozen, eta = self.problem.frozen, jnp.float32(rate)
         state = self._first(self.problem.learned, key, eta, frozen)
         rows = [(0, *measure(state.params))]
@@ -144,16 +144,16 @@ class Runner:
 
 
 class Measure:
-    """Mean losses of validation and held-out prompts, compiled once for all methods."""
+    """Mean losses on validation and held-out prompts, compiled once for all methods."""
 
     def __init__(self, problem: Problem, task: data.Task) -> None:
         self.task, self.frozen = task, problem.frozen
         self._losses = jax.jit(
             lambda learned, frozen, prompts: jnp.mean(problem.objective(frozen)(learned, prompts))
-        )  # one shape if both sets have as many prompts
+        )  # one shape if both sets have the same number of prompts
 
     def __call__(self, learned: Params) -> tuple[float, float]:
-        """Of the parameters that learn."""
+        """Losses of the learned parameters."""
         of = lambda prompts: float(self._losses(learned, self.frozen, prompts))
         return of(self.task.validation), of(self.task.held_out)
 
@@ -161,7 +161,7 @@ class Measure:
 def cosines(
     problem: Problem, task: data.Task, settings: Settings, batch_size: int, draws: int
 ) -> dict[str, np.ndarray]:
-    """cos(ĝ, g) to the batch's gradient at the first parameters, by 6 evaluations each: isotropic noise, and AGZO's."""
+    """cos(ĝ, g) to the batch's gradient at initial parameters, 6 evaluations each, for isotropic and AGZO's noise."""
 
     def found(learned: Params, frozen: Params, train: data.Prompts, keys: Key) -> dict[str, Array]:
         objective = problem.objective(frozen)
