@@ -67,7 +67,7 @@ def direct_feedback_alignment(
 
     def init(key: Key, params: Params) -> State:
         typed_key(key)
-        batch = shapes_of(example, params)
+        batch = shapes_of(objective, example, params)
         nus = learning_layers(objective, params, batch)
         jax.eval_shape(lambda params, batch: _learned(objective, params, batch)[1], params, batch)
         hidden = _read_by_others(objective, params, batch, nus)

@@ -107,7 +107,7 @@ def difference_target_propagation(
     report = stationarity(objective)
 
     def init(key: Key, params: Params) -> State:
-        batch = shapes_of(example, params)
+        batch = shapes_of(objective, example, params)
         own = steps_of_their_own(objective, params, batch)
         biases = {
             name: tuple(_no_bias(name, own[name], x) for x in shapes)

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import nl_jax as nl
@@ -153,3 +154,13 @@ def test_layers_that_are_no_examples_are_refused(shape, complaint):
     batch = jnp.ones((3, 4))
     with pytest.raises(ValueError, match=complaint):
         nl.direct_feedback_alignment(objective, batch).init(KEY, jnp.float32(2))
+
+
+@pytest.mark.parametrize("make", [nl.direct_feedback_alignment, nl.difference_target_propagation])
+def test_an_example_that_is_no_batch_is_named(make):
+    net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
+    objective = nl.supervised(net.apply, nl.losses.cross_entropy)
+    settings = {} if make is nl.direct_feedback_alignment else {"optimizer": optax.sgd(0.1)}
+    estimator = make(objective, jnp.ones((5, 3)), **settings)
+    with pytest.raises(ValueError, match=r"example must be a batch as the objective takes it.*pair"):
+        estimator.init(jax.random.key(0), net.init(jax.random.key(1)))
