@@ -45,8 +45,10 @@ class Measurement(NamedTuple):
 
         def shown(name: str) -> str:
             value = getattr(self, name)
-            single = not isinstance(value, jax.core.Tracer) and jnp.ndim(value) == 0
-            return f"{value:.3g}" if single else str(value)
+            try:
+                return f"{value:.3g}"
+            except TypeError:  # several numbers, or none yet while tracing
+                return str(value)
 
         names = "cosine", "relative_variance", "signal_to_noise"
         return ", ".join(f"{name.replace('_', ' ')} {shown(name)} ± {shown(f'{name}_error')}" for name in names)
