@@ -24,10 +24,10 @@ import nl_jax as nl
 from benchmarks import multipliers, pytorch, report
 from benchmarks.multipliers import Inner
 from benchmarks.problem import Problem, problem
-from experiments.failure import exit_code
-from experiments.results import Folder
+from experiments.harness.failure import exit_code
+from experiments.harness.results import Folder
 from nl_jax.base import Objective
-from nl_jax.diagnostics.timing import Spread, ratio
+from nl_jax.evaluation.diagnostics.timing import Spread, ratio
 
 RATE = 0.1  # learning rate, and step size of inference in predictive coding
 ALL = 0.0  # tolerance: no solver stops early, so all steps are timed

@@ -23,8 +23,8 @@ import nl_jax as nl
 from benchmarks.problem import problem
 from benchmarks.processes import join, joined
 from benchmarks.report import aligned
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import tyro
 import nl_jax as nl
 from benchmarks import report
 from benchmarks.problem import Problem, images, problem
-from experiments.failure import exit_code
-from experiments.results import Folder
-from nl_jax.diagnostics.timing import Spread, interleaved, ratio
+from experiments.harness.failure import exit_code
+from experiments.harness.results import Folder
+from nl_jax.evaluation.diagnostics.timing import Spread, interleaved, ratio
 
 
 @dataclass(frozen=True)

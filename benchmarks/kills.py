@@ -20,8 +20,8 @@ import optax
 import tyro
 
 import nl_jax as nl
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import tyro
 
 import nl_jax as nl
 from benchmarks.report import aligned, timed
-from experiments.failure import ExperimentError, exit_code
-from experiments.language_model import Model, next_token_loss
-from experiments.results import Folder
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.language_model import Model, next_token_loss
+from experiments.harness.results import Folder
 from nl_jax.base import Array, Key, Params
 
 SIGMA, RATE = 1e-3, 1e-6
@@ -110,14 +110,14 @@ def _temporaries(compiled: Any) -> float:
 
 def _steps(model: Model) -> list[tuple[str, Step]]:
     losses = lambda params, ids: next_token_loss(model, params, ids)
-    laws = {
+    samplers = {
         "signs": nl.directions.rademacher(),
         "rank one": nl.directions.rank_one(),
         "normal": nl.directions.gaussian(),
     }
 
-    def ours(law: nl.directions.Law) -> Step:
-        estimator = nl.weight_perturbation(losses, sigma=SIGMA, baseline=nl.baselines.antithetic(), directions=law)
+    def ours(sampler: nl.directions.Sampler) -> Step:
+        estimator = nl.weight_perturbation(losses, sigma=SIGMA, baseline=nl.baselines.antithetic(), directions=sampler)
         learner = nl.seeded(estimator, RATE)
 
         def step(params: Params, ids: Array, key: Key) -> Params:
@@ -143,7 +143,10 @@ def _steps(model: Model) -> list[tuple[str, Step]]:
         params, below = jax.lax.optimization_barrier((params, below))
         return moved(params, SIGMA - RATE * (above - below) / (2 * SIGMA))
 
-    return [*((f"nl.seeded, {name}", ours(law)) for name, law in laws.items()), ("MeZO by hand, normal", by_hand)]
+    return [
+        *((f"nl.seeded, {name}", ours(sampler)) for name, sampler in samplers.items()),
+        ("MeZO by hand, normal", by_hand),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,8 +16,8 @@ import tyro
 
 import nl_jax as nl
 from benchmarks.report import aligned
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder
 from nl_jax.base import Objective
 
 LAWS = {

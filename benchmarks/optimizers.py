@@ -20,8 +20,8 @@ import tyro
 
 from benchmarks import report
 from benchmarks.functions import FUNCTIONS, Function
-from experiments.failure import exit_code
-from experiments.results import Folder
+from experiments.harness.failure import exit_code
+from experiments.harness.results import Folder
 from nl_jax import optimizers
 
 BETAS = {
@@ -147,7 +147,7 @@ def optimistix_cg(ox: Any, function: Function, config: Config) -> Count:
 
 def plot(counts: dict[str, dict[str, Count]]) -> Any:
     """Plots iterations and evaluations: a row for each function, a marker for each optimizer."""
-    from experiments.plotting import figure, style
+    from experiments.harness.plotting import figure, style
 
     canvas, panels = figure(1, 2, size=(11, 4.6))
     for axes, what in zip(panels, Count._fields[:2], strict=True):

@@ -18,10 +18,10 @@ import tyro
 
 import nl_jax as nl
 from benchmarks import report
-from experiments.failure import exit_code
-from experiments.plotting import figure, style
-from experiments.results import Folder
-from nl_jax.diagnostics.timing import Spread, interleaved, ratio
+from experiments.harness.failure import exit_code
+from experiments.harness.plotting import figure, style
+from experiments.harness.results import Folder
+from nl_jax.evaluation.diagnostics.timing import Spread, interleaved, ratio
 
 REFERENCE = "backprop through time"
 

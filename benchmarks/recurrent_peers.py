@@ -22,10 +22,10 @@ import tyro
 
 import nl_jax as nl
 from benchmarks import pytorch, report
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder
 from nl_jax.base import Objective
-from nl_jax.diagnostics.timing import Spread, ratio
+from nl_jax.evaluation.diagnostics.timing import Spread, ratio
 
 DECAY, SLOPE = 0.9, 2.0  # of the membrane, and of the arctan surrogate for a spike's derivative
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from experiments.plotting import figure
-from experiments.results import Folder
-from nl_jax.diagnostics.timing import Spread, interleaved
+from experiments.harness.plotting import figure
+from experiments.harness.results import Folder
+from nl_jax.evaluation.diagnostics.timing import Spread, interleaved
 
 Timed = Mapping[str, Spread]
 """Ratios by name."""

@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 
 import nl_jax as nl
 from benchmarks import pytorch, report
-from experiments.failure import ExperimentError, exit_code
-from experiments.plotting import figure
-from experiments.results import Folder
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.plotting import figure
+from experiments.harness.results import Folder
 
 DEPTH, INPUTS, CLASSES, STEPS = 4, 256, 10, 3
 

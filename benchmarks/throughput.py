@@ -18,10 +18,10 @@ import tyro
 import nl_jax as nl
 from benchmarks import report
 from benchmarks.problem import problem
-from experiments.failure import exit_code
-from experiments.results import Folder
-from nl_jax.diagnostics.timing import Spread, interleaved, ratio
-from nl_jax.estimators.step_size import balanced, step_size
+from experiments.harness.failure import exit_code
+from experiments.harness.results import Folder
+from nl_jax.estimators.noise.step_size import balanced, step_size
+from nl_jax.evaluation.diagnostics.timing import Spread, interleaved, ratio
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import tyro
 import nl_jax as nl
 from benchmarks import pytorch, report
 from benchmarks.problem import Problem, problem
-from experiments.failure import exit_code
-from experiments.results import Folder
-from nl_jax.diagnostics.timing import Spread, ratio
+from experiments.harness.failure import exit_code
+from experiments.harness.results import Folder
+from nl_jax.evaluation.diagnostics.timing import Spread, ratio
 
 
 @dataclass(frozen=True)

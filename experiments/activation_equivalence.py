@@ -17,8 +17,8 @@ import optax
 import tyro
 
 import nl_jax as nl
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, Verdict
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder, Verdict
 
 ROUNDINGS = 100.0  # allowed difference between sums of up to some hundred terms, in units of the dtype's resolution
 DRIFT = 1e-9  # allowed relative distance of the parameters of two runs that are equal in exact arithmetic
@@ -242,7 +242,7 @@ COMPARED = {
 
 def plot(comparisons: Mapping[str, Comparison], descent: Descent, config: Config) -> Any:
     """Plots differences in units of rounding (left) and learning curves (right)."""
-    from experiments.plotting import figure, style
+    from experiments.harness.plotting import figure, style
 
     canvas, (rounding, learning) = figure(1, 2, size=(13, 5))
     bins = np.geomspace(0.1, 1e17, 73)

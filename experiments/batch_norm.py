@@ -17,10 +17,10 @@ import optax
 import tyro
 
 import nl_jax as nl
-from experiments import data
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
-from nl_jax.numerics import mean_and_error
+from experiments.harness import data
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder
+from nl_jax._core.numerics import mean_and_error
 
 
 class Scheme(NamedTuple):
@@ -233,7 +233,7 @@ def plot(curves: Sequence[Curve], title: str) -> Any:
     """Plots one row per rule: training loss and test accuracy against updates, and loss against learning rate."""
     from matplotlib import ticker
 
-    from experiments.plotting import band, figure, style
+    from experiments.harness.plotting import band, figure, style
 
     rules = list(dict.fromkeys(curve.rule for curve in curves))
     canvas, axes = figure(len(rules), 3, size=(13, 1.2 + 3.4 * len(rules)))

@@ -18,12 +18,12 @@ import optax
 import tyro
 
 import nl_jax as nl
-from experiments import data
-from experiments.failure import ExperimentError, exit_code
-from experiments.finished import Finished
-from experiments.results import Folder
-from experiments.users_own import factory_at, is_place
-from nl_jax.numerics import mean_and_error
+from experiments.harness import data
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.finished import Finished
+from experiments.harness.results import Folder
+from experiments.harness.users_own import factory_at, is_place
+from nl_jax._core.numerics import mean_and_error
 
 Estimator = Callable[[Any, int], nl.GradientEstimator]
 
@@ -286,7 +286,7 @@ def table(curves: dict[str, Curve], config: Config) -> str:
 
 def plot(curves: dict[str, Curve], title: str) -> Any:
     """Plots loss against updates and against evaluations, and cosine to backprop against updates."""
-    from experiments.plotting import band, figure, style
+    from experiments.harness.plotting import band, figure, style
 
     canvas, (by_update, by_cost, by_angle) = figure(1, 3, size=(13, 4.6))
     order = list(dict.fromkeys([*ESTIMATORS, *curves]))

@@ -18,9 +18,9 @@ import optax
 import tyro
 
 import nl_jax as nl
-from experiments.data import digits
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, Verdict
+from experiments.harness.data import digits
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder, Verdict
 from nl_jax.theory import perturbation
 
 ROUNDINGS = 100.0  # allowed difference from the seed's formulas, in units of float64's resolution
@@ -248,7 +248,7 @@ def table(step: Step, roundings: Mapping[str, float], compared: Comparison) -> s
 
 def plot(net: nl.Network, x: np.ndarray, step: Step, compared: Comparison) -> Any:
     """Plots the step on the network diagram (top), and cosine and size of four estimators' credit by layer (bottom)."""
-    from experiments.plotting import figure, style
+    from experiments.harness.plotting import figure, style
 
     canvas, ((forth, back), (direction, size)) = figure(2, 2, size=(12, 8.5))
     forth.get_gridspec().set_height_ratios((0.85, 1))
@@ -275,7 +275,7 @@ def plot(net: nl.Network, x: np.ndarray, step: Step, compared: Comparison) -> An
 
 def show(compared: Comparison) -> Any:
     """Plots δ: one row per estimator, one column per layer, examples by units."""
-    from experiments.plotting import figure
+    from experiments.harness.plotting import figure
 
     layers = list(compared.delta["backprop"])
     rows, columns = len(compared.delta), len(layers)

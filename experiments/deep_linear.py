@@ -20,9 +20,9 @@ from jax.nn.initializers import lecun_uniform
 from tqdm.auto import tqdm
 
 import nl_jax as nl
-from experiments import extrapolation
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.harness import extrapolation
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder
 from nl_jax.base import Params
 from nl_jax.theory import deep_linear
 
@@ -237,7 +237,7 @@ def table(courses: Sequence[Course], config: Config) -> str:
 
 def plot(courses: Sequence[Course], config: Config) -> Any:
     """Plots strengths and losses of every depth against time with their theory, and the remaining differences."""
-    from experiments.plotting import figure, style
+    from experiments.harness.plotting import figure, style
 
     canvas, axes = figure(2, len(courses) + 1, size=(4.2 * (len(courses) + 1), 7.4))
     law: dict[str, Any] = {"color": "black", "linewidth": 1.1, "zorder": 4}

@@ -16,11 +16,11 @@ import tyro
 from tqdm.auto import tqdm
 
 import nl_jax as nl
-from experiments import data, temporal_tasks
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, with_error
-from experiments.sweep import Scores, Sets, lowest, scores, sweep, with_validation
-from nl_jax.numerics import mean_and_error
+from experiments.harness import data, temporal_tasks
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder, with_error
+from experiments.harness.sweep import Scores, Sets, lowest, scores, sweep, with_validation
+from nl_jax._core.numerics import mean_and_error
 
 OUTPUTS = 10
 MOMENTS = 40  # number of times at which networks are scored, spaced geometrically
@@ -198,7 +198,7 @@ def table(found: Sequence[Stopped]) -> str:
 
 def plot(found: Sequence[Stopped]) -> Any:
     """Plots test errors and updates against the number of hidden layers, one column per task."""
-    from experiments.plotting import band, figure, style
+    from experiments.harness.plotting import band, figure, style
 
     tasks, budgets = (list(dict.fromkeys(values)) for values in zip(*((o.task, o.budget) for o in found), strict=True))
     canvas, axes = figure(2, len(tasks), size=(6 * len(tasks), 8.5))

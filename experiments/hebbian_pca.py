@@ -20,9 +20,9 @@ import tyro
 from tqdm.auto import tqdm
 
 import nl_jax as nl
-from experiments import data, extrapolation
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.harness import data, extrapolation
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder
 from nl_jax.theory import hebbian
 
 MOMENTS = 200  # measurements of a run, evenly spaced in time
@@ -289,7 +289,7 @@ def table(found: Found, digits: Digits) -> str:
 
 def plot(found: Found, digits: Digits) -> Any:
     """Plots Hebb's growth and Oja's components beside their flows, Sanger's distances and the weights of his units."""
-    from experiments.plotting import figure, style
+    from experiments.harness.plotting import figure, style
 
     canvas, ((growth, turning), (settling, pictures)) = figure(2, 2, size=(12, 8.4))
     law: dict[str, Any] = {"color": "black", "linewidth": 1.1, "zorder": 4}

@@ -20,12 +20,12 @@ import tyro
 from tqdm.auto import tqdm
 
 import nl_jax as nl
-from experiments.compiling import options
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, Verdict
+from experiments.harness.compiling import options
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder, Verdict
+from nl_jax._core.numerics import mean_and_error
 from nl_jax.base import Batch, Key, Params
-from nl_jax.diagnostics import Trajectory, identify
-from nl_jax.numerics import mean_and_error
+from nl_jax.evaluation.diagnostics import Trajectory, identify
 
 CHANCE = 1e-3  # probability of rejecting correct posteriors
 NETWORK = nl.mlp([4, 5, 2], activation=nl.activations.tanh())
@@ -279,7 +279,7 @@ def table(found: Cases, config: Config) -> str:
 
 def plot(found: Cases, config: Config) -> Any:
     """The confusion matrix, the calibration curve, and the posterior against the strength."""
-    from experiments.plotting import figure, style
+    from experiments.harness.plotting import figure, style
 
     canvas, (matrix, curve, strength) = figure(1, 3, size=(15.5, 5.2))
     names, mean = config.candidates, confusion(found)

@@ -19,8 +19,8 @@ import tyro
 from tqdm.auto import tqdm
 
 import nl_jax as nl
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, Verdict
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder, Verdict
 from nl_jax.theory import linear_neuron
 
 # Closer to N = D the errors' fourth moment is infinite, and a standard error is meaningless.
@@ -218,7 +218,7 @@ def table(points: Sequence[Point], config: Config) -> str:
 
 def plot(points: Sequence[Point], config: Config) -> Any:
     """Plots test and training error against N/D, with theory as lines."""
-    from experiments.plotting import figure, style
+    from experiments.harness.plotting import figure, style
 
     D = config.inputs
     N = np.array([point.examples for point in points])

@@ -22,13 +22,13 @@ import tyro
 from tqdm.auto import tqdm
 
 import nl_jax as nl
-from experiments import data
-from experiments.compiling import options
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, Verdict, with_error
-from experiments.sweep import Sets, with_validation
+from experiments.harness import data
+from experiments.harness.compiling import options
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder, Verdict, with_error
+from experiments.harness.sweep import Sets, with_validation
+from nl_jax._core.numerics import mean_and_error
 from nl_jax.base import Objective, Params
-from nl_jax.numerics import mean_and_error
 from nl_jax.objectives import LocalLosses
 from nl_jax.theory import perturbation
 
@@ -326,7 +326,7 @@ def table(found: dict[str, Result]) -> str:
 
 def plot(found: dict[str, Result], title: str, config: Config) -> Any:
     """Plots variance and law, cosine, and test accuracies by placement of losses."""
-    from experiments.plotting import figure, style
+    from experiments.harness.plotting import figure, style
 
     canvas, (variance, cosine, accuracy) = figure(1, 3, size=(14, 5.2))
     rows = np.arange(len(found))

@@ -19,11 +19,11 @@ import tyro
 from tqdm.auto import tqdm
 
 import nl_jax as nl
-from experiments import data
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, Verdict, with_error
-from experiments.sweep import Scores, Sets, fastest, first_at_most, scores, sweep, with_validation
-from nl_jax.numerics import mean_and_error
+from experiments.harness import data
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder, Verdict, with_error
+from experiments.harness.sweep import Scores, Sets, fastest, first_at_most, scores, sweep, with_validation
+from nl_jax._core.numerics import mean_and_error
 from nl_jax.theory import student_teacher
 
 OUTPUTS = 10  # of the linear student: with more outputs its error varies less between runs
@@ -262,7 +262,7 @@ def _arrays(results: Results) -> dict[str, Any]:
 
 def plot(results: Results, config: Config) -> Any:
     """Above, the linear student with its laws; below, the network."""
-    from experiments.plotting import band, figure, style
+    from experiments.harness.plotting import band, figure, style
 
     canvas, ((curves, factors, needed), (test, by_rate, by_batch)) = figure(2, 3, size=(15, 9))
     law = {"color": "black", "linewidth": 1.2, "zorder": 1}

@@ -16,8 +16,8 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder
 from nl_jax import optimizers
 
 Function = Callable[[jax.Array], jax.Array]
@@ -215,7 +215,7 @@ def table(paths: Mapping[str, Mapping[str, Path2D]], config: Config) -> str:
 
 def plot(paths: Mapping[str, Mapping[str, Path2D]], functions: Mapping[str, Function], config: Config) -> Any:
     """Above, the paths over contours of f; below, f against evaluations."""
-    from experiments.plotting import figure, style
+    from experiments.harness.plotting import figure, style
 
     canvas, panels = figure(2, len(paths), size=(13, 9))
     for column, (name, by_optimizer) in enumerate(paths.items()):

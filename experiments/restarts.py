@@ -23,8 +23,8 @@ from scipy.special import expit
 from scipy.stats import binom, norm
 
 import nl_jax as nl
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, Verdict
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder, Verdict
 
 INPUTS = 1.0, 10.0  # of the two examples along each axis
 TARGETS = 0.8, 0.3  # their targets, which need weights of opposite signs
@@ -275,7 +275,7 @@ def table(runs: Mapping[str, Runs], judged: Mapping[str, Any], config: Config) -
 
 def plot(runs: Mapping[str, Runs], config: Config) -> Any:
     """Plots the loss of one weight, the distribution of final losses, and the probability of missing the best one."""
-    from experiments.plotting import figure, style
+    from experiments.harness.plotting import figure, style
 
     canvas, (along, distribution, chance) = figure(1, 3, size=(16, 4.8))
     R, here, levels = config.restarts, landscape(), losses_of_levels(config)

@@ -21,8 +21,8 @@ import tyro
 from tqdm.auto import tqdm
 
 import nl_jax as nl
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, Verdict
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder, Verdict
 from nl_jax.theory import student_teacher as theory
 
 
@@ -296,7 +296,7 @@ def table(found: Sequence[Measurement]) -> str:
 
 def plot(found: Sequence[Measurement], config: Config) -> Any:
     """Above, each rule's learning curves. Below, contraction against rate, and best rates against N and M."""
-    from experiments.plotting import figure
+    from experiments.harness.plotting import figure
 
     canvas, axes = figure(2, 3, size=(14, 9))
     ends = (config.outputs[0], config.inputs[-1]), (config.outputs[-1], config.inputs[0])
@@ -323,7 +323,7 @@ def plot(found: Sequence[Measurement], config: Config) -> Any:
 
 
 def _curves(axes: Any, found: Sequence[Measurement]) -> None:
-    from experiments.plotting import style
+    from experiments.harness.plotting import style
 
     for index, one in enumerate(found):
         look = style(index)
@@ -336,7 +336,7 @@ def _curves(axes: Any, found: Sequence[Measurement]) -> None:
 
 def _contractions(axes: Any, found: Sequence[Measurement]) -> None:
     """All M and N at once: in units of C, every rule has the same parabola."""
-    from experiments.plotting import style
+    from experiments.harness.plotting import style
 
     u = np.linspace(0, 2, 100)
     axes.plot(u, u**2 - 2 * u, color="black", linewidth=1.2, label="theory: $(ηC)^2 - 2ηC$")
@@ -355,7 +355,7 @@ def _contractions(axes: Any, found: Sequence[Measurement]) -> None:
 
 
 def _best_rates(axes: Any, found: Sequence[Measurement], along: str, at: str) -> None:
-    from experiments.plotting import style
+    from experiments.harness.plotting import style
 
     least, most = (limit(getattr(one, at) for one in found) for limit in (min, max))
     index = "MN".index(along)

@@ -20,8 +20,8 @@ import tyro
 from tqdm.auto import tqdm
 
 import nl_jax as nl
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder, Verdict
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder, Verdict
 from nl_jax.theory import temporal
 
 BLOCKS = 32  # of trials over which errors are averaged, per curve
@@ -291,7 +291,7 @@ TITLES = {"fresh": "fresh inputs, unreachable targets", "repeated": "repeated in
 
 def plot(curves: Results, config: Config) -> Any:
     """Rows: fresh and repeated inputs. Columns: learning curves, final error against T and against N_eff."""
-    from experiments.plotting import figure, style
+    from experiments.harness.plotting import figure, style
 
     canvas, panels = figure(2, 3, size=(15, 8.5))
     looks = {rule: style(index) for rule, index in zip(RULES, (2, 3), strict=True)}

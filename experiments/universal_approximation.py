@@ -22,8 +22,8 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 import nl_jax as nl
-from experiments.failure import ExperimentError, exit_code
-from experiments.results import Folder
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.results import Folder
 
 
 class Target(NamedTuple):
@@ -245,7 +245,7 @@ def table(fits: Mapping[str, Mapping[int, Fit]]) -> str:
 
 def plot(fits: Mapping[str, Mapping[int, Fit]]) -> Any:
     """Above, the functions and their fits. Below, the errors against M."""
-    from experiments.plotting import figure
+    from experiments.harness.plotting import figure
 
     canvas, axes = figure(2, len(fits), size=(4 * len(fits), 7.8))
     upper, lower = np.reshape(axes, (2, len(fits)))
@@ -280,7 +280,7 @@ _LOOKS = 1, 6, 0  # different from the styles of the errors
 
 def _curves(axes: Any, target: Target, found: Mapping[int, Fit]) -> dict[str, Any]:
     """Plots g and G of one argument; returns the lines by legend entry."""
-    from experiments.plotting import style
+    from experiments.harness.plotting import style
 
     x = _fine_grid(target)
     lines = {"g": axes.plot(x[:, 0], target.function(x), **_TARGET)[0]}
@@ -292,7 +292,7 @@ def _curves(axes: Any, target: Target, found: Mapping[int, Fit]) -> dict[str, An
 
 def _contours(axes: Any, target: Target, found: Mapping[int, Fit]) -> dict[str, Any]:
     """Plots g and G of two arguments as contours; a legend cannot name these, so the result is empty."""
-    from experiments.plotting import style
+    from experiments.harness.plotting import style
 
     x = _fine_grid(target)
     square = (TEST_POINTS[2], TEST_POINTS[2])
@@ -307,7 +307,7 @@ def _contours(axes: Any, target: Target, found: Mapping[int, Fit]) -> dict[str, 
 
 def _errors(axes: Any, found: Mapping[int, Fit]) -> dict[str, Any]:
     """Plots both errors against M; returns lines and bands by legend entry."""
-    from experiments.plotting import style
+    from experiments.harness.plotting import style
 
     M, drawn = np.array(list(found)), {}
     for index, norm, label in ((3, "sup", "max |G − g|"), (2, "rms", "rms of G − g")):

@@ -21,9 +21,9 @@ import tyro
 from tqdm.auto import tqdm
 
 import nl_jax as nl
-from experiments.failure import ExperimentError, exit_code
-from experiments.random_networks import CASES, GAUSSIAN, draw, network, second_moment
-from experiments.results import Folder, Verdict
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.random_networks import CASES, GAUSSIAN, draw, network, second_moment
+from experiments.harness.results import Folder, Verdict
 from nl_jax.base import Objective
 from nl_jax.theory import mean_field, perturbation
 
@@ -261,7 +261,7 @@ def table(found: Sequence[Measurement], config: Config) -> str:
 
 def plot(found: Sequence[Measurement], config: Config) -> Any:
     """Plots variance against depth and width, the effect of unequal norms on node perturbation, and cosines."""
-    from experiments.plotting import figure, style
+    from experiments.harness.plotting import figure, style
 
     canvas, ((by_depth, imbalance), (by_width, cosine)) = figure(2, 2, size=(13, 10.5))
     width, middle = config.widths[-1], config.depths[len(config.depths) // 2]

@@ -1,51 +1,47 @@
 """nl_jax, "neuron learning in JAX": one calibrated interface to the ways a network can learn."""
 
-from nl_jax import (
-    activations,
-    batching,
-    diagnostics,
-    losses,
-    objectives,
-    optimizers,
-    products,
-    propagation,
-    rules,
-    theory,
-)
-from nl_jax.alternating import Stage, alternating
+from nl_jax import activations, losses, objectives, optimizers, propagation, rules, theory
+from nl_jax._core import products, require
+from nl_jax._core.failures import raise_if_failed
+from nl_jax._core.renamed import renamed
 from nl_jax.base import Failure, GradientEstimator, Info, LayerCredit, Learner, LearnerState
-from nl_jax.estimators import baselines, bases, directions, feedback, reward_baselines, shaping, spaces
-from nl_jax.estimators import stochastic_units as units
-from nl_jax.estimators.activity_node_perturbation import activity_node_perturbation
-from nl_jax.estimators.augmented import augmented
+from nl_jax.estimators.augment_batches import augment_batches
 from nl_jax.estimators.backprop import backprop
 from nl_jax.estimators.backprop_recursion import backprop_recursion
 from nl_jax.estimators.by_block import by_block
 from nl_jax.estimators.compose import average, batch_sum, mix, partition
-from nl_jax.estimators.constrained import layer_solves, starts
-from nl_jax.estimators.constrained.adjoint import lagrangian_backprop
-from nl_jax.estimators.constrained.admm import admm
-from nl_jax.estimators.constrained.augmented_lagrangian import augmented_lagrangian
-from nl_jax.estimators.constrained.auxiliary_coordinates import auxiliary_coordinates
-from nl_jax.estimators.constrained.error_predictive_coding import error_predictive_coding
-from nl_jax.estimators.constrained.extragradient import extragradient
-from nl_jax.estimators.constrained.fixed_prediction import fixed_prediction
-from nl_jax.estimators.constrained.lagrangian import KKT, lagrangian
-from nl_jax.estimators.constrained.predictive_coding import predictive_coding
-from nl_jax.estimators.constrained.primal_dual import primal_dual
-from nl_jax.estimators.constrained.zero_divergence import zero_divergence
-from nl_jax.estimators.direct_feedback_alignment import direct_feedback_alignment
-from nl_jax.estimators.dual_propagation import dual_propagation
 from nl_jax.estimators.equilibrium import nudges
 from nl_jax.estimators.equilibrium.at_equilibrium import at_equilibrium
 from nl_jax.estimators.equilibrium.contrastive_hebbian import contrastive_hebbian
+from nl_jax.estimators.equilibrium.dual_propagation import dual_propagation
 from nl_jax.estimators.equilibrium.equilibrium_propagation import equilibrium_propagation
-from nl_jax.estimators.evolution_strategy import evolution_strategy
-from nl_jax.estimators.feedback_alignment import feedback_alignment
-from nl_jax.estimators.forward_gradient import forward_gradient
-from nl_jax.estimators.iterative_node_perturbation import iterative_node_perturbation
-from nl_jax.estimators.node_perturbation import node_perturbation
-from nl_jax.estimators.normalised import normalised
+from nl_jax.estimators.feedback import weights as feedback
+from nl_jax.estimators.feedback.direct_feedback_alignment import direct_feedback_alignment
+from nl_jax.estimators.feedback.feedback_alignment import feedback_alignment
+from nl_jax.estimators.feedback.target_propagation import difference_target_propagation
+from nl_jax.estimators.lagrangian import initial_activity, layer_solves
+from nl_jax.estimators.lagrangian.adjoint import lagrangian_backprop
+from nl_jax.estimators.lagrangian.admm import admm
+from nl_jax.estimators.lagrangian.augmented_lagrangian import augmented_lagrangian
+from nl_jax.estimators.lagrangian.auxiliary_coordinates import auxiliary_coordinates
+from nl_jax.estimators.lagrangian.error_predictive_coding import error_predictive_coding
+from nl_jax.estimators.lagrangian.extragradient import extragradient
+from nl_jax.estimators.lagrangian.fixed_prediction import fixed_prediction
+from nl_jax.estimators.lagrangian.lagrangian import KKT, lagrangian
+from nl_jax.estimators.lagrangian.predictive_coding import predictive_coding
+from nl_jax.estimators.lagrangian.primal_dual import primal_dual
+from nl_jax.estimators.lagrangian.zero_divergence import zero_divergence
+from nl_jax.estimators.noise import baselines, bases, directions, reward_baselines, shaping, spaces
+from nl_jax.estimators.noise import stochastic_units as units
+from nl_jax.estimators.noise.activity_node_perturbation import activity_node_perturbation
+from nl_jax.estimators.noise.evolution_strategy import evolution_strategy
+from nl_jax.estimators.noise.forward_gradient import forward_gradient
+from nl_jax.estimators.noise.iterative_node_perturbation import iterative_node_perturbation
+from nl_jax.estimators.noise.node_perturbation import node_perturbation
+from nl_jax.estimators.noise.normalised import normalised
+from nl_jax.estimators.noise.reinforce import reinforce
+from nl_jax.estimators.noise.subspace_perturbation import subspace_perturbation
+from nl_jax.estimators.noise.weight_perturbation import weight_perturbation
 from nl_jax.estimators.online.e_prop import e_prop
 from nl_jax.estimators.online.rflo import rflo
 from nl_jax.estimators.online.rtrl import rtrl
@@ -53,13 +49,8 @@ from nl_jax.estimators.online.snap import snap
 from nl_jax.estimators.online.three_factor import three_factor
 from nl_jax.estimators.online.truncated_backprop import truncated_backprop
 from nl_jax.estimators.online.uoro import uoro
-from nl_jax.estimators.reinforce import reinforce
-from nl_jax.estimators.subspace_perturbation import subspace_perturbation
-from nl_jax.estimators.target_propagation import difference_target_propagation
-from nl_jax.estimators.weight_perturbation import weight_perturbation
-from nl_jax.failures import raise_if_failed
-from nl_jax.learner import learner
-from nl_jax.locality.audit import audit
+from nl_jax.evaluation import conformance, diagnostics
+from nl_jax.evaluation.audit.audit import audit
 from nl_jax.networks import cells, connections, normalisation, scalings
 from nl_jax.networks.cells import surrogates
 from nl_jax.networks.cells.recurrent import recurrent
@@ -69,13 +60,15 @@ from nl_jax.networks.mlp import mlp
 from nl_jax.networks.normalisation import batch_norm
 from nl_jax.networks.residual import Residual, residual
 from nl_jax.objectives import bandit, device, local_losses, supervised
-from nl_jax.parts import Part, train_only
+from nl_jax.objectives.parts import Part, train_only
 from nl_jax.propagation import scan
 from nl_jax.rules.decorrelation import decorrelation
 from nl_jax.rules.local_learning import local_learning
-from nl_jax.training import logs
+from nl_jax.training import batching, logs
+from nl_jax.training.alternating import Stage, alternating
 from nl_jax.training.fit import fit
 from nl_jax.training.in_place import seeded
+from nl_jax.training.learner import learner
 from nl_jax.training.outcome import Diverged, Exhausted, Interrupted, Report, Terminated
 from nl_jax.training.replay_log import TrainingLog, replay
 from nl_jax.training.restarts import Restarts, restarts
@@ -110,7 +103,7 @@ __all__ = [
     "alternating",
     "at_equilibrium",
     "audit",
-    "augmented",
+    "augment_batches",
     "augmented_lagrangian",
     "auxiliary_coordinates",
     "average",
@@ -124,6 +117,7 @@ __all__ = [
     "batching",
     "by_block",
     "cells",
+    "conformance",
     "connections",
     "contrastive_hebbian",
     "decorrelation",
@@ -143,6 +137,7 @@ __all__ = [
     "fit",
     "fixed_prediction",
     "forward_gradient",
+    "initial_activity",
     "iterative_node_perturbation",
     "lagrangian",
     "lagrangian_backprop",
@@ -170,6 +165,7 @@ __all__ = [
     "recurrent",
     "reinforce",
     "replay",
+    "require",
     "residual",
     "restarts",
     "reward_baselines",
@@ -182,7 +178,6 @@ __all__ = [
     "shaping",
     "snap",
     "spaces",
-    "starts",
     "subspace_perturbation",
     "supervised",
     "surrogates",
@@ -197,3 +192,5 @@ __all__ = [
     "weight_perturbation",
     "zero_divergence",
 ]
+
+__getattr__ = renamed(__name__, {"augmented": "augment_batches", "starts": "initial_activity"})

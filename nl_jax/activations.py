@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax._core.require import nonzero_number
 from nl_jax.base import Array
-from nl_jax.checks import nonzero_number
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,7 +11,7 @@ A network is a program of layers; a learning rule is a way to run that program::
     learner.step(key, state, batch)                   -> (state, info)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -42,6 +42,13 @@ an example's noise by its own loss alone would be biased there and raise an erro
 
 ActivationFn = Callable[[Array], Array]
 """`activation(pre-activation) -> axons`, the seeds' "update" of a layer."""
+
+Axons = Mapping[str, Array]
+"""Axons (activity) by layer."""
+
+Initializer = Callable[..., Array]
+"""`initializer(key, shape, dtype) -> array`, as in `jax.nn.initializers`: `lecun_normal()`, `glorot_uniform()`
+(Xavier), `he_normal()` (Kaiming), `orthogonal()`, …"""
 
 
 class Propagate(Protocol):
@@ -205,6 +212,10 @@ class GradientEstimator(NamedTuple):
     estimate: EstimateFn
     credit: CreditFn = without_credit
     sample: SampleFn | None = None
+
+
+Factory = Callable[[Objective], GradientEstimator]
+"""`factory(objective) -> estimator`, such as `nl.backprop`."""
 
 
 class LearnerState(NamedTuple):

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from nl_jax.estimators.directions import Structured
-from nl_jax.estimators.directions.blocks import Blocks
-from nl_jax.estimators.directions.flipout import Flipped
+from nl_jax.estimators.noise.directions import Structured
+from nl_jax.estimators.noise.directions.blocks import Blocks
+from nl_jax.estimators.noise.directions.flipout import Flipped
 
 
 def formed(direction, examples=1):

@@ -11,30 +11,21 @@ import nl_jax as nl
 ROOT = Path(nl.__file__).parent
 REPOSITORY = ROOT.parent
 
-# What each room may import of nl_jax; base and checks lie below everything.
+# What each room may import of nl_jax; base lies below everything.
+CORE = {"base", "_core"}
 MAY_IMPORT = {
     "base": set(),
-    "checks": {"base"},
-    "failures": {"base"},
-    "numerics": {"base"},
-    "dependence": {"base"},
-    "propagation": {"base", "dependence", "products"},
-    "activations": {"base", "checks"},
-    "losses": {"base", "checks", "numerics"},
-    "batching": {"base"},
-    "products": {"base", "checks", "dependence"},
-    "parts": {"base", "checks", "propagation"},
-    "networks": {"base", "checks", "numerics", "products", "propagation", "activations"},
-    "objectives": {"base", "checks", "propagation", "activations"},
-    "estimators": {"base", "checks", "dependence", "failures", "numerics", "parts", "products", "propagation"},
-    "rules": {"base", "checks", "products", "propagation"},
-    "optimizers": {"base", "checks", "numerics"},
-    "learner": {"base", "checks"},
-    "alternating": {"base", "checks", "learner", "parts"},
-    "locality": {"base", "checks", "dependence", "propagation"},
-    "training": {"base", "checks", "batching", "estimators", "numerics"},
-    "diagnostics": {"base", "checks", "failures", "numerics", "rules"},
-    "conformance": {*("base", "checks", "propagation", "activations", "losses", "networks", "objectives", "locality")},
+    "_core": {"base"},
+    "propagation": CORE,
+    "activations": CORE,
+    "losses": CORE,
+    "networks": {*CORE, "propagation", "activations"},
+    "objectives": {*CORE, "propagation", "activations"},
+    "estimators": {*CORE, "propagation", "objectives"},
+    "rules": {*CORE, "propagation"},
+    "optimizers": CORE,
+    "training": {*CORE, "objectives", "estimators"},
+    "evaluation": {*CORE, "propagation", "activations", "losses", "networks", "objectives", "rules"},
     "theory": set(),
 }
 

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import layered, per_example
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Objective, Params, State, stateless
-from nl_jax.checks import layered, per_example
-from nl_jax.estimators.constrained.adjoint import lagrangian_backprop
+from nl_jax.estimators.lagrangian.adjoint import lagrangian_backprop
 
 
 def backprop(objective: Objective) -> GradientEstimator:

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
+from nl_jax._core.require import layered
 from nl_jax.base import Batch, GradientEstimator, Info, Key, LayerCredit, Objective, Params, State, stateless
-from nl_jax.checks import layered
-from nl_jax.estimators.way_back import way_back
+from nl_jax.estimators.feedback.feedback_path import feedback_path
 
 
 def backprop_recursion(objective: Objective) -> GradientEstimator:
@@ -33,11 +33,11 @@ def backprop_recursion(objective: Objective) -> GradientEstimator:
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
-        losses, grads, _ = way_back(objective, params, batch)
+        losses, grads, _ = feedback_path(objective, params, batch)
         return grads, state, Info(jnp.mean(losses), jnp.int32(3))
 
     def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
         del key, state
-        return way_back(objective, params, batch, credit=True).credit
+        return feedback_path(objective, params, batch, credit=True).credit
 
     return GradientEstimator(stateless, estimate, credit)

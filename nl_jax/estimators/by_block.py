@@ -1,15 +1,12 @@
 """Trains blocks with local losses, each by its own estimator (Ren et al. 2022)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State
-from nl_jax.checks import typed_key
-
-Factory = Callable[[Objective], GradientEstimator]
+from nl_jax._core.require import typed_key
+from nl_jax.base import Batch, Factory, GradientEstimator, Info, Key, Params, State
 
 
 def by_block(losses: Any, factory: Factory) -> GradientEstimator:

@@ -1,17 +1,16 @@
 """Estimators made from other estimators: averages, mixtures, partitions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
-from nl_jax.checks import positive_integer, typed_key
-from nl_jax.failures import ever, raise_if_known
-from nl_jax.numerics import wide_dtype
-from nl_jax.parts import assign, by_path, replaced, restricted
-
-Factory = Callable[[Objective], GradientEstimator]
+from nl_jax._core.failures import ever, raise_if_known
+from nl_jax._core.numerics import wide_dtype
+from nl_jax._core.paths import assign, by_path, replaced
+from nl_jax._core.require import positive_integer, typed_key
+from nl_jax.base import Array, Batch, Factory, GradientEstimator, Info, Key, Objective, Params, State
+from nl_jax.objectives.parts import restricted
 
 
 def average(estimator: GradientEstimator, num_estimates: int) -> GradientEstimator:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.numerics import wide_dtype
+from nl_jax._core.require import takes
 from nl_jax.base import Array
-from nl_jax.checks import takes
 from nl_jax.losses.kullback_leibler import kullback_leibler
-from nl_jax.numerics import wide_dtype
 
 
 def normalised(loss: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:

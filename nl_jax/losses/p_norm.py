@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nl_jax._core.require import positive_number
 from nl_jax.base import Array
-from nl_jax.checks import positive_number
 from nl_jax.losses.summed import summed
 
 

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax._core.paths import path_name
+from nl_jax._core.require import is_size, takes
 from nl_jax.activations import identity, named, require_true_derivative
 from nl_jax.base import ActivationFn, Array, Key, Params, Propagate
-from nl_jax.checks import is_size, path_name, takes
 from nl_jax.networks import diagram, summary
-from nl_jax.networks.connections import Connection, Joint, Shape
+from nl_jax.networks.connections import ConnectionSpec, Joint, Shape
 from nl_jax.propagation import feedforward, record
 
 
@@ -63,7 +64,7 @@ class Layer:
         self,
         name: str,
         shape: int | Sequence[int] | None = None,
-        connections: Connection | Sequence[Connection] = (),
+        connections: ConnectionSpec | Sequence[ConnectionSpec] = (),
         activation: ActivationFn | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
@@ -73,7 +74,7 @@ class Layer:
             raise ValueError(f"layer {name!r}: shape must be of whole numbers of at least 1, got {shape!r}")
         self.name = name
         self.shape: Shape | None = None if sizes is None else tuple(map(int, sizes))
-        self.connections = (connections,) if isinstance(connections, Connection) else tuple(connections)
+        self.connections = (connections,) if isinstance(connections, ConnectionSpec) else tuple(connections)
         if activation is not None:
             remedy = "those of nl.activations are made by a call, nl.activations.tanh()"
             takes(f"layer {name!r}: activation", activation, 1, remedy)
@@ -296,7 +297,7 @@ def _join(layer: Layer, below: str, shapes: Mapping[str, Shape]) -> tuple[tuple[
     sources: list[str] = []
     joints: dict[str, Joint] = {}
     for connection in layer.connections:
-        if not isinstance(connection, Connection):
+        if not isinstance(connection, ConnectionSpec):
             raise ValueError(f"layer {layer.name!r}: {connection!r} is not a connection of nl.connections")
         name = below if connection.source is None else connection.source
         if name not in shapes:

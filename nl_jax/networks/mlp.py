@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from jax.nn import initializers
 
-from nl_jax.base import ActivationFn
-from nl_jax.networks.connections import Initializer, dense
+from nl_jax.base import ActivationFn, Initializer
 from nl_jax.networks.connections import decorrelated as decorrelating
+from nl_jax.networks.connections import dense
 from nl_jax.networks.layers import Layer, Network, network
 
 

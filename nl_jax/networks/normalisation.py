@@ -15,11 +15,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.numerics import wide_dtype
+from nl_jax._core.require import positive_number
 from nl_jax.base import Array, Connection, Forward, Params, Propagate
-from nl_jax.checks import positive_number
 from nl_jax.networks.connections import Shape
 from nl_jax.networks.layers import Layer, Transform
-from nl_jax.numerics import wide_dtype
 from nl_jax.propagation import Around, Site, feedforward, interpret
 
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import positive_integer, takes
 from nl_jax.activations import identity
 from nl_jax.base import ActivationFn, Array, Key, Params, Propagate
-from nl_jax.checks import positive_integer, takes
 from nl_jax.networks.scalings import Scaling, ScalingFn, Weight, depth_mup
 from nl_jax.propagation import feedforward, scan
 

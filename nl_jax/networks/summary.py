@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.paths import path_name
 from nl_jax.activations import named
-from nl_jax.checks import path_name
 
 if TYPE_CHECKING:
     from nl_jax.networks.layers import Layer, Network

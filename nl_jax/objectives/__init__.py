@@ -2,7 +2,7 @@
 
 `supervised` compares outputs with targets; `bandit` only receives a reward. `reconstruction`, `denoising` and
 `forward_forward` need no labels. `local_losses` gives each block of a network its own losses. Random changes that are
-drawn again for every step (a corruption, a wrong label) are functions `(key, batch) -> batch` for `nl.augmented`.
+drawn again for every step (a corruption, a wrong label) are functions `(key, batch) -> batch` for `nl.augment_batches`.
 `device` calls a function on the host, such as hardware.
 """
 

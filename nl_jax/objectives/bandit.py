@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import takes
 from nl_jax.base import Array, Batch, Forward, Objective
-from nl_jax.checks import takes
 from nl_jax.objectives.judged import Run, judged, one_per_example, pair
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import positive_integer
 from nl_jax.base import ActivationFn, Array, Connection, Params, Propagate
-from nl_jax.checks import positive_integer
 from nl_jax.objectives.judged import one_per_example
 
 _HEAD = ".head"
@@ -103,7 +103,7 @@ def run(
     return found
 
 
-def cut(network: Any, blocks: Sequence[str] | None, groups: int, patches: bool) -> list[Block]:
+def split(network: Any, blocks: Sequence[str] | None, groups: int, patches: bool) -> list[Block]:
     """Returns the blocks from the input up; raises ValueError for invalid settings."""
     groups = positive_integer("groups", groups)
     shapes = jax.eval_shape(network.init, jax.random.key(0))

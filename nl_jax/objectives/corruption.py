@@ -1,4 +1,4 @@
-"""Corruptions: pure functions `corrupt(key, clean) -> (corrupted, clean)`, for `nl.augmented`."""
+"""Corruptions: pure functions `corrupt(key, clean) -> (corrupted, clean)`, for `nl.augment_batches`."""
 
 from collections.abc import Callable
 from numbers import Real
@@ -6,8 +6,8 @@ from numbers import Real
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import positive_number
 from nl_jax.base import Array, Key
-from nl_jax.checks import positive_number
 
 Corruption = Callable[[Key, Array], tuple[Array, Array]]
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from nl_jax.checks import path_name, takes
+from nl_jax._core.paths import path_name
+from nl_jax._core.require import takes
 
 
 def device(run: Callable[..., Any], like: Callable[..., Any] | None = None) -> Callable[..., Any]:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import layered, positive_integer, positive_number
 from nl_jax.base import ActivationFn, Array, Batch, Connection, Forward, Key, Objective, Params, Propagate
-from nl_jax.checks import layered, positive_integer, positive_number
 from nl_jax.objectives.judged import pair
 from nl_jax.propagation import feedforward
 
@@ -119,8 +119,8 @@ def contrast(num_classes: int) -> Callable[[Key, Batch], tuple[Array, Array]]:
       num_classes: at least 2.
 
     Returns:
-      `(key, (inputs, labels)) -> (inputs, positive)`, with twice the examples, for `nl.augmented`. The positive inputs
-      come first. Wrong labels are equally likely, and drawn again for each key.
+      `(key, (inputs, labels)) -> (inputs, positive)`, with twice the examples, for `nl.augment_batches`. The positive
+      inputs come first. Wrong labels are equally likely, and drawn again for each key.
 
     Raises:
       ValueError: if `num_classes` is not as described.

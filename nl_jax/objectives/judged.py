@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import takes_propagate
 from nl_jax.base import Array, Batch, Forward, Objective, Params, Propagate
-from nl_jax.checks import takes_propagate
 from nl_jax.propagation import feedforward
 
 Run = Callable[[Any], Any]

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
+from nl_jax._core.require import positive_integer, takes
 from nl_jax.activations import identity
 from nl_jax.base import Array, Batch, Key, Objective, Params, Propagate
-from nl_jax.checks import positive_integer, takes
 from nl_jax.objectives import blocks as of_network
 from nl_jax.objectives.judged import pair
 from nl_jax.propagation import feedforward, record
@@ -117,7 +117,7 @@ def local_losses(
         raise ValueError(f"network must be made by nl.network or nl.mlp, got {network!r}")
     takes("loss", loss, 2, "a loss of outputs and targets, such as nl.losses.cross_entropy")
     num_outputs = positive_integer("num_outputs", num_outputs)
-    cut = of_network.cut(network, blocks, groups, patches)
+    cut = of_network.split(network, blocks, groups, patches)
 
     def init(key: Key, dtype: Any = jnp.float32) -> Params:
         keys = jax.random.split(key, 1 + len(cut))

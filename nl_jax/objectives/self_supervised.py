@@ -36,7 +36,8 @@ def denoising(forward: Forward, loss: Callable[[Any, Any], Array]) -> Objective:
     """Compares a network's outputs for corrupted inputs with the clean inputs (Vincent et al. 2008).
 
     The clean inputs are the targets, so this is `nl.supervised` on pairs `(corrupted, clean)`.
-    `nl.augmented(estimator, nl.objectives.masking_noise(0.3))` makes these pairs, with new noise for every estimate.
+    `nl.augment_batches(estimator, nl.objectives.masking_noise(0.3))` makes these pairs, with new noise for every
+    estimate.
 
     Args:
       forward: `forward(params, inputs, propagate=feedforward) -> outputs`, outputs shaped as the inputs.

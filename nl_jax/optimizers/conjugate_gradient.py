@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nl_jax._core.numerics import widened
+from nl_jax._core.require import positive_hyperparameter, positive_integer, takes
 from nl_jax.base import Array, Params, State
-from nl_jax.checks import positive_hyperparameter, positive_integer, takes
-from nl_jax.numerics import widened
 from nl_jax.optimizers.betas import Beta, polak_ribiere
 from nl_jax.optimizers.inner import dot, ratio
 

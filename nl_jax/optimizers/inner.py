@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import optax
 
+from nl_jax._core.numerics import widened
 from nl_jax.base import Array, Params
-from nl_jax.numerics import widened
 
 
 def dot(a: Params, b: Params) -> Array:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.sparse.linalg import cg
 
+from nl_jax._core.numerics import wide_dtype
+from nl_jax._core.require import floating, positive_integer
 from nl_jax.base import Array, Params
-from nl_jax.checks import floating, positive_integer
-from nl_jax.numerics import wide_dtype
 
 
 def minimum_of_quadratic(

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.dependence import reached, severed
 from nl_jax.base import Array, Params, Program
-from nl_jax.dependence import reached, severed
 from nl_jax.propagation.interpretation import Site, interpret
 from nl_jax.propagation.loops import accumulated
 

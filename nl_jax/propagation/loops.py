@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from nl_jax._core.dependence import reached, severed
 from nl_jax.base import Array
-from nl_jax.dependence import reached, severed
 from nl_jax.propagation.interpretation import SEPARATOR
 
 Leaves = list[Any]

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
+from nl_jax._core.products import opened
 from nl_jax.base import ActivationFn, Array, Connection, Params, Propagate
-from nl_jax.products import opened
 
 
 def feedforward(
@@ -77,7 +77,7 @@ def scan(
     if not callable(propagate):
         raise ValueError(f"propagate must be what the program was called with, got {propagate!r}")
     inside = getattr(propagate, "scan", None)
-    xs, rebuilt = opened(xs)  # stand-ins for stacked weights, perhaps with noise drawn in the loop
+    xs, rebuilt = opened(xs)  # lazy weights for stacked weights, perhaps with noise drawn in the loop
 
     def body(carry: Any, slices: Any, propagate: Propagate) -> tuple[Any, Any]:
         return step(carry, rebuilt(slices), propagate)

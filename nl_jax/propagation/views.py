@@ -1,4 +1,4 @@
-"""Runs that record, hold or displace the layers' axons (activity), or displace their pre-activations."""
+"""Runs that record, clamp or displace the layers' axons (activity), or displace their pre-activations."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -33,8 +33,8 @@ def zero_axons(program: Program, params: Params, inputs: Any) -> dict[str, Array
     return {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
 
 
-class Held(NamedTuple):
-    """A layer in a run that holds axons.
+class Clamped(NamedTuple):
+    """A layer in a run that clamps axons.
 
     Attributes:
       axons: x^l, given or computed.
@@ -45,39 +45,41 @@ class Held(NamedTuple):
     predicted: Array
 
 
-class Partly(NamedTuple):
-    """Axons for a layer in a loop that is held at some steps and computed at the others.
+class PartlyClamped(NamedTuple):
+    """Axons for a layer in a loop that is clamped at some steps and computed at the others.
 
     Attributes:
       axons: x^l, with a leading axis of steps.
-      held: whether it is held, [steps].
+      clamped: whether it is clamped, [steps].
     """
 
     axons: Array
-    held: Array
+    clamped: Array
 
 
-def hold(program: Program) -> Callable[[Params, Any, Mapping[str, Array | Partly]], tuple[Any, dict[str, Held]]]:
+def clamp(
+    program: Program,
+) -> Callable[[Params, Any, Mapping[str, Array | PartlyClamped]], tuple[Any, dict[str, Clamped]]]:
     """Holds some or all layers at *given* axons; all others are computed from their inputs.
 
-    Held axons become free variables, and x^l − f(W^l x^{l−1} + b^l) a residual: the constrained view of learning
+    Clamped axons become free variables, and x^l − f(W^l x^{l−1} + b^l) a residual: the constrained view of learning
     (seed 000, LeCun 1988).
 
     Returns:
-      `held(params, inputs, given) -> (outputs, {layer: Held})`, where `given` maps layer names to their axons, or to
-      a `Partly`.
+      `clamped(params, inputs, given) -> (outputs, {layer: Clamped})`, where `given` maps layer names to their axons,
+      or to a `PartlyClamped`.
 
     Raises:
       ValueError: when run, for duplicate or unknown layers or axons of the wrong shape.
     """
 
-    def layer(site: Site, given: Array | Partly | None) -> tuple[Array, Held]:
+    def layer(site: Site, given: Array | PartlyClamped | None) -> tuple[Array, Clamped]:
         predicted = site.axons()
-        axons = predicted if given is None else given.axons if isinstance(given, Partly) else given
+        axons = predicted if given is None else given.axons if isinstance(given, PartlyClamped) else given
         _same_shape(site.name, "given axons", axons, "the layer's own", predicted)
-        if isinstance(given, Partly):
-            axons = jnp.where(given.held, axons, predicted)
-        return axons, Held(axons, predicted)
+        if isinstance(given, PartlyClamped):
+            axons = jnp.where(given.clamped, axons, predicted)
+        return axons, Clamped(axons, predicted)
 
     return interpret(program, layer)
 
@@ -109,7 +111,7 @@ def inject(program: Program) -> Callable[[Params, Any, Given], Any]:
 def displace(program: Program) -> Callable[[Params, Any, Mapping[str, Array]], tuple[Any, dict[str, Array]]]:
     """Adds an error e^l to the axons of some layers, which is propagated: x^l = f(W^l x^{l-1} + b^l) + e^l.
 
-    `inject` adds to pre-activations; `displace` adds to axons. In terms of `hold`, e^l is the residual of the axons
+    `inject` adds to pre-activations; `displace` adds to axons. In terms of `clamp`, e^l is the residual of the axons
     x^l.
 
     Returns:

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
+from nl_jax._core.require import positive_number
 from nl_jax.base import Array, Params, State
-from nl_jax.checks import positive_number
 from nl_jax.rules.rule import Change, Rule, mean, mean_outer
 
 

@@ -2,8 +2,8 @@
 
 import jax
 
+from nl_jax._core.require import positive_integer
 from nl_jax.base import Array, Params
-from nl_jax.checks import positive_integer
 from nl_jax.rules.rule import Change, Rule, mean_outer, unsupervised
 
 

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.paths import path_name
+from nl_jax._core.products import unfold
+from nl_jax._core.require import layered, nonnegative_number, per_example, typed_key
 from nl_jax.base import DECORRELATION, Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
-from nl_jax.checks import layered, nonnegative_number, path_name, per_example, typed_key
-from nl_jax.products import unfold
 from nl_jax.propagation import Site, local
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from nl_jax._core.require import takes
 from nl_jax.base import Array, Params
-from nl_jax.checks import takes
 from nl_jax.rules.rule import Change, Rule, mean_outer, supervised
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nl_jax._core.require import per_example, takes_propagate
 from nl_jax.base import Array, Batch, Forward, GradientEstimator, Info, Key, Objective, Params, State
-from nl_jax.checks import per_example, takes_propagate
 from nl_jax.propagation import Site, interpret
 from nl_jax.propagation.interpretation import SEPARATOR
 from nl_jax.rules.rule import Rule

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax._core.paths import path_name
+from nl_jax._core.products import unfold
 from nl_jax.base import DECORRELATION, Array, Params
-from nl_jax.checks import path_name
-from nl_jax.products import unfold
 from nl_jax.propagation import Site
 from nl_jax.rules.rule import Change
 

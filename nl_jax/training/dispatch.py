@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.stages import Wrapped
 
 from nl_jax.base import Array, Batch, Info, Key, Learner, LearnerState, State
-from nl_jax.batching import Order
+from nl_jax.training.batching import Order
 from nl_jax.training.outcome import Outcomes
 from nl_jax.training.placement import gather
 

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from nl_jax._core.paths import path_name
 from nl_jax.base import Array
-from nl_jax.checks import path_name
 
 
 def write(path: Path, content: Callable[[IO[bytes]], Any]) -> None:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax._core.require import concrete
 from nl_jax.base import Array, Batch, Key, Learner, LearnerState, Params, State
-from nl_jax.batching import Order, shuffled
-from nl_jax.checks import concrete
+from nl_jax.training.batching import Order, shuffled
 from nl_jax.training.dispatch import ONE, ONE_DONATING, Record
 from nl_jax.training.loop import Loop
 from nl_jax.training.outcome import Diverged, Outcomes

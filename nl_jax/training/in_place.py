@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import nonzero_number, positive_integer, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Learner, LearnerState, Params
-from nl_jax.checks import nonzero_number, positive_integer, typed_key
-from nl_jax.estimators.sampled import SampledGradient
+from nl_jax.estimators.noise.sampled import SampledGradient
 
 Schedule = Callable[[Array], Array]
 """`schedule(step) -> learning rate`, as in optax."""

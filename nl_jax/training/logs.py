@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from nl_jax.checks import path_name, positive_integer
+from nl_jax._core.paths import path_name
+from nl_jax._core.require import positive_integer
 from nl_jax.training.files import write
 from nl_jax.training.outcome import Report
 

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax._core.paths import path_name
+from nl_jax._core.require import positive_integer
 from nl_jax.base import Batch, GradientEstimator, Params
-from nl_jax.checks import path_name, positive_integer
-from nl_jax.estimators import directions as laws
-from nl_jax.estimators.directions import Law
-from nl_jax.estimators.directions.law import NamedLaw
-from nl_jax.estimators.sampled import Directions, SampledGradient
+from nl_jax.estimators.noise import directions as samplers
+from nl_jax.estimators.noise.directions import Sampler
+from nl_jax.estimators.noise.directions.sampler import NamedSampler
+from nl_jax.estimators.noise.sampled import Directions, SampledGradient
 from nl_jax.training.files import write
 from nl_jax.training.in_place import Past, Update, advanced, coefficients_of, nothing_yet
 
@@ -35,7 +36,8 @@ class TrainingLog:
       folder: created if it does not exist.
       estimator: the learner's estimator.
       params: its parameters, or their shapes.
-      batch: a batch, or its shapes. It sets the number of rates for laws that give every example its own directions.
+      batch: a batch, or its shapes. It sets the number of rates for samplers that give every example its own
+        directions.
       momentum: the learner's momentum, with its `window`.
       snapshot_every: interval in steps at which all parameters are saved as well, so that a replay need not begin at
         the first step; None for never.
@@ -156,24 +158,24 @@ class TrainingLog:
 
 
 def replay(
-    params: Params, log: TrainingLog | str | os.PathLike, *, steps: int | None = None, law: Law | None = None
+    params: Params, log: TrainingLog | str | os.PathLike, *, steps: int | None = None, directions: Sampler | None = None
 ) -> Params:
     """Repeats a run from its log, without a forward pass, and returns its parameters.
 
-    With the laws of `nl.directions` they are bitwise equal to the run's, on the same kind of device and version of
-    JAX. With your own law they are equal up to rounding.
+    With the samplers of `nl.directions` they are bitwise equal to the run's, on the same kind of device and version of
+    JAX. With your own sampler they are equal up to rounding.
 
     Args:
       params: the run's first parameters. Where the log has a snapshot, their shapes suffice.
       log: a `TrainingLog` or its folder.
       steps: how many steps of the run to repeat, at least 0; by default all complete records.
-      law: the law of directions; needed if it is not one of `nl.directions`.
+      directions: the sampler of the directions; needed if it is not one of `nl.directions`.
 
     Returns:
       The parameters after these steps.
 
     Raises:
-      ValueError: if the log belongs to other parameters, has fewer steps, or names no law.
+      ValueError: if the log belongs to other parameters, has fewer steps, or names no sampler.
       FileNotFoundError: if the folder has no log.
     """
     folder = log.folder if isinstance(log, TrainingLog) else Path(log)
@@ -185,13 +187,13 @@ def replay(
     if header["parameters"] != _described(params):
         raise ValueError(f"log folder {folder} is of other parameters: {_difference(header['parameters'], params)}")
     first, params = _snapshot(folder, last, params)
-    directions = Directions.of(law or _law(header["law"], folder), params, header["weights"])
+    drawn = Directions.of(directions or _sampler(header["law"], folder), params, header["weights"])
     momentum = np.array(header.get("momentum", [1.0]), np.float32)
     past = _past(records[:first], len(momentum) - 1) if len(momentum) > 1 else ()
     for at in range(first, last, _AT_ONCE):
         some = records[at : min(at + _AT_ONCE, last)]
         updates = (jnp.asarray(some[name]) for name in ("key", "scale", "rates"))
-        params, past = _repeated(directions, header["generator"], params, past, (*updates, jnp.asarray(momentum)))
+        params, past = _repeated(drawn, header["generator"], params, past, (*updates, jnp.asarray(momentum)))
     return params
 
 
@@ -226,10 +228,10 @@ def _header(estimator: GradientEstimator, params: Params, batch: Batch) -> dict[
             "one, such as nl.baselines.antithetic()"
         )
     sampled, _, _ = jax.eval_shape(estimator.sample, key, state, params, batch)
-    law = sampled.directions.law
+    sampler = sampled.directions.sampler
     return {
         "format": 1,
-        "law": {"name": law.name, "settings": law.settings} if isinstance(law, NamedLaw) else None,
+        "law": {"name": sampler.name, "settings": sampler.settings} if isinstance(sampler, NamedSampler) else None,
         "parameters": _described(params),
         "weights": [leaf.weight for leaf in sampled.directions.leaves],
         "rates": list(sampled.rates.shape),
@@ -281,10 +283,12 @@ def _read_header(folder: Path) -> dict[str, Any]:
         raise ValueError(f"log folder {folder}: header.json is damaged ({error})") from error
 
 
-def _law(described: dict[str, Any] | None, folder: Path) -> Law:
+def _sampler(described: dict[str, Any] | None, folder: Path) -> Sampler:
     if described is None:
-        raise ValueError(f"log folder {folder} was written with a law of your own: pass it, replay(…, law=…)")
-    return getattr(laws, described["name"])(**described["settings"])
+        raise ValueError(
+            f"log folder {folder} was written with a sampler of your own: pass it, replay(…, directions=…)"
+        )
+    return getattr(samplers, described["name"])(**described["settings"])
 
 
 def _snapshot(folder: Path, last: int, params: Params) -> tuple[int, Params]:

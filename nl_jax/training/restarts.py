@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax._core.require import positive_integer
 from nl_jax.base import Array, Batch, Key, Learner, LearnerState, Params, State
-from nl_jax.batching import Order, shuffled
-from nl_jax.checks import positive_integer
+from nl_jax.training.batching import Order, shuffled
 from nl_jax.training.dispatch import MANY, MANY_DONATING, Record
 from nl_jax.training.loop import Loop
 from nl_jax.training.outcome import Diverged, Interrupted, Outcomes

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from nl_jax._core.require import concrete, positive_integer, typed_key
 from nl_jax.base import Key, Learner
-from nl_jax.batching import Order
-from nl_jax.checks import concrete, positive_integer, typed_key
+from nl_jax.training.batching import Order
 from nl_jax.training.dispatch import Record, without_residuals
 from nl_jax.training.outcome import Report
 from nl_jax.training.sources import source

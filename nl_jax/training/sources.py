@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax._core.require import concrete, positive_integer
 from nl_jax.base import Batch, Key, Learner, LearnerState
-from nl_jax.batching import Order, shuffled
-from nl_jax.checks import concrete, positive_integer
+from nl_jax.training.batching import Order, shuffled
 from nl_jax.training.dispatch import Engine, Record
 from nl_jax.training.outcome import Outcomes
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax._core.numerics import mean_and_error
+from nl_jax._core.require import positive_integer, takes
 from nl_jax.base import Array, Batch, Info, Key, Learner, LearnerState, Params
-from nl_jax.batching import Order, shuffled
-from nl_jax.checks import positive_integer, takes
-from nl_jax.numerics import mean_and_error
+from nl_jax.training.batching import Order, shuffled
 from nl_jax.training.dispatch import MANY_DONATING, Record
 from nl_jax.training.loop import Loop
 from nl_jax.training.outcome import Diverged

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import estimators, scaling, throughput
-from nl_jax.diagnostics import timing
+from nl_jax.evaluation.diagnostics import timing
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

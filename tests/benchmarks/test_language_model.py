@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from benchmarks import language_model
-from experiments.language_model import Model
+from experiments.harness.language_model import Model
 
 pytestmark = pytest.mark.usefixtures("lenient")
 SMALL = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import report, training
-from nl_jax.diagnostics.timing import Spread
+from nl_jax.evaluation.diagnostics.timing import Spread
 
 CASE = training.Case((6, 5, 3), examples=9, batch_size=4, steps=5)
 

@@ -5,9 +5,9 @@ import functools
 import pytest
 
 import nl_jax as nl
-from nl_jax.conformance import Claims, breadth, certify, contract
-from nl_jax.conformance.certify import CHECKS
-from nl_jax.conformance.problem import recurrent
+from nl_jax.evaluation.conformance import Claims, breadth, certify, contract
+from nl_jax.evaluation.conformance.certifying import CHECKS
+from nl_jax.evaluation.conformance.problem import recurrent
 from tests.registry import ESTIMATORS
 
 EVERYWHERE = (

@@ -10,9 +10,9 @@ import optax
 import pytest
 
 import nl_jax as nl
-from nl_jax.conformance.calibration import largest_deviation
-from nl_jax.conformance.subject import flat, keys, sampler
-from nl_jax.estimators.target_propagation import Decoders
+from nl_jax.estimators.feedback.target_propagation import Decoders
+from nl_jax.evaluation.conformance.calibration import largest_deviation
+from nl_jax.evaluation.conformance.subject import flat, keys, sampler
 from nl_jax.propagation import feedforward, interpret
 from tests import problems
 from tests.equations import equations

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from experiments.outcome import has_nan
+from experiments.gallery.outcome import has_nan
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import activation_equivalence as experiment
-from experiments.plotting import figure
+from experiments.harness.plotting import figure
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from experiments import atlas, atlas_cell, atlas_lessons, atlas_methods, atlas_page, atlas_workers
-from experiments.atlas_cell import Effort
-from experiments.atlas_methods import METHODS, Method
-from experiments.atlas_tasks import TASKS, Task, wrong_answers
-from experiments.atlas_workers import Order, all_done
-from experiments.failure import ExperimentError
+from experiments.atlas import __main__ as atlas
+from experiments.atlas import cell as atlas_cell
+from experiments.atlas import lessons as atlas_lessons
+from experiments.atlas import methods as atlas_methods
+from experiments.atlas import page as atlas_page
+from experiments.atlas import workers as atlas_workers
+from experiments.atlas.cell import Effort
+from experiments.atlas.methods import METHODS, Method
+from experiments.atlas.tasks import TASKS, Task, wrong_answers
+from experiments.atlas.workers import Order, all_done
+from experiments.harness.failure import ExperimentError
 from nl_jax.propagation import feedforward
 
 pytestmark = pytest.mark.usefixtures("lenient")  # optax promotes
@@ -183,7 +188,7 @@ def test_every_estimator_is_a_method():
         "partition",
         "batch_sum",
         "by_block",
-        "augmented",
+        "augment_batches",
         "at_equilibrium",
         "local_learning",
     }

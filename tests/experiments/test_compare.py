@@ -12,7 +12,7 @@ import pytest
 
 import nl_jax as nl
 from experiments import compare
-from experiments.failure import ExperimentError
+from experiments.harness.failure import ExperimentError
 from tests.experiments.test_data import idx, write_set
 
 REPOSITORY = Path(compare.__file__).parents[1]

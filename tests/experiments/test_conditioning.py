@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import conditioning, linear_descent
-from experiments.conditioning import CENTRED, RAW, STANDARDISED, WHITENED
-from experiments.sweep import Scores
+from experiments.conditioning import __main__ as conditioning
+from experiments.conditioning import linear_descent
+from experiments.conditioning.__main__ import CENTRED, RAW, STANDARDISED, WHITENED
+from experiments.harness.sweep import Scores
 
 pytestmark = pytest.mark.usefixtures("lenient")
 SMALL = [

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import constrained
-from experiments.constrained_family import EXACT, GROUPS, MEMBERS, SOLVERS
+from experiments.constrained import __main__ as constrained
+from experiments.constrained.family import EXACT, GROUPS, MEMBERS, SOLVERS
 
 pytestmark = pytest.mark.usefixtures("lenient")
 SMALL = {

@@ -9,10 +9,10 @@ import optax
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import covariate_shift
-from experiments.covariate_shift import Results, shift
-from experiments.covariate_shift_network import PLAIN, SCHEMES, Measured, jolts
-from experiments.sweep import Scores
+from experiments.covariate_shift import __main__ as covariate_shift
+from experiments.covariate_shift.__main__ import Results, shift
+from experiments.covariate_shift.network import PLAIN, SCHEMES, Measured, jolts
+from experiments.harness.sweep import Scores
 
 pytestmark = pytest.mark.usefixtures("lenient")
 _, NORMALISED, JOLTED = SCHEMES

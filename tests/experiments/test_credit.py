@@ -9,7 +9,7 @@ import pytest
 
 import nl_jax as nl
 from experiments import credit as experiment
-from experiments.plotting import figure
+from experiments.harness.plotting import figure
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

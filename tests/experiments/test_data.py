@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments import data
-from experiments.failure import ExperimentError
+from experiments.harness import data
+from experiments.harness.failure import ExperimentError
 
 
 def idx(array: np.ndarray, code: int = 8) -> bytes:

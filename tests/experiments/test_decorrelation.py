@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from experiments import decorrelation, decorrelation_training
-from experiments.decorrelation import Chosen, Config, Lesson
-from experiments.decorrelation_training import METHODS, TASKS, Trained, Trial
+from experiments.decorrelation import __main__ as decorrelation
+from experiments.decorrelation import training as decorrelation_training
+from experiments.decorrelation.__main__ import Chosen, Config, Lesson
+from experiments.decorrelation.training import METHODS, TASKS, Trained, Trial
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

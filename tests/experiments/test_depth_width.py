@@ -9,8 +9,8 @@ import pytest
 import nl_jax as nl
 from experiments import depth_width
 from experiments.depth_width import Shape, Stopped
-from experiments.failure import ExperimentError
-from experiments.sweep import Scores
+from experiments.harness.failure import ExperimentError
+from experiments.harness.sweep import Scores
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

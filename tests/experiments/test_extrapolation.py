@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import extrapolation
-from experiments.failure import ExperimentError
+from experiments.harness import extrapolation
+from experiments.harness.failure import ExperimentError
 
 
 def measured(eta):

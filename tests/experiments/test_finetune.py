@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import finetune, finetune_data
-from experiments.failure import ExperimentError
-from experiments.language_model import Model
+from experiments.finetune import __main__ as finetune
+from experiments.finetune import data as finetune_data
+from experiments.harness.failure import ExperimentError
+from experiments.harness.language_model import Model
 
 pytestmark = pytest.mark.usefixtures("lenient")
 TINY = Model(vocabulary=97, width=8, depth=2, heads=2, groups=1, hidden=8)

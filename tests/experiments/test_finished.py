@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.failure import ExperimentError
-from experiments.finished import FILE, Finished
+from experiments.harness.failure import ExperimentError
+from experiments.harness.finished import FILE, Finished
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import exhibits, gallery
-from experiments.outcome import Outcome
+from experiments.gallery import __main__ as gallery
+from experiments.gallery import exhibits
+from experiments.gallery.outcome import Outcome
 
 # What stands in for an experiment; how it ends is in its name.
 STUB = """
@@ -239,12 +240,15 @@ def test_what_was_run_by_hand_is_shown(out, show):
 
 
 def test_every_experiment_is_an_exhibit():
-    folder = Path(exhibits.__file__).parent
-    for path in sorted(folder.glob("*.py")):
+    folder = Path(exhibits.__file__).parent.parent
+    scripts = {path.stem: path for path in folder.glob("*.py")} | {
+        path.parent.name: path for path in folder.glob("*/__main__.py")
+    }
+    for name, path in scripts.items():
         defined = {node.name for node in ast.parse(path.read_text()).body if hasattr(node, "name")}
-        if {"main", "Config"} <= defined and path.stem != "gallery":
-            assert f"experiments.{path.stem}" in [exhibit.module for exhibit in exhibits.EXHIBITS], path
+        if {"main", "Config"} <= defined and name != "gallery":
+            assert f"experiments.{name}" in [exhibit.module for exhibit in exhibits.EXHIBITS], path
     for exhibit in exhibits.EXHIBITS:
-        assert (folder / f"{exhibit.name}.py").is_file()
+        assert exhibit.name in scripts
         assert Path(__file__).with_name(f"test_{exhibit.name}.py").is_file()  # where its tables are held to have no NaN
         assert exhibit.figures

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data, hardware
-from experiments.hardware_circuit import Crossbar, Faults, circuit
+from experiments.hardware import __main__ as hardware
+from experiments.hardware.circuit import Crossbar, Faults, circuit
+from experiments.harness import data
 
 pytestmark = pytest.mark.usefixtures("lenient")  # optax promotes
 

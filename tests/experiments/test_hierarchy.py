@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import data, hierarchy, hierarchy_network
-from experiments.hierarchy import Scores
-from experiments.hierarchy_network import Answers, Size
+from experiments.harness import data
+from experiments.hierarchy import __main__ as hierarchy
+from experiments.hierarchy import network as hierarchy_network
+from experiments.hierarchy.__main__ import Scores
+from experiments.hierarchy.network import Answers, Size
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from experiments import language_model_files as files
-from experiments.failure import ExperimentError
-from experiments.language_model import Model, adapted, adapters, next_token_loss
+from experiments.harness import language_model_files as files
+from experiments.harness.failure import ExperimentError
+from experiments.harness.language_model import Model, adapted, adapters, next_token_loss
 
 pytestmark = pytest.mark.usefixtures("lenient")
 MODEL = Model(vocabulary=11, width=8, depth=2, heads=4, groups=2, hidden=12)

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import loss_surfaces
-from experiments.loss_formulas import NORMALISED, SURFACES
+from experiments.loss_surfaces import __main__ as loss_surfaces
+from experiments.loss_surfaces.formulas import NORMALISED, SURFACES
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -73,7 +73,7 @@ def test_another_formula_is_a_non_zero_exit(what, tmp_path, monkeypatch, capsys)
 
 
 def loss_surfaces_figure():
-    from experiments.plotting import figure
+    from experiments.harness.plotting import figure
 
     return figure(1, 1, size=(1, 1))[0]
 

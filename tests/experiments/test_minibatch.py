@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import minibatch
-from experiments.sweep import Scores
+from experiments.harness.sweep import Scores
 from nl_jax.theory import student_teacher
 
 pytestmark = pytest.mark.usefixtures("lenient")

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments import perceptron, single_units
-from experiments.perceptron import Config, Count
-from experiments.single_units import LAYERS, PERCEPTRON, UNIT, Failure
+from experiments.perceptron import __main__ as perceptron
+from experiments.perceptron import single_units
+from experiments.perceptron.__main__ import Config, Count
+from experiments.perceptron.single_units import LAYERS, PERCEPTRON, UNIT, Failure
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

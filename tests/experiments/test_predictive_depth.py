@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments import predictive_depth
-from experiments.predictive_depth import factor, regret, shift
-from experiments.predictive_depth_inference import Descent, descents
-from experiments.predictive_depth_training import Curve, lowest_of_parabola
+from experiments.predictive_depth import __main__ as predictive_depth
+from experiments.predictive_depth.__main__ import factor, regret, shift
+from experiments.predictive_depth.inference import Descent, descents
+from experiments.predictive_depth.training import Curve, lowest_of_parabola
 
 pytestmark = pytest.mark.usefixtures("lenient")
 SMALL = [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import restarts
-from experiments.plotting import figure
+from experiments.harness.plotting import figure
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

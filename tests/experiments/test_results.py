@@ -2,9 +2,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from experiments.failure import ExperimentError
-from experiments.plotting import figure
-from experiments.results import Folder
+from experiments.harness.failure import ExperimentError
+from experiments.harness.plotting import figure
+from experiments.harness.results import Folder
 
 
 @dataclass(frozen=True)

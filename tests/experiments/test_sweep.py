@@ -7,11 +7,11 @@ import optax
 import pytest
 
 import nl_jax as nl
-from experiments import sweep
-from experiments.data import Dataset, Split
-from experiments.results import with_error
-from experiments.sweep import Sets
-from nl_jax.numerics import mean_and_error
+from experiments.harness import sweep
+from experiments.harness.data import Dataset, Split
+from experiments.harness.results import with_error
+from experiments.harness.sweep import Sets
+from nl_jax._core.numerics import mean_and_error
 
 NETWORK = nl.mlp([3, 2], activation=nl.activations.tanh())
 ESTIMATOR = nl.backprop(nl.supervised(NETWORK.apply, nl.losses.cross_entropy))

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import temporal_credit, temporal_networks, temporal_tasks, temporal_training
-from experiments.plotting import figure
-from experiments.temporal_credit import BACKPROP, RTRL, Lesson
-from experiments.temporal_training import Trained
+from experiments.harness import temporal_networks, temporal_tasks
+from experiments.harness.plotting import figure
+from experiments.temporal_credit import __main__ as temporal_credit
+from experiments.temporal_credit import training as temporal_training
+from experiments.temporal_credit.__main__ import BACKPROP, RTRL, Lesson
+from experiments.temporal_credit.training import Trained
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from experiments import temporal_tasks
-from experiments.failure import ExperimentError
+from experiments.harness import temporal_tasks
+from experiments.harness.failure import ExperimentError
 
 SIZES = 300, 100, 2000
 

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from experiments import random_networks, variance_depth
-from experiments.random_networks import CASES
+from experiments import variance_depth
+from experiments.harness import random_networks
+from experiments.harness.random_networks import CASES
 from experiments.variance_depth import Measurement, Sampled
 
 pytestmark = pytest.mark.usefixtures("lenient")

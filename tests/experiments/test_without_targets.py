@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import ladder, without_targets
-from experiments.ladder import METHODS, RUNGS
-from experiments.without_targets import Scores
+from experiments.without_targets import __main__ as without_targets
+from experiments.without_targets import ladder
+from experiments.without_targets.__main__ import Scores
+from experiments.without_targets.ladder import METHODS, RUNGS
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

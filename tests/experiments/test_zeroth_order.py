@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import finetune_data, zeroth_order
-from experiments import zeroth_order_claims as claims
-from experiments import zeroth_order_training as training
-from experiments.language_model import Model
+from experiments.finetune import data as finetune_data
+from experiments.harness.language_model import Model
+from experiments.zeroth_order import __main__ as zeroth_order
+from experiments.zeroth_order import claims, training
 
 pytestmark = pytest.mark.usefixtures("lenient")
 TINY = Model(vocabulary=97, width=8, depth=2, heads=2, groups=1, hidden=8)

@@ -155,7 +155,7 @@ def test_what_it_is_given_is_checked():
 def test_digits_are_learned_layer_by_layer(digits):
     network = nl.mlp([64, 40, 40], activation=nl.activations.relu(), output_activation=nl.activations.relu())
     estimator = nl.backprop(nl.objectives.forward_forward(network.apply))
-    learner = nl.learner(nl.augmented(estimator, nl.objectives.contrast(10)), optax.adam(1e-2))
+    learner = nl.learner(nl.augment_batches(estimator, nl.objectives.contrast(10)), optax.adam(1e-2))
     state = learner.init(KEY, network.init(jax.random.key(1)))
     state, _ = nl.fit(learner, KEY, state, digits, num_steps=200, batch_size=50, progress=False)
     assert (nl.objectives.predict(network.apply, 10)(state.params, digits[0]) == digits[1]).mean() > 0.8

@@ -51,7 +51,7 @@ def test_digits_are_restored(digits):
     images, _ = digits
     network = nl.mlp([64, 16, 64], activation=nl.activations.identity())
     objective = nl.objectives.denoising(network.apply, nl.losses.half_squared_error)
-    estimator = nl.augmented(nl.backprop(objective), nl.objectives.masking_noise(0.3))
+    estimator = nl.augment_batches(nl.backprop(objective), nl.objectives.masking_noise(0.3))
     learner = nl.learner(estimator, optax.adam(3e-3))
     state = learner.init(KEY, network.init(KEY))
     state, history = nl.fit(learner, KEY, state, images, num_steps=200, batch_size=50, progress=False)

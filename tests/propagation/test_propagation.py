@@ -22,7 +22,7 @@ def twice(params, x, propagate=feedforward):
 SQUARE = jnp.eye(2)
 INTERPRETATIONS = {
     "record": lambda program: propagation.record(program)(SQUARE, SQUARE),
-    "hold": lambda program: propagation.hold(program)(SQUARE, SQUARE, {}),
+    "clamp": lambda program: propagation.clamp(program)(SQUARE, SQUARE, {}),
     "inject": lambda program: propagation.inject(program)(SQUARE, SQUARE, {"same": SQUARE}),
     "local_gradient": lambda program: propagation.local_gradient(program)(SQUARE, SQUARE, SQUARE, {"same": SQUARE}),
 }
@@ -39,7 +39,7 @@ def test_unknown_and_missing_layers_are_named():
     _, axons = propagation.record(p.forward)(p.params, p.batch[0])
     extra = {**axons, "ghost": axons["output"]}
     with pytest.raises(ValueError, match="no layer is named 'ghost'; the layers are hidden1, output"):
-        propagation.hold(p.forward)(p.params, p.batch[0], extra)
+        propagation.clamp(p.forward)(p.params, p.batch[0], extra)
     with pytest.raises(ValueError, match="no layer is named 'ghost'"):
         propagation.inject(p.forward)(p.params, p.batch[0], extra)
     with pytest.raises(ValueError, match="layer 'ghost' is not among those known here: hidden1, output"):
@@ -48,7 +48,7 @@ def test_unknown_and_missing_layers_are_named():
         nl.lagrangian(p.objective)(p.params, {"hidden1": axons["hidden1"]}, {}, p.batch)
 
 
-@pytest.mark.parametrize("run", ["record", "hold", "inject", "local_gradient"])
+@pytest.mark.parametrize("run", ["record", "clamp", "inject", "local_gradient"])
 def test_layers_inside_an_inner_transformation_are_an_error(run):
     """What is recorded inside the program's own vmap would leak, or be taken for a constant: a silent zero."""
 
@@ -69,9 +69,9 @@ def test_wrong_shapes_are_named_not_broadcast():
         propagation.inject(p.forward)(p.params, p.batch[0], {"hidden1": jnp.zeros((1, 5))})
     axons = {"hidden1": jnp.zeros((6, 5)), "output": jnp.zeros((1, 3))}
     with pytest.raises(ValueError, match=r"layer 'output': the given axons has shape \(1, 3\)"):
-        propagation.hold(p.forward)(p.params, p.batch[0], axons)
+        propagation.clamp(p.forward)(p.params, p.batch[0], axons)
     with pytest.raises(ValueError, match=r"layer 'output': .* shape \(1, 3\), the layer's own \(6, 3\)"):
-        propagation.hold(p.forward)(p.params, p.batch[0], {"output": jnp.zeros((1, 3))})
+        propagation.clamp(p.forward)(p.params, p.batch[0], {"output": jnp.zeros((1, 3))})
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -79,7 +79,7 @@ def test_recording_changes_nothing(name):
     p = PROBLEMS[name]()
     outputs, axons = propagation.record(p.forward)(p.params, p.batch[0])
     chex.assert_trees_all_equal(outputs, p.forward(p.params, p.batch[0]))
-    again, layers = propagation.hold(p.forward)(p.params, p.batch[0], axons)
+    again, layers = propagation.clamp(p.forward)(p.params, p.batch[0], axons)
     chex.assert_trees_all_equal(outputs, again)
     # Feasible axons predict themselves.
     chex.assert_trees_all_equal({name: layer.predicted for name, layer in layers.items()}, axons)
@@ -89,7 +89,7 @@ def test_held_layers_do_not_talk_to_each_other():
     p = problems.chain()
     _, axons = propagation.record(p.forward)(p.params, p.batch[0])
     moved = {**axons, "hidden1": axons["hidden1"] + 1}
-    outputs, layers = propagation.hold(p.forward)(p.params, p.batch[0], moved)
+    outputs, layers = propagation.clamp(p.forward)(p.params, p.batch[0], moved)
     chex.assert_trees_all_equal(outputs, axons["output"])
     chex.assert_trees_all_equal(layers["hidden1"].predicted, axons["hidden1"])
     assert not np.allclose(layers["output"].predicted, axons["output"])
@@ -104,7 +104,7 @@ def test_held_layers_move_those_above_them():
         outputs, clean = propagation.record(p.forward)(params, x)
         moved = {"low": clean["low"] + 1}
         given = {}, moved, clean | moved
-        return outputs, clean, *(_values(*propagation.hold(p.forward)(params, x, values)) for values in given)
+        return outputs, clean, *(_values(*propagation.clamp(p.forward)(params, x, values)) for values in given)
 
     outputs, clean, nothing, some, everything = run(p.params, p.batch[0])
     chex.assert_trees_all_equal(nothing, (outputs, clean, clean))
@@ -140,7 +140,7 @@ def test_displaced_axons_are_sent_on():
     hidden = jnp.tanh(x @ own["weight"] + own["bias"][None, :]) + 0.3
     np.testing.assert_allclose(axons["hidden1"], hidden, rtol=1e-6)
     np.testing.assert_allclose(outputs, hidden @ above["weight"] + above["bias"][None, :], rtol=1e-5)
-    held = propagation.hold(p.forward)(p.params, x, axons)[1]["hidden1"]
+    held = propagation.clamp(p.forward)(p.params, x, axons)[1]["hidden1"]
     np.testing.assert_allclose(held.axons - held.predicted, error, rtol=1e-6)
     with pytest.raises(ValueError, match=r"layer 'hidden1': the error has shape \(1, 5\), the layer's axons \(6, 5\)"):
         propagation.displace(p.forward)(p.params, x, {"hidden1": jnp.zeros((1, 5))})

@@ -34,7 +34,7 @@ def test_what_is_given_is_sliced_along_the_steps(x64):
     twin = problems.unrolled(p)
     offsets = jax.random.normal(jax.random.key(0), (STEPS, 5, 3))
     apart = {f"hidden{t}": offsets[t] for t in range(STEPS)}
-    for run in (propagation.inject, lambda program: lambda *at: propagation.hold(program)(*at)[0]):
+    for run in (propagation.inject, lambda program: lambda *at: propagation.clamp(program)(*at)[0]):
         ours = lambda o, run=run: jnp.sum(run(p.forward)(p.params, p.batch[0], {"time/hidden": o}) ** 2)
         theirs = lambda o, run=run: jnp.sum(run(twin.forward)(p.params, p.batch[0], o) ** 2)
         value, slope = jax.value_and_grad(ours)(offsets)
@@ -47,8 +47,10 @@ def test_some_steps_may_be_held_and_others_computed(x64):
     p = problems.recurrent()
     x = jax.random.normal(jax.random.key(0), (STEPS, 5, 3))
     held = jnp.arange(STEPS) == 1
-    outputs, layers = propagation.hold(p.forward)(p.params, p.batch[0], {"time/hidden": propagation.Partly(x, held)})
-    expected, apart = propagation.hold(problems.unrolled(p).forward)(p.params, p.batch[0], {"hidden1": x[1]})
+    outputs, layers = propagation.clamp(p.forward)(
+        p.params, p.batch[0], {"time/hidden": propagation.PartlyClamped(x, held)}
+    )
+    expected, apart = propagation.clamp(problems.unrolled(p).forward)(p.params, p.batch[0], {"hidden1": x[1]})
     np.testing.assert_allclose(outputs, expected, rtol=1e-12)
     axons = jnp.stack([apart[f"hidden{t}"].axons for t in range(STEPS)])
     np.testing.assert_allclose(layers["time/hidden"].axons, axons, rtol=1e-12)
@@ -143,7 +145,7 @@ def test_wrong_programs_are_refused_with_a_remedy():
     with pytest.raises(ValueError, match="'time' is propagated twice"):
         run(twice)
     with pytest.raises(ValueError, match="no layer is named 'time/ghost'; the layers are time/unit"):
-        propagation.hold(named("unit"))(jnp.eye(2), jnp.ones((3, 2)), {"time/ghost": jnp.ones((2, 3, 2))})
+        propagation.clamp(named("unit"))(jnp.eye(2), jnp.ones((3, 2)), {"time/ghost": jnp.ones((2, 3, 2))})
     with pytest.raises(ValueError, match="propagate must be what the program was called with, got None"):
         nl.scan("time", lambda c, x, propagate: (c, x), 0.0, jnp.ones(2), None)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from nl_jax.estimators.constrained.extragradient import looking_ahead
-from nl_jax.estimators.constrained.primal_dual import alternating
-from nl_jax.estimators.constrained.saddle_point import Iterate
+from nl_jax.estimators.lagrangian.extragradient import looking_ahead
+from nl_jax.estimators.lagrangian.primal_dual import alternating
+from nl_jax.estimators.lagrangian.saddle_point import Iterate
 from nl_jax.propagation import feedforward
 from nl_jax.theory import multipliers
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import nl_jax as nl
-from tests.estimators.test_blocks import LAWS, WIDE, _temporaries
+from tests.estimators.noise.test_blocks import SAMPLERS, WIDE, _temporaries
 
 KEY = jax.random.key(5)
 NETWORK = nl.mlp([300, 250, 4], activation=nl.activations.tanh())  # 75,000 weights: two blocks
@@ -17,8 +17,8 @@ PARAMS = NETWORK.init(jax.random.key(6))
 BATCH = jax.tree.map(lambda x: x[:10], DATA)
 
 
-def estimator(law="rank_one", samples=3, **settings):
-    return nl.weight_perturbation(OBJECTIVE, num_samples=samples, directions=LAWS[law], **settings)
+def estimator(sampler="rank_one", samples=3, **settings):
+    return nl.weight_perturbation(OBJECTIVE, num_samples=samples, directions=SAMPLERS[sampler], **settings)
 
 
 def run(folder, ours, steps=7, rate=0.05, snapshot_every=None, **momentum):
@@ -38,11 +38,11 @@ def same(left, right):
 
 
 @pytest.mark.parametrize(
-    ("law", "samples"), [("gaussian", 3), ("gaussian", 1), ("rank_one", 3), ("rank_one", 1), ("flipout", 2)]
+    ("sampler", "samples"), [("gaussian", 3), ("gaussian", 1), ("rank_one", 3), ("rank_one", 1), ("flipout", 2)]
 )
-def test_a_replay_has_the_same_bits(law, samples, tmp_path):
+def test_a_replay_has_the_same_bits(sampler, samples, tmp_path):
     """As the run, a late joiner, and one who begins at a snapshot."""
-    log, state = run(tmp_path, estimator(law, samples), snapshot_every=4)
+    log, state = run(tmp_path, estimator(sampler, samples), snapshot_every=4)
     same(nl.replay(PARAMS, log), state.params)
     assert not np.array_equal(nl.replay(PARAMS, log, steps=6)["output"]["weight"], state.params["output"]["weight"])
     assert [path.name for path in tmp_path.glob("*.npz")] == ["snapshot-000000006.npz"]
@@ -128,11 +128,11 @@ def test_in_place_is_gradient_descent():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state.params, expected.params)
 
 
-@pytest.mark.parametrize("law", ["gaussian", "rademacher", "rank_one"])
-def test_in_place_has_the_memory_of_inference(law):
+@pytest.mark.parametrize("sampler", ["gaussian", "rademacher", "rank_one"])
+def test_in_place_has_the_memory_of_inference(sampler):
     """At most 0.15 parameters of temporaries, with momentum as well."""
     ours = nl.weight_perturbation(
-        nl.supervised(WIDE.apply, nl.losses.cross_entropy), num_samples=8, directions=LAWS[law]
+        nl.supervised(WIDE.apply, nl.losses.cross_entropy), num_samples=8, directions=SAMPLERS[sampler]
     )
     batch = jax.ShapeDtypeStruct((32, 1024), jnp.float32), jax.ShapeDtypeStruct((32,), jnp.int32)
     learner = nl.seeded(ours, 0.1, momentum=0.9, example=batch)
@@ -187,7 +187,7 @@ def test_a_law_of_ones_own_is_handed_to_the_replay(tmp_path):
     own = lambda key, index, template: nl.directions.rademacher()(key, index, template)
     ours = nl.weight_perturbation(OBJECTIVE, directions=own)
     log, state = run(tmp_path, ours)
-    with pytest.raises(ValueError, match=r"pass it, replay\(…, law=…\)"):
+    with pytest.raises(ValueError, match=r"pass it, replay\(…, directions=…\)"):
         nl.replay(PARAMS, log)
-    again = nl.replay(PARAMS, log, law=own)  # whose arrays XLA may add otherwise: to rounding
+    again = nl.replay(PARAMS, log, directions=own)  # whose arrays XLA may add otherwise: to rounding
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), again, state.params)

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from nl_jax.base import Array, Batch, Failure, Params, Program
-from nl_jax.estimators.constrained.relaxation import distance, relax
-from nl_jax.estimators.equilibrium.energy import Axons, EnergyNetwork, energy_network
-from nl_jax.failures import raise_if_known
+from nl_jax._core.failures import raise_if_known
+from nl_jax.base import Array, Axons, Batch, Failure, Params, Program
+from nl_jax.estimators.equilibrium.energy import EnergyNetwork, energy_network
+from nl_jax.estimators.lagrangian.relaxation import distance, relax
 
 
 def at_equilibrium(

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, Params
-from nl_jax.estimators.constrained.lagrangian import KKT
-from nl_jax.estimators.equilibrium.energy import Axons, EnergyNetwork
+from nl_jax.base import Array, Axons, Batch, Params
+from nl_jax.estimators.equilibrium.energy import EnergyNetwork
+from nl_jax.estimators.lagrangian.lagrangian import KKT
 
 
 def certificate(

@@ -5,8 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.dependence import reached
+from nl_jax._core.require import per_example
 from nl_jax.base import (
     Array,
+    Axons,
     Batch,
     Failure,
     GradientEstimator,
@@ -18,10 +21,8 @@ from nl_jax.base import (
     State,
     stateless,
 )  # fmt: skip
-from nl_jax.checks import per_example
-from nl_jax.dependence import reached
 from nl_jax.estimators.equilibrium.certificate import certificate
-from nl_jax.estimators.equilibrium.energy import Axons, EnergyNetwork, energy_network
+from nl_jax.estimators.equilibrium.energy import EnergyNetwork, energy_network
 from nl_jax.propagation import loops_around
 
 

@@ -1,20 +1,18 @@
 """Energy networks: programs of layers whose connections work in both directions."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from nl_jax.base import Array, Batch, LayerCredit, Params, Program, Propagate
-from nl_jax.checks import layered, positive_hyperparameter, positive_number
-from nl_jax.dependence import reached
-from nl_jax.estimators.constrained.relaxation import Relaxation, Relaxed, distance, relax
-from nl_jax.estimators.credit import of_axons
-from nl_jax.propagation import Around, Site, feedforward, hold, interpret, places, record
-
-Axons = Mapping[str, Array]
+from nl_jax._core.dependence import reached
+from nl_jax._core.require import layered, positive_hyperparameter, positive_number
+from nl_jax.base import Array, Axons, Batch, LayerCredit, Params, Program, Propagate
+from nl_jax.estimators.lagrangian.credit import of_axons
+from nl_jax.estimators.lagrangian.relaxation import Relaxation, Relaxed, distance, relax
+from nl_jax.propagation import Around, Site, clamp, feedforward, interpret, places, record
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class EnergyNetwork:
 
     def outputs(self, params: Params, axons: Axons, batch: Batch) -> Any:
         """Returns the program's outputs for given axons: C, if it is an objective."""
-        return hold(self.program)(params, batch, axons)[0]
+        return clamp(self.program)(params, batch, axons)[0]
 
     def harmony(self, params: Params, axons: Axons, batch: Batch, nudge: float | Array | None = None) -> Array:
         """Computes Φ − β C, summed over the batch: −F except for the layers' own terms G."""

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import per_example
 from nl_jax.base import (
     Array,
+    Axons,
     Batch,
     Failure,
     GradientEstimator,
@@ -18,10 +20,9 @@ from nl_jax.base import (
     State,
     stateless,
 )  # fmt: skip
-from nl_jax.checks import per_example
 from nl_jax.estimators.equilibrium import nudges
 from nl_jax.estimators.equilibrium.certificate import certificate
-from nl_jax.estimators.equilibrium.energy import Axons, energy_network
+from nl_jax.estimators.equilibrium.energy import energy_network
 from nl_jax.estimators.equilibrium.nudges import Nudge
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nl_jax.checks import nonzero_number, positive_integer, positive_number
+from nl_jax._core.require import nonzero_number, positive_integer, positive_number
 
 
 class Nudge(NamedTuple):

@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 
+from nl_jax._core.require import layered, typed_key
 from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
-from nl_jax.checks import layered, typed_key
-from nl_jax.estimators.feedback import Feedback
+from nl_jax.estimators.feedback.feedback_path import beside
+from nl_jax.estimators.feedback.weights import Feedback
 from nl_jax.estimators.online.eligibility import by_traces
-from nl_jax.estimators.way_back import beside
 
 
 def e_prop(objective: Objective, *, feedback: Feedback | None = None, loop: str = "time") -> GradientEstimator:

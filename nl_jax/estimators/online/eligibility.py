@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import per_example
 from nl_jax.base import Array, Batch, Objective, Params
-from nl_jax.checks import per_example
+from nl_jax.estimators.feedback.feedback_path import taught, transposed
 from nl_jax.estimators.online.forward_credit import require_loop
 from nl_jax.estimators.online.traces import Layers, lessons_of_loop
-from nl_jax.estimators.way_back import taught, transposed
 from nl_jax.propagation import Site, interpret, plain_loop
 from nl_jax.propagation.loops import Leaves, differentiable
 
@@ -67,7 +67,7 @@ def by_traces(
     """
 
     def beside(run: Callable[[Params, Array | None], Any], params: Params) -> Any:
-        """Runs `run(params, pair)` with the feedback weights beside the parameters (`way_back.parted`)."""
+        """Runs `run(params, pair)` with the feedback weights beside the parameters (`feedback_path.parted`)."""
         if feedback is None:
             return run(params, None)
         one = jnp.ones(())

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import layered, per_example, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
-from nl_jax.checks import layered, per_example, typed_key
-from nl_jax.estimators.spaces.coupling import mixing_layers
+from nl_jax.estimators.noise.spaces.coupling import mixing_layers
 from nl_jax.propagation import Loop, Site, interpret, plain_loop
 from nl_jax.propagation.loops import Leaves, Opened, chosen, differentiable, instantiated, opened, replaced
 

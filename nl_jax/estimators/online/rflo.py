@@ -1,8 +1,8 @@
 """Random feedback local online learning, RFLO (Murray 2019)."""
 
 from nl_jax.base import GradientEstimator, Objective
-from nl_jax.estimators import feedback as feedbacks
-from nl_jax.estimators.feedback import Feedback
+from nl_jax.estimators.feedback import weights as feedbacks
+from nl_jax.estimators.feedback.weights import Feedback
 from nl_jax.estimators.online.e_prop import traced
 
 _RANDOM = feedbacks.random()

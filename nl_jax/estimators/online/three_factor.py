@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.drawing import own_key
+from nl_jax._core.numerics import wide_dtype
+from nl_jax._core.require import floating, layered, per_example, positive_integer, positive_number, takes, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
-from nl_jax.checks import floating, layered, per_example, positive_integer, positive_number, takes, typed_key
-from nl_jax.estimators import reward_baselines
-from nl_jax.estimators.drawing import own_key
-from nl_jax.estimators.reward_baselines import RewardBaseline
-from nl_jax.numerics import wide_dtype
+from nl_jax.estimators.noise import reward_baselines
+from nl_jax.estimators.noise.reward_baselines import RewardBaseline
 from nl_jax.propagation import Site, interpret
 
 _RUNNING_MEAN = reward_baselines.running_mean()

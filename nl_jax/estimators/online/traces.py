@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.dependence import reached, severed
 from nl_jax.base import Array, Params
-from nl_jax.dependence import reached, severed
-from nl_jax.estimators.way_back import parted, taught, transposed
+from nl_jax.estimators.feedback.feedback_path import parted, taught, transposed
 from nl_jax.propagation import Site, plain_loop
 from nl_jax.propagation.loops import Leaves, Opened, chosen, differentiable, opened, perturbed, replaced
 
@@ -21,7 +21,7 @@ class Layers:
     - PLAIN: unchanged.
     - INPUTS: each layer's inputs are returned.
     - ALONE: no input passes credit, so that only a unit's own current and past move its state.
-    - TAUGHT: inputs from the previous step pass no credit, those from layers of this step do, by `way_back`.
+    - TAUGHT: inputs from the previous step pass no credit, those from layers of this step do, by `feedback_path`.
 
     With `own`, an input from the previous step with as many values as the layer has units is taken to be these units'
     own, in their order, and its effect on its own unit passes in both ALONE and TAUGHT.
@@ -33,7 +33,7 @@ class Layers:
         self.recurrent: dict[str, list[bool]] = {}
 
     def layer(self, site: Site, given: tuple[Array, Array | None] | None) -> tuple[Array, Any]:
-        """Runs a layer; `given` is an offset of ν and the pair for the way back (`way_back.parted`)."""
+        """Runs a layer; `given` is an offset of ν and the pair for the way back (`feedback_path.parted`)."""
         if given is None:
             nu = site.preactivation()
             if site.steps:

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import positive_integer
 from nl_jax.base import Array, GradientEstimator, Objective
-from nl_jax.checks import positive_integer
 from nl_jax.estimators.online.forward_credit import Read, Run, online_estimator
 from nl_jax.propagation.loops import Leaves
 

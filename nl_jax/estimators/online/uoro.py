@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nl_jax._core.require import positive_integer
 from nl_jax.base import Array, GradientEstimator, Key, Objective
-from nl_jax.checks import positive_integer
 from nl_jax.estimators.online.forward_credit import (
     Derivative,
     Influence,

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from nl_jax.base import Array, Key, Params
-from nl_jax.networks.connections import Initializer
+from nl_jax.base import Array, Initializer, Key, Params
 
 Carry = dict[str, Array]
 

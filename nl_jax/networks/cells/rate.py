@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import positive_integer, positive_number
 from nl_jax.activations import identity, sigmoid, tanh
-from nl_jax.base import ActivationFn, Array, Key, Params, Propagate
-from nl_jax.checks import positive_integer, positive_number
+from nl_jax.base import ActivationFn, Array, Initializer, Key, Params, Propagate
 from nl_jax.networks.cells.cell import RECURRENT_INIT, WEIGHT_INIT, Carry, Cell, connected, silent, weights
-from nl_jax.networks.connections import Initializer
 
 
 def rnn(

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import positive_integer
 from nl_jax.activations import identity
-from nl_jax.base import Array, Key, Params, Propagate
-from nl_jax.checks import positive_integer
+from nl_jax.base import Array, Initializer, Key, Params, Propagate
 from nl_jax.networks.cells.cell import WEIGHT_INIT, Cell
 from nl_jax.networks.cells.rate import affine
-from nl_jax.networks.connections import Initializer
 from nl_jax.propagation import feedforward, scan
 
 

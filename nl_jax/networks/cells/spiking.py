@@ -10,12 +10,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import nonnegative_number, positive_integer, positive_number, takes
 from nl_jax.activations import identity
-from nl_jax.base import Array, Key, Params, Propagate
-from nl_jax.checks import nonnegative_number, positive_integer, positive_number, takes
+from nl_jax.base import Array, Initializer, Key, Params, Propagate
 from nl_jax.networks.cells.cell import RECURRENT_INIT, WEIGHT_INIT, Carry, Cell, connected, silent, weights
 from nl_jax.networks.cells.surrogates import Spike, fast_sigmoid
-from nl_jax.networks.connections import Initializer
 
 Reset = Callable[[Array, Array, float], Array]
 """`reset(v, z, threshold) -> v`, the membrane potential after the previous step's spikes z."""

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import positive_number
 from nl_jax.base import Array
-from nl_jax.checks import positive_number
 
 Spike = Callable[[Array], Array]
 """`spike(v) -> 0 or 1`, in v's dtype; v is the membrane potential minus the threshold."""

@@ -4,7 +4,9 @@ Each function here describes a connection without shapes. The shapes come from t
 `nl.network` builds the network. Images are [height, width, channels], as in JAX's NHWC.
 """
 
-from nl_jax.networks.connections.connection import Connection, Initializer, Joint, Shape
+from nl_jax._core.renamed import renamed
+from nl_jax.base import Initializer
+from nl_jax.networks.connections.connection import ConnectionSpec, Joint, Shape
 from nl_jax.networks.connections.decorrelated import decorrelated
 from nl_jax.networks.connections.dense import Dense, dense, lateral_dense
 from nl_jax.networks.connections.images import conv, max_pool
@@ -13,7 +15,7 @@ from nl_jax.networks.connections.standardised import standardised_conv
 from nl_jax.networks.connections.winner_take_all import winner_take_all
 
 __all__ = [
-    "Connection",
+    "ConnectionSpec",
     "Dense",
     "Initializer",
     "Joint",
@@ -28,3 +30,5 @@ __all__ = [
     "standardised_conv",
     "winner_take_all",
 ]
+
+__getattr__ = renamed(__name__, {"Connection": "ConnectionSpec"})

@@ -6,12 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from nl_jax.base import Array, Key, Params
+from nl_jax.base import Array, Initializer, Key, Params
 
 Shape = tuple[int, ...]
-Initializer = Callable[..., Array]
-"""`initializer(key, shape, dtype) -> array`, as in `jax.nn.initializers`: `lecun_normal()`, `glorot_uniform()`
-(Xavier), `he_normal()` (Kaiming), `orthogonal()`, …"""
 
 
 class Joint(NamedTuple):
@@ -29,7 +26,7 @@ class Joint(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Connection:
+class ConnectionSpec:
     """A connection from a lower layer, whose shapes are not yet known.
 
     Attributes:

@@ -5,10 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from nl_jax.base import DECORRELATION, Array, Key, Params
-from nl_jax.networks.connections.connection import Connection, Joint, Shape
+from nl_jax.networks.connections.connection import ConnectionSpec, Joint, Shape
 
 
-def decorrelated(connection: Connection) -> Connection:
+def decorrelated(connection: ConnectionSpec) -> ConnectionSpec:
     """Replaces a connection's inputs x by x R; a dense connection becomes ν = (x R) W + b.
 
     R, `params["decorrelation"]` of shape [inputs, inputs], starts as the identity and learns to decorrelate the inputs
@@ -27,7 +27,7 @@ def decorrelated(connection: Connection) -> Connection:
     >>> jax.tree.map(jax.numpy.shape, net.init(jax.random.key(0)))["output"]
     {'bias': (2,), 'decorrelation': (4, 4), 'weight': (4, 2)}
     """
-    if not isinstance(connection, Connection):
+    if not isinstance(connection, ConnectionSpec):
         raise ValueError(
             "connection must be one of nl.connections, made by a call such as nl.connections.dense(); "
             f"got {connection!r}"
@@ -52,4 +52,4 @@ def decorrelated(connection: Connection) -> Connection:
 
         return Joint(inner.shape, init, apply)
 
-    return Connection(join, connection.source, f"decorrelated {connection.kind}")
+    return ConnectionSpec(join, connection.source, f"decorrelated {connection.kind}")

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jax.scipy.linalg import solve_triangular
 
-from nl_jax.base import Array, Key, Params
-from nl_jax.networks.connections.connection import Connection, Initializer, Joint, Shape, weights
+from nl_jax.base import Array, Initializer, Key, Params
+from nl_jax.networks.connections.connection import ConnectionSpec, Joint, Shape, weights
 
 
-class Dense(Connection):
+class Dense(ConnectionSpec):
     """An all-to-all connection, ν = x W + b; code that converts parameters recognises it by its type."""
 
 
@@ -55,7 +55,7 @@ def lateral_dense(
     lateral_init: Initializer = initializers.zeros,
     bias: bool = True,
     bias_init: Initializer = initializers.zeros,
-) -> Connection:
+) -> ConnectionSpec:
     """All-to-all connection where each unit is inhibited by those before it: ν_j = (x W + b)_j − Σ_{i<j} ν_i C_ij.
 
     This is the lateral inhibition of Kung and Diamantaras (1990) among linear units, see `nl.rules.apex`. The lateral
@@ -83,4 +83,4 @@ def lateral_dense(
 
         return Joint(plain.shape, init, apply)
 
-    return Connection(join, source, "lateral_dense")
+    return ConnectionSpec(join, source, "lateral_dense")

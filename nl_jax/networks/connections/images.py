@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
-from nl_jax.base import Array, Params
-from nl_jax.checks import is_size, positive_integer
-from nl_jax.networks.connections.connection import Connection, Initializer, Joint, Shape, weights
-from nl_jax.products import product
+from nl_jax._core.products import product
+from nl_jax._core.require import is_size, positive_integer
+from nl_jax.base import Array, Initializer, Params
+from nl_jax.networks.connections.connection import ConnectionSpec, Joint, Shape, weights
 
 
 def conv(
@@ -24,7 +24,7 @@ def conv(
     weight_init: Initializer = initializers.lecun_normal(),
     bias: bool = True,
     bias_init: Initializer = initializers.zeros,
-) -> Connection:
+) -> ConnectionSpec:
     """2-D convolution, ν = x ∗ W + b, from an image to an image.
 
     Args:
@@ -64,7 +64,7 @@ def conv(
         init = weights({"weight": (weight_init, weight)}, bias_init if bias else None, features)
         return Joint((*spatial(source_shape, window, strides, padding), features), init, apply)
 
-    return Connection(join, source, "conv")
+    return ConnectionSpec(join, source, "conv")
 
 
 def max_pool(
@@ -73,7 +73,7 @@ def max_pool(
     *,
     stride: int | tuple[int, int] | None = None,
     padding: str | tuple[tuple[int, int], tuple[int, int]] = "VALID",
-) -> Connection:
+) -> ConnectionSpec:
     """Max pooling: the largest input of each window, from an image to an image (seed 003 eq. 11).
 
     The seed defines it as a connection of weight 1 on the largest input and 0 elsewhere, so credit flows only to the
@@ -117,7 +117,7 @@ def max_pool(
 
         return Joint((height, width, source_shape[-1]), lambda key, dtype: {}, apply)
 
-    return Connection(join, source, "max_pool")
+    return ConnectionSpec(join, source, "max_pool")
 
 
 def _winner(best: Array, challenger: Array) -> Array:

@@ -2,10 +2,10 @@
 
 import math
 
-from nl_jax.networks.connections.connection import Connection, Joint, Shape
+from nl_jax.networks.connections.connection import ConnectionSpec, Joint, Shape
 
 
-def reshape(source: str | None = None) -> Connection:
+def reshape(source: str | None = None) -> ConnectionSpec:
     """Reshapes the source's axons (activity) to the receiving layer's shape, row-major."""
 
     def join(source_shape: Shape, shape: Shape | None) -> Joint:
@@ -13,13 +13,13 @@ def reshape(source: str | None = None) -> Connection:
             raise ValueError(f"reshape cannot fit the source's shape {source_shape} into {shape}")
         return Joint(shape, lambda key, dtype: {}, lambda params, x: x.reshape(x.shape[0], *shape))
 
-    return Connection(join, source, "reshape")
+    return ConnectionSpec(join, source, "reshape")
 
 
-def flatten(source: str | None = None) -> Connection:
+def flatten(source: str | None = None) -> ConnectionSpec:
     """Flattens the source's axons (activity) to one vector, row-major."""
 
     def join(source_shape: Shape, shape: Shape | None) -> Joint:
         return reshape().join(source_shape, (math.prod(source_shape),))
 
-    return Connection(join, source, "flatten")
+    return ConnectionSpec(join, source, "flatten")

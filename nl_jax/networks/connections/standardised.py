@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
-from nl_jax.base import Array, Key, Params
-from nl_jax.checks import positive_integer, positive_number
-from nl_jax.networks.connections.connection import Connection, Initializer, Joint, Shape
+from nl_jax._core.products import product
+from nl_jax._core.require import positive_integer, positive_number
+from nl_jax.base import Array, Initializer, Key, Params
+from nl_jax.networks.connections.connection import ConnectionSpec, Joint, Shape
 from nl_jax.networks.connections.images import pair, require_image, spatial
-from nl_jax.products import product
 
 
 def standardised_conv(
@@ -22,7 +22,7 @@ def standardised_conv(
     stride: int | tuple[int, int] = 1,
     epsilon: float = 0.01,
     weight_init: Initializer = initializers.lecun_normal(),
-) -> Connection:
+) -> ConnectionSpec:
     """Convolves standardised patches p of n values: ν_j = Σ_i p̂_i W_ij with p̂ = (p − μ)/√(n (σ² + ε)).
 
     Units respond to the form of a patch, not to its brightness or contrast (Coates et al. 2011). All units are silent
@@ -68,4 +68,4 @@ def standardised_conv(
 
         return Joint((*spatial(source_shape, window, strides, "VALID"), channels), init, apply)
 
-    return Connection(join, source, "standardised_conv")
+    return ConnectionSpec(join, source, "standardised_conv")

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.require import positive_integer
 from nl_jax.base import Array, Params
-from nl_jax.checks import positive_integer
-from nl_jax.networks.connections.connection import Connection, Joint, Shape
+from nl_jax.networks.connections.connection import ConnectionSpec, Joint, Shape
 
 
-def winner_take_all(source: str | None = None, *, group: int | None = None) -> Connection:
+def winner_take_all(source: str | None = None, *, group: int | None = None) -> ConnectionSpec:
     """Passes only the largest of every group of neighbouring units, in its position; all others give 0.
 
     The seed defines it as a connection ν = x M of weight 1 on the largest input and 0 elsewhere (seed 003 eq. 11), so
@@ -40,4 +40,4 @@ def winner_take_all(source: str | None = None, *, group: int | None = None) -> C
 
         return Joint(source_shape, lambda key, dtype: {}, apply)
 
-    return Connection(join, source, "winner_take_all")
+    return ConnectionSpec(join, source, "winner_take_all")

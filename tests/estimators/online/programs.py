@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import nl_jax as nl
-from nl_jax.conformance.problem import Problem
+from nl_jax.evaluation.conformance.problem import Problem
 from nl_jax.propagation import feedforward
 
 

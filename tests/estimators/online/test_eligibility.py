@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import nl_jax as nl
-from nl_jax.conformance.calibration import largest_deviation
-from nl_jax.conformance.problem import Problem
-from nl_jax.conformance.subject import keys, sampler
 from nl_jax.estimators.online.three_factor import cubed
+from nl_jax.evaluation.conformance.calibration import largest_deviation
+from nl_jax.evaluation.conformance.problem import Problem
+from nl_jax.evaluation.conformance.subject import keys, sampler
 from nl_jax.propagation import feedforward
 from tests import problems
 from tests.estimators.online import programs

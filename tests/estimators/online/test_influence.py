@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from nl_jax.conformance.calibration import largest_deviation
-from nl_jax.conformance.subject import keys, sampler
+from nl_jax.evaluation.conformance.calibration import largest_deviation
+from nl_jax.evaluation.conformance.subject import keys, sampler
 from tests import problems
 from tests.equations import equations
 from tests.estimators.online import programs

@@ -1,0 +1,1 @@
+"""Trains every network with every method, all tuned alike (the atlas)."""

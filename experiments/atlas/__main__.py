@@ -1,0 +1,228 @@
+"""Trains every network with every method, all tuned alike (the atlas).
+
+python -m experiments.atlas --help
+"""
+
+import dataclasses
+import functools
+import itertools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from tqdm.auto import tqdm
+
+import nl_jax as nl
+from experiments.atlas import page as atlas_page
+from experiments.atlas.cell import Effort
+from experiments.atlas.methods import METHODS, Method, of_user
+from experiments.atlas.tasks import TASKS, Task
+from experiments.atlas.workers import IMAGES, Order, all_done, task_of
+from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.finished import Finished
+from experiments.harness.results import Folder, judge, verdict
+from nl_jax._core.numerics import mean_and_error
+
+QUICK_TASKS = ("student_teacher", "digits")
+QUICK_METHODS = ("backprop", "node_perturbation", "weight_perturbation", "feedback_alignment")
+ALLOWED = 0.02
+"""Allowed excess of backprop's error over the task's anchor."""
+
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train every network with every method, and plot each method's error against its cost.
+
+    Each method gets the same number of trials: Adam at the same learning rates and from the same initialisations.
+    Validation examples choose the rate. Prints a table for each task and writes atlas.html, atlas.png, atlas.json and
+    a file for each cell (one method on one task) to --out. The whole atlas takes hours; --resume continues it, cell by
+    cell.
+    """
+
+    tasks: Names = tuple(TASKS)
+    """Tasks to run; the default is all of them."""
+    methods: Names = tuple(METHODS)
+    """Methods to run; the default is all of them."""
+    estimator: str | None = None
+    """An additional method of your own: module:factory, where factory(objective) makes the estimator."""
+    data_dir: Path | None = None
+    """Folder of MNIST-style IDX files, used as an additional task."""
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    """Initial learning rates of Adam; each decays to zero as a cosine."""
+    seeds: int = 3
+    """Number of initialisations at each rate."""
+    updates: int | None = None
+    """Updates of each run. By default the task sets them: 2,000, or fewer where an update is expensive."""
+    samples: int = 16
+    """Directions per estimate, for methods that draw random directions."""
+    out: Path = Path("results/atlas")
+    """Folder for the results."""
+    processes: int = 1
+    """Number of processes; each measures one cell at a time on its share of the processor's cores."""
+    resume: bool = False
+    """Keep the cells that an earlier run with the same settings finished in --out."""
+    quick: bool = False
+    """Run two small tasks and four methods, in two minutes."""
+
+
+def run(config: Config) -> dict[str, dict[str, Any]]:
+    """Measures all cells, updating the page after each one; returns the cells by "task/method".
+
+    Raises:
+      ExperimentError: if a setting is invalid, a cell could not be measured, or backprop misses its known error.
+    """
+    if config.quick:
+        config = dataclasses.replace(
+            config, tasks=tuple(x for x in QUICK_TASKS if x in config.tasks),
+            methods=tuple(x for x in QUICK_METHODS if x in config.methods),
+            rates=config.rates[1::2], seeds=min(config.seeds, 2), updates=config.updates or 200,
+            samples=min(config.samples, 8),
+        )  # fmt: skip
+    tasks, methods = _chosen(config)
+    folder = Folder(config.out, config, outputs=("atlas.html", "atlas.png", "atlas.json"))
+    finished = Finished(
+        config.out, config, resume=config.resume, but=("tasks", "methods", "estimator", "data_dir", "processes")
+    )
+    (config.out / "cells").mkdir(exist_ok=True)
+    versions = f"jax {jax.__version__} and nl_jax {nl.__version__}"
+    efforts = {
+        name: Effort(config.rates, config.seeds, config.updates or task.updates, config.samples)
+        for name, task in tasks.items()
+    }
+    about = {
+        "rates": len(config.rates), "seeds": config.seeds, "versions": versions,
+        "updates": ", ".join(sorted({f"{effort.updates:,}" for effort in efforts.values()}, reverse=True)),
+    }  # fmt: skip
+    made_by = functools.partial(command, config)
+    orders = [Order(task, method, config.data_dir, efforts[task]) for task, method in itertools.product(tasks, methods)]
+    cells = {order.cell: finished[order.cell] for order in orders if order.cell in finished}
+    lost: dict[str, Exception] = {}
+    todo = [order for order in orders if order.cell not in cells]
+    try:
+        with tqdm(total=len(orders), initial=len(cells), unit="cell") as bar:
+            for order, cell in all_done(todo, config.processes):
+                bar.set_postfix_str(order.cell)
+                bar.update()
+                if isinstance(cell, Exception):
+                    lost[order.cell] = cell
+                    continue
+                finished[order.cell] = cell
+                cells[order.cell] = finished[order.cell]
+                atlas_page.write(config.out, cells, tasks, methods, about, made_by)
+    finally:  # also after Ctrl-C: show the finished cells
+        cells = {order.cell: cells[order.cell] for order in orders if order.cell in cells}
+        judged = _shown(folder, cells, tasks, methods, about, made_by, quick=config.quick)
+    if lost:
+        name, error = next(iter(lost.items()))
+        raise ExperimentError(
+            f"{len(lost)} cells could not be measured, {', '.join(lost)}; {name}: {error!r}; try them again by --resume"
+        )
+    if judged:
+        judge(judged)
+    return cells
+
+
+def _shown(
+    folder: Folder,
+    cells: dict[str, Any],
+    tasks: Mapping[str, Task],
+    methods: Mapping[str, Method],
+    about: Mapping[str, Any],
+    made_by: Callable[[str, str], str],
+    *,
+    quick: bool,
+) -> dict[str, float]:
+    """Prints and writes all finished cells; returns the deviations to judge, empty for a quick run."""
+    for cell, values in cells.items():
+        task, method = cell.split("/", 1)
+        folder.data(f"cells/{task}-{method}", {"made by": made_by(task, method), **values})
+    atlas_page.write(folder.path, cells, tasks, methods, about, made_by)
+    for task in tasks:
+        print(f"\n{tasks[task].title}; error: {tasks[task].unit}\n{table(cells, task, methods)}")
+    mapped = {x.split("/", 1)[0] for x, cell in cells.items() if cell["status"] == "measured"}
+    if mapped:
+        shown = {name: task for name, task in tasks.items() if name in mapped}
+        folder.picture("atlas", atlas_page.plot(cells, shown, methods))
+    deviations = {} if quick else _from_anchors(cells, tasks)
+    folder.data("atlas", {**(verdict(deviations)._asdict() if deviations else {}), "cells": cells})
+    print(f"\npage, map and data: {folder.path} (atlas.html, atlas.png, atlas.json, a file for each cell)")
+    return deviations
+
+
+def _chosen(config: Config) -> tuple[dict[str, Task], dict[str, Method]]:
+    for name, chosen, there in (("tasks", config.tasks, TASKS), ("methods", config.methods, METHODS)):
+        if unknown := [x for x in chosen if x not in there]:
+            raise ExperimentError(f"--{name}: there is no {', '.join(unknown)}; there are {', '.join(there)}")
+    if min(config.updates or 1, config.samples, config.processes, len(config.rates)) < 1 or config.seeds < 2:
+        raise ExperimentError(
+            "--seeds must be at least 2, --updates, --samples, --processes and the number of --rates at least 1"
+        )
+    names = config.tasks if config.data_dir is None else (*config.tasks, IMAGES)
+    tasks = {name: task_of(name, config.data_dir) for name in names}
+    methods = {name: METHODS[name] for name in config.methods}
+    if config.estimator is not None:
+        methods[config.estimator] = of_user(config.estimator)
+    return tasks, methods
+
+
+def command(config: Config, task: str, method: str) -> str:
+    """Returns the command that measures one cell alone."""
+    changed = [
+        f"--{field.name} {' '.join(map(str, np.atleast_1d(getattr(config, field.name))))}"
+        for field in dataclasses.fields(Config)
+        if field.name in ("rates", "seeds", "updates", "samples") and getattr(config, field.name) != field.default
+    ]
+    chosen = f"--methods {method}" if method in METHODS else f"--methods backprop --estimator {method}"
+    where = f"--tasks {task}" if task in TASKS else f"--data-dir {config.data_dir}"
+    return " ".join(["python -m experiments.atlas", where, chosen, *changed])
+
+
+def _from_anchors(cells: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Returns the excess of backprop's mean test error over its anchor, in units of the allowed excess."""
+    found = {}
+    for name, task in tasks.items():
+        cell = cells.get(f"{name}/backprop", {"status": "not measured"})
+        if task.anchor is not None and cell["status"] == "measured":
+            found[f"{name}, backprop"] = max(0.0, float(np.mean(cell["test errors"])) - task.anchor) / ALLOWED
+    return found
+
+
+def table(cells: Mapping[str, Any], task: str, methods: Mapping[str, Method]) -> str:
+    """Returns one task's methods as text, best first; ± is a standard error over seeds."""
+    heads = f"{'test error':>18}{'behind backprop':>20}{'evaluations':>13}{'to the goal':>13}{'MB':>7}"
+    lines = [f"{'method':30}{heads}  it may see"]
+    rest = []
+    own = {name: cells[f"{task}/{name}"] for name in methods if f"{task}/{name}" in cells}
+    exact = own.get("backprop", {})
+    for name, cell in sorted(own.items(), key=lambda of: np.mean(of[1].get("test errors", np.inf))):
+        if cell["status"] != "measured":
+            rest.append(f"{name:30}{cell['status']}: {cell['why'].splitlines()[0][:90]}")
+            continue
+        errors = np.asarray(cell["test errors"])
+        behind = ""
+        if exact.get("status") == "measured":
+            behind = "{:.3f} ± {:.3f}".format(*mean_and_error(errors - np.asarray(exact["test errors"])))
+        error = "{:.3f} ± {:.3f}".format(*mean_and_error(errors))
+        reached = cell["evaluations to the goal"]
+        lines.append(
+            f"{name:30}{error:>18}{behind:>20}{cell['evaluations']:>13,}"
+            f"{f'{reached:,}' if reached else 'never':>13}{(cell['bytes'] or 0) / 1e6:>7.2f}  {cell['verdict']}"
+        )
+    return "\n".join(lines + rest)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    config = tyro.cli(Config, args=arguments, prog="python -m experiments.atlas")
+    return exit_code(lambda: run(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Measures one cell of the atlas: one method on one task, tuned like all others."""
+
+import datetime
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import nl_jax as nl
+from experiments.atlas.methods import Method
+from experiments.atlas.tasks import Task
+from nl_jax.base import Batch, Objective
+
+LOOKS = 20
+"""Number of times a run is evaluated."""
+
+_TIMED = 30
+"""Number of timed steps for the median; a backprop step follows each one."""
+
+
+class Effort(NamedTuple):
+    """The training budget of a cell."""
+
+    rates: tuple[float, ...]
+    seeds: int
+    updates: int
+    samples: int
+
+
+def measured(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
+    """Measures one method on one task; returns plain data.
+
+    `status` is "measured"; "not for it"; "refused" by the method itself, with its message in `why`; or "diverged" at
+    every rate. Adam trains from each initialisation at each learning rate, which decays to zero as a cosine. All other
+    results, including the test error, are those of the rate with the least validation error.
+    """
+    made = {"date": datetime.date.today().isoformat(), "device": str(jax.devices()[0].device_kind)}
+    if method.in_time and not task.recurrent:
+        return {"status": "not for it", "why": "it is made for networks with a loop over time", **made}
+    try:
+        lesson = method.lesson(task)
+        estimator = method.make(lesson, effort.samples)
+        step = _step(estimator, lesson, task)
+    except ValueError as refusal:
+        return {"status": "refused", "why": str(refusal), **made}
+    looks: list[dict[str, np.ndarray]] = []
+    look = _looked_at(estimator, lesson, task)
+
+    def log(report: nl.Report) -> None:
+        error, cosine = jax.device_get(look(report.state, report.step))
+        looks.append({"update": np.array(report.step), "error": error, "cosine": cosine})
+
+    def learner_of(rate: Any) -> nl.Learner:
+        return nl.learner(estimator, optax.adam(optax.cosine_decay_schedule(rate, effort.updates)))
+
+    began = time.perf_counter()
+    try:
+        found = nl.sweep(
+            learner_of, {"rate": effort.rates}, jax.random.key(0), lesson.init, lesson.train,
+            score=lambda params: lesson.error(params, task.validation),
+            test=lambda params: lesson.error(params, task.test), num_steps=effort.updates, seeds=effort.seeds,
+            at_once=len(effort.rates), batch_size=task.batch_size, progress=False, log=log,
+            steps_per_dispatch=-(-effort.updates // LOOKS),
+        )  # fmt: skip
+    except nl.Diverged as lost:
+        return {"status": "diverged", "why": str(lost), **step, **made}
+    assert found.test is not None
+    of_best = lambda values: values.reshape(len(effort.rates), effort.seeds)[found.best_index]
+    error = np.stack([of_best(one["error"]) for one in looks])
+    updates = np.array([one["update"] for one in looks])
+    reached = stays_at_most(task.goal, error.mean(axis=1), updates)
+    return {
+        "status": "measured",
+        "rate": found.best["rate"],
+        "rate at the end of the range": bool(found.edges),
+        "validation errors": found.scores,
+        "test errors": found.test,
+        "updates": updates,
+        "validation error along training": error,
+        "cosine along training": np.stack([of_best(one["cosine"]) for one in looks]),
+        "updates to the goal": reached,
+        "evaluations": effort.updates * step["evaluations per update"],
+        "evaluations to the goal": reached and reached * step["evaluations per update"],
+        "seconds to the goal": reached and reached * step["seconds per update"],
+        "seconds of the whole sweep": time.perf_counter() - began,
+        "verdict": _verdict(method, lesson, effort),
+        **step,
+        **made,
+    }
+
+
+def stays_at_most(goal: float, values: np.ndarray, moments: np.ndarray) -> int | None:
+    """Returns the first moment from which on all values are at most `goal`; None if the last value is not."""
+    missed = np.flatnonzero(~(values <= goal))
+    first = 0 if len(missed) == 0 else int(missed[-1]) + 1
+    return int(moments[first]) if first < len(moments) else None
+
+
+def _step(estimator: nl.GradientEstimator, lesson: Task, task: Task) -> dict[str, Any]:
+    """Returns the cost of one update of one run, and its time relative to a backprop update, timed alternately."""
+    compiled, arguments, info = _compiled(estimator, lesson.init, lesson.example)
+    reference, beside, _ = _backprop(task)
+    seconds = np.empty((_TIMED, 2))
+    for row in seconds:
+        for i, (run, of) in enumerate(((compiled, arguments), (reference, beside))):
+            began = time.perf_counter()
+            jax.block_until_ready(run(*of))
+            row[i] = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    return {
+        "evaluations per update": int(info.evaluations),
+        "seconds per update": float(np.median(seconds[:, 0])),
+        "times backprop's seconds": float(np.median(seconds[:, 0] / seconds[:, 1])),
+        "bytes": None if memory is None else memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+    }
+
+
+def _compiled(estimator: nl.GradientEstimator, init: Any, example: Batch) -> tuple[Any, tuple[Any, ...], Any]:
+    """Returns a compiled update, its arguments, and the info it returns for them."""
+    learner, key = nl.learner(estimator, optax.adam(1e-3)), jax.random.key(0)
+    arguments = key, learner.init(key, init(jax.random.key(1))), example
+    compiled = jax.jit(learner.step).lower(*arguments).compile()
+    return compiled, arguments, compiled(*arguments)[1]
+
+
+_BACKPROP: dict[Objective, tuple[Any, tuple[Any, ...], Any]] = {}
+"""Backprop's compiled update by objective, for the latest task only: compiled once for all methods."""
+
+
+def _backprop(task: Task) -> tuple[Any, tuple[Any, ...], Any]:
+    if task.objective not in _BACKPROP:
+        _BACKPROP.clear()
+        _BACKPROP[task.objective] = _compiled(nl.backprop(task.objective), task.init, task.example)
+    return _BACKPROP[task.objective]
+
+
+def _looked_at(estimator: nl.GradientEstimator, lesson: Task, task: Task) -> Any:
+    """Returns `look(states, step)`: each run's validation error and the cosine of one estimate to the gradient.
+
+    The gradient is that of the task's objective. The cosine is NaN if the method trains a network with other
+    parameter shapes.
+    """
+    exact = nl.backprop(task.objective)
+    shapes = lambda init: jax.tree.map(jnp.shape, jax.eval_shape(init, jax.random.key(0)))
+    comparable = shapes(task.init) == shapes(lesson.init)
+
+    def one(state: nl.LearnerState, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        error = lesson.error(state.params, task.validation)
+        if not comparable:
+            return error, jnp.float32(jnp.nan)
+        estimate, _, _ = estimator.estimate(key, state.estimator.own, state.params, lesson.example)
+        gradient, _, _ = exact.estimate(key, (), state.params, task.example)
+        return error, nl.diagnostics.accuracy.cosine(estimate, gradient)
+
+    @jax.jit
+    def look(states: nl.LearnerState, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(2), step)
+        return jax.lax.map(functools.partial(one, key=key), states)
+
+    return lambda states, step: look(states, jnp.int32(step))
+
+
+def _verdict(method: Method, lesson: Task, effort: Effort) -> str:
+    """Returns the audit's verdict on what the updates may see."""
+    factory = lambda program: method.make(lesson._replace(objective=program), effort.samples)
+    params = jax.eval_shape(lesson.init, jax.random.key(0))
+    return nl.audit(factory, lesson.objective, params, lesson.example, inputs=lesson.audited).verdict

@@ -1,0 +1,1 @@
+"""Runs all experiments in turn and writes a page with their results."""

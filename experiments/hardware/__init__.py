@@ -1,0 +1,1 @@
+"""Hardware in the loop: a faulty analogue circuit learns images."""

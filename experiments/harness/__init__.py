@@ -1,0 +1,1 @@
+"""What experiments and benchmarks share: data, networks, results, figures and failures."""

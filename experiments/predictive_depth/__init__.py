@@ -1,0 +1,1 @@
+"""Predictive coding in deep networks: inference in axons (activity) and in errors; learning rates at four depths."""

@@ -1,0 +1,31 @@
+"""Old public names, which stay for one release with a warning."""
+
+import importlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Makes a module's `__getattr__`, which finds its old names and warns of them.
+
+    Args:
+      module: the module's name, such as "nl_jax.propagation".
+      names: old name to new name, both in this module.
+
+    Returns:
+      `__getattr__(name)`, which raises AttributeError for every other name.
+    """
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        new = names[name]
+        warnings.warn(
+            f"{module}.{name} is now {module}.{new}; the old name ends with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(importlib.import_module(module), new)
+
+    return find

@@ -1,0 +1,152 @@
+"""Checks of arguments: every error names the argument, its value and the remedy."""
+
+import inspect
+import math
+from numbers import Integral, Real
+from typing import Any, TypeGuard
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nl_jax._core.paths import path_name
+from nl_jax.base import Array, Key, Params
+
+
+def is_size(value: Any) -> TypeGuard[int]:
+    """Whether `value` is a whole number of at least 1; numpy integers count."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """Returns `value` as an int; raises ValueError unless it is a whole number of at least 1."""
+    if not is_size(value):
+        remedy = ": optax.inject_hyperparams needs it in static_args" if isinstance(value, jax.Array) else ""
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}{remedy}")
+    return int(value)
+
+
+def positive_count(name: str, value: Any) -> Any:
+    """Checks `value` as `positive_integer` does, unless it is an array, so that one program serves any number."""
+    return value if isinstance(value, jax.Array) else positive_integer(name, value)
+
+
+def positive_number(name: str, value: Any) -> float:
+    """Returns `value` as a float; raises ValueError unless it is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} must be a finite Python number above 0, got {value!r}")
+    return float(value)
+
+
+def positive_hyperparameter(name: str, value: Any) -> Any:
+    """Checks `value` as `positive_number` does, unless it is an array, as `nl.sweep` and optax's wrappers pass."""
+    return value if isinstance(value, jax.Array) else positive_number(name, value)
+
+
+def nonnegative_number(name: str, value: Any) -> float:
+    """Returns `value` as a float; raises ValueError unless it is a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name} must be a finite Python number of at least 0, got {value!r}")
+    return float(value)
+
+
+def nonzero_number(name: str, value: Any) -> float:
+    """Returns `value` as a float; raises ValueError unless it is a finite number other than 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value == 0:
+        raise ValueError(f"{name} must be a finite Python number other than 0, got {value!r}")
+    return float(value)
+
+
+def require_optimizer(optimizer: optax.GradientTransformation) -> None:
+    """Raises ValueError unless `optimizer` is an optax optimizer."""
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError(f"optimizer must be an optax optimizer such as optax.sgd(0.1), got {optimizer!r}")
+
+
+def typed_key(key: Key) -> None:
+    """Raises ValueError unless `key` is a typed key, as made by `jax.random.key`."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"key must be a typed key made by jax.random.key(seed), got {type(key).__name__} of dtype {dtype}"
+        )
+
+
+def concrete(name: str, tree: Any) -> None:
+    """Raises ValueError if a leaf of a training run's `tree` has no value yet, as in `jax.jit` and `jax.vmap`."""
+    for leaf in jax.tree.leaves(tree):
+        try:
+            getattr(leaf, "committed", None)
+        except jax.errors.ConcretizationTypeError:
+            raise ValueError(
+                f"{name} is being traced, and a training run cannot be part of jax.jit, jax.vmap or jax.grad: take "
+                "nl.restarts for many runs at once, or scan learner.step"
+            ) from None
+
+
+def arrays(name: str, tree: Any) -> None:
+    """Raises ValueError that names the first leaf of `tree` that is not an array or number, such as a function."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(leaf, "shape") and not isinstance(leaf, bool | int | float | complex):
+            raise ValueError(
+                f"{name} has a leaf {path_name(path)!r} that is no array, {leaf!r}: divide the model into arrays and "
+                "the rest, by eqx.partition(model, eqx.is_inexact_array) or nnx.split(model), and train the arrays"
+            )
+
+
+def floating(params: Params) -> None:
+    """Raises ValueError that names the first leaf of `params` that is not a floating-point array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"params leaf {path_name(path)!r} is {leaf if dtype is None else dtype}, not a floating-point array; "
+                "only such leaves can be learned: close the forward function over everything else"
+            )
+
+
+def per_example(losses: Array) -> Array:
+    """Returns `losses`; raises ValueError unless they are floating-point, shape [batch], at least one example."""
+    shape = jnp.shape(losses)
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError(
+            f"an objective must return one loss per example, shape [batch] with batch of at least 1; "
+            f"got shape {shape}: do not average over the batch, the estimator does"
+        )
+    if not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise ValueError(f"an objective must return floating-point losses, got {losses.dtype}: cast them to float32")
+    return losses
+
+
+def takes(name: str, function: Any, count: int, remedy: str) -> None:
+    """Raises ValueError unless `function` takes `count` arguments; the usual cause is a factory that was not called."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        what = "one argument" if count == 1 else f"{count} arguments"
+        shown = getattr(function, "__name__", repr(function))
+        raise ValueError(f"{name} must take {what}, got {shown}: {remedy}") from None
+    except ValueError:  # it has no signature
+        return
+
+
+LAYERLESS = "backprop, weight_perturbation, forward_gradient(space=nl.spaces.weights)"
+
+
+def takes_propagate(function: Any) -> bool:
+    """Whether `function` declares an argument named `propagate`."""
+    try:
+        return "propagate" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # builtins and some callables have no signature
+        return False
+
+
+def layered(estimator: str, objective: Any) -> None:
+    """Raises ValueError unless `objective` takes `propagate`, which `estimator` needs to reach its layers."""
+    if not takes_propagate(objective):
+        raise ValueError(
+            f"{estimator} needs to reach the layers of the network, but the objective "
+            f"{getattr(objective, '__name__', objective)!r} takes no argument `propagate`. Write the forward "
+            f"function as forward(params, x, propagate=feedforward) with one propagate call a layer "
+            f"(nl.mlp and nl.network do), or use an estimator that needs no layers: {LAYERLESS}"
+        )

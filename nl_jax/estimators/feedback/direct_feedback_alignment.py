@@ -1,0 +1,192 @@
+"""Direct feedback alignment: sends the highest layer's error to every layer."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from nl_jax._core.dependence import reached
+from nl_jax._core.require import layered, per_example, typed_key
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Initializer, Key, LayerCredit, Objective, Params, State
+from nl_jax.estimators.feedback.example import shapes_of
+from nl_jax.estimators.feedback.stacks import chosen, steps_of_their_own
+from nl_jax.propagation import Local, Site, interpret, learning_layers, local, loops_around, record
+from nl_jax.propagation.interpretation import SEPARATOR
+
+
+def direct_feedback_alignment(
+    objective: Objective, example: Batch, *, weight_init: Initializer = initializers.lecun_normal()
+) -> GradientEstimator:
+    """Sends the highest layer's error to every hidden layer: δ^l = (B^l e) f'(ν^l), ∂E/∂W^l ≈ δ^l x^{l−1}.
+
+    B^l is fixed and random. e = ∂L/∂ν of the highest layer, or of all layers that no other layer reads, such as the
+    heads of a network with several outputs (Nøkland 2016). Layers here are those with parameters, however they are
+    connected; each learns by the local derivative of its own connection. Operations above the highest layer are
+    differentiated exactly. If the loss reads a hidden layer directly, that exact credit is added.
+
+    In a loop every step receives an error. From a highest layer in the same loop it is the error of the same step; from
+    one in another loop it is the sum over that loop's steps. In a loop over depth, where parameters are stacked, every
+    step has its own B^l.
+
+    The highest layer receives its exact gradient, on the scale of `jax.grad`; the estimate for hidden layers is biased.
+    A parameter used between layers or inside an activation receives credit through the weights it feeds. Under
+    `nl.partition`, layers are those with parameters of this part; the error of the highest of them is exact.
+
+    Args:
+      objective: a per-example objective that takes `propagate`.
+      example: a batch, of arrays or `jax.ShapeDtypeStruct`, of which only the shapes are read: B^l has a row for each
+        value of a layer, in a convolution for every position. Other batches may have other sizes.
+      weight_init: initializer of B^l, of shape [units of layer l, units of the highest], that of a forward weight
+        between the two; axes of steps with their own B^l come first. The default gives B^l a forward weight's usual
+        size.
+
+    Returns:
+      An estimator whose state is {layer: B^l}. It uses its key only in `init`.
+
+    Raises:
+      ValueError: if the objective takes no `propagate`; when run, if no layer depends on the parameters or every layer
+        is read by another, if layers share a name, if a layer's first axis is not the batch, or if a layer's number of
+        units differs from that on the example.
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> net = nl.mlp([3, 5, 4, 2], activation=nl.activations.tanh())
+    >>> batch = jnp.ones([6, 3]), jnp.zeros(6, int)
+    >>> estimator = direct_feedback_alignment(nl.supervised(net.apply, nl.losses.cross_entropy), batch)
+    >>> params = net.init(jax.random.key(0))
+    >>> state = estimator.init(jax.random.key(1), params)
+    >>> {layer: B.shape for layer, B in state.items()}
+    {'hidden1': (5, 2), 'hidden2': (4, 2)}
+    >>> jax.jit(estimator.estimate)(jax.random.key(2), state, params, batch)[0]["hidden1"]["weight"].shape
+    (3, 5)
+    """
+    layered("direct_feedback_alignment", objective)
+
+    def init(key: Key, params: Params) -> State:
+        typed_key(key)
+        batch = shapes_of(objective, example, params)
+        nus = learning_layers(objective, params, batch)
+        jax.eval_shape(lambda params, batch: _learned(objective, params, batch)[1], params, batch)
+        hidden = _read_by_others(objective, params, batch, nus)
+        told = sum(_units(name, nu) for name, nu in nus.items() if name not in hidden)
+        if hidden and not told:
+            raise ValueError(
+                f"direct_feedback_alignment: every layer is read by another, {', '.join(hidden)} in turn, and none is "
+                "the highest: let an output layer read the loop's results"
+            )
+        own = steps_of_their_own(objective, params, batch)
+        keys = jax.random.split(key, len(nus))
+        return {
+            name: weight_init(k, (*chosen(nus[name].shape, own[name]), _units(name, nus[name]), told), nus[name].dtype)
+            for name, k in zip(hidden, keys, strict=False)
+        }
+
+    def told(state: State, params: Params, batch: Batch) -> tuple[Array, dict[str, Array], Callable[..., Params]]:
+        """Returns the losses, δ of the mean loss by layer, and the function that turns δ into gradients."""
+        losses, nus, _, pull = _learned(objective, params, batch)
+        credit = jax.grad(lambda nus: jnp.mean(_held(objective, params, batch, nus)[0]))(nus)
+        heads = [name for name in nus if name not in state]
+        own = steps_of_their_own(objective, params, batch)
+        errors = {}
+        for name, weight in state.items():
+            e = jnp.concatenate([_heard(name, head, credit[head]) for head in heads], axis=-1)
+            errors[name] = _sent(name, weight, own[name], e, nus[name])
+        _, sent = interpret(objective, _through_activation)(params, batch, errors)
+        return losses, credit | {name: credit[name] + delta for name, delta in sent.items()}, pull
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        del key
+        losses, deltas, pull = told(state, params, batch)
+        grads = pull(jnp.full_like(losses, 1 / len(losses)), deltas)
+        return grads, state, Info(jnp.mean(losses), jnp.int32(3))
+
+    def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+        del key
+        losses, deltas, _ = told(state, params, batch)
+        axons = record(objective)(params, batch)[1]
+        return {name: LayerCredit(axons[name], None, delta * len(losses)) for name, delta in deltas.items()}
+
+    return GradientEstimator(init, estimate, credit)
+
+
+def _learned(objective: Objective, params: Params, batch: Batch) -> Local:
+    """Runs the program; ValueError unless it has learning layers, each with one pre-activation per example."""
+    run = local(objective)(params, batch)
+    examples = len(per_example(run.outputs))
+    if not run.responses:
+        raise ValueError("direct_feedback_alignment: no layer depends on the parameters: hand them to propagate")
+    for name, nu in run.responses.items():
+        if nu.shape[loops_around(name) :][:1] != (examples,):
+            raise ValueError(
+                f"layer {name!r} has a pre-activation of shape {nu.shape[loops_around(name) :]}, whose first axis is "
+                f"not the batch of {examples}: errors are sent example by example; give every layer the whole batch"
+            )
+    return run
+
+
+def _held(
+    objective: Objective, params: Params, batch: Batch, nus: Mapping[str, Array]
+) -> tuple[Array, dict[str, Array]]:
+    """Runs the program with given pre-activations, and also returns the pre-activations that its layers compute.
+
+    ∂L/∂ν of a layer is then the part that reaches the loss through no other learning layer.
+    """
+
+    def layer(site: Site, given: Array | None) -> tuple[Array, Array]:
+        made = site.preactivation()
+        return site.activation(made if given is None else given), made
+
+    return interpret(objective, layer)(params, batch, nus)
+
+
+def _read_by_others(
+    objective: Objective, params: Params, batch: Batch, nus: Mapping[str, jax.ShapeDtypeStruct]
+) -> list[str]:
+    """Returns the layers whose ν another learning layer depends on."""
+
+    def made(batch: Batch, *values: Array) -> dict[str, Array]:
+        found = _held(objective, params, batch, dict(zip(nus, values, strict=True)))[1]
+        return {name: found[name] for name in nus}
+
+    sources = reached(made, batch, *nus.values())  # argument 1 + i is the i-th layer
+    # A layer of a loop that depends on itself is read by its later steps.
+    return [name for i, name in enumerate(nus) if any(1 + i in found for found in sources.values())]
+
+
+def _heard(name: str, head: str, e: Array) -> Array:
+    """Returns a highest layer's error as a layer receives it, [steps, batch, units]; size 1 for steps that share it."""
+    loops, theirs = loops_around(name), loops_around(head)
+    scopes = zip(name.split(SEPARATOR)[:-1], head.split(SEPARATOR)[:-1], strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], scopes))
+    e = e.sum(axis=tuple(range(common, theirs)))
+    return e.reshape(*e.shape[:common], *[1] * (loops - common), e.shape[common], -1)
+
+
+def _sent(name: str, weight: Array, own: tuple[int, ...], e: Array, nu: Array) -> Array:
+    """Computes B e, in the shape of ν."""
+    loops = loops_around(name)
+    expected = *chosen(nu.shape, own), _units(name, nu), e.shape[-1]
+    if weight.shape != expected:
+        raise ValueError(
+            f"layer {name!r}: B has shape {weight.shape}, as the example has it, but [units, units of the highest] are "
+            f"{expected} on this batch: give an example of the shapes of the batches, whatever their size"
+        )
+    steps = [nu.shape[axis] if axis in own else 1 for axis in range(loops)]
+    sent = jnp.matmul(e, jnp.swapaxes(weight.reshape(*steps, *expected[-2:]), -1, -2))
+    return jnp.broadcast_to(sent, (*nu.shape[: loops + 1], expected[-2])).reshape(nu.shape)
+
+
+def _through_activation(site: Site, told: Array | None) -> tuple[Array, Array | None]:
+    """Computes δ = z f'(ν) of the received error, f' from the value if the activation defines it (seed 003 eq. 10)."""
+    nu = site.preactivation()
+    axons, to_preactivation = jax.vjp(site.activation, nu)
+    if told is None:
+        return axons, None
+    derivative = getattr(site.activation, "derivative", None)
+    return axons, to_preactivation(told)[0] if derivative is None else (told * derivative(axons)).astype(nu.dtype)
+
+
+def _units(name: str, nu: Array | jax.ShapeDtypeStruct) -> int:
+    return math.prod(nu.shape[loops_around(name) + 1 :])

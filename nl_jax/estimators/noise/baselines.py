@@ -1,0 +1,125 @@
+"""Baselines: what a perturbed loss is compared with, or the exact directional derivative.
+
+Let Ẽ(σ) be the losses displaced by σ ξ. For a view of a space, a baseline makes the function
+`along(direction) -> (change, losses)`: the losses' rate of change along ξ, [batch], and the losses it was measured
+from, [batch], an estimate of the undisplaced ones.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from nl_jax.base import Array, State
+from nl_jax.estimators.noise.directions import Direction
+from nl_jax.estimators.noise.running_mean import checked_decay, nothing_seen
+from nl_jax.estimators.noise.spaces.view import View
+from nl_jax.estimators.noise.step_size import Length, balanced, unit
+
+
+class Rate(NamedTuple):
+    """How to measure a rate of change, and what it costs in evaluations of the objective."""
+
+    along: Callable[[Direction], tuple[Array, Array]]
+    fixed_cost: int
+    cost_per_sample: int
+
+
+class Baseline(NamedTuple):
+    """A way to measure rates of change.
+
+    Attributes:
+      init: `init() -> state`, the state carried from one estimate to the next.
+      rate: `rate(view, sigma, state) -> Rate`.
+      update: `update(state, loss) -> state`, given the mean loss of the estimate.
+      length: the step length for a default σ; None where there is no step.
+    """
+
+    init: Callable[[], State]
+    rate: Callable[[View, float | Array, State], Rate]
+    update: Callable[[State, Array], State]
+    length: Length | None
+
+
+def none() -> Baseline:
+    """Ẽ(σ)/σ: no baseline, exactly the update of seed 000, −η Ẽ Ω.
+
+    Unbiased like the others, because E is independent of the noise; but its variance grows as (E/σ)².
+    """
+
+    def rate(view: View, sigma: float | Array, state: State) -> Rate:
+        del state
+
+        def along(direction: Direction) -> tuple[Array, Array]:
+            losses = view.displaced(direction, sigma)
+            return losses / sigma, losses
+
+        return Rate(along, 0, 1)
+
+    return _stateless(rate, unit)
+
+
+def clean() -> Baseline:
+    """(Ẽ(σ) − E)/σ: the difference of perturbed and unperturbed error (seed 000)."""
+
+    def rate(view: View, sigma: float | Array, state: State) -> Rate:
+        del state
+        losses = view.clean()
+
+        def along(direction: Direction) -> tuple[Array, Array]:
+            return (view.displaced(direction, sigma) - losses) / sigma, losses
+
+        return Rate(along, view.clean_cost, 1)
+
+    return _stateless(rate, balanced(1))
+
+
+def antithetic() -> Baseline:
+    """(Ẽ(σ) − Ẽ(−σ))/2σ: the central difference, whose error is of second order in σ (SPSA; Spall 1992)."""
+
+    def rate(view: View, sigma: float | Array, state: State) -> Rate:
+        del state
+
+        def along(direction: Direction) -> tuple[Array, Array]:
+            above, below = view.both_sides(direction, sigma)
+            return (above - below) / (2 * sigma), (above + below) / 2
+
+        return Rate(along, 0, 2)
+
+    return _stateless(rate, balanced(2))
+
+
+def running_mean(decay: float = 0.9) -> Baseline:
+    """(Ẽ(σ) − Ē)/σ: comparison with the mean loss of past estimates (Williams 1992, reinforcement baseline).
+
+    Needs no clean pass. Unbiased, because past losses are independent of the present noise. The remaining loss, which
+    differs between batches and examples, adds ((E − Ē)/σ)² to the variance. This is far better than no baseline, but
+    increasingly worse than the clean one as σ decreases.
+
+    Args:
+      decay: weight of the past in the exponential mean, at least 0 and below 1. The mean is corrected for its start;
+        the very first estimate has no baseline.
+    """
+    decay = checked_decay(decay)
+
+    def rate(view: View, sigma: float | Array, state: State) -> Rate:
+        def along(direction: Direction) -> tuple[Array, Array]:
+            losses = view.displaced(direction, sigma)
+            return (losses - state.mean.astype(losses.dtype)) / sigma, losses
+
+        return Rate(along, 0, 1)
+
+    return Baseline(nothing_seen, rate, lambda state, loss: state.seen(loss, decay), unit)
+
+
+def tangent() -> Baseline:
+    """dẼ/dσ at σ = 0: the exact directional derivative, by forward-mode autodiff; there is no σ to choose."""
+
+    def rate(view: View, sigma: float | Array, state: State) -> Rate:
+        del sigma, state
+        losses, derivative = view.tangent()
+        return Rate(lambda direction: (derivative(direction), losses), view.clean_cost, view.tangent_cost)
+
+    return _stateless(rate, None)
+
+
+def _stateless(rate: Callable[[View, float | Array, State], Rate], length: Length | None) -> Baseline:
+    return Baseline(lambda: (), rate, lambda state, loss: state, length)

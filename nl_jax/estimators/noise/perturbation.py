@@ -1,0 +1,104 @@
+"""The engine of every perturbation estimator: space × direction sampler × baseline × sample plan."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from nl_jax._core.require import positive_hyperparameter, positive_integer, takes, typed_key
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Params, State, without_credit
+from nl_jax.estimators.noise.baselines import Baseline
+from nl_jax.estimators.noise.directions import Sampler
+from nl_jax.estimators.noise.sampled import SampledGradient
+from nl_jax.estimators.noise.sampling import Share, alone, require_sharding, shared_out
+from nl_jax.estimators.noise.spaces import Noise, Space, View
+from nl_jax.estimators.noise.spaces.view import Measure
+from nl_jax.estimators.noise.step_size import step_size
+
+
+def perturbation(
+    space: Space,
+    baseline: Baseline,
+    directions: Sampler,
+    *,
+    sigma: float | Array | None,
+    num_samples: int,
+    chunk: int | None,
+    sharding: NamedSharding | None = None,
+    sum_updates: bool | None = None,
+) -> GradientEstimator:
+    """Estimates ĝ = mean over K samples of (dE/dξ) ξ, since E (gᵀξ) ξ = g for directions of unit covariance.
+
+    Args:
+      space: where to displace, from `nl.spaces`.
+      baseline: how to measure the losses' rate of change along a direction, from `nl.baselines`.
+      directions: sampler of ξ, from `nl.directions`.
+      sigma: σ, the step along a direction, above 0; None: chosen for the dtype.
+      num_samples: K, at least 1.
+      chunk: samples evaluated at once, at least 1; None: chosen for the backend.
+      sharding: how samples are divided over devices: see `sampling.shared_out`.
+      sum_updates: what devices exchange to form a gradient in weight space: see `SampledGradient.formed`.
+
+    Raises:
+      ValueError: if a setting is not as described.
+    """
+    if not isinstance(baseline, Baseline):
+        raise ValueError(f"baseline must be one of nl.baselines, made by a call such as clean(); got {baseline!r}")
+    takes(
+        "directions", directions, 3, "a sampler (key, index, template) -> direction, such as nl.directions.gaussian()"
+    )
+    sigma = None if sigma is None else positive_hyperparameter("sigma", sigma)
+    if sigma is not None and baseline.length is None:
+        raise ValueError(f"sigma must be left out with tangent(), which makes no step; got {sigma}")
+    num_samples = positive_integer("num_samples", num_samples)
+    chunk = None if chunk is None else positive_integer("chunk", chunk)
+    require_sharding(sharding, num_samples, sum_updates)
+
+    def init(key: Key, params: Params) -> State:
+        del key, params
+        return baseline.init()
+
+    def measured(key: Key, state: State, params: Params, batch: Batch) -> tuple[View, Measure, int]:
+        typed_key(key)
+        view = space(params, batch, Noise(directions, key, num_samples))
+        rate = baseline.rate(view, step_size(sigma, baseline.length, view.dtypes, view.components), state)
+        return view, rate.along, view.fixed_cost + rate.fixed_cost + num_samples * rate.cost_per_sample
+
+    def found(key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, State, Info]:
+        """Returns a gradient: that of layers, or that of weights as a list of numbers."""
+        seen: list[int] = []
+
+        def of_share(share: Share, key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, Array]:
+            view, measure, evaluations = measured(key, state, params, batch)
+            seen[:] = [evaluations]
+            if view.layers is not None:
+                mean, loss = view.layers.judged(measure, chunk, share)
+                return view.layers.gradient(mean), loss
+            rates, losses = share.gathered(view.rates(measure, chunk, share.indices))
+            return SampledGradient(key, rates, view.directions), jnp.mean(losses)
+
+        gradient, loss = shared_out(of_share, num_samples, sharding)(key, state, params, batch)
+        return gradient, baseline.update(state, loss), Info(loss, jnp.int32(seen[0]))
+
+    def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        gradient, state, info = found(key, state, params, batch)
+        sampled = isinstance(gradient, SampledGradient)
+        return gradient.formed(params, sharding, sum_updates) if sampled else gradient, state, info
+
+    def sample(key: Key, state: State, params: Params, batch: Batch) -> tuple[SampledGradient, State, Info]:
+        gradient, state, info = found(key, state, params, batch)
+        if not isinstance(gradient, SampledGradient):
+            raise ValueError(
+                "a gradient made of noise in nodes, or in a subspace of the batch's inputs, is no list of numbers: its "
+                "noise is not drawn from the key alone. Use weight_perturbation, "
+                "forward_gradient(space=nl.spaces.weights) or evolution_strategy"
+            )
+        return gradient, state, info
+
+    def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
+        view, measure, _ = measured(key, state, params, batch)
+        if view.layers is None:
+            return without_credit(key, state, params, batch)
+        return view.layers.credit(view.layers.judged(measure, chunk, alone(num_samples))[0])
+
+    return GradientEstimator(init, estimate, credit, sample)

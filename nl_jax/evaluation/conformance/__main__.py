@@ -1,0 +1,63 @@
+"""`python -m nl_jax.evaluation.conformance module:factory`: certifies an estimator and prints the certificate."""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+
+from nl_jax.evaluation.conformance.certifying import CHECKS, certify
+from nl_jax.evaluation.conformance.problem import chain, recurrent
+from nl_jax.evaluation.conformance.subject import Claims, Factory
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the certificate; returns 0 if all checks passed, 1 if one failed, 3 if one had too few draws."""
+    parser = argparse.ArgumentParser(prog="python -m nl_jax.evaluation.conformance", description=__doc__)
+    parser.add_argument("factory", help="module:factory, with factory(objective) -> estimator; nl_jax:backprop")
+    parser.add_argument("--biased", action="store_true", help="its mean is not claimed to be the gradient")
+    parser.add_argument("--gradient-free", action="store_true", help="it takes no derivative of layers or losses")
+    parser.add_argument("--evaluations", type=int, help="what one estimate costs, in evaluations of the objective")
+    parser.add_argument("--verdict", help='what nl.audit finds, such as "three-factor"')
+    parser.add_argument("--recurrent", action="store_true", help="certify on a recurrent network; for rules in time")
+    parser.add_argument("--num-keys", type=int, default=3000, help="estimates drawn at a time (%(default)s)")
+    parser.add_argument(
+        "--max-keys", type=int, help="estimates that a check may draw to show that there is no bias (400,000)"
+    )
+    parser.add_argument(
+        "--checks", nargs="+", choices=[check.__name__ for check in CHECKS], help="which to run (all)", metavar="CHECK"
+    )
+    parser.add_argument("--json", type=Path, help="a file for the certificate as data")
+    args = parser.parse_args(arguments)
+    claims = Claims(not args.biased, args.gradient_free, args.evaluations, args.verdict)
+    chosen = [check for check in CHECKS if args.checks is None or check.__name__ in args.checks]
+    budget = {} if args.max_keys is None else {"max_keys": args.max_keys}
+    try:
+        with jax.enable_x64(True):  # allows small σ, and separates algebraic errors from rounding
+            problem = recurrent if args.recurrent else chain
+            certificate = certify(
+                _found(args.factory), claims, problem=problem, num_keys=args.num_keys, checks=chosen, **budget
+            )
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        parser.error(f"{args.factory}: {error}")
+    print(certificate._replace(subject=args.factory))
+    if args.json is not None:
+        try:
+            args.json.write_text(json.dumps(certificate.as_dict(), indent=2))
+        except OSError as error:
+            parser.error(f"--json {args.json} cannot be written to: {error.strerror}")
+    return 1 if certificate.failures else 3 if certificate.not_shown else 0
+
+
+def _found(name: str) -> Factory:
+    module, _, attribute = name.partition(":")
+    if not (module and attribute):
+        raise ValueError("write it as module:factory, such as nl_jax:backprop")
+    sys.path.insert(0, "")  # finds modules in the working directory
+    return getattr(importlib.import_module(module), attribute)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Bias, variance, cosine and signal-to-noise ratio against a reference, with standard errors."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nl_jax._core.failures import raise_if_known
+from nl_jax._core.numerics import widened
+from nl_jax._core.require import positive_integer, typed_key
+from nl_jax.base import Array, Batch, Failure, GradientEstimator, Key, Params
+
+
+class Measurement(NamedTuple):
+    """An estimator compared with a reference at one point; every `*_error` is a standard error.
+
+    ĝ are the estimates, g is the reference's gradient and n the number of estimates.
+
+    Attributes:
+      reference: g, a tree like the parameters.
+      mean: the mean of ĝ.
+      bias, bias_error: mean(ĝ) − g per component.
+      variance, variance_error: the variance of ĝ per component (unbiased; its error is from the fourth moment).
+      cosine, cosine_error: the mean cosine of the angle between one ĝ and g.
+      relative_variance, relative_variance_error: E‖ĝ − E ĝ‖² / ‖g‖².
+      signal_to_noise, signal_to_noise_error: ‖g‖² / E‖ĝ − E ĝ‖², infinite for an exact estimator.
+    """
+
+    reference: Params
+    mean: Params
+    bias: Params
+    bias_error: Params
+    variance: Params
+    variance_error: Params
+    cosine: Array
+    cosine_error: Array
+    relative_variance: Array
+    relative_variance_error: Array
+    signal_to_noise: Array
+    signal_to_noise_error: Array
+
+    def __str__(self) -> str:
+        """The three numbers with their errors, without the trees."""
+
+        def shown(name: str) -> str:
+            value = getattr(self, name)
+            try:
+                return f"{value:.3g}"
+            except TypeError:  # several numbers, or none yet while tracing
+                return str(value)
+
+        names = "cosine", "relative_variance", "signal_to_noise"
+        return ", ".join(f"{name.replace('_', ' ')} {shown(name)} ± {shown(f'{name}_error')}" for name in names)
+
+
+def cosine(a: Params, b: Params) -> Array:
+    """Computes the cosine of the angle between two trees as vectors, ⟨a, b⟩ / ‖a‖‖b‖; NaN if either is zero.
+
+    >>> import jax.numpy as jnp
+    >>> round(float(cosine({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([1.0, 1.0])})), 4)
+    0.7071
+    """
+    return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
+
+
+def measure(
+    estimator: GradientEstimator,
+    reference: GradientEstimator,
+    key: Key,
+    params: Params,
+    batch: Batch,
+    *,
+    num_estimates: int = 100,
+) -> Measurement:
+    """Measures bias, variance, cosine and signal-to-noise ratio of an estimator at given parameters and batch.
+
+    This is a pure function: jit it to run fast. Memory does not grow with `num_estimates`; every estimate is computed
+    twice.
+
+    Args:
+      estimator: the estimator to measure. Each estimate has its own key and the estimator's initial state.
+      reference: the estimator to compare with, usually `nl.backprop(objective)`; it is evaluated once.
+      key: typed key.
+      params: the parameters at which to measure.
+      batch: the batch on which to measure.
+      num_estimates: independent estimates, at least 2.
+
+    Returns:
+      A `Measurement`, at least in float32 for any parameter dtype; NaN under `jax.jit` if an estimate fails.
+
+    Raises:
+      ValueError: if `num_estimates` is not a whole number of at least 2, or the key is not a typed key.
+      FloatingPointError: outside of `jax.jit`, if an estimate fails (see `nl.Info`).
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> objective = lambda w, batch: jnp.sum(w**2) * batch
+    >>> estimator = nl.forward_gradient(objective, num_samples=10)
+    >>> at = jax.random.key(0), jnp.ones(8), jnp.ones(1)
+    >>> m = measure(estimator, nl.backprop(objective), *at, num_estimates=1000)
+    >>> predicted = (8 + 1) / 10  # (P + 1)/K
+    >>> bool(abs(m.relative_variance - predicted) < 5 * m.relative_variance_error)
+    True
+    """
+    n = positive_integer("num_estimates", num_estimates)
+    if n < 2:
+        raise ValueError("num_estimates must be at least 2: one estimate has no variance")
+    typed_key(key)
+    state_key, reference_key, sample_key = jax.random.split(key, 3)
+    exact = widened(reference.estimate(reference_key, reference.init(reference_key, params), params, batch)[0])
+    state = estimator.init(state_key, params)
+
+    def estimate(index: Array) -> tuple[Params, tuple[Failure, ...]]:
+        grads, _, info = estimator.estimate(jax.random.fold_in(sample_key, index), state, params, batch)
+        return widened(grads), info.failures
+
+    # Two passes with the same keys: moments about the mean itself avoid rounding errors even with a large bias.
+    def accumulate(total: Params, index: Array) -> tuple[Params, tuple[Failure, ...]]:
+        sample, failures = estimate(index)
+        return jax.tree.map(lambda t, x, g: t + (x - g) / n, total, sample, exact), failures
+
+    def spread(sums: tuple[Params, Params], index: Array) -> tuple[tuple[Params, Params], tuple[Array, Array]]:
+        sample, _ = estimate(index)
+        d = jax.tree.map(jnp.subtract, sample, mean)
+        second, fourth = (
+            jax.tree.map(lambda s, x, p=p: s + x**p, total, d) for p, total in zip((2, 4), sums, strict=True)
+        )
+        return (second, fourth), (cosine(sample, exact), optax.tree.norm(d, squared=True))
+
+    zeros = jax.tree.map(jnp.zeros_like, exact)
+    bias, failures = jax.lax.scan(accumulate, zeros, jnp.arange(n))
+    raise_if_known(failures)
+    mean = jax.tree.map(jnp.add, exact, bias)
+    (second, fourth), (cosines, squares) = jax.lax.scan(spread, (zeros, zeros), jnp.arange(n))
+    variance = jax.tree.map(lambda s: s / (n - 1), second)
+    # Var(s²) = (μ₄ − σ⁴ (n − 3)/(n − 1)) / n
+    variance_error = jax.tree.map(
+        lambda f, v: jnp.sqrt(jnp.maximum(f / n - v**2 * (n - 3) / (n - 1), 0) / n), fourth, variance
+    )
+    power = optax.tree.norm(exact, squared=True)
+    relative = optax.tree.sum(variance) / power
+    relative_error = _standard_error(squares) / power
+    return Measurement(
+        reference=exact,
+        mean=mean,
+        bias=bias,
+        bias_error=jax.tree.map(lambda v: jnp.sqrt(v / n), variance),
+        variance=variance,
+        variance_error=variance_error,
+        cosine=jnp.mean(cosines),
+        cosine_error=_standard_error(cosines),
+        relative_variance=relative,
+        relative_variance_error=relative_error,
+        signal_to_noise=1 / relative,
+        signal_to_noise_error=jnp.where(relative > 0, relative_error / relative**2, 0),
+    )
+
+
+def _standard_error(samples: Array) -> Array:
+    return jnp.std(samples, ddof=1) / samples.shape[0] ** 0.5

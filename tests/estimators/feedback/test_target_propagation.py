@@ -1,0 +1,256 @@
+"""Difference target propagation: what is sent down, what decoders learn, and when it is backprop."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nl_jax as nl
+from nl_jax.estimators.feedback.target_propagation import Decoders
+from tests import problems
+
+KEY, OTHER = jax.random.key(0), jax.random.key(5)
+SGD = optax.sgd(0.1)
+identity = lambda nu: nu
+
+
+def propagation(objective, batch, **settings):
+    return nl.difference_target_propagation(objective, batch, **({"optimizer": SGD} | settings))
+
+
+@functools.cache
+def square(orthogonal):
+    """Three square linear layers on random data."""
+    network = nl.mlp([3, 3, 3, 3], activation=identity)
+    scheme = jax.nn.initializers.orthogonal() if orthogonal else jax.nn.initializers.normal(1.0)
+
+    @jax.jit
+    def draw():
+        params = network.init(KEY, jnp.float64)
+        for key, own in zip(jax.random.split(OTHER, 3), params.values(), strict=True):
+            own["weight"] = scheme(key, (3, 3))
+        return params, (jax.random.normal(KEY, (5, 3)), jax.random.normal(OTHER, (5, 3)))
+
+    return nl.supervised(network.apply, nl.losses.half_squared_error), *draw()
+
+
+def decoders(estimator, params, weights):
+    """The first state with the given weights."""
+    (_, biases), inner = estimator.init(OTHER, params)
+    return Decoders(weights, biases), inner
+
+
+def test_with_the_inverses_of_orthogonal_linear_layers_it_is_backprop(x64):
+    objective, params, batch = square(orthogonal=True)
+    estimator = propagation(objective, batch, activation=identity)
+
+    @jax.jit
+    def both(params):
+        ours, _, info = estimator.estimate(KEY, decoders(estimator, params, params), params, batch)
+        return ours, nl.backprop(objective).estimate(KEY, (), params, batch)[0], info.residuals
+
+    ours, exact, residuals = both(params)
+    chex.assert_trees_all_close(ours, exact, rtol=1e-12, atol=1e-12)
+    assert max(jax.tree.leaves((residuals.primal, residuals.dual))) < 1e-12
+
+
+def test_inverse_decoders_send_credit_through_the_inverse(x64):
+    """z_{l−1} = W_l⁻¹ z_l, which is no longer backprop (Meulemans et al. 2020), as the report of the point says."""
+    objective, params, (x, targets) = square(orthogonal=False)
+    estimator = propagation(objective, (x, targets), activation=identity)
+
+    @jax.jit
+    def both(params):
+        inverse = {name: {**own, "weight": jnp.linalg.inv(own["weight"]).T} for name, own in params.items()}
+        state = decoders(estimator, params, inverse)
+        ours, _, info = estimator.estimate(KEY, state, params, (x, targets))
+        _, axons = nl.propagation.record(objective)(params, (x, targets))
+        z, by_hand = (axons["output"] - targets) / 5, {}
+        for name, below in (("output", axons["hidden2"]), ("hidden2", axons["hidden1"]), ("hidden1", x)):
+            by_hand[name] = {"weight": below.T @ z, "bias": jnp.sum(z, axis=0)}
+            z = z @ inverse[name]["weight"].T
+        norms = jax.tree.map(lambda g: jnp.linalg.norm(g.ravel()), ours)
+        return (ours, info.residuals.gradient), (by_hand, norms), info.residuals.dual
+
+    ours, expected, dual = both(params)  # the Lagrangian has the same ∂L/∂W at the point that is reported
+    chex.assert_trees_all_close(ours, expected, rtol=1e-10, atol=1e-12)
+    assert dual["output"] < 1e-12
+    assert min(dual["hidden1"], dual["hidden2"]) > 0.1
+
+
+def test_targets_are_decoded_in_difference_form(x64):
+    """t_2 = x_2 − η ∂C/∂x_2 of each example, t_1 = x_1 + g(t_2) − g(x_2), δ_1 = (x_1 − t_1)/η f' (Lee et al. 2015)."""
+    problem, eta = problems.chain(), 0.5
+    estimator = propagation(problem.objective, problem.batch, eta=eta)
+
+    @jax.jit
+    def both(params, x, labels):
+        (b, _), inner = estimator.init(OTHER, params)
+        c = jnp.linspace(-1, 1, 5)
+        _, axons = nl.propagation.record(problem.objective)(params, (x, labels))
+        first, second = axons["hidden1"], axons["output"]
+        g = lambda y: jnp.tanh(y @ b["output"]["weight"].T + c[None])
+        target = first + g(second - eta * (jax.nn.softmax(second) - jax.nn.one_hot(labels, 3))) - g(second)
+        by_hand = x.T @ ((first - target) / eta * (1 - first**2)) / 6
+        state = Decoders(b, {"output": (c,)}), inner
+        return estimator.estimate(KEY, state, params, (x, labels))[0]["hidden1"]["weight"], by_hand
+
+    np.testing.assert_allclose(*both(problem.params, *problem.batch), rtol=1e-10, atol=1e-12)
+
+
+def test_displacements_add_up_over_the_layers_above(x64):
+    """With linear decoders z_low = B z_out + B' z_high, z_high = B'' z_out, whatever η."""
+    problem = problems.skip()
+    estimator = propagation(problem.objective, problem.batch, activation=identity, eta=3.0)
+    state = estimator.init(OTHER, problem.params)
+
+    @jax.jit
+    def both(params, x, labels):
+        _, axons = nl.propagation.record(problem.objective)(params, (x, labels))
+        b, low, high = state[0].weights, axons["low"], axons["high"]
+        z = (jax.nn.softmax(axons["output"]) - jax.nn.one_hot(labels, 3)) / 6
+        z_high = z @ b["output"]["high"]["weight"].T
+        z_low = z @ b["output"]["low"]["weight"].T + z_high @ b["high"]["weight"].T
+        by_hand = low.T @ jnp.where(high > 0, z_high, 0), x.T @ (z_low * low * (1 - low))
+        ours = estimator.estimate(KEY, state, params, (x, labels))[0]
+        return (ours["high"]["weight"], ours["low"]["weight"]), by_hand
+
+    chex.assert_trees_all_close(*both(problem.params, *problem.batch), rtol=1e-10)
+
+
+def test_layers_without_parameters_are_differentiated_as_they_are(x64):
+    problem = problems.convolution()
+    estimator = propagation(problem.objective, problem.batch, activation=identity)
+    state = estimator.init(OTHER, problem.params)
+    assert list(state[0].biases) == ["output"]  # nor is anything decoded that is data
+    ours = jax.jit(estimator.estimate)(KEY, state, problem.params, problem.batch)[0]
+
+    @jax.jit
+    def by_hand(params, images, labels):
+        _, axons = nl.propagation.record(problem.objective)(params, (images, labels))
+        told = (jax.nn.softmax(axons["output"]) - jax.nn.one_hot(labels, 3)) @ state[0].weights["output"]["weight"].T
+
+        def inner(own):
+            vector = nl.propagation.record(problem.forward)({**params, "features": own}, images)[1]["vector"]
+            return jnp.mean(jnp.sum(vector * told, axis=1))
+
+        return jax.grad(inner)(params["features"])
+
+    chex.assert_trees_all_close(ours["features"], by_hand(problem.params, *problem.batch), rtol=1e-10)
+
+
+def test_decoders_learn_to_invert_their_layer(x64):
+    """Of orthogonal linear layers: then credit is backprop's, to which at first it had no likeness.
+
+    All axons are 0 while they learn, so that there is nothing to learn from but the noise.
+    """
+    objective, params, batch = square(orthogonal=True)
+    estimator = propagation(objective, batch, activation=identity, sigma=1.0)
+    silence = jax.tree.map(jnp.zeros_like, batch)
+
+    @jax.jit
+    def run(state):
+        step = lambda state, key: (estimator.estimate(key, state, params, silence)[1], None)
+        end, _ = jax.lax.scan(step, state, jax.random.split(KEY, 300))
+        at = [(estimator, nl.backprop(objective), KEY, state, params, batch) for state in (state, end)]
+        return [nl.diagnostics.alignment(*at) for at in at]
+
+    before, after = run(estimator.init(OTHER, params))
+    assert before["hidden1"] > 45
+    assert max(after.values()) < 1
+
+
+def test_decoders_go_down_the_error_of_what_was_disturbed(x64):
+    """E ∂/∂B ½‖σξ(W Bᵀ − 1)‖² = σ²(W Bᵀ − 1)ᵀ W, the mean over examples, where all axons are 0."""
+    objective, params, batch = square(orthogonal=False)
+    sigma, silence = 0.5, jax.tree.map(jnp.zeros_like, batch)
+    estimator = propagation(objective, batch, activation=identity, sigma=sigma, optimizer=optax.sgd(1.0))
+    state = estimator.init(OTHER, params)
+    after = jax.jit(jax.vmap(lambda key: estimator.estimate(key, state, params, silence)[1][0].weights))
+    learned = after(jax.random.split(KEY, 300))["output"]["weight"]
+    b, w = np.asarray(state[0].weights["output"]["weight"]), np.asarray(params["output"]["weight"])
+    steps = b - np.asarray(learned)
+    error = np.std(steps, axis=0, ddof=1) / 300**0.5
+    expected = sigma**2 * (w @ b.T - np.eye(3)).T @ w
+    assert np.max(np.abs(steps.mean(axis=0) - expected) / error) < 4
+    for twin in (0.5, 2):  # of σ², of the mean
+        assert np.max(np.abs(steps.mean(axis=0) - twin * expected) / error) > 4
+
+
+def test_hidden_layers_learn_what_the_output_alone_cannot():
+    """Whether two numbers have the same sign."""
+    network = nl.mlp([2, 8, 2], activation=nl.activations.tanh())
+    inputs = jax.random.uniform(OTHER, (32, 2), minval=-1.0)
+    batch = inputs, (inputs[:, 0] * inputs[:, 1] > 0).astype(jnp.int32)
+    estimator = propagation(nl.supervised(network.apply, nl.losses.cross_entropy), batch)
+    params = network.init(KEY)
+
+    @jax.jit
+    @jax.vmap
+    def loss(hidden_rate):
+        def step(carry, key):
+            params, state = carry
+            grads, state, info = estimator.estimate(key, state, params, batch)
+            rates = {"hidden1": hidden_rate, "output": jnp.float32(1)}
+            moved = {n: jax.tree.map(lambda w, g, n=n: w - rates[n] * g, params[n], grads[n]) for n in params}
+            return (moved, state), info.loss
+
+        start = params, estimator.init(OTHER, params)
+        return jax.lax.scan(step, start, jax.random.split(KEY, 300))[1][-1]
+
+    alone, both = loss(jnp.array([0.0, 1.0]))
+    assert both < 0.7 * alone
+
+
+def test_settings_out_of_range_and_other_shapes_are_refused():
+    problem = problems.chain()
+    estimator = propagation(problem.objective, problem.batch)
+    (weights, biases), inner = estimator.init(KEY, problem.params)
+    narrow = Decoders(weights, {"output": (biases["output"][0][:1],)}), inner
+    with pytest.raises(ValueError, match=r"layer 'output': its decoder is for inputs of shapes \[\(1,\)\].*\[\(5,\)\]"):
+        jax.eval_shape(estimator.estimate, KEY, narrow, problem.params, problem.batch)
+    with pytest.raises(ValueError, match=r"key must be a typed key made by jax\.random\.key"):
+        estimator.estimate(jnp.zeros(2, jnp.uint32), narrow, problem.params, problem.batch)
+    with pytest.raises(ValueError, match=r"optimizer must be an optax optimizer .* got 0\.1"):
+        propagation(problem.objective, problem.batch, optimizer=0.1)
+    with pytest.raises(ValueError, match=r"activation must take one argument, got tanh: .*nl\.activations\.tanh\(\)"):
+        propagation(problem.objective, problem.batch, activation=nl.activations.tanh)
+    with pytest.raises(ValueError, match="eta must be a finite Python number above 0, got 0"):
+        propagation(problem.objective, problem.batch, eta=0)
+    with pytest.raises(ValueError, match="sigma must be a finite Python number above 0, got -1"):
+        propagation(problem.objective, problem.batch, sigma=-1)
+
+
+def test_without_layers_there_is_nothing_to_decode(x64):
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        return jnp.sum((batch @ params) ** 2, axis=1)
+
+    params, batch = jnp.eye(2), jnp.ones((3, 2))
+    estimator = propagation(objective, batch)
+    state = estimator.init(OTHER, params)
+    ours, _, _ = jax.jit(estimator.estimate)(KEY, state, params, batch)
+    np.testing.assert_allclose(ours, 2 * batch.T @ batch @ params / 3, rtol=1e-12)
+
+
+def test_masks_beside_axons_are_given_no_target(x64):
+    """Credit of what is let through is decoded; the decoder's other input stays as it is."""
+    linear, product = lambda nu: nu, lambda w, x: x @ w
+    masked = lambda w, x, mask: jnp.where(mask, x @ w, 0)
+
+    def objective(params, batch, propagate=nl.propagation.feedforward):
+        low = propagate("low", product, linear, params["low"], batch[0])
+        return jnp.sum(propagate("high", masked, linear, params["high"], low, batch[1]) ** 2, axis=1) / 2
+
+    keys = jax.random.split(KEY, 4)
+    params = {"low": jax.random.normal(keys[0], (3, 4)), "high": jax.random.normal(keys[1], (4, 2))}
+    x, mask = jax.random.normal(keys[2], (5, 3)), jax.random.bernoulli(keys[3], shape=(5, 2))
+    estimator = propagation(objective, (x, mask), activation=linear)
+    state = estimator.init(OTHER, params)
+    ours, after, _ = jax.jit(estimator.estimate)(KEY, state, params, (x, mask))
+    told = jnp.where(mask, x @ params["low"] @ params["high"], 0) @ state[0].weights["high"].T
+    np.testing.assert_allclose(ours["low"], x.T @ told / 5, rtol=1e-12)
+    assert [c.shape for c in after[0].biases["high"]] == [(4,)]

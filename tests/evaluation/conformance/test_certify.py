@@ -1,0 +1,121 @@
+"""The certificate, and the command that prints it."""
+
+import functools
+import json
+
+import jax.numpy as jnp
+import pytest
+
+import nl_jax as nl
+from nl_jax.evaluation.conformance import certify
+from nl_jax.evaluation.conformance.__main__ import main
+
+
+def broken(objective):
+    def estimate(key, state, params, batch):
+        raise KeyError("hidden")
+
+    return nl.GradientEstimator(lambda key, params: (), estimate)
+
+
+def test_what_raises_has_failed_and_says_with_what():
+    certificate = certify(broken, num_keys=2, max_keys=2)
+    assert not certificate.passed
+    assert certificate.rows["shapes"].said == "KeyError: 'hidden'"
+    assert "signatures" not in certificate.failures
+    assert str(certificate).splitlines()[0] == "broken"
+    assert str(certificate).splitlines()[-1].startswith("NOT certified: ")
+
+
+@pytest.mark.parametrize(
+    ("factory", "error", "said"),
+    [
+        (nl.reinforce, ValueError, r"factory must take one argument, got reinforce"),
+        (lambda objective: objective, TypeError, r"must return a nl\.GradientEstimator"),
+    ],
+)
+def test_what_is_no_factory_is_refused(factory, error, said):
+    with pytest.raises(error, match=said):
+        certify(factory)
+
+
+def test_one_key_has_no_standard_error():
+    with pytest.raises(ValueError, match="num_keys must be at least 2"):
+        certify(nl.backprop, num_keys=1)
+
+
+class Settings:
+    """A factory that is no function."""
+
+    def __call__(self, objective):
+        return broken(objective)
+
+
+@pytest.mark.parametrize("factory", [Settings(), functools.partial(Settings())])
+def test_a_factory_need_have_no_name(factory):
+    assert certify(factory, num_keys=2, max_keys=2).subject == "Settings"
+
+
+def test_a_certificate_that_cannot_be_saved_is_told_in_a_line(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(
+            [
+                "tests.evaluation.conformance.test_certify:broken",
+                "--num-keys",
+                "2",
+                "--max-keys",
+                "2",
+                "--json",
+                str(tmp_path),
+            ]
+        )
+    said = capsys.readouterr()
+    assert "NOT certified" in said.out
+    assert f"--json {tmp_path} cannot be written to" in said.err
+
+
+def test_the_command_certifies(tmp_path, capsys):
+    file = tmp_path / "certificate.json"
+    assert main(["nl_jax:backprop", "--evaluations", "3", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("nl_jax:backprop\n")
+    assert printed.endswith("certified: 20 checks\n")
+    saved = json.loads(file.read_text())
+    assert saved["certified"]
+    assert saved["checks"]["calibration"]["difference"] < 1e-12  # in float64
+    assert jnp.asarray(0.0).dtype == jnp.float32  # and what follows is as it was
+
+
+USUAL = ["--checks", "shapes", "calibration", "training", "derivatives", "locality"]
+
+
+def test_rules_in_time_are_certified_on_a_recurrent_network(capsys):
+    assert main(["nl_jax:rtrl", "--recurrent", *USUAL]) == 0
+    assert "certified: 5 checks" in capsys.readouterr().out
+    assert main(["nl_jax:rtrl", *USUAL]) == 1
+    assert "no loop named loop='time'" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_command_fails_what_is_not_as_claimed(capsys):
+    assert main(["nl_jax:backprop", "--gradient-free", "--verdict", "local", *USUAL]) == 1
+    assert "NOT certified: 2 failed of 5 checks" in capsys.readouterr().out
+
+
+def test_too_few_draws_have_an_exit_status_of_their_own(capsys):
+    arguments = ["nl_jax:weight_perturbation", "--num-keys", "50", "--max-keys", "50", "--checks", "calibration"]
+    assert main(arguments) == 3
+    assert "NOT certified: 1 not shown of 1 checks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["nl_jax", "nl_jax:nothing", "no.such.module:factory", "nl_jax:reinforce"])
+def test_a_wrong_name_is_a_usage_error(name, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([name])
+    assert f"error: {name}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["nl_jax", ":backprop"])
+def test_half_a_name_is_told_how_to_write_it(name, capsys):
+    with pytest.raises(SystemExit):
+        main([name])
+    assert "write it as module:factory" in capsys.readouterr().err

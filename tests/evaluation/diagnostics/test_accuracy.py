@@ -1,0 +1,86 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nl_jax as nl
+from nl_jax.evaluation.diagnostics import cosine, measure
+
+KEY = jax.random.key(0)
+
+
+def _noisy(spread, bias=0.0):
+    """An estimator whose law is known: g + bias + spread · (exponential − 1) per component."""
+
+    def estimate(key, state, params, batch):
+        noise = jax.random.exponential(key, params.shape, params.dtype) - 1
+        return 2 * params + bias + spread * noise, state, nl.Info(jnp.float32(0), jnp.int32(1))
+
+    return nl.GradientEstimator(lambda key, params: (), estimate)
+
+
+def test_measures_a_known_law(x64):
+    params, spread = jnp.array([1.0, -2.0, 0.5]), 0.7
+    n = 4000
+    m = jax.jit(lambda key: measure(_noisy(spread, 0.1), _noisy(0.0), key, params, (), num_estimates=n))(KEY)
+    np.testing.assert_allclose(m.reference, 2 * params)
+    assert np.all(np.abs(m.bias - 0.1) < 5 * m.bias_error)
+    assert np.all(np.abs(m.bias) > 5 * m.bias_error)
+    np.testing.assert_allclose(m.bias_error, spread / n**0.5, rtol=0.1)
+    assert np.all(np.abs(m.variance - spread**2) < 5 * m.variance_error)
+    np.testing.assert_allclose(m.variance_error, spread**2 * (8 / n) ** 0.5, rtol=0.3)  # μ₄ = 9 σ⁴
+    power = float(jnp.sum((2 * params) ** 2))
+    assert abs(m.relative_variance - 3 * spread**2 / power) < 5 * m.relative_variance_error
+    assert abs(m.signal_to_noise - power / (3 * spread**2)) < 5 * m.signal_to_noise_error
+    assert 0 < m.cosine < 1
+    assert 0 < m.cosine_error < 0.01
+
+
+def test_a_bias_far_above_the_spread_spoils_nothing():
+    m = measure(_noisy(0.01, 10.0), _noisy(0.0), KEY, jnp.array([1.0, -2.0, 0.5]), (), num_estimates=400)
+    np.testing.assert_allclose(m.bias, 10, atol=5e-3)
+    np.testing.assert_allclose(m.variance, 1e-4, rtol=0.6)
+    np.testing.assert_allclose(m.relative_variance, 3e-4 / 21, rtol=0.4)
+    # ‖noise‖² has standard deviation (3 · 8)^½ · 10⁻⁴ per estimate.
+    np.testing.assert_allclose(m.relative_variance_error, 24**0.5 * 1e-4 / 21 / 20, rtol=0.5)
+
+
+def test_half_precision_is_measured_in_single():
+    params = jnp.array([1.0, -2.0], jnp.bfloat16)
+
+    def estimate(key, state, params, batch):
+        return 1 + jax.random.normal(key, params.shape, params.dtype), state, nl.Info(jnp.float32(0), jnp.int32(1))
+
+    noisy = nl.GradientEstimator(lambda key, params: (), estimate)
+    m = measure(noisy, _noisy(0.0), KEY, params, (), num_estimates=2000)
+    assert np.all(np.abs(m.mean - 1) < 5 * m.bias_error)
+    assert np.all(np.abs(m.variance - 1) < 5 * m.variance_error)
+
+
+def test_an_exact_estimator_is_exact():
+    m = measure(_noisy(0.0), _noisy(0.0), KEY, jnp.ones(2), (), num_estimates=3)
+    np.testing.assert_array_equal(m.variance, 0)
+    np.testing.assert_array_equal(m.bias, 0)
+    np.testing.assert_allclose(m.cosine, 1, rtol=1e-6)
+    assert m.signal_to_noise == np.inf
+    assert m.signal_to_noise_error == 0
+
+
+def test_a_measurement_is_printed_without_its_trees():
+    trees, numbers = ({"w": jnp.zeros(1000)},) * 6, (0.5, 0.01, 2.0, 0.1, 0.25, 0.0125)
+    m = nl.diagnostics.Measurement(*trees, *map(jnp.float32, numbers))
+    assert str(m) == "cosine 0.5 ± 0.01, relative variance 2 ± 0.1, signal to noise 0.25 ± 0.0125"
+    assert "[0.5 0.5]" in str(m._replace(cosine=jnp.full(2, 0.5)))
+    jax.jit(lambda x: str(m._replace(cosine=x)) and x)(1.0)  # while tracing too
+
+
+def test_cosine():
+    a, b = {"x": jnp.array([3.0, 0.0])}, {"x": jnp.array([3.0, 4.0])}
+    np.testing.assert_allclose(cosine(a, b), 0.6, rtol=1e-6)
+    assert np.isnan(cosine(a, {"x": jnp.zeros(2)}))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2.5])
+def test_needs_two_estimates(n):
+    with pytest.raises(ValueError, match="num_estimates must be"):
+        measure(_noisy(0.0), _noisy(0.0), KEY, jnp.ones(2), (), num_estimates=n)
