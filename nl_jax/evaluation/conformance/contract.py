@@ -130,10 +130,10 @@ def bad_input(s: Subject) -> CheckResult:
     if not refuses(lambda: _traced(s, averaged, KEYS[0])):
         found.append(
             "takes an objective that averages over the batch: check its losses, "
-            "nl_jax._core.require.per_example(objective(params, batch))"
+            "nl.require.per_example(objective(params, batch))"
         )
     if is_random(s) and not refuses(lambda: _traced(s, s.problem.objective, jnp.zeros(2, jnp.uint32))):
-        found.append("takes a raw key: check it, nl_jax._core.require.typed_key(key)")
+        found.append("takes a raw key: check it, nl.require.typed_key(key)")
     return _row("bad input", found, "averaged losses and raw keys are a ValueError")
 
 

@@ -2,8 +2,8 @@
 
 A sampler is a function `sampler(key, index, template) -> direction`: the index-th direction of the estimate that `key`
 belongs to, as a tree like the template. Any function of that form works; these are made by a call, such as
-`rademacher()`. A structured sampler (`low_rank`, `flipout`) draws leaves of two axes or more as `structured.Structured` and all others as
-arrays. Estimators draw large leaves block by block, and store none of them.
+`rademacher()`. A structured sampler (`low_rank`, `flipout`) draws leaves of two axes or more as `structured.Structured`
+and all others as arrays. Estimators draw large leaves block by block, and store none of them.
 """
 
 from nl_jax._core.renamed import renamed

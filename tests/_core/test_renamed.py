@@ -1,0 +1,42 @@
+"""Old names are found for one release, with a warning that says the new one."""
+
+import importlib
+import sys
+
+import pytest
+
+import nl_jax as nl
+
+OLD = {
+    "nl_jax": {"augmented": "augment_batches", "starts": "initial_activity"},
+    "nl_jax.propagation": {"hold": "clamp", "Held": "Clamped", "Partly": "PartlyClamped"},
+    "nl_jax.estimators.noise.directions": {"Law": "Sampler"},
+    "nl_jax._core.products": {"StandIn": "LazyWeight"},
+    "nl_jax.evaluation.conformance": {"Row": "CheckResult"},
+    "nl_jax.evaluation.diagnostics": {"Row": "EstimatorEfficiency"},
+    "nl_jax.networks.connections": {"Connection": "ConnectionSpec"},
+}
+
+
+@pytest.mark.parametrize(("module", "old", "new"), [(m, a, b) for m, names in OLD.items() for a, b in names.items()])
+def test_an_old_name_warns_and_is_the_new_one(module, old, new):
+    here = importlib.import_module(module)
+    with pytest.warns(DeprecationWarning, match=f"{module}.{old} is now {module}.{new}"):
+        assert getattr(here, old) is getattr(here, new)
+    assert old not in here.__all__
+    assert new in here.__all__
+
+
+def test_other_names_are_unknown():
+    with pytest.raises(AttributeError, match="module 'nl_jax' has no attribute 'backdrop'"):
+        nl.backdrop  # noqa: B018
+
+
+@pytest.mark.parametrize(("old", "new", "name"), [("checks", nl.require, "typed_key"), ("conformance", None, "certify")])
+def test_an_old_module_warns_and_has_the_same_names(old, new, name):
+    new = new or nl.conformance
+    sys.modules.pop(f"nl_jax.{old}", None)
+    with pytest.warns(DeprecationWarning, match=f"nl_jax.{old} is now"):
+        found = importlib.import_module(f"nl_jax.{old}")
+    assert getattr(found, name) is getattr(new, name)
+    nl.conformance = sys.modules["nl_jax.evaluation.conformance"]  # the import put the old module in its place
