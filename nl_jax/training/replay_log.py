@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,12 @@ class TrainingLog:
 
 
 def replay(
-    params: Params, log: TrainingLog | str | os.PathLike, *, steps: int | None = None, directions: Sampler | None = None
+    params: Params,
+    log: TrainingLog | str | os.PathLike,
+    *,
+    steps: int | None = None,
+    directions: Sampler | None = None,
+    law: Sampler | None = None,
 ) -> Params:
     """Repeats a run from its log, without a forward pass, and returns its parameters.
 
@@ -170,6 +176,7 @@ def replay(
       log: a `TrainingLog` or its folder.
       steps: how many steps of the run to repeat, at least 0; by default all complete records.
       directions: the sampler of the directions; needed if it is not one of `nl.directions`.
+      law: the old name of `directions`, for one release.
 
     Returns:
       The parameters after these steps.
@@ -178,6 +185,9 @@ def replay(
       ValueError: if the log belongs to other parameters, has fewer steps, or names no sampler.
       FileNotFoundError: if the folder has no log.
     """
+    if law is not None:
+        warnings.warn("replay(law=…) is now replay(directions=…)", DeprecationWarning, stacklevel=2)
+        directions = law
     folder = log.folder if isinstance(log, TrainingLog) else Path(log)
     header = _read_header(folder)
     records = _read(folder, _record(header))

@@ -32,7 +32,9 @@ def test_other_names_are_unknown():
         nl.backdrop  # noqa: B018
 
 
-@pytest.mark.parametrize(("old", "new", "name"), [("checks", nl.require, "typed_key"), ("conformance", None, "certify")])
+@pytest.mark.parametrize(
+    ("old", "new", "name"), [("checks", nl.require, "typed_key"), ("conformance", None, "certify")]
+)
 def test_an_old_module_warns_and_has_the_same_names(old, new, name):
     new = new or nl.conformance
     sys.modules.pop(f"nl_jax.{old}", None)
