@@ -40,5 +40,5 @@ def test_an_old_module_warns_and_has_the_same_names(old, new, name):
     sys.modules.pop(f"nl_jax.{old}", None)
     with pytest.warns(DeprecationWarning, match=f"nl_jax.{old} is now"):
         found = importlib.import_module(f"nl_jax.{old}")
-    assert getattr(found, name) is getattr(new, name)
+    assert getattr(found, name) is expected
     nl.conformance = sys.modules["nl_jax.evaluation.conformance"]  # the import put the old module in its place
