@@ -3,7 +3,7 @@
 from nl_jax import activations, losses, objectives, optimizers, propagation, rules, theory
 from nl_jax._core import products, require
 from nl_jax._core.failures import raise_if_failed
-from nl_jax._core.renamed import renamed
+from nl_jax._core.renamed import renamed as _renamed
 from nl_jax.base import Failure, GradientEstimator, Info, LayerCredit, Learner, LearnerState
 from nl_jax.estimators.augment_batches import augment_batches
 from nl_jax.estimators.backprop import backprop
@@ -193,4 +193,4 @@ __all__ = [
     "zero_divergence",
 ]
 
-__getattr__ = renamed(__name__, {"augmented": "augment_batches", "starts": "initial_activity"})
+__getattr__ = _renamed(__name__, {"augmented": "augment_batches", "starts": "initial_activity"})

@@ -12,6 +12,11 @@ from nl_jax import rules
 
 rademacher = nl.directions.rademacher()
 
+EVERYTHING = "reads other axons, weight transport, sees the target"
+NO_TRANSPORT = "reads other axons, sees the target"
+TARGET = "sees the target"
+"""Verdicts of the audit."""
+
 
 class Entry(NamedTuple):
     """An estimator and its claims, each of which the tests check.
@@ -23,6 +28,8 @@ class Entry(NamedTuple):
       calibrated: its mean is the gradient; it is the gradient, if not random.
       random: an estimate depends on its key.
       evaluations: what one estimate costs.
+      verdicts: the audit's, of the weights of a hidden layer and of the last one. By default those of noise judged by
+        the loss: (Ẽ − E) ξ, with the layer's own input if the noise is in its nodes.
     """
 
     make: Callable[..., nl.GradientEstimator]
@@ -31,6 +38,7 @@ class Entry(NamedTuple):
     calibrated: bool = True
     random: bool = True
     evaluations: int = 0
+    verdicts: tuple[str, str] = ("three-factor", "three-factor")
 
 
 K = 3
@@ -62,26 +70,43 @@ def _random_subspace(objective: Any, chunk: int | None = None) -> nl.GradientEst
     )
 
 
-def _fixed(make: Callable[..., nl.GradientEstimator], evaluations: int, exact: bool = False) -> Entry:
+DOWN = EVERYTHING, TARGET
+"""δ = Wᵀ(p − p̄) f': the weights and axons of the layers above, and the target in their error; at the top (p − p̄) x."""
+
+BESIDE = NO_TRANSPORT, TARGET
+"""δ = B (p − p̄) f': the same without the weights, unless B was made of them."""
+
+SETTLED = EVERYTHING, NO_TRANSPORT
+"""Axons that all other layers and their weights have moved; the last layer's weights are the only ones on its way."""
+
+
+def _fixed(
+    make: Callable[..., nl.GradientEstimator],
+    evaluations: int,
+    exact: bool = False,
+    verdicts: tuple[str, str] = DOWN,
+) -> Entry:
     """Of estimators that draw nothing, and derive layer by layer; unless exact, biased."""
-    return Entry(make, layers=True, derivative=True, calibrated=exact, random=False, evaluations=evaluations)
+    return Entry(
+        make, layers=True, derivative=True, calibrated=exact, random=False, evaluations=evaluations, verdicts=verdicts
+    )
 
 
-def _feedback(feedback: nl.feedback.Feedback, evaluations: int = 3) -> Entry:
-    return _fixed(_part(nl.feedback_alignment, feedback=feedback), evaluations)
+def _feedback(feedback: nl.feedback.Feedback, evaluations: int = 3, verdicts: tuple[str, str] = BESIDE) -> Entry:
+    return _fixed(_part(nl.feedback_alignment, feedback=feedback), evaluations, verdicts=verdicts)
 
 
 def _of_example(f: Callable[..., nl.GradientEstimator], evaluations: int) -> Entry:
     """Of estimators that ask for the shapes of a batch: those of `problems.chain`, and of another size."""
     example = jax.ShapeDtypeStruct((2, 4), "float32"), jax.ShapeDtypeStruct((2,), "int32")
-    return _fixed(lambda objective: f(objective, example), evaluations)
+    return _fixed(lambda objective: f(objective, example), evaluations, verdicts=BESIDE)
 
 
 INFERENCE = {"num_steps": 3, "tolerance": 0.0}
 nodes, weights = nl.spaces.nodes, nl.spaces.weights
 
 ESTIMATORS: dict[str, Entry] = {
-    "backprop": Entry(nl.backprop, derivative=True, random=False, evaluations=3),
+    "backprop": Entry(nl.backprop, derivative=True, random=False, evaluations=3, verdicts=DOWN),
     "backprop_recursion": _fixed(nl.backprop_recursion, evaluations=3, exact=True),
     "lagrangian_backprop": _fixed(nl.lagrangian_backprop, evaluations=3, exact=True),
     "fixed_prediction": _fixed(nl.fixed_prediction, evaluations=3 + 2, exact=True),
@@ -92,27 +117,33 @@ ESTIMATORS: dict[str, Entry] = {
     "auxiliary_coordinates": _fixed(
         _part(nl.auxiliary_coordinates, penalties=(1, 10), **INFERENCE), evaluations=3 + 2 * 2 * 3
     ),
-    "primal_dual": _fixed(_part(nl.primal_dual, num_steps=4, tolerance=0.0), evaluations=2 + 4 * 2),
-    "extragradient": _fixed(_part(nl.extragradient, num_steps=4, tolerance=0.0), evaluations=2 + 4 * 4),
+    "primal_dual": _fixed(_part(nl.primal_dual, num_steps=4, tolerance=0.0), evaluations=2 + 4 * 2, verdicts=SETTLED),
+    "extragradient": _fixed(
+        _part(nl.extragradient, num_steps=4, tolerance=0.0), evaluations=2 + 4 * 4, verdicts=SETTLED
+    ),
     "augmented_lagrangian": _fixed(
-        _part(nl.augmented_lagrangian, num_outer=4, num_inner=3, tolerance=0.0), evaluations=2 + 4 * (2 * 3 + 3)
+        _part(nl.augmented_lagrangian, num_outer=4, num_inner=3, tolerance=0.0),
+        evaluations=2 + 4 * (2 * 3 + 3),
+        verdicts=SETTLED,
     ),
     "admm": _fixed(
         _part(nl.admm, num_steps=4, solve=nl.layer_solves.gauss_newton(3), tolerance=0.0),
         evaluations=2 + 4 * (2 * 3 + 3 + 3),
+        verdicts=SETTLED,
     ),
     # Feedback so weak that the loss at rest, which it reports, is close to the network's own.
     "equilibrium_propagation": _fixed(
         _part(nl.equilibrium_propagation, feedback_strength=0.1, num_steps=4, tolerance=0.0),
         evaluations=1 + 2 * 4 + 2 * 2 * 4 + 3,
+        verdicts=SETTLED,  # x̂_l x̂_{l−1} − x_l x_{l−1}: Hebb's rule
     ),
     "contrastive_hebbian": _fixed(
-        _part(nl.contrastive_hebbian, rate=0.5, num_steps=4), evaluations=1 + 2 * 4 + 2 * 4 + 2
+        _part(nl.contrastive_hebbian, rate=0.5, num_steps=4), evaluations=1 + 2 * 4 + 2 * 4 + 2, verdicts=SETTLED
     ),
     "dual_propagation": _fixed(_part(nl.dual_propagation, num_steps=3), evaluations=3 + 2 * 2),
     "feedback_random": _feedback(nl.feedback.random()),
-    "feedback_sign_symmetric": _feedback(nl.feedback.sign_symmetric()),
-    "feedback_sign_concordant": _feedback(nl.feedback.sign_concordant()),
+    "feedback_sign_symmetric": _feedback(nl.feedback.sign_symmetric(), verdicts=DOWN),
+    "feedback_sign_concordant": _feedback(nl.feedback.sign_concordant(), verdicts=DOWN),
     "feedback_kolen_pollack": _feedback(nl.feedback.kolen_pollack(optax.sgd(0.1))),
     "feedback_weight_mirror": _feedback(nl.feedback.weight_mirror(optax.sgd(0.1)), evaluations=6),
     "direct_feedback": _of_example(nl.direct_feedback_alignment, evaluations=3),
@@ -169,7 +200,12 @@ ESTIMATORS: dict[str, Entry] = {
     ),
     "node_iterative": Entry(_part(nl.iterative_node_perturbation, num_samples=K), layers=True, evaluations=2 * K + 2),
     "node_activity": Entry(
-        _part(nl.activity_node_perturbation, num_samples=K), layers=True, calibrated=False, evaluations=K + 2
+        _part(nl.activity_node_perturbation, num_samples=K),
+        layers=True,
+        calibrated=False,
+        evaluations=K + 2,
+        # (Ẽ − E) Δν x/‖Δν‖²: one more number for all, the squared length of the change of every layer's activity.
+        verdicts=("reads other axons",) * 2,
     ),
     "forward_weights": Entry(_part(nl.forward_gradient, num_samples=K), derivative=True, evaluations=2 * K + 1),
     "forward_low_rank": Entry(
@@ -186,8 +222,10 @@ ESTIMATORS: dict[str, Entry] = {
         evaluations=2 * K,
     ),
     "average": Entry(_average, layers=True, evaluations=2 * (K + 2)),
-    "mix": Entry(_mixture, derivative=True, evaluations=3 + 2 * K + 1),
-    "partition": Entry(_partition, layers=True, derivative=True, evaluations=3 + K + 2),
+    "mix": Entry(_mixture, derivative=True, evaluations=3 + 2 * K + 1, verdicts=DOWN),
+    "partition": Entry(
+        _partition, layers=True, derivative=True, evaluations=3 + K + 2, verdicts=("three-factor", TARGET)
+    ),
 }
 
 

@@ -13,9 +13,9 @@ from nl_jax import base
 
 # The order in which a reader meets the rooms of the package; those not named here follow.
 ROOMS = ("base", "propagation", "networks", "activations", "objectives", "losses", "estimators", "rules", "training")
-# Rooms of one short file each that belong beside others.
-BESIDE = {"learner": "training", "alternating": "training", "batching": "training", "products": "networks"}
-TITLES = {"base": "Contracts", "locality": "Audit"}
+# Modules of the private room that users reach by name.
+BESIDE = {"_core.products": "networks", "_core.require": "base", "_core.failures": "base"}
+TITLES = {"base": "Contracts", "require": "Checks of arguments"}
 
 
 class Entry(NamedTuple):
@@ -118,8 +118,7 @@ def _path(module: ModuleType, name: str) -> str:
 
 
 def _room(path: str) -> str:
-    room = path.split(".")[1]
-    return BESIDE.get(room, room)
+    return BESIDE.get(".".join(path.split(".")[1:3])) or path.split(".")[1]
 
 
 def _named(entries: list[Entry], top: dict[str, str]) -> list[Entry]:

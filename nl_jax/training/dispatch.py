@@ -22,60 +22,64 @@ def without_residuals(state: LearnerState, info: Info) -> Info:
     return info._replace(residuals=(), failures=())
 
 
-def _step(
-    learner: Learner, record: Record, key: Key, state: LearnerState, batch: Batch, step: Array
-) -> tuple[LearnerState, tuple[Outcomes, State]]:
-    """Takes one step with a given batch; returns the state, outcome and record."""
+class Plan(NamedTuple):
+    """What a compiled call repeats: its static arguments.
+
+    Attributes:
+      learner: whose step is taken.
+      record: what is kept of each step.
+      order: chooses the examples of a batch, where data are arrays.
+      batch_size: examples of a batch; None for all.
+    """
+
+    learner: Learner
+    record: Record
+    order: Order | None = None
+    batch_size: int | None = None
+
+
+Advanced = tuple[LearnerState, tuple[Outcomes, State]]
+"""The state after some steps, and their outcomes and records."""
+
+
+def _taken(plan: Plan, step_key: Key, state: LearnerState, batch: Batch, step: Array) -> Advanced:
+    state, info = plan.learner.step(jax.random.fold_in(step_key, step), state, batch)
+    return state, (Outcomes(info.loss, info.failures), plan.record(state, info))
+
+
+def _step(plan: Plan, key: Key, state: LearnerState, batch: Batch, step: Array) -> Advanced:
+    """Takes one step with a given batch."""
     step_key, _ = jax.random.split(key)
-    state, info = learner.step(jax.random.fold_in(step_key, step), state, batch)
-    return state, (Outcomes(info.loss, info.failures), record(state, info))
+    return _taken(plan, step_key, state, batch, step)
 
 
-def _steps(
-    learner: Learner,
-    order: Order,
-    record: Record,
-    batch_size: int | None,
-    num_steps: int,
-    key: Key,
-    state: LearnerState,
-    data: Batch,
-    first_step: Array,
-) -> tuple[LearnerState, tuple[Outcomes, State]]:
-    """Takes steps in one scan; returns the state, and outcomes and records with a leading axis of steps."""
+def _steps(plan: Plan, num_steps: int, key: Key, state: LearnerState, data: Batch, first_step: Array) -> Advanced:
+    """Takes steps in one scan; outcomes and records have a leading axis of steps."""
     step_key, order_key = jax.random.split(key)
     examples = jax.tree.leaves(data)[0].shape[0]
-    chosen = None if batch_size is None else order(order_key, first_step, num_steps, examples, batch_size)
+    chosen = None
+    if plan.batch_size is not None:
+        assert plan.order is not None
+        chosen = plan.order(order_key, first_step, num_steps, examples, plan.batch_size)
 
-    def one(state: LearnerState, now: tuple[Array, Array | None]) -> tuple[LearnerState, tuple[Outcomes, State]]:
+    def one(state: LearnerState, now: tuple[Array, Array | None]) -> Advanced:
         step, index = now
         batch = data if index is None else jax.tree.map(lambda x: gather(x, index), data)
-        state, info = learner.step(jax.random.fold_in(step_key, step), state, batch)
-        return state, (Outcomes(info.loss, info.failures), record(state, info))
+        return _taken(plan, step_key, state, batch, step)
 
     return jax.lax.scan(one, state, (first_step + jnp.arange(num_steps, dtype=jnp.int32), chosen))
 
 
-def _many_step(
-    learner: Learner, record: Record, keys: Key, states: LearnerState, batch: Batch, step: Array
-) -> tuple[LearnerState, tuple[Outcomes, State]]:
+def _many_step(plan: Plan, keys: Key, states: LearnerState, batch: Batch, step: Array) -> Advanced:
     """`_step` for many runs at once, all given the same batch."""
-    return jax.vmap(functools.partial(_step, learner, record), in_axes=(0, 0, None, None))(keys, states, batch, step)
+    return jax.vmap(functools.partial(_step, plan), in_axes=(0, 0, None, None))(keys, states, batch, step)
 
 
 def _many_steps(
-    learner: Learner,
-    order: Order,
-    record: Record,
-    batch_size: int | None,
-    num_steps: int,
-    keys: Key,
-    states: LearnerState,
-    data: Batch,
-    first_step: Array,
-) -> tuple[LearnerState, tuple[Outcomes, State]]:
+    plan: Plan, num_steps: int, keys: Key, states: LearnerState, data: Batch, first_step: Array
+) -> Advanced:
     """`_steps` for many runs at once, all at the same step number."""
-    run = functools.partial(_steps, learner, order, record, batch_size, num_steps)
+    run = functools.partial(_steps, plan, num_steps)
     return jax.vmap(run, in_axes=(0, 0, None, None))(keys, states, data, first_step)
 
 
@@ -96,10 +100,19 @@ class Engine(NamedTuple):
 
 
 def _engine(step: Callable[..., Any], steps: Callable[..., Any], step_axis: int, donates: bool) -> Engine:
-    one = jax.jit(step, static_argnums=(0, 1), donate_argnums=(3,) if donates else ())
-    many = jax.jit(steps, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(6,) if donates else ())
+    one = jax.jit(step, static_argnums=0, donate_argnums=2 if donates else ())
+    many = jax.jit(steps, static_argnums=(0, 1), donate_argnums=3 if donates else ())
     return Engine(donates, one, many, step_axis)
 
 
 ONE, ONE_DONATING = (_engine(_step, _steps, 0, donates) for donates in (False, True))
 MANY, MANY_DONATING = (_engine(_many_step, _many_steps, 1, donates) for donates in (False, True))
+
+
+class Call(NamedTuple):
+    """A run, as a source of batches advances it: how its steps are compiled, what they do, and its key."""
+
+    engine: Engine
+    learner: Learner
+    record: Record
+    key: Key

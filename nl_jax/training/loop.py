@@ -12,7 +12,7 @@ import numpy as np
 from nl_jax.base import Key, LearnerState, State
 from nl_jax.training.bar import bar
 from nl_jax.training.checkpoints import Checkpoints
-from nl_jax.training.dispatch import Engine
+from nl_jax.training.dispatch import Call, Engine
 from nl_jax.training.outcome import Diverged, Exhausted, Interrupted, Outcomes, Report, Terminated
 from nl_jax.training.placement import beside
 from nl_jax.training.preemption import ctrl_c_waits, noticed
@@ -59,9 +59,10 @@ class Loop:
         stop: Callable[[LearnerState | None, Outcomes, State, int], None],
         fault: Callable[[LearnerState], str | None],
     ) -> None:
-        self._run, self._engine, self._stop, self._fault = run, engine, stop, fault
+        self._run, self._stop, self._fault = run, stop, fault
         example = run.source.begin(run.num_steps, with_position=run.checkpoint is not None)
-        self._key, state = beside(example, (key, state))
+        key, state = beside(example, (key, state))
+        self._call = Call(engine, run.learner, run.record, key)
         self._first_step, self._last_step = first_step, first_step + run.num_steps
         self._here = _Here(first_step, state, None, 0, False)
         self._records: list[Any] = []
@@ -97,8 +98,7 @@ class Loop:
     def _resume(self, saves: Checkpoints) -> None:
         """Loads the newest saved step, if there is one."""
         run, here = self._run, self._here
-        at = self._engine, run.learner, run.record, self._key, here.state
-        saved = saves.newest(here.state, lambda: run.source.recorded(*at))
+        saved = saves.newest(here.state, lambda: run.source.recorded(self._call, here.state))
         if saved is None:
             return
         if saved.step > self._last_step:
@@ -137,7 +137,7 @@ class Loop:
     def _dispatch(self, wanted: int) -> dict[str, Any]:
         """Takes some steps, checks them and calls the logs; returns figures to show."""
         # Ctrl-C must wait: a donated state is gone until the next one is there.
-        with ctrl_c_waits() if self._engine.donates else contextlib.nullcontext():
+        with ctrl_c_waits() if self._call.engine.donates else contextlib.nullcontext():
             losses, recorded = self._advanced(wanted)
         if not losses.shape[-1]:  # the data has ended
             return {}
@@ -149,7 +149,7 @@ class Loop:
         state, outcome = self._started(here.state, here.step, wanted) if self._ahead is None else self._ahead
         self._ahead = None
         # Processes must start the same programs in the same order, but may measure different times.
-        if self._short and self._run.source.repeatable and not self._engine.donates and jax.process_count() == 1:
+        if self._short and self._run.source.repeatable and not self._call.engine.donates and jax.process_count() == 1:
             step = here.step + wanted
             following = min(self._run.steps_per_dispatch, self._last_step - step)
             self._ahead = self._started(state, step, following) if following else None
@@ -166,8 +166,7 @@ class Loop:
 
     def _started(self, state: LearnerState, step: int, wanted: int) -> tuple[LearnerState, Any]:
         """Starts a dispatch without waiting for it; returns the state after it, and its outcomes and records."""
-        run = self._run
-        return run.source.advance(self._engine, run.learner, run.record, self._key, state, step, wanted)
+        return self._run.source.advance(self._call, state, step, wanted)
 
     def _kept(self) -> LearnerState | None:
         """Returns the newest checked state; None if it was donated to steps that failed."""
@@ -206,4 +205,4 @@ class Loop:
     def _joined(self, parts: list[Any]) -> Any:
         if not parts:
             return None
-        return jax.tree.map(lambda *x: np.concatenate(x, axis=self._engine.step_axis), *parts)
+        return jax.tree.map(lambda *x: np.concatenate(x, axis=self._call.engine.step_axis), *parts)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax._core.require import concrete, positive_integer
-from nl_jax.base import Batch, Key, Learner, LearnerState
+from nl_jax.base import Batch, LearnerState
 from nl_jax.training.batching import Order, shuffled
-from nl_jax.training.dispatch import Engine, Record
+from nl_jax.training.dispatch import Advanced, Call, Plan
 from nl_jax.training.outcome import Outcomes
 
 _IN_FLIGHT = 2
@@ -65,32 +65,30 @@ class Arrays:
     def resume(self, position: str | None, num_steps: int) -> None:
         """Does nothing: a step's number determines its batch."""
 
-    def advance(
-        self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState, step: int, num_steps: int
-    ) -> tuple[LearnerState, tuple[Any, Any]]:
-        """Takes some steps; returns the state after them, and their outcomes and records."""
-        at = key, state, self._data, np.int32(step)
-        return engine.steps(learner, self._order, record, self._batch_size, num_steps, *at)
+    def advance(self, run: Call, state: LearnerState, step: int, num_steps: int) -> Advanced:
+        """Takes some steps."""
+        return run.engine.steps(self._plan(run), num_steps, run.key, state, self._data, np.int32(step))
 
-    def memory(
-        self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState, num_steps: int
-    ) -> int:
+    def memory(self, run: Call, state: LearnerState, num_steps: int) -> int:
         """Returns the bytes that a dispatch needs beside the data, 0 if the backend does not report them.
 
         The dispatch need not be compiled again. Key and state may be shapes.
         """
-        at = key, state, self._data, np.int32(0)
-        compiled = engine.steps.lower(learner, self._order, record, self._batch_size, num_steps, *at).compile()
+        at = run.key, state, self._data, np.int32(0)
+        compiled = run.engine.steps.lower(self._plan(run), num_steps, *at).compile()
         found = compiled.memory_analysis()
         if found is None:
             return 0
         given = found.argument_size_in_bytes - sum(leaf.nbytes for leaf in jax.tree.leaves(self._data))
         return given + found.output_size_in_bytes + found.temp_size_in_bytes
 
-    def recorded(self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState) -> Any:
+    def recorded(self, run: Call, state: LearnerState) -> Any:
         """Returns the tree of a record, with dtypes instead of arrays."""
-        steps = functools.partial(engine.steps, learner, self._order, record, self._batch_size, 1)
-        return _dtypes(jax.eval_shape(steps, key, state, self._data, np.int32(0)))
+        steps = functools.partial(run.engine.steps, self._plan(run), 1)
+        return _dtypes(jax.eval_shape(steps, run.key, state, self._data, np.int32(0)))
+
+    def _plan(self, run: Call) -> Plan:
+        return Plan(run.learner, run.record, self._order, self._batch_size)
 
     def __str__(self) -> str:
         order = getattr(self._order, "__qualname__", type(self._order).__qualname__)
@@ -139,24 +137,23 @@ class Stream:
         self._left, self.position = num_steps, position
         self._next = self._load() if num_steps else None
 
-    def advance(
-        self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState, step: int, num_steps: int
-    ) -> tuple[LearnerState, tuple[Any, Any]]:
-        """Takes some steps, fewer if the data ends; returns the state after them, and their outcomes and records."""
+    def advance(self, run: Call, state: LearnerState, step: int, num_steps: int) -> Advanced:
+        """Takes some steps, fewer if the data ends."""
+        plan = Plan(run.learner, run.record)
         found: list[Any] = []
         for batch in self._take(num_steps):
-            state, outcome = engine.step(learner, record, key, state, batch, np.int32(step + len(found)))
+            state, outcome = run.engine.step(plan, run.key, state, batch, np.int32(step + len(found)))
             found.append(outcome)
             if len(found) > _IN_FLIGHT:
                 jax.block_until_ready(found[-1 - _IN_FLIGHT])
         if not found:
             return state, (Outcomes(np.zeros(0, np.float32), ()), None)
-        return state, jax.tree.map(lambda *x: np.stack(x, axis=engine.step_axis), *jax.device_get(found))
+        return state, jax.tree.map(lambda *x: np.stack(x, axis=run.engine.step_axis), *jax.device_get(found))
 
-    def recorded(self, engine: Engine, learner: Learner, record: Record, key: Key, state: LearnerState) -> Any:
+    def recorded(self, run: Call, state: LearnerState) -> Any:
         """Returns the tree of a record, with dtypes instead of arrays; must be called before `resume`."""
-        step = functools.partial(engine.step, learner, record)
-        return _dtypes(jax.eval_shape(step, key, state, self._next, np.int32(0)))
+        step = functools.partial(run.engine.step, Plan(run.learner, run.record))
+        return _dtypes(jax.eval_shape(step, run.key, state, self._next, np.int32(0)))
 
     def __str__(self) -> str:
         return f"an iterator of {self._shapes}"

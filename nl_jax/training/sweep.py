@@ -17,7 +17,7 @@ from nl_jax._core.numerics import mean_and_error
 from nl_jax._core.require import positive_integer, takes
 from nl_jax.base import Array, Batch, Info, Key, Learner, LearnerState, Params
 from nl_jax.training.batching import Order, shuffled
-from nl_jax.training.dispatch import MANY_DONATING, Record
+from nl_jax.training.dispatch import MANY_DONATING, Call, Record
 from nl_jax.training.loop import Loop
 from nl_jax.training.outcome import Diverged
 from nl_jax.training.run import Log, Run
@@ -291,7 +291,7 @@ def _fitting(run: Run, begin: Callable[..., Any], trials: dict[str, np.ndarray],
         keys, states = jax.eval_shape(begin, shapes)
         steps = min(run.steps_per_dispatch, run.num_steps)
         assert isinstance(run.source, Arrays)
-        if run.source.memory(MANY_DONATING, run.learner, run.record, keys, states, steps) <= _SHARE * total:
+        if run.source.memory(Call(MANY_DONATING, run.learner, run.record, keys), states, steps) <= _SHARE * total:
             break
         together = -(-together // 2)
     return together

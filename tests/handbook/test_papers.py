@@ -68,9 +68,12 @@ def test_citations_are_read_as_they_are_written(text, found):
 def test_a_citation_belongs_to_the_function_around_it():
     where = {(c.source, c.where) for c in CITATIONS}
     assert ("Novikoff 1962", "nl_jax.theory.perceptron.mistake_bound") in where
-    assert ("Williams 1992", "nl_jax.estimators.reinforce") in where
+    assert ("Williams 1992", "nl_jax.estimators.noise.reinforce") in where
     spread = {(c.source, c.where) for c in papers.spread(CITATIONS, reference.names())}
-    assert ("Williams 1992", "nl_jax.estimators.reinforce.reinforce") in spread  # of a file, of what it makes public
+    assert (
+        "Williams 1992",
+        "nl_jax.estimators.noise.reinforce.reinforce",
+    ) in spread  # of a file, of what it makes public
     assert ("Oja 1982", "nl_jax.theory.hebbian.oja_flow") in spread  # the function says so itself, the others do not
     assert ("Oja 1982", "nl_jax.theory.hebbian.hebb_flow") not in spread
 

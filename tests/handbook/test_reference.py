@@ -45,7 +45,7 @@ def test_everything_listed_is_there_and_listed_once():
 
 def test_a_room_comes_before_what_belongs_to_it():
     keys = [page.key for page in reference.pages()]
-    assert keys[:3] == ["base", "propagation", "networks"]
+    assert keys[:4] == ["base", "require", "propagation", "networks"]
     assert len(set(keys)) == len(keys)
     assert keys.index("estimators") < keys.index("directions") < keys.index("rules")
 
@@ -54,7 +54,7 @@ def test_a_page_hands_its_names_to_mkdocstrings():
     page = next(page for page in reference.pages() if page.key == "units")
     assert page.markdown().startswith("# Units\n\nStochastic")
     assert (
-        "::: nl_jax.estimators.stochastic_units.gaussian\n    options:\n      heading: nl.units.gaussian"
+        "::: nl_jax.estimators.noise.stochastic_units.gaussian\n    options:\n      heading: nl.units.gaussian"
         in page.markdown()
     )
 

@@ -3,8 +3,8 @@
 from nl_jax._core.products.lazy_weight import LazyWeight, OtherUse, Shifted, looked_up, mapped, opened, product
 from nl_jax._core.products.unfolding import unfold
 from nl_jax._core.products.use import Use, use
-from nl_jax._core.renamed import renamed
+from nl_jax._core.renamed import renamed as _renamed
 
 __all__ = ["LazyWeight", "OtherUse", "Shifted", "Use", "looked_up", "mapped", "opened", "product", "unfold", "use"]
 
-__getattr__ = renamed(__name__, {"StandIn": "LazyWeight"})
+__getattr__ = _renamed(__name__, {"StandIn": "LazyWeight"})

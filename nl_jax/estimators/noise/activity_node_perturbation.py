@@ -58,7 +58,7 @@ def activity_node_perturbation(
     Args:
       objective: a per-example objective that takes `propagate`; it is run for the clean pass.
       sigma: σ, standard deviation of the noise in units of the pre-activations, above 0; by default chosen for their
-        dtype, see `nl_jax.estimators.step_size`.
+        dtype, see `nl_jax.estimators.noise.step_size`.
       num_samples: K, the number of noisy passes averaged.
       directions: sampler of the injected noise, from `nl.directions`.
       noisy: `noisy(key, params, batch, propagate) -> losses`, a program of the same layers with its own noise, used

@@ -67,7 +67,7 @@ def clean() -> Baseline:
         def along(direction: Direction) -> tuple[Array, Array]:
             return (view.displaced(direction, sigma) - losses) / sigma, losses
 
-        return Rate(along, view.clean_cost, 1)
+        return Rate(along, view.costs.clean, 1)
 
     return _stateless(rate, balanced(1))
 
@@ -116,7 +116,7 @@ def tangent() -> Baseline:
     def rate(view: View, sigma: float | Array, state: State) -> Rate:
         del sigma, state
         losses, derivative = view.tangent()
-        return Rate(lambda direction: (derivative(direction), losses), view.clean_cost, view.tangent_cost)
+        return Rate(lambda direction: (derivative(direction), losses), view.costs.clean, view.costs.tangent)
 
     return _stateless(rate, None)
 

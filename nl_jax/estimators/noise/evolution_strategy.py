@@ -13,7 +13,8 @@ from nl_jax.estimators.noise.directions.structured import parts
 from nl_jax.estimators.noise.sampled import SampledGradient
 from nl_jax.estimators.noise.sampling import Share, require_sharding, shared_out
 from nl_jax.estimators.noise.shaping import Shaping, centred_ranks
-from nl_jax.estimators.noise.spaces import Noise, weights
+from nl_jax.estimators.noise.spaces import Noise
+from nl_jax.estimators.noise.spaces.weight_space import WeightView
 from nl_jax.estimators.noise.step_size import step_size, unit
 
 _GAUSSIAN = gaussian()
@@ -72,7 +73,6 @@ def evolution_strategy(
     )
     chunk = None if chunk is None else positive_integer("chunk", chunk)
     require_sharding(sharding, num_samples, sum_updates)
-    space = weights(objective, params_sharding=params_sharding)
 
     def sample(key: Key, state: State, params: Params, batch: Batch) -> tuple[SampledGradient, State, Info]:
         typed_key(key)
@@ -81,7 +81,8 @@ def evolution_strategy(
     def of_share(
         share: Share, key: Key, state: State, params: Params, batch: Batch
     ) -> tuple[SampledGradient, State, Info]:
-        view = space(params, batch, Noise(directions, key, num_samples))
+        noise = Noise(directions, key, num_samples)
+        view = WeightView(objective, params, batch, noise, params_sharding=params_sharding)
         step = step_size(sigma, unit, view.dtypes, view.components)
 
         def losses_along(index: Array) -> Array:

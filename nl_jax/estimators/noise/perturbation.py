@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from nl_jax._core.require import positive_hyperparameter, positive_integer, takes, typed_key
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Params, State, without_credit
+from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Params, State
 from nl_jax.estimators.noise.baselines import Baseline
 from nl_jax.estimators.noise.directions import Sampler
 from nl_jax.estimators.noise.sampled import SampledGradient
@@ -62,7 +62,7 @@ def perturbation(
         typed_key(key)
         view = space(params, batch, Noise(directions, key, num_samples))
         rate = baseline.rate(view, step_size(sigma, baseline.length, view.dtypes, view.components), state)
-        return view, rate.along, view.fixed_cost + rate.fixed_cost + num_samples * rate.cost_per_sample
+        return view, rate.along, view.costs.fixed + rate.fixed_cost + num_samples * rate.cost_per_sample
 
     def found(key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, State, Info]:
         """Returns a gradient: that of layers, or that of weights as a list of numbers."""
@@ -71,11 +71,8 @@ def perturbation(
         def of_share(share: Share, key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, Array]:
             view, measure, evaluations = measured(key, state, params, batch)
             seen[:] = [evaluations]
-            if view.layers is not None:
-                mean, loss = view.layers.judged(measure, chunk, share)
-                return view.layers.gradient(mean), loss
-            rates, losses = share.gathered(view.rates(measure, chunk, share.indices))
-            return SampledGradient(key, rates, view.directions), jnp.mean(losses)
+            judged, loss = view.judged(measure, chunk, share)
+            return view.gradient(judged), loss
 
         gradient, loss = shared_out(of_share, num_samples, sharding)(key, state, params, batch)
         return gradient, baseline.update(state, loss), Info(loss, jnp.int32(seen[0]))
@@ -97,8 +94,6 @@ def perturbation(
 
     def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
         view, measure, _ = measured(key, state, params, batch)
-        if view.layers is None:
-            return without_credit(key, state, params, batch)
-        return view.layers.credit(view.layers.judged(measure, chunk, alone(num_samples))[0])
+        return view.credit(view.judged(measure, chunk, alone(num_samples))[0])
 
     return GradientEstimator(init, estimate, credit, sample)

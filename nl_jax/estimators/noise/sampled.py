@@ -152,7 +152,7 @@ class SampledGradient:
           params: the parameters, or any tree of their shapes.
           sharding: how the samples are divided over devices.
           sum_updates: whether each device adds up its own samples' directions and these sums are summed; otherwise each
-            device adds up all directions, and nothing is exchanged. None: by `nl_jax.estimators.sampling.sums_updates`.
+            device adds up all directions, and nothing is exchanged. None: by `sampling.sums_updates`.
         """
         if sum_updates is None:
             sum_updates = sums_updates(sharding, self._drawn(), sum(leaf.size for leaf in jax.tree.leaves(params)))

@@ -35,7 +35,7 @@ def subspace_perturbation(
       objective: a per-example objective; for the basis of inputs it must take `propagate`.
       basis: from `nl.bases`: `inputs(rank)` or `random(rank)`.
       sigma: σ, standard deviation of the noise in units of the parameters, above 0; by default chosen for their dtype,
-        see `nl_jax.estimators.step_size`.
+        see `nl_jax.estimators.noise.step_size`.
       num_samples: K, the number of independent G averaged; all share the same Q.
       baseline: from `nl.baselines`, as for `weight_perturbation`.
       directions: sampler of G and of the other parameters' noise, from `nl.directions`.

@@ -35,7 +35,7 @@ def weight_perturbation(
     Args:
       objective: any per-example objective.
       sigma: σ, standard deviation of the noise in units of the parameters, above 0; by default chosen for their dtype,
-        see `nl_jax.estimators.step_size`.
+        see `nl_jax.estimators.noise.step_size`.
       num_samples: K, the number of independent directions averaged.
       baseline: from `nl.baselines`, such as `none()` (Ẽ Ω/σ², the seed's update), `clean()` (Ẽ − E) or `antithetic()`
         (two-sided, SPSA).

@@ -4,8 +4,7 @@ Each function here describes a connection without shapes. The shapes come from t
 `nl.network` builds the network. Images are [height, width, channels], as in JAX's NHWC.
 """
 
-from nl_jax._core.renamed import renamed
-from nl_jax.base import Initializer
+from nl_jax._core.renamed import renamed as _renamed
 from nl_jax.networks.connections.connection import ConnectionSpec, Joint, Shape
 from nl_jax.networks.connections.decorrelated import decorrelated
 from nl_jax.networks.connections.dense import Dense, dense, lateral_dense
@@ -17,7 +16,6 @@ from nl_jax.networks.connections.winner_take_all import winner_take_all
 __all__ = [
     "ConnectionSpec",
     "Dense",
-    "Initializer",
     "Joint",
     "Shape",
     "conv",
@@ -31,4 +29,4 @@ __all__ = [
     "winner_take_all",
 ]
 
-__getattr__ = renamed(__name__, {"Connection": "ConnectionSpec"})
+__getattr__ = _renamed(__name__, {"Connection": "ConnectionSpec"})

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import nl_jax as nl
+from nl_jax._core.paths import path_name
 from nl_jax._core.products import unfold
 from nl_jax.estimators.noise.input_span import inputs_of, sketches
 from nl_jax.estimators.noise.spaces import Noise
@@ -102,7 +103,7 @@ SPANNED = {
 @pytest.mark.parametrize("name", SPANNED)
 def test_which_weights_have_their_gradient_in_the_span(name):
     problem = getattr(problems, name)()
-    paths = [nl.checks.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(problem.params)]
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(problem.params)]
     found = inputs_of(problem.objective, problem.params, problem.batch)
     assert {paths[place]: (own.rows, own.stacked) for place, own in found.items()} == SPANNED[name]
 
@@ -201,7 +202,7 @@ def test_displaced_losses_are_those_of_the_formed_weights(name, basis, x64):
     def both():
         view = nl.spaces.subspace(problem.objective, basis)(*at, Noise(nl.directions.gaussian(), KEY))
         direction = view.draw(jnp.int32(0))
-        lifted = view.layers.gradient(direction)
+        lifted = view.gradient(direction)
         # Other parameters' coordinates are themselves, those of weights begin at 0.
         moved = jax.tree.map(lambda w, xi: w + 0.3 * xi, problem.params, lifted)
         return view.displaced(direction, 0.3), problem.objective(moved, problem.batch), view.clean()

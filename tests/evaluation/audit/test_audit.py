@@ -14,59 +14,6 @@ import nl_jax as nl
 from nl_jax.propagation import Site, clamp, feedforward, inject, interpret, local, record
 from tests import problems, registry
 
-EVERYTHING = "reads other axons, weight transport, sees the target"
-NO_TRANSPORT = "reads other axons, sees the target"
-
-# What the formula of each estimator says that its update is made of, for a hidden layer and the last one.
-VERDICTS = {
-    # δ = Wᵀ(p − p̄) f': the weights and the axons of the layers above, and the target in their error; at the
-    # top (p − p̄) x alone, the delta rule.
-    **dict.fromkeys(("backprop", "backprop_recursion", "lagrangian_backprop"), (EVERYTHING, "sees the target")),
-    # x ← x − η ∂F/∂x: errors come down as δ does, through the same weights; the last layer's is its own p − p̄ at once.
-    **dict.fromkeys(
-        (
-            *("fixed_prediction", "zero_divergence", "predictive_coding", "error_predictive_coding"),
-            "auxiliary_coordinates",
-        ),
-        (EVERYTHING, "sees the target"),
-    ),
-    # δ = −(s⁺ − s⁻)/β of states that are moved by Wᵀ times the differences above; at the top by ∂C/∂s̄ alone.
-    "dual_propagation": (EVERYTHING, "sees the target"),
-    # δ = B (p − p̄) f': the same without the weights, unless B was made of them.
-    # Target propagation sends targets in the place of δ, by way of decoders that are learned from axons.
-    **dict.fromkeys(
-        (
-            *("feedback_random", "feedback_kolen_pollack", "feedback_weight_mirror", "direct_feedback"),
-            "target_propagation",
-        ),
-        (NO_TRANSPORT, "sees the target"),
-    ),
-    **dict.fromkeys(("feedback_sign_symmetric", "feedback_sign_concordant"), (EVERYTHING, "sees the target")),
-    # x̂_l x̂_{l−1} − x_l x_{l−1}: Hebb's rule, but at axons that all other layers and their weights have moved; of two
-    # layers the last one's weights are the only ones on the way back.
-    **dict.fromkeys(("equilibrium_propagation", "contrastive_hebbian"), (EVERYTHING, NO_TRANSPORT)),
-    # λ f' x, where λ and x were made with those of the layers above and below.
-    **dict.fromkeys(("primal_dual", "extragradient", "augmented_lagrangian", "admm"), (EVERYTHING, NO_TRANSPORT)),
-    # (Ẽ − E) ξ: noise and a loss.
-    **dict.fromkeys((name for name in registry.ESTIMATORS if name.startswith("weight_")), ("three-factor",) * 2),
-    # Q (Ẽ − E) G: Q of what the weight itself receives, or random.
-    **dict.fromkeys(("subspace_inputs", "subspace_random_antithetic"), ("three-factor",) * 2),
-    "evolution_strategy": ("three-factor", "three-factor"),
-    "normalised": ("three-factor", "three-factor"),
-    # (Ẽ − E) ξ x: the same, and the layer's own input.
-    **dict.fromkeys((name for name in registry.ESTIMATORS if name.startswith("node_")), ("three-factor",) * 2),
-    # (Ẽ − E) Δν x/‖Δν‖²: one more number for all, the squared length of the change of every layer's activity.
-    "node_activity": ("reads other axons", "reads other axons"),
-    "average": ("three-factor", "three-factor"),
-    # (ℓ − b) ∂log p/∂ν x: how far the unit's own draw was from what it expected.
-    "reinforce": ("three-factor", "three-factor"),
-    # (∇E · ξ) ξ: the rate of change of the loss is one number as well.
-    **dict.fromkeys(("forward_weights", "forward_low_rank", "forward_nodes"), ("three-factor",) * 2),
-    # What any of its parts sees, and each part's own.
-    "mix": (EVERYTHING, "sees the target"),
-    "partition": ("three-factor", "sees the target"),
-}
-
 
 def of(factory, problem=None, **settings):
     problem = problem or problems.chain()
@@ -85,7 +32,7 @@ def named(row, column):
 @pytest.mark.parametrize("name", registry.ESTIMATORS)
 def test_every_estimator_is_judged_as_its_formula_says(name):
     audit = of(registry.ESTIMATORS[name].make)
-    hidden, output = VERDICTS[name]
+    hidden, output = registry.ESTIMATORS[name].verdicts
     assert audit.verdicts == {
         **dict.fromkeys(("hidden1/bias", "hidden1/weight"), hidden),
         **dict.fromkeys(("output/bias", "output/weight"), output),

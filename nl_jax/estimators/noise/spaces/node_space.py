@@ -13,7 +13,7 @@ from nl_jax.base import Array, Batch, Key, LayerCredit, Objective, Params, State
 from nl_jax.estimators.noise.directions import Direction, Sampler
 from nl_jax.estimators.noise.sampling import Footprint, Share, alone, default_chunk, occupied, stacked, sum_over_samples
 from nl_jax.estimators.noise.spaces.coupling import mixing_layers, refuse_coupling
-from nl_jax.estimators.noise.spaces.view import Along, Layers, Measure, Noise, Space, View, weighted_sum
+from nl_jax.estimators.noise.spaces.view import Along, Costs, Measure, Noise, Space, View, weighted_sum
 from nl_jax.propagation import Site, inject, interpret, learning_layers, local, loops_around
 
 Template = dict[str, jax.ShapeDtypeStruct]
@@ -96,121 +96,120 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
     layered("perturbing nodes", objective)
     chosen = per_example_credit() if credit is None else credit
 
-    def view(params: Params, batch: Batch, noise: Noise) -> View:
+    return lambda params, batch, noise: NodeView(objective, chosen, params, batch, noise)
+
+
+class NodeView(View):
+    """The pre-activations at given parameters. What is measured is the mean credit of each layer."""
+
+    def __init__(self, objective: Objective, judge: Credit, params: Params, batch: Batch, noise: Noise) -> None:
         floating(params)
-        displaceable = learning_layers(objective, params, batch)
-        templates = _by_loop(displaceable)
-        straight = templates.pop("", {})
-
-        def of_step(scope: str, key: Key, index: Array) -> dict[str, Array]:
-            """Draws the directions of sample `index` at one step of a loop, by the key of that step."""
-            return chosen.draw(noise._replace(key=key), index, templates[scope], examples)
-
-        def key_of_step(scope: str, steps: tuple[Array, ...]) -> Key:
-            key = jax.random.fold_in(noise.key, 1 + list(templates).index(scope))
-            return functools.reduce(jax.random.fold_in, steps, key)
-
-        def respond(site: Site, nu: Array) -> Array | None:
-            """Returns ν outside loops; in a loop, one number for each sample and example, whose credit is enough."""
-            if not site.steps:
-                return nu
-            if site.name not in displaceable:
-                return None
-            scope = _scope(site.name)
-            draw = lambda key, index: of_step(scope, key, index)[site.name]
-            return _response(chosen.judge, draw, (noise.num_samples, examples), nu, key_of_step(scope, site.steps))
-
-        examples = jax.eval_shape(lambda: per_example(objective(params, batch))).shape[0]
-        losses, responses, _, pull = local(objective, respond)(params, batch)
-        if not chosen.together:
+        self.objective, self.judge, self.params, self.batch, self.noise = objective, judge, params, batch, noise
+        self.displaceable = learning_layers(objective, params, batch)
+        self.in_loops = _by_loop(self.displaceable)
+        self.straight = self.in_loops.pop("", {})
+        self.examples = jax.eval_shape(lambda: per_example(objective(params, batch))).shape[0]
+        self.losses, self.responses, _, self.pull = local(objective, self._respond)(params, batch)
+        if not judge.together:
             mixing = mixing_layers(objective)
             refuse_coupling(
-                lambda offsets: mixing(params, batch, offsets)[1], displaceable,
+                lambda offsets: mixing(params, batch, offsets)[1], self.displaceable,
                 "use credit=nl.spaces.per_batch_credit(), which node_perturbation and nl.spaces.nodes take",
             )  # fmt: skip
-
-        def draw(index: Array) -> Direction:
-            """Returns arrays by layer; for a loop, only the sample's number."""
-            drawn = chosen.draw(noise, index, straight, examples) if straight else {}
-            return drawn | {scope: jnp.int32(index) for scope in templates}
-
-        def displaced(direction: Direction, sigma: Any) -> Array:
-            def offsets(scope: str, steps: tuple[Array, ...]) -> dict[str, Array]:
-                if scope not in templates:
-                    drawn = {} if scope else {name: direction[name] for name in straight}
-                else:
-                    drawn = of_step(scope, key_of_step(scope, steps), direction[scope])
-                return jax.tree.map(lambda gamma: jnp.asarray(sigma, gamma.dtype) * gamma, drawn)
-
-            return per_example(inject(objective)(params, batch, offsets))
-
-        def tangent() -> tuple[Array, Along]:
-            if not templates:
-                origin = {name: jnp.zeros(s.shape, s.dtype) for name, s in straight.items()}
-                return jax.linearize(lambda offsets: per_example(inject(objective)(params, batch, offsets)), origin)
-
-            def along(direction: Direction) -> Array:
-                origin = jnp.zeros((), losses.dtype)
-                return jax.jvp(lambda sigma: displaced(direction, sigma), (origin,), (jnp.ones_like(origin),))[1]
-
-            return losses, along
-
-        def credited(change: Array, directions: Direction) -> Params:
-            found = {name: chosen.judge(change, directions[name]) for name in straight}
-            # For a loop, each sample's change itself, at the sample's place: its noise is drawn again.
-            blank = jnp.zeros((noise.num_samples, change.shape[1]), wide_dtype(change.dtype))
-            return found | {scope: blank.at[directions[scope]].set(change.astype(blank.dtype)) for scope in templates}
-
-        def of_layer(name: str, credit: Params) -> Array:
-            """Returns the credit of a layer's response."""
-            return credit[name if name in straight else _scope(name)]
-
-        def gradient(credit: Params) -> Params:
-            per_loss = jnp.full_like(losses, 1 / examples)
-            own = {name: of_layer(name, credit) for name in responses}
-            scaled = {name: (delta / examples).astype(responses[name].dtype) for name, delta in own.items()}
-            return pull(per_loss, scaled)
-
-        def judged(measure: Measure, chunk: int | None, share: Share) -> tuple[Params, Array]:
-            def partial_sum(indices: Array) -> State:
-                drawn, change, seen = stacked(lambda index: _measured(measure, draw(index)))(indices)
-                return credited(change, drawn), jnp.sum(jnp.mean(seen, axis=1))
-
-            credit, loss = share.summed(sum_over_samples(partial_sum, share.indices, chunk or at_once))
-            mean = jax.tree.map(lambda c: c / noise.num_samples, credit)
-            return mean, (loss / noise.num_samples).astype(losses.dtype)
-
-        def by_layer(credit: Params) -> dict[str, LayerCredit]:
-            def layer(site: Site, given: None) -> tuple[Array, LayerCredit | None]:
-                nu = site.preactivation()
-                axons = site.activation(nu)
-                if site.name not in displaceable:
-                    return axons, None
-                response: Any
-                response, to_preactivation = jax.vjp(functools.partial(respond, site), nu)
-                own = of_layer(site.name, credit).astype(response.dtype)
-                return axons, LayerCredit(axons, None, to_preactivation(own)[0])
-
-            return interpret(objective, layer)(params, batch)[1]
-
-        one = jax.eval_shape(draw, jnp.int32(0))
-        at_once = default_chunk(noise.num_samples, Footprint(occupied(one), weights_of_its_own=False))
-        return View(
-            draw=draw,
-            clean=lambda: losses,
-            displaced=displaced,
-            both_sides=lambda direction, sigma: (displaced(direction, sigma), displaced(direction, -sigma)),
-            tangent=tangent,
-            dtypes=[leaf.dtype for leaf in displaceable.values()],
-            components=sum(nu.size for nu in displaceable.values()) // (1 if chosen.together else examples),
-            fixed_cost=2,  # the clean pass and the local gradient
-            clean_cost=0,
-            tangent_cost=2 if templates else 1,  # d(x W) = dx W; in a loop, the pass itself is run as well
-            chunk=at_once,
-            layers=Layers(judged, gradient, by_layer),
+        self.dtypes = [leaf.dtype for leaf in self.displaceable.values()]
+        self.components = sum(nu.size for nu in self.displaceable.values()) // (1 if judge.together else self.examples)
+        self.costs = Costs(
+            fixed=2,  # the clean pass and the local gradient
+            clean=0,
+            tangent=2 if self.in_loops else 1,  # d(x W) = dx W; in a loop, the pass itself is run as well
         )
+        one = jax.eval_shape(self.draw, jnp.int32(0))
+        self.chunk = default_chunk(noise.num_samples, Footprint(occupied(one), weights_of_its_own=False))
 
-    return view
+    def draw(self, index: Array) -> Direction:
+        """Returns arrays by layer; for a loop, only the sample's number."""
+        drawn = self.judge.draw(self.noise, index, self.straight, self.examples) if self.straight else {}
+        return drawn | {scope: jnp.int32(index) for scope in self.in_loops}
+
+    def clean(self) -> Array:
+        return self.losses
+
+    def displaced(self, direction: Direction, sigma: Any) -> Array:
+        def offsets(scope: str, steps: tuple[Array, ...]) -> dict[str, Array]:
+            if scope not in self.in_loops:
+                drawn = {} if scope else {name: direction[name] for name in self.straight}
+            else:
+                drawn = self._of_step(scope, self._key_of_step(scope, steps), direction[scope])
+            return jax.tree.map(lambda gamma: jnp.asarray(sigma, gamma.dtype) * gamma, drawn)
+
+        return per_example(inject(self.objective)(self.params, self.batch, offsets))
+
+    def tangent(self) -> tuple[Array, Along]:
+        if self.in_loops:
+            return self.losses, lambda direction: self.derivative_of_displaced(direction, self.losses.dtype)
+        origin = {name: jnp.zeros(s.shape, s.dtype) for name, s in self.straight.items()}
+        injected = inject(self.objective)
+        return jax.linearize(lambda offsets: per_example(injected(self.params, self.batch, offsets)), origin)
+
+    def judged(self, measure: Measure, chunk: int | None, share: Share) -> tuple[Params, Array]:
+        def partial_sum(indices: Array) -> State:
+            drawn, change, seen = stacked(lambda index: _measured(measure, self.draw(index)))(indices)
+            return self._credited(change, drawn), jnp.sum(jnp.mean(seen, axis=1))
+
+        num_samples = self.noise.num_samples
+        credit, loss = share.summed(sum_over_samples(partial_sum, share.indices, chunk or self.chunk))
+        return jax.tree.map(lambda c: c / num_samples, credit), (loss / num_samples).astype(self.losses.dtype)
+
+    def gradient(self, judged: Params) -> Params:
+        per_loss = jnp.full_like(self.losses, 1 / self.examples)
+        scaled = {
+            name: (self._of_layer(name, judged) / self.examples).astype(response.dtype)
+            for name, response in self.responses.items()
+        }
+        return self.pull(per_loss, scaled)
+
+    def credit(self, judged: Params) -> dict[str, LayerCredit]:
+        def layer(site: Site, given: None) -> tuple[Array, LayerCredit | None]:
+            nu = site.preactivation()
+            axons = site.activation(nu)
+            if site.name not in self.displaceable:
+                return axons, None
+            response: Any
+            response, to_preactivation = jax.vjp(functools.partial(self._respond, site), nu)
+            own = self._of_layer(site.name, judged).astype(response.dtype)
+            return axons, LayerCredit(axons, None, to_preactivation(own)[0])
+
+        return interpret(self.objective, layer)(self.params, self.batch)[1]
+
+    def _credited(self, change: Array, directions: Direction) -> Params:
+        """Returns the summed credit of some samples."""
+        found = {name: self.judge.judge(change, directions[name]) for name in self.straight}
+        # For a loop, each sample's change itself, at the sample's place: its noise is drawn again.
+        blank = jnp.zeros((self.noise.num_samples, change.shape[1]), wide_dtype(change.dtype))
+        return found | {scope: blank.at[directions[scope]].set(change.astype(blank.dtype)) for scope in self.in_loops}
+
+    def _of_layer(self, name: str, credit: Params) -> Array:
+        """Returns the credit of a layer's response."""
+        return credit[name if name in self.straight else _scope(name)]
+
+    def _respond(self, site: Site, nu: Array) -> Array | None:
+        """Returns ν outside loops; in a loop, one number for each sample and example, whose credit is enough."""
+        if not site.steps:
+            return nu
+        if site.name not in self.displaceable:
+            return None
+        scope = _scope(site.name)
+        draw = lambda key, index: self._of_step(scope, key, index)[site.name]
+        shape = self.noise.num_samples, self.examples
+        return _response(self.judge.judge, draw, shape, nu, self._key_of_step(scope, site.steps))
+
+    def _of_step(self, scope: str, key: Key, index: Array) -> dict[str, Array]:
+        """Draws the directions of sample `index` at one step of a loop, by the key of that step."""
+        return self.judge.draw(self.noise._replace(key=key), index, self.in_loops[scope], self.examples)
+
+    def _key_of_step(self, scope: str, steps: tuple[Array, ...]) -> Key:
+        key = jax.random.fold_in(self.noise.key, 1 + list(self.in_loops).index(scope))
+        return functools.reduce(jax.random.fold_in, steps, key)
 
 
 def layers_at_once(objective: Objective, params: Params, batch: Batch) -> int:

@@ -10,12 +10,11 @@ from nl_jax._core.numerics import wide_dtype
 from nl_jax._core.products import LazyWeight, looked_up, mapped, opened, product, use
 from nl_jax._core.products.lazy_weight import Bilinear, Part
 from nl_jax._core.require import floating, per_example, takes_propagate
-from nl_jax.base import Array, Batch, LayerCredit, Objective, Params, Propagate, without_credit
+from nl_jax.base import Array, Batch, Objective, Params, Propagate
 from nl_jax.estimators.noise.bases import Basis, Found
-from nl_jax.estimators.noise.sampled import SampledGradient
 from nl_jax.estimators.noise.sampling import Footprint, Share, default_chunk, occupied
-from nl_jax.estimators.noise.spaces.view import Layers, Measure, Noise, Space, View
-from nl_jax.estimators.noise.spaces.weight_space import weights
+from nl_jax.estimators.noise.spaces.view import Costs, Measure, Noise, Space
+from nl_jax.estimators.noise.spaces.weight_space import WeightView
 from nl_jax.propagation import feedforward
 
 
@@ -35,52 +34,46 @@ def subspace(objective: Objective, basis: Basis) -> Space:
         raise ValueError(f"basis must be one of nl.bases, made by a call such as inputs(rank=4); got {basis!r}")
     basis.require(objective)
 
-    def view(params: Params, batch: Batch, noise: Noise) -> View:
+    return lambda params, batch, noise: SubspaceView(objective, basis, params, batch, noise)
+
+
+class SubspaceView(WeightView):
+    """The coordinates of weights in a basis, at given parameters; they are 0 where nothing is displaced."""
+
+    def __init__(self, objective: Objective, basis: Basis, params: Params, batch: Batch, noise: Noise) -> None:
         floating(params)
-        leaves, tree = jax.tree.flatten(params)
-        examples = jax.eval_shape(lambda: per_example(objective(params, batch))).shape[0]
+        weights, whole = jax.tree.flatten(params)
         # A fold-in that no sample's index uses.
         found = basis.find(jax.random.fold_in(noise.key, jnp.uint32(2**32 - 1)), objective, params, batch)
-        first = jax.tree.unflatten(tree, [_coordinates(i, leaf, found) for i, leaf in enumerate(leaves)])
+        origin = jax.tree.unflatten(whole, [_coordinates(i, leaf, found) for i, leaf in enumerate(weights)])
 
         def of_coordinates(coordinates: Params, batch: Batch, propagate: Propagate = feedforward) -> Array:
             own = jax.tree.leaves(coordinates, is_leaf=lambda leaf: isinstance(leaf, LazyWeight))
             moved = [
                 _Displaced(leaf, found.matrices[i], c) if i in found.matrices else c
-                for i, (leaf, c) in enumerate(zip(leaves, own, strict=True))
+                for i, (leaf, c) in enumerate(zip(weights, own, strict=True))
             ]
             given = {"propagate": propagate} if takes_propagate(objective) else {}
-            return objective(jax.tree.unflatten(tree, moved), batch, **given)
+            return objective(jax.tree.unflatten(whole, moved), batch, **given)
 
-        inner = weights(of_coordinates)(first, batch, noise)
-        directions: Any = inner.directions
-
-        def judged(measure: Measure, chunk: int | None, share: Share) -> tuple[Params, Array]:
-            rates, losses = share.gathered(inner.rates(measure, chunk or at_once, share.indices))
-            return SampledGradient(noise.key, rates, directions).formed(first), jnp.mean(losses)
-
-        def gradient(coordinates: Params) -> Params:
-            pairs = zip(leaves, jax.tree.leaves(coordinates), strict=True)
-            return jax.tree.unflatten(tree, [_lifted(i, leaf, c, found) for i, (leaf, c) in enumerate(pairs)])
-
-        def credit(coordinates: Params) -> dict[str, LayerCredit]:
-            return without_credit(noise.key, (), coordinates, batch)
-
-        def values() -> int:
-            return use(objective, params, batch).values * examples * leaves[0].dtype.itemsize
-
+        super().__init__(of_coordinates, origin, batch, noise)
+        self.weights, self.found = weights, found
+        self.costs = Costs(basis.evaluations, clean=1 if found.losses is None else 0, tangent=self.costs.tangent)
+        examples = jax.eval_shape(lambda: per_example(objective(params, batch))).shape[0]
+        values = use(objective, params, batch).values * examples * weights[0].dtype.itemsize
         # Samples share the products with W: each adds only its coordinates and its axons.
-        at_once = default_chunk(noise.num_samples, Footprint(occupied(first) + values(), weights_of_its_own=False))
-        losses = found.losses
-        return inner._replace(
-            clean=inner.clean if losses is None else lambda: losses,
-            fixed_cost=basis.evaluations,
-            clean_cost=1 if losses is None else 0,
-            chunk=at_once,
-            layers=Layers(judged, gradient, credit),
-        )
+        self.chunk = default_chunk(noise.num_samples, Footprint(occupied(origin) + values, weights_of_its_own=False))
 
-    return view
+    def clean(self) -> Array:
+        return super().clean() if self.found.losses is None else self.found.losses
+
+    def judged(self, measure: Measure, chunk: int | None, share: Share) -> tuple[Params, Array]:
+        sampled, loss = super().judged(measure, chunk, share)
+        return sampled.formed(self.params), loss
+
+    def gradient(self, judged: Params) -> Params:
+        pairs = zip(self.weights, jax.tree.leaves(judged), strict=True)
+        return jax.tree.unflatten(self.tree, [_lifted(i, leaf, c, self.found) for i, (leaf, c) in enumerate(pairs)])
 
 
 def _coordinates(place: int, leaf: Array, found: Found) -> Array:

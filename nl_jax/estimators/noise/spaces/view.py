@@ -1,12 +1,14 @@
 """The interface of a perturbation space."""
 
+import abc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from nl_jax._core.numerics import wide_dtype
-from nl_jax.base import Array, Batch, Key, LayerCredit, Params
+from nl_jax.base import Array, Batch, Key, LayerCredit, Params, without_credit
 from nl_jax.estimators.noise.directions import Direction, Sampler
 from nl_jax.estimators.noise.sampling import Share
 
@@ -32,57 +34,84 @@ Measure = Callable[[Direction], tuple[Array, Array]]
 """`measure(direction) -> (rate of change, losses)`, both [batch]."""
 
 
-class Layers(NamedTuple):
-    """How a space of layers turns rates of change into credit, and credit into a gradient.
+class Costs(NamedTuple):
+    """What a space costs, in evaluations of the objective.
 
     Attributes:
-      judged: `judged(measure, chunk, share) -> (mean credit, mean loss)`, over all samples, of which this device
-        evaluates its share; `chunk` samples at once, None for the default.
-      gradient: `gradient(mean credit) -> grads`, calibrated to the mean loss.
-      credit: `credit(mean credit) -> {layer: LayerCredit}`.
+      fixed: per estimate, whatever the number of samples.
+      clean: in addition, those of `View.clean`.
+      tangent: of the exact derivative along one direction.
     """
 
-    judged: Callable[[Measure, int | None, Share], tuple[Params, Array]]
-    gradient: Callable[[Params], Params]
-    credit: Callable[[Params], dict[str, LayerCredit]]
+    fixed: int
+    clean: int
+    tangent: int
 
 
-class View(NamedTuple):
+class View(abc.ABC):
     """A space at given parameters and a given batch, with the noise of one estimate.
 
+    A baseline measures the losses along directions, by the first five methods. The last three turn what was measured
+    into a gradient.
+
     Attributes:
-      draw: `draw(index) -> direction`, the index-th direction of the estimate.
-      clean: `clean() -> losses` without displacement, [batch].
-      displaced: `displaced(direction, sigma) -> losses`, [batch], a step of σ along the direction.
-      both_sides: `both_sides(direction, sigma) -> (losses, losses)`, a step forward and a step back.
-      tangent: `tangent() -> (losses, along)`, the exact derivative at σ = 0.
+      noise: the noise of the estimate.
       dtypes: of all that is displaced.
       components: P, the number of components of one direction.
-      fixed_cost: evaluations per estimate, whatever the number of samples.
-      clean_cost: the additional evaluations of `clean`.
-      tangent_cost: the evaluations of an exact derivative along one direction.
+      costs: in evaluations.
       chunk: the default number of samples at once.
-      rates: for weights, `rates(measure, chunk, indices) -> (rates, losses)` along some directions: rates [K, 1], or
-        [K, batch] where every example has its own directions, and mean losses [K]; `chunk` samples at once, None for
-        the default. The gradient follows from them.
-      directions: for weights, a `nl_jax.estimators.sampled.Directions`, with which to draw them again.
-      layers: for nodes, how credit is formed; None for weights.
     """
 
-    draw: Callable[[Array], Direction]
-    clean: Callable[[], Array]
-    displaced: Callable[[Direction, Any], Array]
-    both_sides: Callable[[Direction, float | Array], tuple[Array, Array]]
-    tangent: Callable[[], tuple[Array, Along]]
+    noise: Noise
     dtypes: list[jnp.dtype]
     components: int
-    fixed_cost: int
-    clean_cost: int
-    tangent_cost: int
+    costs: Costs
     chunk: int
-    rates: Any = None
-    directions: Any = None
-    layers: Layers | None = None
+
+    @abc.abstractmethod
+    def draw(self, index: Array) -> Direction:
+        """Returns the index-th direction of the estimate."""
+
+    @abc.abstractmethod
+    def clean(self) -> Array:
+        """Returns the losses without displacement, [batch]."""
+
+    @abc.abstractmethod
+    def displaced(self, direction: Direction, sigma: Any) -> Array:
+        """Returns the losses a step of σ along the direction, [batch]."""
+
+    def both_sides(self, direction: Direction, sigma: float | Array) -> tuple[Array, Array]:
+        """Returns the losses a step forward and a step back, [batch] each."""
+        return self.displaced(direction, sigma), self.displaced(direction, -sigma)
+
+    @abc.abstractmethod
+    def tangent(self) -> tuple[Array, Along]:
+        """Returns the losses and the exact derivative at σ = 0."""
+
+    def derivative_of_displaced(self, direction: Direction, dtype: jnp.dtype) -> Array:
+        """Returns dẼ/dσ at σ = 0 by one forward-mode pass through `displaced`, [batch]."""
+        origin = jnp.zeros((), dtype)
+        return jax.jvp(lambda sigma: self.displaced(direction, sigma), (origin,), (jnp.ones_like(origin),))[1]
+
+    @abc.abstractmethod
+    def judged(self, measure: Measure, chunk: int | None, share: Share) -> tuple[Any, Array]:
+        """Measures all samples, of which this device evaluates its share, `chunk` at once (None for the default).
+
+        Returns what the gradient is formed of (weights: the rates of change; nodes: their mean credit) and the mean
+        loss.
+        """
+
+    @abc.abstractmethod
+    def gradient(self, judged: Any) -> Any:
+        """Returns the gradient, calibrated to the mean loss: an array for each parameter, or a `SampledGradient`."""
+
+    def credit(self, judged: Any) -> dict[str, LayerCredit]:
+        """Returns the credit of each layer.
+
+        Raises:
+          ValueError: if the space has no layers.
+        """
+        return without_credit(self.noise.key, (), judged, None)
 
 
 Space = Callable[[Params, Batch, Noise], View]
