@@ -96,7 +96,10 @@ def nodes(objective: Objective, credit: Credit | None = None) -> Space:
     layered("perturbing nodes", objective)
     chosen = per_example_credit() if credit is None else credit
 
-    return lambda params, batch, noise: NodeView(objective, chosen, params, batch, noise)
+    def view(params: Params, batch: Batch, noise: Noise) -> View:
+        return NodeView(objective, chosen, params, batch, noise)
+
+    return view
 
 
 class NodeView(View):

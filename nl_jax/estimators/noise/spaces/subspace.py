@@ -13,7 +13,7 @@ from nl_jax._core.require import floating, per_example, takes_propagate
 from nl_jax.base import Array, Batch, Objective, Params, Propagate
 from nl_jax.estimators.noise.bases import Basis, Found
 from nl_jax.estimators.noise.sampling import Footprint, Share, default_chunk, occupied
-from nl_jax.estimators.noise.spaces.view import Costs, Measure, Noise, Space
+from nl_jax.estimators.noise.spaces.view import Costs, Measure, Noise, Space, View
 from nl_jax.estimators.noise.spaces.weight_space import WeightView
 from nl_jax.propagation import feedforward
 
@@ -34,7 +34,10 @@ def subspace(objective: Objective, basis: Basis) -> Space:
         raise ValueError(f"basis must be one of nl.bases, made by a call such as inputs(rank=4); got {basis!r}")
     basis.require(objective)
 
-    return lambda params, batch, noise: SubspaceView(objective, basis, params, batch, noise)
+    def view(params: Params, batch: Batch, noise: Noise) -> View:
+        return SubspaceView(objective, basis, params, batch, noise)
+
+    return view
 
 
 class SubspaceView(WeightView):
