@@ -149,7 +149,7 @@ GROUPS: dict[str, dict[str, Member]] = {
     },
     "feedback": {
         "random": Member("random", lambda t: nl.feedback_alignment(t.objective)),
-        "direct": Member("direct", lambda t: nl.direct_feedback_alignment(t.objective, t.batch)),
+        "direct": Member("direct", lambda t: nl.direct_feedback_alignment(t.objective)),
         "sign_symmetric": Member(
             "sign-symmetric", lambda t: nl.feedback_alignment(t.objective, feedback=nl.feedback.sign_symmetric())
         ),

@@ -34,7 +34,7 @@ from nl_jax.estimators.constrained.lagrangian import KKT, lagrangian
 from nl_jax.estimators.constrained.predictive_coding import predictive_coding
 from nl_jax.estimators.constrained.primal_dual import primal_dual
 from nl_jax.estimators.constrained.zero_divergence import zero_divergence
-from nl_jax.estimators.direct_feedback_alignment import direct_feedback_alignment
+from nl_jax.estimators.direct_feedback_alignment import direct_feedback_alignment, direct_feedback_weights
 from nl_jax.estimators.dual_propagation import dual_propagation
 from nl_jax.estimators.equilibrium import nudges
 from nl_jax.estimators.equilibrium.at_equilibrium import at_equilibrium
@@ -131,6 +131,7 @@ __all__ = [
     "diagnostics",
     "difference_target_propagation",
     "direct_feedback_alignment",
+    "direct_feedback_weights",
     "directions",
     "dual_propagation",
     "e_prop",

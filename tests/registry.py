@@ -115,7 +115,7 @@ ESTIMATORS: dict[str, Entry] = {
     "feedback_sign_concordant": _feedback(nl.feedback.sign_concordant()),
     "feedback_kolen_pollack": _feedback(nl.feedback.kolen_pollack(optax.sgd(0.1))),
     "feedback_weight_mirror": _feedback(nl.feedback.weight_mirror(optax.sgd(0.1)), evaluations=6),
-    "direct_feedback": _of_example(nl.direct_feedback_alignment, evaluations=3),
+    "direct_feedback": _fixed(nl.direct_feedback_alignment, evaluations=3),
     "target_propagation": _of_example(_part(nl.difference_target_propagation, optimizer=optax.sgd(0.1)), evaluations=7),
     "weight_clean": Entry(_part(nl.weight_perturbation, num_samples=K), evaluations=K + 1),
     "weight_none": Entry(

@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "base": set(),
     "checks": {"base"},
     "failures": {"base"},
+    "deprecation": set(),
     "numerics": {"base"},
     "dependence": {"base"},
     "propagation": {"base", "dependence", "products"},
@@ -26,7 +27,9 @@ MAY_IMPORT = {
     "parts": {"base", "checks", "propagation"},
     "networks": {"base", "checks", "numerics", "products", "propagation", "activations"},
     "objectives": {"base", "checks", "propagation", "activations"},
-    "estimators": {"base", "checks", "dependence", "failures", "numerics", "parts", "products", "propagation"},
+    "estimators": {
+        *("base", "checks", "dependence", "deprecation", "failures", "numerics", "parts", "products", "propagation")
+    },
     "rules": {"base", "checks", "products", "propagation"},
     "optimizers": {"base", "checks", "numerics"},
     "learner": {"base", "checks"},

@@ -218,7 +218,7 @@ NAMES = (
 
 FAMILIES = {
     **{name: lambda problem, name=name: ESTIMATORS[name].make for name in NAMES},
-    "direct_feedback": _of_batch(nl.direct_feedback_alignment),
+    "direct_feedback": lambda problem: nl.direct_feedback_alignment,
     "target_propagation": _of_batch(nl.difference_target_propagation, optimizer=optax.sgd(0.1)),
 }
 
