@@ -38,6 +38,7 @@ def _plain(make: Callable[..., GradientEstimator], family: str, in_time: bool = 
 
 
 def _of_example(make: Callable[..., GradientEstimator], family: str, **settings: Any) -> Method:
+    """Returns a method that is shown a batch's shapes: the weights of convolutional tasks do not tell them."""
     return Method(lambda task, samples: make(task.objective, task.example, **settings), family)
 
 

@@ -342,7 +342,7 @@ def _descend(name: str, lesson: Lesson) -> Descent:
 def _teach(name: str, lesson: Lesson) -> Course:
     """Trains all seeds at once with one member."""
     member = MEMBERS[name]
-    estimator = member.make(Teaching(lesson.objective, lesson.optimizer, lesson.batch))
+    estimator = member.make(Teaching(lesson.objective, lesson.optimizer))
     aligned = name in GROUPS["feedback"]
 
     learner = nl.learner(estimator, lesson.optimizer)

@@ -71,12 +71,6 @@ def _feedback(feedback: nl.feedback.Feedback, evaluations: int = 3) -> Entry:
     return _fixed(_part(nl.feedback_alignment, feedback=feedback), evaluations)
 
 
-def _of_example(f: Callable[..., nl.GradientEstimator], evaluations: int) -> Entry:
-    """Of estimators that ask for the shapes of a batch: those of `problems.chain`, and of another size."""
-    example = jax.ShapeDtypeStruct((2, 4), "float32"), jax.ShapeDtypeStruct((2,), "int32")
-    return _fixed(lambda objective: f(objective, example), evaluations)
-
-
 INFERENCE = {"num_steps": 3, "tolerance": 0.0}
 nodes, weights = nl.spaces.nodes, nl.spaces.weights
 
@@ -116,7 +110,7 @@ ESTIMATORS: dict[str, Entry] = {
     "feedback_kolen_pollack": _feedback(nl.feedback.kolen_pollack(optax.sgd(0.1))),
     "feedback_weight_mirror": _feedback(nl.feedback.weight_mirror(optax.sgd(0.1)), evaluations=6),
     "direct_feedback": _fixed(nl.direct_feedback_alignment, evaluations=3),
-    "target_propagation": _of_example(_part(nl.difference_target_propagation, optimizer=optax.sgd(0.1)), evaluations=7),
+    "target_propagation": _fixed(_part(nl.difference_target_propagation, optimizer=optax.sgd(0.1)), evaluations=7),
     "weight_clean": Entry(_part(nl.weight_perturbation, num_samples=K), evaluations=K + 1),
     "weight_none": Entry(
         _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.none(), sigma=0.1), evaluations=K

@@ -276,9 +276,6 @@ def _rebinding(bound):
 
 
 OWN_SETTINGS = {
-    "target_propagation": lambda objective: nl.difference_target_propagation(
-        objective, _rebinding(True)[2], optimizer=optax.sgd(0.1)
-    ),
     "partition": lambda objective: nl.partition(objective, {"layer2": nl.backprop, "*": nl.node_perturbation}),
 }
 
@@ -342,9 +339,7 @@ IN_TIME = {
     "predictive_coding": nl.predictive_coding,
     "fixed_prediction": nl.fixed_prediction,
     "direct_feedback": nl.direct_feedback_alignment,
-    "target_propagation": lambda objective: nl.difference_target_propagation(
-        objective, _silent(2)[2], optimizer=optax.sgd(0.1)
-    ),
+    "target_propagation": functools.partial(nl.difference_target_propagation, optimizer=optax.sgd(0.1)),
 }
 
 
