@@ -58,7 +58,7 @@ def band(axes: Any, x: np.ndarray, values: np.ndarray, look: Mapping[str, Any], 
     mean = values.mean(axis=-1)
     error = values.std(axis=-1, ddof=1) / values.shape[-1] ** 0.5 if values.shape[-1] > 1 else None
     if np.size(x) < LINE:
-        axes.errorbar(x, mean, error, label=label, **joined(x, look))
+        axes.errorbar(x, mean, error, elinewidth=1.2, label=label, **joined(x, look))
         return
     axes.plot(x, mean, label=label, **look)
     if error is not None:

@@ -125,7 +125,7 @@ def measure(
         sample, failures = estimate(index)
         return jax.tree.map(lambda t, x, g: t + (x - g) / n, total, sample, exact), failures
 
-    def spread(sums: tuple[Params, Params], index: Array) -> tuple[tuple[Params, Params], tuple[Array, Array]]:
+    def spread(sums: tuple[Params, Params], index: Array) -> tuple[tuple[Params, Params], tuple[Array, Array, Array]]:
         sample, _ = estimate(index)
         d = jax.tree.map(jnp.subtract, sample, mean)
         second, fourth = (
