@@ -316,8 +316,8 @@ def plot(found: Sequence[Measurement], config: Config) -> Any:
     _best_rates(axes[1, 1], found, "N", "M")
     _best_rates(axes[1, 2], found, "M", "N")
     canvas.suptitle(
-        "Linear student–teacher of M outputs and N inputs. Lines: theory; markers: measured, with one standard error "
-        f"({config.runs} runs, σ = {config.sigma:g})"
+        "Linear student–teacher of M outputs and N inputs. Lines and dashes: theory; markers: measured, with one "
+        f"standard error ({config.runs} runs, σ = {config.sigma:g})"
     )
     return canvas
 
@@ -355,18 +355,21 @@ def _contractions(axes: Any, found: Sequence[Measurement]) -> None:
 
 
 def _best_rates(axes: Any, found: Sequence[Measurement], along: str, at: str) -> None:
-    from experiments.harness.plotting import style
+    from experiments.harness.plotting import LINE, joined, style
 
     least, most = (limit(getattr(one, at) for one in found) for limit in (min, max))
     index = "MN".index(along)
     for number, (rule, law) in enumerate(scaling(found).items()):
         look = style(number)
-        label = f"{rule}: {along} to the {law.measured[index]:.3f} ± {law.error[index]:.3f}".replace("-", "−")
+        exponent = f"{law.measured[index]:.3f} ± {law.error[index]:.3f}".replace("-", "−")
+        sizes = {getattr(one, along) for one in found}
+        label = f"{rule}: {along} to the {exponent}" if len(sizes) >= LINE else rule  # two sizes fit any exponent
         for value, fill in ((least, "none"), (most, "full")):
             mine = [one for one in found if one.rule == rule and getattr(one, at) == value]
             x = np.array([getattr(one, along) for one in mine])
             logs, errors = np.array([one.log_best_rate for one in mine]).T
-            axes.plot(x, [one.recursion.best_rate for one in mine], color=look["color"], linewidth=1.2)
+            theory = joined(x, {"color": look["color"], "linewidth": 1.2})
+            axes.plot(x, [one.recursion.best_rate for one in mine], **theory)
             shown = label if value == least else None
             _dots(axes, look, x, np.exp(logs), np.exp(logs) * errors, label=shown, fillstyle=fill)
     axes.set(xscale="log", yscale="log", xlabel=along, ylabel="best rate")

@@ -324,10 +324,13 @@ def plot(curves: Results, config: Config) -> Any:
 
 def _final(axes: Any, curves: Mapping[tuple[int, str], Curve], looks: Mapping[str, Mapping[str, Any]]) -> None:
     """Plots final errors and their laws against T or N_eff."""
+    from experiments.plotting import joined
+
     for rule, look in looks.items():
         x = sorted(at for at, of in curves if of == rule)
         chosen = [curves[at, rule] for at in x]
-        axes.plot(x, [c.final_law for c in chosen], color=look["color"], linewidth=1.3, label=f"{rule}, law")
+        law = joined(x, {"color": look["color"], "linewidth": 1.3})
+        axes.plot(x, [c.final_law for c in chosen], label=f"{rule}, law", **law)
         _dots(axes, np.array(x), np.stack([c.final for c in chosen]), look, f"{rule}, measured")
         axes.set(xscale="log", yscale="log", ylabel=EXCESS)
         axes.xaxis.minorticks_off()

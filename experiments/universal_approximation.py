@@ -307,14 +307,14 @@ def _contours(axes: Any, target: Target, found: Mapping[int, Fit]) -> dict[str, 
 
 def _errors(axes: Any, found: Mapping[int, Fit]) -> dict[str, Any]:
     """Plots both errors against M; returns lines and bands by legend entry."""
-    from experiments.harness.plotting import style
+    from experiments.harness.plotting import joined, style
 
     M, drawn = np.array(list(found)), {}
     for index, norm, label in ((3, "sup", "max |G − g|"), (2, "rms", "rms of G − g")):
         look = style(index)
         runs = np.stack([getattr(fit, norm) for fit in found.values()])
         best = [getattr(fit, norm)[fit.best_index] for fit in found.values()]
-        (drawn[f"{label}, best run"],) = axes.plot(M, best, **{**look, "markevery": 1})
+        (drawn[f"{label}, best run"],) = axes.plot(M, best, **joined(M, {**look, "markevery": 1}))
         drawn[f"{label}, all runs"] = axes.fill_between(
             M, runs.min(axis=1), runs.max(axis=1), color=look["color"], alpha=0.15, linewidth=0
         )

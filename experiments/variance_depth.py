@@ -261,7 +261,7 @@ def table(found: Sequence[Measurement], config: Config) -> str:
 
 def plot(found: Sequence[Measurement], config: Config) -> Any:
     """Plots variance against depth and width, the effect of unequal norms on node perturbation, and cosines."""
-    from experiments.harness.plotting import figure, style
+    from experiments.harness.plotting import figure, joined, style
 
     canvas, ((by_depth, imbalance), (by_width, cosine)) = figure(2, 2, size=(13, 10.5))
     width, middle = config.widths[-1], config.depths[len(config.depths) // 2]
@@ -273,14 +273,13 @@ def plot(found: Sequence[Measurement], config: Config) -> Any:
             _dots(axes, look, sizes, *_variances(here), fill, label=f"{space}: {case}" if axes is by_depth else None)
             if space == "nodes":
                 laws = [np.exp(np.log(one.sampled.law).mean()) for one in here]
-                axes.plot(sizes, laws, color=look["color"], linewidth=1.3)
+                axes.plot(sizes, laws, **joined(sizes, {"color": look["color"], "linewidth": 1.3}))
         for space, line in (("weights", "--"), ("nodes", ":")):
             here = of(found, case=case, space=space, **wanted)
             laws = [one.linear_law for one in here]
             label = f"linear law: number of {space}" if axes is by_depth else None
-            axes.plot(
-                [getattr(one, name) for one in here], laws, color="grey", linestyle=line, linewidth=1.6, label=label
-            )
+            sizes = [getattr(one, name) for one in here]
+            axes.plot(sizes, laws, label=label, **joined(sizes, {"color": "grey", "linestyle": line, "linewidth": 1.6}))
     for case, look in looks.items():
         for shown in config.widths:
             here = of(found, case=case, space="nodes", width=shown)
@@ -296,7 +295,7 @@ def plot(found: Sequence[Measurement], config: Config) -> Any:
             error = values.std(axis=1, ddof=1) / values.shape[1] ** 0.5
             _dots(cosine, look, config.depths, values.mean(axis=1), error, "full" if space == "weights" else "none")
             laws = [np.mean((2 / np.pi / (one.sampled.law + 1)) ** 0.5) for one in here]
-            cosine.plot(config.depths, laws, color=look["color"], linewidth=1.3)
+            cosine.plot(config.depths, laws, **joined(laws, {"color": look["color"], "linewidth": 1.3}))
     relative = "E‖ĝ − g‖² / ‖g‖²"
     by_depth.set(title=f"relative variance against depth, {width} units a layer", xlabel="layers", ylabel=relative)
     by_width.set(title=f"relative variance against width, {middle} layers", xlabel="units a layer", ylabel=relative)

@@ -2,8 +2,8 @@
 
 from nl_jax import activations, losses, objectives, optimizers, propagation, rules, theory
 from nl_jax._core import products, require
+from nl_jax._core.deprecation import renamed as _renamed
 from nl_jax._core.failures import raise_if_failed
-from nl_jax._core.renamed import renamed as _renamed
 from nl_jax.base import Failure, GradientEstimator, Info, LayerCredit, Learner, LearnerState
 from nl_jax.estimators.augment_batches import augment_batches
 from nl_jax.estimators.backprop import backprop
@@ -16,7 +16,7 @@ from nl_jax.estimators.equilibrium.contrastive_hebbian import contrastive_hebbia
 from nl_jax.estimators.equilibrium.dual_propagation import dual_propagation
 from nl_jax.estimators.equilibrium.equilibrium_propagation import equilibrium_propagation
 from nl_jax.estimators.feedback import weights as feedback
-from nl_jax.estimators.feedback.direct_feedback_alignment import direct_feedback_alignment
+from nl_jax.estimators.feedback.direct_feedback_alignment import direct_feedback_alignment, direct_feedback_weights
 from nl_jax.estimators.feedback.feedback_alignment import feedback_alignment
 from nl_jax.estimators.feedback.target_propagation import difference_target_propagation
 from nl_jax.estimators.lagrangian import initial_activity, layer_solves
@@ -125,6 +125,7 @@ __all__ = [
     "diagnostics",
     "difference_target_propagation",
     "direct_feedback_alignment",
+    "direct_feedback_weights",
     "directions",
     "dual_propagation",
     "e_prop",

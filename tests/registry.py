@@ -96,12 +96,6 @@ def _feedback(feedback: nl.feedback.Feedback, evaluations: int = 3, verdicts: tu
     return _fixed(_part(nl.feedback_alignment, feedback=feedback), evaluations, verdicts=verdicts)
 
 
-def _of_example(f: Callable[..., nl.GradientEstimator], evaluations: int) -> Entry:
-    """Of estimators that ask for the shapes of a batch: those of `problems.chain`, and of another size."""
-    example = jax.ShapeDtypeStruct((2, 4), "float32"), jax.ShapeDtypeStruct((2,), "int32")
-    return _fixed(lambda objective: f(objective, example), evaluations, verdicts=BESIDE)
-
-
 INFERENCE = {"num_steps": 3, "tolerance": 0.0}
 nodes, weights = nl.spaces.nodes, nl.spaces.weights
 
@@ -146,8 +140,10 @@ ESTIMATORS: dict[str, Entry] = {
     "feedback_sign_concordant": _feedback(nl.feedback.sign_concordant(), verdicts=DOWN),
     "feedback_kolen_pollack": _feedback(nl.feedback.kolen_pollack(optax.sgd(0.1))),
     "feedback_weight_mirror": _feedback(nl.feedback.weight_mirror(optax.sgd(0.1)), evaluations=6),
-    "direct_feedback": _of_example(nl.direct_feedback_alignment, evaluations=3),
-    "target_propagation": _of_example(_part(nl.difference_target_propagation, optimizer=optax.sgd(0.1)), evaluations=7),
+    "direct_feedback": _fixed(nl.direct_feedback_alignment, evaluations=3, verdicts=BESIDE),
+    "target_propagation": _fixed(
+        _part(nl.difference_target_propagation, optimizer=optax.sgd(0.1)), evaluations=7, verdicts=BESIDE
+    ),
     "weight_clean": Entry(_part(nl.weight_perturbation, num_samples=K), evaluations=K + 1),
     "weight_none": Entry(
         _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.none(), sigma=0.1), evaluations=K

@@ -38,6 +38,7 @@ def _plain(make: Callable[..., GradientEstimator], family: str, in_time: bool = 
 
 
 def _of_example(make: Callable[..., GradientEstimator], family: str, **settings: Any) -> Method:
+    """Returns a method that is shown a batch's shapes: the weights of convolutional tasks do not tell them."""
     return Method(lambda task, samples: make(task.objective, task.example, **settings), family)
 
 
@@ -92,7 +93,7 @@ METHODS: dict[str, Method] = {
     "sign_symmetric": _plain(nl.feedback_alignment, FEEDBACK, feedback=nl.feedback.sign_symmetric()),
     "kolen_pollack": _plain(nl.feedback_alignment, FEEDBACK, feedback=nl.feedback.kolen_pollack(optax.sgd(0.1))),
     "weight_mirror": _plain(nl.feedback_alignment, FEEDBACK, feedback=nl.feedback.weight_mirror(optax.sgd(0.1))),
-    "direct_feedback_alignment": _of_example(nl.direct_feedback_alignment, FEEDBACK),
+    "direct_feedback_alignment": _plain(nl.direct_feedback_alignment, FEEDBACK),
     "target_propagation": _of_example(nl.difference_target_propagation, FEEDBACK, optimizer=optax.sgd(0.1)),
     "predictive_coding": _plain(nl.predictive_coding, CONSTRAINED, num_steps=50),
     "error_predictive_coding": _plain(nl.error_predictive_coding, CONSTRAINED, num_steps=10),

@@ -342,7 +342,7 @@ def _descend(name: str, lesson: Lesson) -> Descent:
 def _teach(name: str, lesson: Lesson) -> Course:
     """Trains all seeds at once with one member."""
     member = MEMBERS[name]
-    estimator = member.make(Teaching(lesson.objective, lesson.optimizer, lesson.batch))
+    estimator = member.make(Teaching(lesson.objective, lesson.optimizer))
     aligned = name in GROUPS["feedback"]
 
     learner = nl.learner(estimator, lesson.optimizer)
@@ -446,7 +446,7 @@ def table(results: Results, config: Config) -> str:
 
 def plot(results: Results, config: Config) -> Any:
     """Plots results against μ, errors after K iterations, and the residuals of one solver."""
-    from experiments.harness.plotting import band, figure, style
+    from experiments.harness.plotting import LINE, band, figure, joined, style
 
     canvas, ((cosines, errors, accuracies), (by_steps, by_cost, residuals)) = figure(2, 3, size=(15, 8.8))
     mu = np.array(config.penalties)
@@ -455,8 +455,10 @@ def plot(results: Results, config: Config) -> Any:
         band(cosines, mu, along.cosine, _dense(style(0)), "predictive coding")
         band(errors, mu, along.error, _dense(style(0)), "tanh network")
         band(errors, mu, along.linear_error, {**_dense(style(2)), "linestyle": "none"}, "linear network")
-        errors.plot(mu, along.law.mean(axis=-1), color=style(2)["color"], label="its theory (Innocenti et al. 2024)")
-        errors.plot(mu[-3:], along.error[-1].mean() * mu[-1] / mu[-3:] / 2, color="grey", label="slope −1")
+        theory = joined(mu, {"color": style(2)["color"]})
+        errors.plot(mu, along.law.mean(axis=-1), label="its theory (Innocenti et al. 2024)", **theory)
+        if len(mu) >= LINE:
+            errors.plot(mu[-LINE:], along.error[-1].mean() * mu[-1] / mu[-LINE:] / 2, color="grey", label="slope −1")
         band(accuracies, mu, 100 * along.accuracy, _dense(style(0)), "predictive coding")
     if "backprop" in results.courses:
         exact, error = mean_and_error(100 * results.courses["backprop"].accuracy[-1])

@@ -10,7 +10,7 @@ import jax
 import optax
 
 import nl_jax as nl
-from nl_jax.base import Array, Batch, Forward, Objective
+from nl_jax.base import Array, Forward, Objective
 
 ALWAYS_ALL = 0.0
 """The tolerance at which a solver always takes all its steps."""
@@ -26,8 +26,6 @@ class Teaching(NamedTuple):
     objective: Objective
     optimizer: optax.GradientTransformation
     """The learner's optimizer."""
-    batch: Batch
-    """An example batch."""
 
 
 class Member(NamedTuple):
@@ -149,7 +147,7 @@ GROUPS: dict[str, dict[str, Member]] = {
     },
     "feedback": {
         "random": Member("random", lambda t: nl.feedback_alignment(t.objective)),
-        "direct": Member("direct", lambda t: nl.direct_feedback_alignment(t.objective, t.batch)),
+        "direct": Member("direct", lambda t: nl.direct_feedback_alignment(t.objective)),
         "sign_symmetric": Member(
             "sign-symmetric", lambda t: nl.feedback_alignment(t.objective, feedback=nl.feedback.sign_symmetric())
         ),
@@ -166,7 +164,7 @@ GROUPS: dict[str, dict[str, Member]] = {
         ),
         "target_propagation": Member(
             "difference target propagation",
-            lambda t: nl.difference_target_propagation(t.objective, t.batch, optimizer=optax.adam(1e-2)),
+            lambda t: nl.difference_target_propagation(t.objective, optimizer=optax.adam(1e-2)),
         ),
     },
 }

@@ -35,10 +35,31 @@ def figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any
     return canvas, axes
 
 
+LINE = 3
+"""Fewest points that may be joined by a line: any two lie on one, which would look like a law."""
+
+
+def joined(x: Any, look: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the look of a line through points at x; of markers alone where there are fewer than three.
+
+    A look without a marker, such as that of a law, gets a dash for each point.
+    """
+    if np.size(x) >= LINE:
+        return dict(look)
+    mark = {} if look.get("marker") else {"marker": "_", "markersize": 22}
+    return {**look, "linestyle": "none", "markevery": None, **mark}
+
+
 def band(axes: Any, x: np.ndarray, values: np.ndarray, look: Mapping[str, Any], label: str) -> None:
-    """Plots the mean over the last axis (seeds) against x, with one standard error as a band."""
+    """Plots the mean over the last axis (seeds) against x, with one standard error as a band.
+
+    Fewer than three points are markers with error bars.
+    """
     mean = values.mean(axis=-1)
+    error = values.std(axis=-1, ddof=1) / values.shape[-1] ** 0.5 if values.shape[-1] > 1 else None
+    if np.size(x) < LINE:
+        axes.errorbar(x, mean, error, elinewidth=1.2, label=label, **joined(x, look))
+        return
     axes.plot(x, mean, label=label, **look)
-    if values.shape[-1] > 1:
-        error = values.std(axis=-1, ddof=1) / values.shape[-1] ** 0.5
+    if error is not None:
         axes.fill_between(x, mean - error, mean + error, color=look["color"], alpha=0.2, linewidth=0)

@@ -214,7 +214,7 @@ def _show_inference(panels: Any, inferred: Sequence[Descent]) -> None:
 
 
 def _show_learning(panels: Any, learned: Mapping[str, Sequence[Curve]]) -> None:
-    from experiments.harness.plotting import band, style
+    from experiments.harness.plotting import band, joined, style
 
     *losses, best = panels
     for axes, (name, of) in zip(losses, learned.items(), strict=False):
@@ -231,7 +231,7 @@ def _show_learning(panels: Any, learned: Mapping[str, Sequence[Curve]]) -> None:
     for i, (name, of) in enumerate(learned.items()):
         depths = [curve.layers for curve in of]
         mean, off = zip(*(mean_and_error(curve.best) for curve in of), strict=True)
-        look = {**style((2, 3)[i % 2]), "markevery": 1}
+        look = joined(depths, {**style((2, 3)[i % 2]), "markevery": 1})
         best.errorbar(depths, mean, yerr=np.nan_to_num(off, posinf=0.0), capsize=3, label=name, **look)
         best.set_xscale("log")
         best.set_xticks(depths, [str(depth) for depth in depths])

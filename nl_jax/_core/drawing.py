@@ -26,9 +26,14 @@ def normal_like(key: Key, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
     return tuple(draw(k, x) for k, x in zip(keys, arrays, strict=True))
 
 
+def layer_key(key: Key, name: str) -> Key:
+    """Returns a key for the layer from its name: it does not depend on other layers."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
 def own_key(key: Key, layer: Any) -> Key:
-    """Returns a key for the layer (in a loop, the step) from the layer's name: it does not depend on other layers."""
-    return functools.reduce(jax.random.fold_in, layer.steps, jax.random.fold_in(key, zlib.crc32(layer.name.encode())))
+    """Returns a key for the layer, and in a loop for the step; it does not depend on other layers."""
+    return functools.reduce(jax.random.fold_in, layer.steps, layer_key(key, layer.name))
 
 
 def continuous(x: Array) -> bool:

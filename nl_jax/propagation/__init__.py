@@ -7,7 +7,7 @@ transformations (`jax.vmap`, `jax.lax.scan`) its layers cannot be reached, which
 whole batch.
 """
 
-from nl_jax._core.renamed import renamed as _renamed
+from nl_jax._core.deprecation import renamed as _renamed
 from nl_jax.propagation.around import Around
 from nl_jax.propagation.interpretation import Given, Layer, Loop, Site, interpret, loops_around, places, plain_loop
 from nl_jax.propagation.local import Local, learning_layers, local, local_gradient

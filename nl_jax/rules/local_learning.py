@@ -45,9 +45,10 @@ def local_learning(
       objective. In a loop the inputs and axons (activity) of all steps are stored.
 
     Raises:
-      ValueError: if forward takes no `propagate` or a rule is not one; when run, for a layer that does not exist, has
-        no weight or one that is not multiplied once by inputs, lacks the targets its rule needs, gets a change that
-        does not fit its parameters, or is stacked over depth with a rule that has a state. The message names the layer.
+      ValueError: if forward takes no `propagate` or a rule is not one; when run, if forward is an objective, or for a
+        layer that does not exist, has no weight or one that is not multiplied once by inputs, lacks the targets its
+        rule needs, gets a change that does not fit its parameters, or is stacked over depth with a rule that has a
+        state. The message names the layer.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> from nl_jax import rules
@@ -90,7 +91,11 @@ def local_learning(
             met[site.name] = _Met(name, axons.shape, site.params)
             return axons, None if name is None else examples(site, axons)
 
-        _, seen = interpret(forward, layer)(params, inputs)
+        try:
+            _, seen = interpret(forward, layer)(params, inputs)
+        except Exception as error:  # whatever it raises that is handed inputs for a batch
+            _require_forward(forward, params, batch, error)
+            raise
         teachers = targets if isinstance(targets, Mapping) else {next(reversed(met), None): targets}
         grads, states = jax.tree.map(jnp.zeros_like, params), {}
         for name, one in rules.items():
@@ -118,6 +123,25 @@ def local_learning(
         return grads, states, Info(jnp.mean(per_example(objective(params, batch))), jnp.int32(3))
 
     return GradientEstimator(init, estimate)
+
+
+def _require_forward(forward: Forward, params: Params, batch: Batch, error: Exception) -> None:
+    """Raises a ValueError if the forward function, which failed on the inputs, is an objective of the whole batch."""
+    if not isinstance(batch, tuple | list) or not jax.tree.leaves(batch):
+        return
+    try:
+        losses = jax.eval_shape(forward, params, batch)
+        examples = jnp.shape(jax.tree.leaves(batch)[0])[:1]
+        if losses.shape != examples or not jnp.issubdtype(losses.dtype, jnp.floating):
+            return
+    except Exception:  # it fails on the batch too: the first error is the one to see
+        return
+    raise ValueError(
+        f"local_learning takes a forward function, but {getattr(forward, '__name__', forward)!r} is an objective: it "
+        f"fails on the inputs and returns one loss for each of the {examples[0]} examples of the whole batch. Hand in "
+        "the forward function that the objective judges, such as network.apply; the objective itself is only reported, "
+        "local_learning(network.apply, rule, objective=objective)"
+    ) from error
 
 
 class _Met(NamedTuple):

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax._core.deprecation import deprecated_argument
 from nl_jax._core.paths import path_name
 from nl_jax._core.require import positive_integer
 from nl_jax.base import Batch, GradientEstimator, Params
@@ -186,7 +186,7 @@ def replay(
       FileNotFoundError: if the folder has no log.
     """
     if law is not None:
-        warnings.warn("replay(law=…) is now replay(directions=…)", DeprecationWarning, stacklevel=2)
+        deprecated_argument("replay", "law", "write directions=")
         directions = law
     folder = log.folder if isinstance(log, TrainingLog) else Path(log)
     header = _read_header(folder)

@@ -56,8 +56,8 @@ def _estimate(make, problem):
     return grads, info
 
 
-OF_EXAMPLE = "direct_feedback", "target_propagation"
-"""Their state is made for each layer of an example, of which an unrolled program has others."""
+BY_NAME = "direct_feedback", "target_propagation"
+"""Their weights are those of a layer's name or of a parameter, which an unrolled program has others of; see below."""
 
 
 def _layer_and_step(loop, name):
@@ -70,15 +70,16 @@ def _layer_and_step(loop, name):
 def test_direct_feedback_tells_every_step(loop, x64):
     """As unrolled with the same B: over time one for all steps, over depth one for each."""
     problem, unrolled = LOOPS[loop](), problems.unrolled(LOOPS[loop]())
-    estimator = nl.direct_feedback_alignment(problem.objective, problem.batch)
-    other = nl.direct_feedback_alignment(unrolled.objective, unrolled.batch)
-    state = estimator.init(KEY, problem.params)
+    estimator = nl.direct_feedback_alignment(problem.objective)
+    other = nl.direct_feedback_alignment(unrolled.objective)
+    seed = estimator.init(KEY, problem.params)
+    state, there = (nl.direct_feedback_weights(p.objective, seed, p.params, p.batch) for p in (problem, unrolled))
     own = {}
-    for name in other.init(KEY, unrolled.params):
+    for name in there:
         layer, step = _layer_and_step(loop, name)
         own[name] = state[layer] if step is None or loop == "time" else state[layer][step]
     args = problem.params, problem.batch
-    grads, _, info = jax.jit(estimator.estimate)(KEY, state, *args)
+    grads, _, info = jax.jit(estimator.estimate)(KEY, seed, *args)
     expected, _, there = jax.jit(other.estimate)(KEY, own, *args)
     chex.assert_trees_all_close(grads, expected, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(info.loss, there.loss, rtol=1e-12)
@@ -128,9 +129,10 @@ def test_decoders_learn_from_all_steps(x64):
 def test_direct_feedback_hears_a_read_out_in_the_loop_step_by_step(x64):
     """By hand: B e_t, with the error of the same step, through the activation of this one."""
     problem = programs.leaky()
-    estimator = nl.direct_feedback_alignment(problem.objective, problem.batch)
-    state = estimator.init(KEY, problem.params)
-    grads, _, _ = jax.jit(estimator.estimate)(KEY, state, problem.params, problem.batch)
+    estimator = nl.direct_feedback_alignment(problem.objective)
+    seed = estimator.init(KEY, problem.params)
+    state = nl.direct_feedback_weights(problem.objective, seed, problem.params, problem.batch)
+    grads, _, _ = jax.jit(estimator.estimate)(KEY, seed, problem.params, problem.batch)
     (B,), hidden, expected = state.values(), jnp.zeros((4, 3)), 0.0
     for x, target in zip(*programs.by_step(problem), strict=True):
         fed = jnp.tanh(programs.connected(problem.params["hidden"], x, hidden))
@@ -147,7 +149,7 @@ def test_direct_feedback_hears_a_read_out_in_the_loop_step_by_step(x64):
         (name, loop)
         for name in ESTIMATORS
         for loop in LOOPS
-        if name not in REFUSES and name not in OF_EXAMPLE and not name.startswith(OWN_NOISE)
+        if name not in REFUSES and name not in BY_NAME and not name.startswith(OWN_NOISE)
         if not (name in (*STACKED, *OF_LOSSES) and loop == "depth")
     ],
 )
@@ -274,10 +276,6 @@ def _rebinding(bound):
 
 
 OWN_SETTINGS = {
-    "direct_feedback": lambda objective: nl.direct_feedback_alignment(objective, _rebinding(True)[2]),
-    "target_propagation": lambda objective: nl.difference_target_propagation(
-        objective, _rebinding(True)[2], optimizer=optax.sgd(0.1)
-    ),
     "partition": lambda objective: nl.partition(objective, {"layer2": nl.backprop, "*": nl.node_perturbation}),
 }
 
@@ -340,10 +338,8 @@ IN_TIME = {
     "reinforce": functools.partial(nl.reinforce, units=nl.units.gaussian(sigma=0.1)),
     "predictive_coding": nl.predictive_coding,
     "fixed_prediction": nl.fixed_prediction,
-    "direct_feedback": lambda objective: nl.direct_feedback_alignment(objective, _silent(2)[2]),
-    "target_propagation": lambda objective: nl.difference_target_propagation(
-        objective, _silent(2)[2], optimizer=optax.sgd(0.1)
-    ),
+    "direct_feedback": nl.direct_feedback_alignment,
+    "target_propagation": functools.partial(nl.difference_target_propagation, optimizer=optax.sgd(0.1)),
 }
 
 

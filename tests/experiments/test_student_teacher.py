@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from experiments.plotting import figure
 
 from experiments import student_teacher
 from nl_jax.theory import student_teacher as theory
@@ -29,6 +30,18 @@ def measurement(rule="backprop", M=4, N=8, *, off=0.0, rate_off=0.0):
 
 def grid(**changed):
     return [measurement(M=M, N=N, **changed) for M in (4, 8) for N in (4, 8)]
+
+
+@pytest.mark.parametrize("sizes", [(4, 8), (4, 8, 16)])
+def test_an_exponent_is_shown_for_three_sizes_or_more(sizes):
+    """Two sizes fit any exponent, and are not joined."""
+    found = [measurement(M=M, N=N) for M in sizes for N in sizes]
+    _, axes = figure(1, 1, size=(3, 3))
+    student_teacher._best_rates(axes, found, "N", "M")
+    (label,) = axes.get_legend_handles_labels()[1]
+    assert ("N to the" in label) == (len(sizes) == 3)
+    joined = [line for line in axes.lines if line.get_linestyle() not in ("None", "none")]
+    assert bool(joined) == (len(sizes) == 3)
 
 
 @pytest.fixture(scope="module")

@@ -320,6 +320,43 @@ def test_an_objective_is_per_example():
         estimate(p.forward, rules.oja(), p.params, p.batch, objective=lambda params, batch: jnp.ones(()))
 
 
+def by_hand(params, batch, propagate=feedforward):
+    """A forward function and its loss in one."""
+    x, labels = batch
+    return nl.losses.cross_entropy(problems.chain().forward(params, x, propagate), labels)
+
+
+@pytest.mark.parametrize("objective", [problems.chain().objective, by_hand], ids=["supervised", "by hand"])
+def test_an_objective_in_the_place_of_the_forward_function_is_named(objective):
+    p = problems.chain()
+    message = rf"{objective.__name__}' is an objective: .* each of the 6 examples.*network\.apply"
+    with pytest.raises(ValueError, match=message) as raised:
+        estimate(objective, rules.oja(), p.params, p.batch)
+    assert raised.value.__cause__ is not None  # what it raised on the inputs
+
+
+@pytest.mark.parametrize("whole", [lambda x: x.sum(axis=1), lambda x: x], ids=["one output", "several"])
+def test_an_error_of_the_forward_function_is_its_own(whole):
+    """No objective: it fails on the batch as well, or takes it and returns no losses."""
+    p = problems.chain()
+
+    def failing(params, x, propagate=feedforward):
+        if isinstance(x, tuple):
+            return whole(p.forward(params, x[0], propagate)).astype(jnp.int32)
+        raise KeyError("its own")
+
+    with pytest.raises(KeyError, match="its own"):
+        estimate(failing, rules.oja(), p.params, p.batch)
+
+
+def test_a_forward_function_with_one_output_per_example_is_none():
+    """Its outputs have the shape of losses."""
+    p = problems.chain()
+    one = lambda params, x, propagate=feedforward: p.forward(params, x, propagate)[:, 0]
+    ours, expected = (estimate(f, {"output": rules.oja()}, p.params, p.batch)[0] for f in (one, p.forward))
+    np.testing.assert_array_equal(ours["output"]["weight"], expected["output"]["weight"])
+
+
 def test_a_rule_that_diverges_is_told():
     network = nl.mlp([3, 2], activation=jnp.tanh)
     learner = nl.learner(local_learning(network.apply, rules.hebb()), optax.sgd(10.0))

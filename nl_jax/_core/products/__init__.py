@@ -1,9 +1,9 @@
 """Products of inputs with weights, and lazy weights: weights that are multiplied without being formed."""
 
+from nl_jax._core.deprecation import renamed as _renamed
 from nl_jax._core.products.lazy_weight import LazyWeight, OtherUse, Shifted, looked_up, mapped, opened, product
 from nl_jax._core.products.unfolding import unfold
 from nl_jax._core.products.use import Use, use
-from nl_jax._core.renamed import renamed as _renamed
 
 __all__ = ["LazyWeight", "OtherUse", "Shifted", "Use", "looked_up", "mapped", "opened", "product", "unfold", "use"]
 

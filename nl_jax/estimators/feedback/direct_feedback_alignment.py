@@ -9,16 +9,17 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from nl_jax._core.dependence import reached
+from nl_jax._core.deprecation import deprecated_argument
+from nl_jax._core.drawing import layer_key
 from nl_jax._core.require import layered, per_example, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Initializer, Key, LayerCredit, Objective, Params, State
-from nl_jax.estimators.feedback.example import shapes_of
 from nl_jax.estimators.feedback.stacks import chosen, steps_of_their_own
-from nl_jax.propagation import Local, Site, interpret, learning_layers, local, loops_around, record
+from nl_jax.propagation import Local, Site, interpret, local, loops_around, record
 from nl_jax.propagation.interpretation import SEPARATOR
 
 
 def direct_feedback_alignment(
-    objective: Objective, example: Batch, *, weight_init: Initializer = initializers.lecun_normal()
+    objective: Objective, example: Batch | None = None, *, weight_init: Initializer = initializers.lecun_normal()
 ) -> GradientEstimator:
     """Sends the highest layer's error to every hidden layer: δ^l = (B^l e) f'(ν^l), ∂E/∂W^l ≈ δ^l x^{l−1}.
 
@@ -35,62 +36,57 @@ def direct_feedback_alignment(
     A parameter used between layers or inside an activation receives credit through the weights it feeds. Under
     `nl.partition`, layers are those with parameters of this part; the error of the highest of them is exact.
 
+    B^l has a row for each value of a layer, in a convolution for every position, so its shape is known only from a
+    batch. The state therefore keeps a seed, from which every estimate draws the same B^l again: B^l is a function of
+    the seed and the layer's name.
+
     Args:
       objective: a per-example objective that takes `propagate`.
-      example: a batch, of arrays or `jax.ShapeDtypeStruct`, of which only the shapes are read: B^l has a row for each
-        value of a layer, in a convolution for every position. Other batches may have other sizes.
+      example: deprecated and without effect; leave it out.
       weight_init: initializer of B^l, of shape [units of layer l, units of the highest], that of a forward weight
         between the two; axes of steps with their own B^l come first. The default gives B^l a forward weight's usual
         size.
 
     Returns:
-      An estimator whose state is {layer: B^l}. It uses its key only in `init`.
+      An estimator whose state is the seed, uint32 of shape [2]. It uses its key only in `init`. A state {layer: B^l} of
+      your own, with an entry for every layer that another layer reads, is used instead of drawn weights.
+      `nl.direct_feedback_weights` shows the drawn ones in this form.
 
     Raises:
       ValueError: if the objective takes no `propagate`; when run, if no layer depends on the parameters or every layer
-        is read by another, if layers share a name, if a layer's first axis is not the batch, or if a layer's number of
-        units differs from that on the example.
+        is read by another, if layers share a name, if a layer's first axis is not the batch, or if a state of your own
+        has other layers or shapes.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 5, 4, 2], activation=nl.activations.tanh())
     >>> batch = jnp.ones([6, 3]), jnp.zeros(6, int)
-    >>> estimator = direct_feedback_alignment(nl.supervised(net.apply, nl.losses.cross_entropy), batch)
+    >>> estimator = direct_feedback_alignment(nl.supervised(net.apply, nl.losses.cross_entropy))
     >>> params = net.init(jax.random.key(0))
     >>> state = estimator.init(jax.random.key(1), params)
-    >>> {layer: B.shape for layer, B in state.items()}
-    {'hidden1': (5, 2), 'hidden2': (4, 2)}
     >>> jax.jit(estimator.estimate)(jax.random.key(2), state, params, batch)[0]["hidden1"]["weight"].shape
     (3, 5)
     """
     layered("direct_feedback_alignment", objective)
+    if example is not None:
+        deprecated_argument(
+            "direct_feedback_alignment", "example", "leave it out, the shapes of B are those of each batch"
+        )
 
     def init(key: Key, params: Params) -> State:
+        del params
         typed_key(key)
-        batch = shapes_of(objective, example, params)
-        nus = learning_layers(objective, params, batch)
-        jax.eval_shape(lambda params, batch: _learned(objective, params, batch)[1], params, batch)
-        hidden = _read_by_others(objective, params, batch, nus)
-        told = sum(_units(name, nu) for name, nu in nus.items() if name not in hidden)
-        if hidden and not told:
-            raise ValueError(
-                f"direct_feedback_alignment: every layer is read by another, {', '.join(hidden)} in turn, and none is "
-                "the highest: let an output layer read the loop's results"
-            )
-        own = steps_of_their_own(objective, params, batch)
-        keys = jax.random.split(key, len(nus))
-        return {
-            name: weight_init(k, (*chosen(nus[name].shape, own[name]), _units(name, nus[name]), told), nus[name].dtype)
-            for name, k in zip(hidden, keys, strict=False)
-        }
+        return jax.random.bits(key, (2,), jnp.uint32)  # a seed: a key never lives in a state
 
     def told(state: State, params: Params, batch: Batch) -> tuple[Array, dict[str, Array], Callable[..., Params]]:
         """Returns the losses, δ of the mean loss by layer, and the function that turns δ into gradients."""
         losses, nus, _, pull = _learned(objective, params, batch)
         credit = jax.grad(lambda nus: jnp.mean(_held(objective, params, batch, nus)[0]))(nus)
-        heads = [name for name in nus if name not in state]
+        hidden = _read_by_others(objective, params, batch, nus)
+        heads = [name for name in nus if name not in hidden]
         own = steps_of_their_own(objective, params, batch)
+        weights = _given(state, hidden) if isinstance(state, Mapping) else _drawn(weight_init, state, nus, hidden, own)
         errors = {}
-        for name, weight in state.items():
+        for name, weight in weights.items():
             e = jnp.concatenate([_heard(name, head, credit[head]) for head in heads], axis=-1)
             errors[name] = _sent(name, weight, own[name], e, nus[name])
         _, sent = interpret(objective, _through_activation)(params, batch, errors)
@@ -109,6 +105,62 @@ def direct_feedback_alignment(
         return {name: LayerCredit(axons[name], None, delta * len(losses)) for name, delta in deltas.items()}
 
     return GradientEstimator(init, estimate, credit)
+
+
+def direct_feedback_weights(
+    objective: Objective,
+    seed: Array,
+    params: Params,
+    batch: Batch,
+    *,
+    weight_init: Initializer = initializers.lecun_normal(),
+) -> dict[str, Array]:
+    """Returns {layer: B^l}, the weights that `direct_feedback_alignment` draws from the seed in its state.
+
+    Args:
+      objective, weight_init: as given to `direct_feedback_alignment`.
+      seed: the estimator's state, uint32 of shape [2].
+      params: the parameters.
+      batch: a batch, of arrays or `jax.ShapeDtypeStruct`, of which only the shapes are read.
+
+    Raises:
+      ValueError: as in `direct_feedback_alignment`.
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> net = nl.mlp([3, 5, 4, 2], activation=nl.activations.tanh())
+    >>> objective, params = nl.supervised(net.apply, nl.losses.cross_entropy), net.init(jax.random.key(0))
+    >>> seed = direct_feedback_alignment(objective).init(jax.random.key(1), params)
+    >>> B = direct_feedback_weights(objective, seed, params, (jnp.ones([6, 3]), jnp.zeros(6, int)))
+    >>> {layer: weight.shape for layer, weight in B.items()}
+    {'hidden1': (5, 2), 'hidden2': (4, 2)}
+    """
+    nus = jax.eval_shape(lambda params, batch: _learned(objective, params, batch).responses, params, batch)
+    hidden = _read_by_others(objective, params, batch, nus)
+    return _drawn(weight_init, seed, nus, hidden, steps_of_their_own(objective, params, batch))
+
+
+def _drawn(
+    weight_init: Initializer,
+    seed: Array,
+    nus: Mapping[str, Array | jax.ShapeDtypeStruct],
+    hidden: list[str],
+    own: Mapping[str, tuple[int, ...]],
+) -> dict[str, Array]:
+    """Draws B of the hidden layers, each from the seed and its name: the same in every estimate."""
+    key = jax.random.wrap_key_data(seed, impl="threefry2x32")  # of which two words are a key, whatever the default
+    told = sum(_units(name, nu) for name, nu in nus.items() if name not in hidden)
+    shapes = {name: (*chosen(nus[name].shape, own[name]), _units(name, nus[name]), told) for name in hidden}
+    return {name: weight_init(layer_key(key, name), shape, nus[name].dtype) for name, shape in shapes.items()}
+
+
+def _given(weights: Mapping[str, Array], hidden: list[str]) -> Mapping[str, Array]:
+    """Returns the weights of a user; ValueError unless they are those of the hidden layers."""
+    if set(weights) != set(hidden):
+        raise ValueError(
+            f"direct_feedback_alignment: the state has B of the layers {', '.join(weights) or 'none'}, but those that "
+            f"another layer reads are {', '.join(hidden) or 'none'}: give each of these its B, or the state of init"
+        )
+    return weights
 
 
 def _learned(objective: Objective, params: Params, batch: Batch) -> Local:
@@ -142,9 +194,9 @@ def _held(
 
 
 def _read_by_others(
-    objective: Objective, params: Params, batch: Batch, nus: Mapping[str, jax.ShapeDtypeStruct]
+    objective: Objective, params: Params, batch: Batch, nus: Mapping[str, Array | jax.ShapeDtypeStruct]
 ) -> list[str]:
-    """Returns the layers whose ν another learning layer depends on."""
+    """Returns the layers whose ν another learning layer depends on; ValueError if these are all layers."""
 
     def made(batch: Batch, *values: Array) -> dict[str, Array]:
         found = _held(objective, params, batch, dict(zip(nus, values, strict=True)))[1]
@@ -152,7 +204,13 @@ def _read_by_others(
 
     sources = reached(made, batch, *nus.values())  # argument 1 + i is the i-th layer
     # A layer of a loop that depends on itself is read by its later steps.
-    return [name for i, name in enumerate(nus) if any(1 + i in found for found in sources.values())]
+    hidden = [name for i, name in enumerate(nus) if any(1 + i in found for found in sources.values())]
+    if len(hidden) == len(nus):
+        raise ValueError(
+            f"direct_feedback_alignment: every layer is read by another, {', '.join(hidden)} in turn, and none is "
+            "the highest: let an output layer read the loop's results"
+        )
+    return hidden
 
 
 def _heard(name: str, head: str, e: Array) -> Array:
@@ -170,8 +228,8 @@ def _sent(name: str, weight: Array, own: tuple[int, ...], e: Array, nu: Array) -
     expected = *chosen(nu.shape, own), _units(name, nu), e.shape[-1]
     if weight.shape != expected:
         raise ValueError(
-            f"layer {name!r}: B has shape {weight.shape}, as the example has it, but [units, units of the highest] are "
-            f"{expected} on this batch: give an example of the shapes of the batches, whatever their size"
+            f"layer {name!r}: the state's B has shape {weight.shape}, but [units, units of the highest] are {expected} "
+            "on this batch: give B this shape, or the state of init, which draws it for every batch"
         )
     steps = [nu.shape[axis] if axis in own else 1 for axis in range(loops)]
     sent = jnp.matmul(e, jnp.swapaxes(weight.reshape(*steps, *expected[-2:]), -1, -2))

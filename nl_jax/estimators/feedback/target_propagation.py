@@ -1,6 +1,5 @@
 """Difference target propagation: learned decoders send targets down."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,6 @@ import jax.numpy as jnp
 import optax
 from jax.nn import initializers
 
-from nl_jax._core.dependence import reached
 from nl_jax._core.drawing import continuous, drawn, normal_like, own_key
 from nl_jax._core.require import layered, positive_number, require_optimizer, takes, typed_key
 from nl_jax.base import (
@@ -24,13 +22,11 @@ from nl_jax.base import (
     Params,
     State,
 )
+from nl_jax.estimators.feedback.decoder_biases import Biases, biases_by_layer, biases_by_parameter, taken_by_layer
 from nl_jax.estimators.feedback.example import shapes_of
 from nl_jax.estimators.feedback.feedback_path import Back, Find, Run, Seen, beside, feedback_path
 from nl_jax.estimators.feedback.stacks import chosen, steps_of_their_own
 from nl_jax.estimators.lagrangian.lagrangian import stationarity
-from nl_jax.propagation import Site, interpret, learning_layers, loops_around, record
-
-Biases = tuple[Array, ...]
 
 Steps = dict[str, tuple[int, ...]]
 """By layer, the loops over which its parameters, and with them its decoder, are stacked."""
@@ -41,17 +37,18 @@ class Decoders(NamedTuple):
 
     Attributes:
       weights: B, a tree like the parameters, as for feedback weights.
-      biases: c by layer, one for each of its floating-point inputs, in the shape of one example; axes of steps with
-        their own parameters come first.
+      biases: c, a tree like the parameters, of shape [in] for a weight [in, out]. With an example, c by layer, one for
+        each of its floating-point inputs, in the shape of one example. Axes of steps with their own parameters come
+        first.
     """
 
     weights: Params
-    biases: dict[str, tuple[Array, ...]]
+    biases: Params | dict[str, Biases]
 
 
 def difference_target_propagation(
     objective: Objective,
-    example: Batch,
+    example: Batch | None = None,
     *,
     optimizer: optax.GradientTransformation,
     activation: ActivationFn = jnp.tanh,
@@ -82,8 +79,9 @@ def difference_target_propagation(
 
     Args:
       objective: a per-example objective that takes `propagate`.
-      example: a batch, of arrays or `jax.ShapeDtypeStruct`, of which only the shapes are read, to give c its shapes.
-        Other batches may have other sizes.
+      example: not needed where every decoded layer's connection is dense, as a product of its inputs and a weight
+        [in, out]: then the weights show the shapes of c. Otherwise, as for convolutions of convolutions, a batch, of
+        arrays or `jax.ShapeDtypeStruct`, of which only the shapes are read. Other batches may have other sizes.
       optimizer: optimizer of the decoders, such as `optax.adam(1e-3)`.
       activation: a, the decoder's activation. The paper's tanh is for layers whose inputs lie between −1 and 1. For
         others use `lambda nu: nu`, with which (x_l − t_l)/η does not depend on η, or a function with the range of the
@@ -98,14 +96,14 @@ def difference_target_propagation(
 
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is not as described; when run, if layers share a
-        name, if the first axis of a layer's axons is not the batch, or if a layer has inputs of another shape than on
-        the example.
+        name, if the first axis of a layer's axons is not the batch, if a layer has inputs of another shape than on the
+        example, or if without one the shapes of its inputs cannot be told from its parameters.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl, optax
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
     >>> objective = nl.supervised(net.apply, nl.losses.cross_entropy)
     >>> params, batch = net.init(jax.random.key(0)), (jnp.ones([5, 3]), jnp.zeros(5, int))
-    >>> estimator = difference_target_propagation(objective, batch, optimizer=optax.sgd(0.1))
+    >>> estimator = difference_target_propagation(objective, optimizer=optax.sgd(0.1))
     >>> state = estimator.init(jax.random.key(1), params)
     >>> grads, state, info = jax.jit(estimator.estimate)(jax.random.key(2), state, params, batch)
     >>> grads["hidden1"]["weight"].shape, list(info.residuals.dual)
@@ -119,20 +117,21 @@ def difference_target_propagation(
     report = stationarity(objective)
 
     def init(key: Key, params: Params) -> State:
-        batch = shapes_of(objective, example, params)
-        own = steps_of_their_own(objective, params, batch)
-        biases = {
-            name: tuple(_no_bias(name, own[name], x) for x in shapes)
-            for name, shapes in _decoded(objective, params, batch).items()
-        }
+        if example is None:
+            biases = biases_by_parameter(params)
+        else:
+            biases = biases_by_layer(objective, params, shapes_of(objective, example, params))
         decoders = Decoders(drawn(weight_init, key, params), biases)
         return decoders, optimizer.init(decoders)
 
+    def by_layer(decoders: Decoders, params: Params, batch: Batch) -> dict[str, Biases]:
+        """Returns c by layer."""
+        return decoders.biases if example is not None else taken_by_layer(objective, params, batch, decoders.biases)
+
     def by_targets(decoders: Decoders, params: Params, batch: Batch) -> Run:
         back = _by_targets(activation, eta, steps_of_their_own(objective, params, batch))
-        return feedback_path(
-            objective, params, batch, back, companion=decoders.weights, extra=decoders.biases, credit=True
-        )
+        biases = by_layer(decoders, params, batch)
+        return feedback_path(objective, params, batch, back, companion=decoders.weights, extra=biases, credit=True)
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
@@ -144,7 +143,7 @@ def difference_target_propagation(
 
         def reconstruction(decoders: Decoders) -> Array:
             errors = beside(objective, _reconstruction(activation, sigma, steps_of_their_own(objective, params, batch)))
-            found = errors(params, decoders.weights, batch, (decoders.biases, key))
+            found = errors(params, decoders.weights, batch, (by_layer(decoders, params, batch), key))
             return sum((error.astype(float) for error in found.values()), start=jnp.asarray(0.0))
 
         updates, inner = optimizer.update(jax.grad(reconstruction)(decoders), inner, decoders)
@@ -200,10 +199,6 @@ def _decode(layer: Seen, biases: Biases, activation: ActivationFn, y: Array) -> 
     return tuple(activation(nu + c[None]) for nu, c in zip(continuing, biases, strict=True))
 
 
-def _no_bias(name: str, own: tuple[int, ...], inputs: Array) -> Array:
-    return jnp.zeros(chosen(inputs.shape, own) + inputs.shape[loops_around(name) + 1 :], inputs.dtype)
-
-
 def _of_step(layer: Seen, biases: dict[str, Biases], steps: Steps) -> Biases:
     """Returns c of the current step; ValueError if its shapes are not those of the layer's inputs."""
     at = chosen(layer.steps, steps[layer.name])
@@ -215,19 +210,3 @@ def _of_step(layer: Seen, biases: dict[str, Biases], steps: Steps) -> Biases:
             f"batch they have {theirs}: give an example of the shapes of the batches, whatever their size"
         )
     return tuple(c[at] for c in biases[layer.name])
-
-
-def _decoded(objective: Objective, params: Params, batch: Batch) -> dict[str, Biases]:
-    """Returns the inputs to decode: floating-point inputs of learning layers that depend on other layers' axons."""
-
-    def layer(site: Site, given: Array | None) -> tuple[Array, Biases]:
-        return site.axons() if given is None else given, tuple(filter(continuous, site.inputs))
-
-    def inputs(params: Params, batch: Batch, axons: Mapping[str, Array]) -> dict[str, Biases]:
-        return interpret(objective, layer)(params, batch, axons)[1]
-
-    axons = jax.eval_shape(lambda params, batch: record(objective)(params, batch)[1], params, batch)
-    learned, sources = learning_layers(objective, params, batch), reached(inputs, params, batch, axons)
-    reading = [name for name in learned if any(2 in found for found in sources[name])]
-    shapes = jax.eval_shape(inputs, params, batch, axons)
-    return {name: shapes[name] for name in reading}

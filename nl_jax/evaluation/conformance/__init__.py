@@ -3,7 +3,7 @@
 python -m nl_jax.evaluation.conformance module:factory
 """
 
-from nl_jax._core.renamed import renamed as _renamed
+from nl_jax._core.deprecation import renamed as _renamed
 from nl_jax.evaluation.conformance.certificate import Certificate, CheckResult
 from nl_jax.evaluation.conformance.certifying import CHECKS, certify
 from nl_jax.evaluation.conformance.subject import Claims

@@ -7,9 +7,10 @@ import optax
 
 from nl_jax.base import Params, State
 from nl_jax.evaluation.conformance import problem
-from nl_jax.evaluation.conformance.calibration import drawn, exact
+from nl_jax.evaluation.conformance.calibration import calibration, drawn, exact
 from nl_jax.evaluation.conformance.certificate import CheckResult
 from nl_jax.evaluation.conformance.contract import is_random
+from nl_jax.evaluation.conformance.freedom import differentiates
 from nl_jax.evaluation.conformance.problem import MakeProblem
 from nl_jax.evaluation.conformance.subject import Subject, subject
 
@@ -74,7 +75,21 @@ def two_heads(s: Subject) -> CheckResult:
 
 def half_precision(s: Subject) -> CheckResult:
     """Checks calibration for bfloat16 parameters, to the root of its resolution: 9 % of the gradient's length."""
-    return _on(s, "half precision", problem.half_precision)
+    row = _on(s, "half precision", problem.half_precision)
+    return row._replace(said=f"{row.said}. {TOO_SMALL}") if row.outcome == "failed" and _takes_steps(s) else row
+
+
+TOO_SMALL = (
+    "Its mean is right in full precision, and it takes no derivatives: if it takes finite differences, their step, "
+    "such as sigma, is likely too small for bfloat16, which resolves "
+    f"{float(jnp.finfo(jnp.bfloat16).eps):.2g} next to 1. Choose it by the parameters' dtype, as "
+    "nl.weight_perturbation does if sigma is left out"
+)
+
+
+def _takes_steps(s: Subject) -> bool:
+    """Whether it may take finite differences that are right in full precision, as one block of draws shows it."""
+    return not differentiates(s) and calibration(s._replace(max_keys=s.num_keys)).outcome != "failed"
 
 
 def _on(s: Subject, check: str, make_problem: MakeProblem) -> CheckResult:

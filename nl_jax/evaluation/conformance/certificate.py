@@ -86,12 +86,12 @@ def _table(leaves: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not drawn:
         return []
     width = max(map(len, ["leaf", *drawn]))
-    lines = [f"{'leaf':{width}}  length of the mean   seen from   off by   seen from"]
+    lines = [f"{'leaf':{width}}  length of the mean  length seen from   off by  bias seen from"]
     for name, leaf in drawn.items():
         length = "the gradient is 0" if leaf["zero"] else f"{leaf['length']:.4f} ± {leaf['length_error']:.4f}"
         seen = "" if leaf["zero"] else f"± {leaf['visible_length']:.1%}"
         lines.append(
-            f"{name:{width}}  {length:18}  {seen:>10}  {leaf['distance']:>7.1%}  {leaf['visible_distance']:>10.1%}"
+            f"{name:{width}}  {length:18}  {seen:>16}  {leaf['distance']:>7.1%}  {leaf['visible_distance']:>14.1%}"
             + "  biased" * leaf["biased"]
         )
     return lines

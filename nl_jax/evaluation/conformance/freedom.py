@@ -38,14 +38,19 @@ def layers(s: Subject) -> CheckResult:
 
 def derivatives(s: Subject) -> CheckResult:
     """Checks whether an activation or a loss is differentiated, with functions that raise if they are."""
-    outcome: Outcome
+    free = not differentiates(s)
+    said = "differentiates neither activations nor losses" if free else "differentiates activations or losses"
+    outcome: Outcome = "passed" if free else "failed"
+    return CheckResult("derivatives", outcome if s.claims.gradient_free else "noted", said, {"gradient_free": free})
+
+
+def differentiates(s: Subject) -> bool:
+    """Whether it differentiates an activation or a loss."""
     try:
         _estimate(s, s.make_problem(_rough_tanh, _rough_loss))
     except Differentiated:
-        outcome, said, free = "failed", "differentiates activations or losses", False
-    else:
-        outcome, said, free = "passed", "differentiates neither activations nor losses", True
-    return CheckResult("derivatives", outcome if s.claims.gradient_free else "noted", said, {"gradient_free": free})
+        return True
+    return False
 
 
 def locality(s: Subject) -> CheckResult:

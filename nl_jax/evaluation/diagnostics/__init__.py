@@ -1,6 +1,6 @@
 """Measures of estimators: accuracy and cost with standard errors, and identification of learning rules."""
 
-from nl_jax._core.renamed import renamed as _renamed
+from nl_jax._core.deprecation import renamed as _renamed
 from nl_jax.evaluation.diagnostics.accuracy import Measurement, cosine, measure
 from nl_jax.evaluation.diagnostics.alignment import Traced, alignment, angle, by_layer, by_leaf, trace_alignment
 from nl_jax.evaluation.diagnostics.efficiency import Efficiency, EstimatorEfficiency, efficiency

@@ -22,9 +22,12 @@ class Measurement(NamedTuple):
       mean: the mean of ĝ.
       bias, bias_error: mean(ĝ) − g per component.
       variance, variance_error: the variance of ĝ per component (unbiased; its error is from the fourth moment).
-      cosine, cosine_error: the mean cosine of the angle between one ĝ and g.
+      cosine, cosine_error: the mean cosine of the angle between one ĝ and g; NaN if g is zero. An estimate of zero
+        counts as 0, because it makes no progress.
       relative_variance, relative_variance_error: E‖ĝ − E ĝ‖² / ‖g‖².
       signal_to_noise, signal_to_noise_error: ‖g‖² / E‖ĝ − E ĝ‖², infinite for an exact estimator.
+      zero_estimates: how many of the estimates were zero, as where no unit spiked or a change of the loss was rounded
+        away.
     """
 
     reference: Params
@@ -39,9 +42,10 @@ class Measurement(NamedTuple):
     relative_variance_error: Array
     signal_to_noise: Array
     signal_to_noise_error: Array
+    zero_estimates: Array | int = 0
 
     def __str__(self) -> str:
-        """The three numbers with their errors, without the trees."""
+        """The three numbers with their errors, without the trees, and how many estimates were zero if any were."""
 
         def shown(name: str) -> str:
             value = getattr(self, name)
@@ -51,7 +55,9 @@ class Measurement(NamedTuple):
                 return str(value)
 
         names = "cosine", "relative_variance", "signal_to_noise"
-        return ", ".join(f"{name.replace('_', ' ')} {shown(name)} ± {shown(f'{name}_error')}" for name in names)
+        said = [f"{name.replace('_', ' ')} {shown(name)} ± {shown(f'{name}_error')}" for name in names]
+        zero = shown("zero_estimates")
+        return ", ".join([*said, f"zero estimates {zero}"] if zero != "0" else said)
 
 
 def cosine(a: Params, b: Params) -> Array:
@@ -119,25 +125,27 @@ def measure(
         sample, failures = estimate(index)
         return jax.tree.map(lambda t, x, g: t + (x - g) / n, total, sample, exact), failures
 
-    def spread(sums: tuple[Params, Params], index: Array) -> tuple[tuple[Params, Params], tuple[Array, Array]]:
+    def spread(sums: tuple[Params, Params], index: Array) -> tuple[tuple[Params, Params], tuple[Array, Array, Array]]:
         sample, _ = estimate(index)
         d = jax.tree.map(jnp.subtract, sample, mean)
         second, fourth = (
             jax.tree.map(lambda s, x, p=p: s + x**p, total, d) for p, total in zip((2, 4), sums, strict=True)
         )
-        return (second, fourth), (cosine(sample, exact), optax.tree.norm(d, squared=True))
+        zero = optax.tree.norm(sample) == 0
+        progress = jnp.where(zero & (power > 0), 0, cosine(sample, exact))
+        return (second, fourth), (progress, optax.tree.norm(d, squared=True), zero)
 
     zeros = jax.tree.map(jnp.zeros_like, exact)
     bias, failures = jax.lax.scan(accumulate, zeros, jnp.arange(n))
     raise_if_known(failures)
     mean = jax.tree.map(jnp.add, exact, bias)
-    (second, fourth), (cosines, squares) = jax.lax.scan(spread, (zeros, zeros), jnp.arange(n))
+    power = optax.tree.norm(exact, squared=True)
+    (second, fourth), (cosines, squares, zeroes) = jax.lax.scan(spread, (zeros, zeros), jnp.arange(n))
     variance = jax.tree.map(lambda s: s / (n - 1), second)
     # Var(s²) = (μ₄ − σ⁴ (n − 3)/(n − 1)) / n
     variance_error = jax.tree.map(
         lambda f, v: jnp.sqrt(jnp.maximum(f / n - v**2 * (n - 3) / (n - 1), 0) / n), fourth, variance
     )
-    power = optax.tree.norm(exact, squared=True)
     relative = optax.tree.sum(variance) / power
     relative_error = _standard_error(squares) / power
     return Measurement(
@@ -153,6 +161,7 @@ def measure(
         relative_variance_error=relative_error,
         signal_to_noise=1 / relative,
         signal_to_noise_error=jnp.where(relative > 0, relative_error / relative**2, 0),
+        zero_estimates=jnp.sum(zeroes),
     )
 
 

@@ -4,7 +4,7 @@ Each function here describes a connection without shapes. The shapes come from t
 `nl.network` builds the network. Images are [height, width, channels], as in JAX's NHWC.
 """
 
-from nl_jax._core.renamed import renamed as _renamed
+from nl_jax._core.deprecation import renamed as _renamed
 from nl_jax.networks.connections.connection import ConnectionSpec, Joint, Shape
 from nl_jax.networks.connections.decorrelated import decorrelated
 from nl_jax.networks.connections.dense import Dense, dense, lateral_dense

@@ -17,6 +17,12 @@ def gradients(estimator, *at):
     return jax.jit(estimator.estimate)(KEY, *at)[0]
 
 
+def weights(objective, params, batch):
+    """The B that an estimator draws whose state is made with OTHER."""
+    seed = nl.direct_feedback_alignment(objective).init(OTHER, params)
+    return jax.jit(lambda *at: nl.direct_feedback_weights(objective, *at))(seed, params, batch)
+
+
 def preactivations(problem, params, batch, given):
     """ν of every layer, with some layers' axons given."""
     nus = {}
@@ -34,8 +40,8 @@ def test_with_the_jacobians_of_one_example_it_is_backprop(name, x64):
     """B = ∂ν^L/∂x^l, all ways up counted, is what backprop multiplies e by."""
     problem = problems.PROBLEMS[name]()
     batch = jax.tree.map(lambda x: x[:1], problem.batch)
-    estimator = nl.direct_feedback_alignment(problem.objective, problem.batch)
-    drawn = estimator.init(OTHER, problem.params)
+    estimator = nl.direct_feedback_alignment(problem.objective)
+    drawn = weights(problem.objective, problem.params, problem.batch)
 
     @jax.jit
     def both(params, batch):
@@ -61,7 +67,7 @@ def test_in_a_linear_network_products_of_weights_are_backprop(x64):
     objective = nl.supervised(network.apply, nl.losses.cross_entropy)
     params, batch = network.init(KEY, jnp.float64), (jax.random.normal(OTHER, (6, 3)), jnp.arange(6) % 2)
     second, third = params["hidden2"]["weight"], params["output"]["weight"]
-    estimator = nl.direct_feedback_alignment(objective, batch)
+    estimator = nl.direct_feedback_alignment(objective)
     ours = gradients(estimator, {"hidden1": second @ third, "hidden2": third}, params, batch)
     chex.assert_trees_all_close(ours, gradients(nl.backprop(objective), (), params, batch), rtol=1e-12, atol=1e-14)
 
@@ -69,7 +75,7 @@ def test_in_a_linear_network_products_of_weights_are_backprop(x64):
 def test_below_the_top_it_is_feedback_alignment_with_the_same_weights(x64):
     problem = problems.chain()
     direct, aligned = (
-        nl.direct_feedback_alignment(problem.objective, problem.batch),
+        nl.direct_feedback_alignment(problem.objective),
         nl.feedback_alignment(problem.objective),
     )
     b = aligned.init(OTHER, problem.params)
@@ -89,15 +95,15 @@ def test_what_the_loss_reads_of_a_hidden_layer_and_what_lies_above_the_highest_i
 
     params = {"low": jax.random.normal(KEY, (3, 4)), "high": jax.random.normal(OTHER, (4, 2))}
     batch = jax.random.normal(KEY, (5, 3))
-    estimator = nl.direct_feedback_alignment(objective, batch)
-    silent = jax.tree.map(jnp.zeros_like, estimator.init(KEY, params))
+    estimator = nl.direct_feedback_alignment(objective)
+    silent = {"low": jnp.zeros((4, 2))}
     ours, exact = gradients(estimator, silent, params, batch), gradients(nl.backprop(objective), (), params, batch)
     np.testing.assert_allclose(ours["high"], exact["high"], rtol=1e-12)
     low = jax.grad(lambda w: jnp.mean(jnp.sum(jnp.tanh(batch @ w) ** 3, axis=1)))(params["low"])
     np.testing.assert_allclose(ours["low"], low, rtol=1e-12)
 
 
-def test_an_example_of_other_shapes_is_refused():
+def test_a_state_of_ones_own_has_the_layers_and_shapes_of_the_batch():
     """Other sizes of a batch are no other shapes."""
 
     def objective(params, batch, propagate=nl.propagation.feedforward):
@@ -105,16 +111,79 @@ def test_an_example_of_other_shapes_is_refused():
         high = propagate("high", lambda w, x: jnp.sum(x, axis=1, keepdims=True) * w, jnp.tanh, params["high"], low)
         return jnp.sum(high, axis=1)
 
-    params, key = {"low": jnp.float32(2), "high": jnp.ones((1, 2))}, jax.random.key(0)
-    estimator = nl.direct_feedback_alignment(objective, jax.ShapeDtypeStruct((1, 3), "float32"))
-    state = estimator.init(key, params)
-    assert jax.tree.map(jnp.shape, state) == {"low": (3, 2)}
-    estimate = lambda *shape: jax.eval_shape(estimator.estimate, key, state, params, jnp.ones(shape))
-    chex.assert_trees_all_equal_shapes_and_dtypes(estimate(5, 3)[0], params)
-    with pytest.raises(ValueError, match=r"layer 'low': B has shape \(3, 2\), as the example has it.*\(4, 2\)"):
-        estimate(5, 4)
+    params = {"low": jnp.float32(2), "high": jnp.ones((1, 2))}
+    estimator = nl.direct_feedback_alignment(objective)
+
+    def estimate(state, *shape):
+        return jax.eval_shape(estimator.estimate, KEY, state, params, jnp.ones(shape))
+
+    own, drawn = {"low": jnp.ones((3, 2))}, estimator.init(KEY, params)
+    for state, shape in ((own, (5, 3)), (own, (2, 3)), (drawn, (5, 3)), (drawn, (5, 4))):
+        grads, after, _ = estimate(state, *shape)
+        chex.assert_trees_all_equal_shapes_and_dtypes((grads, after), (params, state))
+    with pytest.raises(ValueError, match=r"layer 'low': the state's B has shape \(3, 2\).*\(4, 2\).*the state of init"):
+        estimate(own, 5, 4)
+    with pytest.raises(ValueError, match=r"the state has B of the layers high, but those .* are low: give each"):
+        estimate({"high": jnp.ones((3, 2))}, 5, 3)
     with pytest.raises(ValueError, match=r"key must be a typed key made by jax\.random\.key"):
         estimator.init(jnp.zeros(2, jnp.uint32), params)
+
+
+def test_every_estimate_has_the_same_weights(x64):
+    """With the drawn weights handed in, every step of training is the same; from another seed it is not."""
+    problem = problems.chain()
+    learner = nl.learner(nl.direct_feedback_alignment(problem.objective), optax.sgd(0.1))
+
+    @jax.jit
+    def trained(own, start):
+        start = start._replace(estimator=own)
+        halves = [jax.tree.map(lambda x, n=n: x[n:], problem.batch) for n in (0, 3)]  # of two sizes
+        step = lambda state, key: (learner.step(key, learner.step(key, state, halves[0])[0], halves[1])[0], None)
+        return jax.lax.scan(step, start, jax.random.split(KEY, 3))[0].params
+
+    start = learner.init(OTHER, problem.params)
+    drawn = nl.direct_feedback_weights(problem.objective, start.estimator, problem.params, problem.batch)
+    expected = trained(drawn, start)
+    chex.assert_trees_all_close(trained(start.estimator, start), expected, rtol=1e-12)
+    other = trained(start.estimator + jnp.uint32(1), start)
+    assert not np.allclose(other["hidden1"]["weight"], expected["hidden1"]["weight"], rtol=1e-3)
+
+
+def test_weights_depend_on_the_seed_and_the_name_alone_and_have_their_initializers_law():
+    """Variance 1/units of the layer, of 300 × 40 values; a layer put between others changes none of the rest."""
+    networks = [nl.mlp(sizes, activation=jnp.tanh) for sizes in ([3, 300, 40], [3, 300, 40, 40])]
+    objectives = [nl.supervised(network.apply, nl.losses.cross_entropy) for network in networks]
+    params = [network.init(KEY) for network in networks]
+    batch = jnp.ones((2, 3)), jnp.zeros(2, int)
+    short, deep = (weights(*at, batch) for at in zip(objectives, params, strict=True))
+    assert (list(short), list(deep)) == (["hidden1"], ["hidden1", "hidden2"])
+    np.testing.assert_array_equal(short["hidden1"], deep["hidden1"])
+    found = np.asarray(short["hidden1"], np.float64)
+    error = (found**2).std() / found.size**0.5
+    assert abs((found**2).mean() - 1 / 300) < 4 * error
+    assert abs((found**2).mean() - 1 / 40) > 4 * error  # the variance of B's transpose
+    assert abs(np.corrcoef(found[:40].ravel(), np.ravel(deep["hidden2"]))[0, 1]) < 4 / 40  # 40 × 40 pairs
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_any_kind_of_key_makes_a_seed(kind):
+    problem = problems.chain()
+    estimator = nl.direct_feedback_alignment(problem.objective)
+    state = estimator.init(jax.random.key(0, impl=kind), problem.params)
+    assert (state.shape, state.dtype) == ((2,), jnp.uint32)
+    jax.eval_shape(estimator.estimate, KEY, state, problem.params, problem.batch)
+
+
+def test_an_example_is_no_longer_needed():
+    problem = problems.chain()
+    with pytest.warns(
+        DeprecationWarning, match=r"direct_feedback_alignment: the argument 'example'.*leave it out"
+    ) as seen:
+        estimator = nl.direct_feedback_alignment(problem.objective, problem.batch)
+    assert seen[0].filename == __file__
+    state = estimator.init(OTHER, problem.params)
+    expected = nl.direct_feedback_alignment(problem.objective).init(OTHER, problem.params)
+    np.testing.assert_array_equal(state, expected)
 
 
 def test_every_head_has_its_exact_gradient_and_all_are_heard_below(x64):
@@ -130,8 +199,8 @@ def test_every_head_has_its_exact_gradient_and_all_are_heard_below(x64):
     keys = dict(zip(("low", "first", "second"), jax.random.split(OTHER, 3), strict=True))
     shapes = {"low": (3, 4), "first": (4, 2), "second": (4, 1)}
     params, batch = {name: jax.random.normal(keys[name], shapes[name]) for name in keys}, jax.random.normal(KEY, (5, 3))
-    estimator = nl.direct_feedback_alignment(objective, batch)
-    assert jax.tree.map(jnp.shape, estimator.init(KEY, params)) == {"low": (4, 3)}
+    estimator = nl.direct_feedback_alignment(objective)
+    assert jax.tree.map(jnp.shape, weights(objective, params, batch)) == {"low": (4, 3)}
     b = {"low": jnp.concatenate([params["first"], params["second"]], axis=1)}
     exact = gradients(nl.backprop(objective), (), params, batch)
     chex.assert_trees_all_close(gradients(estimator, b, params, batch), exact, rtol=1e-12)
@@ -153,14 +222,4 @@ def test_layers_that_are_no_examples_are_refused(shape, complaint):
 
     batch = jnp.ones((3, 4))
     with pytest.raises(ValueError, match=complaint):
-        nl.direct_feedback_alignment(objective, batch).init(KEY, jnp.float32(2))
-
-
-@pytest.mark.parametrize("make", [nl.direct_feedback_alignment, nl.difference_target_propagation])
-def test_an_example_that_is_no_batch_is_named(make):
-    net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
-    objective = nl.supervised(net.apply, nl.losses.cross_entropy)
-    settings = {} if make is nl.direct_feedback_alignment else {"optimizer": optax.sgd(0.1)}
-    estimator = make(objective, jnp.ones((5, 3)), **settings)
-    with pytest.raises(ValueError, match=r"example must be a batch as the objective takes it.*pair"):
-        estimator.init(jax.random.key(0), net.init(jax.random.key(1)))
+        nl.direct_feedback_alignment(objective).estimate(KEY, jnp.zeros(2, jnp.uint32), jnp.float32(2), batch)

@@ -18,7 +18,7 @@ SGD = optax.sgd(0.1)
 identity = lambda nu: nu
 
 
-def propagation(objective, batch, **settings):
+def propagation(objective, batch=None, **settings):
     return nl.difference_target_propagation(objective, batch, **({"optimizer": SGD} | settings))
 
 
@@ -46,7 +46,7 @@ def decoders(estimator, params, weights):
 
 def test_with_the_inverses_of_orthogonal_linear_layers_it_is_backprop(x64):
     objective, params, batch = square(orthogonal=True)
-    estimator = propagation(objective, batch, activation=identity)
+    estimator = propagation(objective, activation=identity)
 
     @jax.jit
     def both(params):
@@ -61,7 +61,7 @@ def test_with_the_inverses_of_orthogonal_linear_layers_it_is_backprop(x64):
 def test_inverse_decoders_send_credit_through_the_inverse(x64):
     """z_{l−1} = W_l⁻¹ z_l, which is no longer backprop (Meulemans et al. 2020), as the report of the point says."""
     objective, params, (x, targets) = square(orthogonal=False)
-    estimator = propagation(objective, (x, targets), activation=identity)
+    estimator = propagation(objective, activation=identity)
 
     @jax.jit
     def both(params):
@@ -105,7 +105,7 @@ def test_targets_are_decoded_in_difference_form(x64):
 def test_displacements_add_up_over_the_layers_above(x64):
     """With linear decoders z_low = B z_out + B' z_high, z_high = B'' z_out, whatever η."""
     problem = problems.skip()
-    estimator = propagation(problem.objective, problem.batch, activation=identity, eta=3.0)
+    estimator = propagation(problem.objective, activation=identity, eta=3.0)
     state = estimator.init(OTHER, problem.params)
 
     @jax.jit
@@ -149,7 +149,7 @@ def test_decoders_learn_to_invert_their_layer(x64):
     All axons are 0 while they learn, so that there is nothing to learn from but the noise.
     """
     objective, params, batch = square(orthogonal=True)
-    estimator = propagation(objective, batch, activation=identity, sigma=1.0)
+    estimator = propagation(objective, activation=identity, sigma=1.0)
     silence = jax.tree.map(jnp.zeros_like, batch)
 
     @jax.jit
@@ -168,7 +168,7 @@ def test_decoders_go_down_the_error_of_what_was_disturbed(x64):
     """E ∂/∂B ½‖σξ(W Bᵀ − 1)‖² = σ²(W Bᵀ − 1)ᵀ W, the mean over examples, where all axons are 0."""
     objective, params, batch = square(orthogonal=False)
     sigma, silence = 0.5, jax.tree.map(jnp.zeros_like, batch)
-    estimator = propagation(objective, batch, activation=identity, sigma=sigma, optimizer=optax.sgd(1.0))
+    estimator = propagation(objective, activation=identity, sigma=sigma, optimizer=optax.sgd(1.0))
     state = estimator.init(OTHER, params)
     after = jax.jit(jax.vmap(lambda key: estimator.estimate(key, state, params, silence)[1][0].weights))
     learned = after(jax.random.split(KEY, 300))["output"]["weight"]
@@ -186,7 +186,7 @@ def test_hidden_layers_learn_what_the_output_alone_cannot():
     network = nl.mlp([2, 8, 2], activation=nl.activations.tanh())
     inputs = jax.random.uniform(OTHER, (32, 2), minval=-1.0)
     batch = inputs, (inputs[:, 0] * inputs[:, 1] > 0).astype(jnp.int32)
-    estimator = propagation(nl.supervised(network.apply, nl.losses.cross_entropy), batch)
+    estimator = propagation(nl.supervised(network.apply, nl.losses.cross_entropy))
     params = network.init(KEY)
 
     @jax.jit
@@ -216,13 +216,13 @@ def test_settings_out_of_range_and_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"key must be a typed key made by jax\.random\.key"):
         estimator.estimate(jnp.zeros(2, jnp.uint32), narrow, problem.params, problem.batch)
     with pytest.raises(ValueError, match=r"optimizer must be an optax optimizer .* got 0\.1"):
-        propagation(problem.objective, problem.batch, optimizer=0.1)
+        propagation(problem.objective, optimizer=0.1)
     with pytest.raises(ValueError, match=r"activation must take one argument, got tanh: .*nl\.activations\.tanh\(\)"):
-        propagation(problem.objective, problem.batch, activation=nl.activations.tanh)
+        propagation(problem.objective, activation=nl.activations.tanh)
     with pytest.raises(ValueError, match="eta must be a finite Python number above 0, got 0"):
-        propagation(problem.objective, problem.batch, eta=0)
+        propagation(problem.objective, eta=0)
     with pytest.raises(ValueError, match="sigma must be a finite Python number above 0, got -1"):
-        propagation(problem.objective, problem.batch, sigma=-1)
+        propagation(problem.objective, sigma=-1)
 
 
 def test_without_layers_there_is_nothing_to_decode(x64):
@@ -230,7 +230,7 @@ def test_without_layers_there_is_nothing_to_decode(x64):
         return jnp.sum((batch @ params) ** 2, axis=1)
 
     params, batch = jnp.eye(2), jnp.ones((3, 2))
-    estimator = propagation(objective, batch)
+    estimator = propagation(objective)
     state = estimator.init(OTHER, params)
     ours, _, _ = jax.jit(estimator.estimate)(KEY, state, params, batch)
     np.testing.assert_allclose(ours, 2 * batch.T @ batch @ params / 3, rtol=1e-12)
@@ -254,3 +254,69 @@ def test_masks_beside_axons_are_given_no_target(x64):
     told = jnp.where(mask, x @ params["low"] @ params["high"], 0) @ state[0].weights["high"].T
     np.testing.assert_allclose(ours["low"], x.T @ told / 5, rtol=1e-12)
     assert [c.shape for c in after[0].biases["high"]] == [(4,)]
+
+
+WITHOUT_EXAMPLE = {
+    f.__name__: f
+    for f in (problems.chain, problems.skip, problems.convolution, problems.closed_over, problems.batch_normed)
+} | {"recurrent": problems.recurrent, "depth": problems.depth}
+
+
+@pytest.mark.parametrize("name", WITHOUT_EXAMPLE)
+def test_weights_show_the_shapes_of_decoders_as_well_as_an_example(name, x64):
+    """The same B, and c = 0: then the same estimates, also of the second step, when c has learned."""
+    problem = WITHOUT_EXAMPLE[name]()
+    told, shown = propagation(problem.objective, problem.batch), propagation(problem.objective)
+    states = [estimator.init(OTHER, problem.params) for estimator in (told, shown)]
+    chex.assert_trees_all_equal(states[0][0].weights, states[1][0].weights)
+
+    @jax.jit
+    def two_steps(params, batch, states):
+        def steps(estimator, state):
+            step = lambda state, key: estimator.estimate(key, state, params, batch)[1::-1]
+            (decoders, _), grads = jax.lax.scan(step, state, jax.random.split(KEY, 2))
+            return grads, decoders
+
+        return [steps(estimator, state) for estimator, state in zip((told, shown), states, strict=True)]
+
+    (expected, by_layer), (ours, by_parameter) = two_steps(problem.params, problem.batch, states)
+    chex.assert_trees_all_close(ours, expected, rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(by_parameter.weights, by_layer.weights, rtol=1e-10, atol=1e-12)
+    learned = [sorted(np.asarray(c).ravel()) for c in jax.tree.leaves(by_layer.biases)]
+    found = [sorted(np.asarray(c).ravel()) for c in jax.tree.leaves(by_parameter.biases) if np.any(c != 0)]
+    assert np.all([np.any(c) for c in learned])
+    for c in learned:  # the same arrays, in another tree
+        assert any(np.allclose(c, other, rtol=1e-10) for other in found if len(other) == len(c))
+    assert len(found) == len(learned)
+
+
+def test_inputs_that_no_weight_shows_need_an_example():
+    """A kernel does not say how many positions there are, nor a weight that it is used transposed."""
+    c = nl.connections
+    network = nl.network(
+        nl.Layer("image", (6, 6, 1)),
+        nl.Layer("low", (4, 4, 2), c.conv(3), jnp.tanh),
+        nl.Layer("high", (2, 2, 3), c.conv(3), jnp.tanh),
+        nl.Layer("vector", None, c.flatten()),
+        nl.Layer("output", 3, c.dense()),
+    )
+    objective, params = nl.supervised(network.apply, nl.losses.cross_entropy), network.init(KEY)
+    batch = jnp.ones((2, 6, 6, 1)), jnp.zeros(2, int)
+    tied = problems.tied()
+    cases = (objective, params, batch, r"'high' .* shape \(4, 4, 2\)"), (*tied[:3], r"'decode' .* shape \(3,\)")
+    for objective, params, batch, named in cases:
+
+        def traced(estimator, objective=objective, params=params, batch=batch):
+            state = estimator.init(OTHER, params)
+            return jax.eval_shape(estimator.estimate, KEY, state, params, batch)[0]
+
+        with pytest.raises(ValueError, match=rf"layer {named} for one example, .*objective, example=batch, …"):
+            traced(propagation(objective))
+        chex.assert_trees_all_equal_shapes_and_dtypes(traced(propagation(objective, batch)), params)
+
+
+def test_an_example_that_is_no_batch_is_named():
+    problem = problems.chain()
+    estimator = propagation(problem.objective, problem.batch[0])
+    with pytest.raises(ValueError, match=r"example must be a batch as the objective takes it"):
+        estimator.init(KEY, problem.params)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 
 import nl_jax as nl
@@ -206,29 +205,19 @@ def test_it_is_asked_with_a_loop_and_told_apart_axes():
         nl.audit(nl.backprop, chain.objective, chain.params, chain.batch, loop="time")
 
 
-def _of_batch(make, **settings):
-    return lambda problem: functools.partial(make, example=problem.batch, **settings)
-
-
 NAMES = (
     *("backprop", "lagrangian_backprop", "fixed_prediction", "predictive_coding", "primal_dual", "contrastive_hebbian"),
     *("equilibrium_propagation", "feedback_random", "node_clean", "reinforce", "weight_clean", "forward_nodes"),
-    "partition",
+    *("partition", "direct_feedback", "target_propagation"),
 )
 
-FAMILIES = {
-    **{name: lambda problem, name=name: ESTIMATORS[name].make for name in NAMES},
-    "direct_feedback": _of_batch(nl.direct_feedback_alignment),
-    "target_propagation": _of_batch(nl.difference_target_propagation, optimizer=optax.sgd(0.1)),
-}
 
-
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_verdicts_of_locality_are_those_of_the_unrolled_program(name):
     """But that steps of a loop over time are not said to share their weights."""
     recurrent = problems.recurrent()
     found, apart = (
-        nl.audit(FAMILIES[name](p), p.objective, p.params, p.batch).verdict
+        nl.audit(ESTIMATORS[name].make, p.objective, p.params, p.batch).verdict
         for p in (recurrent, problems.unrolled(recurrent))
     )
     assert apart == f"{found}, shared weights"

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import jax.numpy as jnp
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import nl_jax as nl
 from nl_jax.evaluation.conformance import certify
 from nl_jax.evaluation.conformance.__main__ import main
+from nl_jax.evaluation.conformance.certificate import Certificate
 
 
 def broken(objective):
@@ -42,6 +44,18 @@ def test_what_is_no_factory_is_refused(factory, error, said):
 def test_one_key_has_no_standard_error():
     with pytest.raises(ValueError, match="num_keys must be at least 2"):
         certify(nl.backprop, num_keys=1)
+
+
+def test_no_two_columns_of_its_table_share_a_name():
+    leaf = {"length": 1.0, "length_error": 0.1, "distance": 0.2, "biased": True, "zero": False}
+    leaf |= {"visible_length": 0.3, "visible_distance": 0.4}
+    rows = {"calibration": CheckResult("calibration", "failed", "off", {"leaves": {"weight": leaf}})}
+    header, line = str(Certificate("some", rows)).splitlines()[2:4]
+    names = re.split(r"\s{2,}", header.strip())
+    assert names == ["leaf", "length of the mean", "length seen from", "off by", "bias seen from"]
+    assert re.split(r"\s{2,}", line.strip()) == ["weight", "1.0000 ± 0.1000", "± 30.0%", "20.0%", "40.0%", "biased"]
+    ends = [header.index(name) + len(name) for name in names[2:]]
+    assert [line.index(value) + len(value) for value in ("± 30.0%", "20.0%", "40.0%")] == ends
 
 
 class Settings:

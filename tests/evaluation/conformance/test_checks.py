@@ -7,6 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import nl_jax as nl
 from nl_jax._core.require import per_example
@@ -337,6 +338,31 @@ def test_half_precision_is_judged_to_the_root_of_its_resolution():
     row = run(breadth.half_precision, changed(stretched, nl.backprop))
     assert row.outcome == "failed"
     assert "differs from the gradient by 2" in row.said
+    assert breadth.TOO_SMALL not in row.said  # it takes no step
+
+
+def simultaneous(objective, c=1e-3):
+    """Central differences along random signs, at a step that is lost beside parameters in bfloat16."""
+
+    def estimate(key, state, params, batch):
+        signs = jax.random.rademacher(key, (43,), jnp.float32)
+        flat, unflatten = ravel_pytree(params)
+        delta = unflatten(signs.astype(flat.dtype))
+        y = lambda c: jnp.mean(objective(jax.tree.map(lambda w, d: w + c * d, params, delta), batch))
+        slope = (y(c) - y(-c)) / (2 * c)
+        return jax.tree.map(lambda d: slope.astype(d.dtype) * d, delta), state, nl.Info(y(0), jnp.int32(2))
+
+    return nl.GradientEstimator(lambda key, params: (), estimate)
+
+
+def test_a_step_that_half_precision_loses_is_hinted_at(lenient):
+    row = run(breadth.half_precision, simultaneous)
+    assert row.outcome == "failed"
+    assert row.said.endswith(breadth.TOO_SMALL)
+    assert "sigma, is likely too small for bfloat16, which resolves 0.0078 next to 1" in row.said
+    twice = run(breadth.half_precision, changed(lambda grads, *rest: (jax.tree.map(lambda g: 2 * g, grads), *rest)))
+    assert twice.outcome == "failed"  # but so it is in full precision
+    assert breadth.TOO_SMALL not in twice.said
 
 
 def stretched(grads, state, info):

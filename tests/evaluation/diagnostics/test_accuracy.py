@@ -71,7 +71,34 @@ def test_a_measurement_is_printed_without_its_trees():
     m = nl.diagnostics.Measurement(*trees, *map(jnp.float32, numbers))
     assert str(m) == "cosine 0.5 ± 0.01, relative variance 2 ± 0.1, signal to noise 0.25 ± 0.0125"
     assert "[0.5 0.5]" in str(m._replace(cosine=jnp.full(2, 0.5)))
-    jax.jit(lambda x: str(m._replace(cosine=x)) and x)(1.0)  # while tracing too
+    assert str(m._replace(zero_estimates=jnp.int32(3))).endswith("± 0.0125, zero estimates 3")
+    jax.jit(lambda x: str(m._replace(cosine=x, zero_estimates=x)) and x)(1.0)  # while tracing too
+
+
+def _silent(share, broken=False):
+    """An estimator that is zero in a share of its estimates, and else exact; or NaN."""
+
+    def estimate(key, state, params, batch):
+        off = jax.random.bernoulli(key, share)
+        return jnp.where(off, jnp.nan if broken else 0, 2 * params), state, nl.Info(jnp.float32(0), jnp.int32(1))
+
+    return nl.GradientEstimator(lambda key, params: (), estimate)
+
+
+def test_an_estimate_of_zero_counts_as_a_cosine_of_0_and_is_counted():
+    n, at = 400, (KEY, jnp.array([1.0, -2.0]), ())
+    m = measure(_silent(0.25), _noisy(0.0), *at, num_estimates=n)
+    zero = int(m.zero_estimates)
+    assert abs(zero / n - 0.25) < 4 * (0.25 * 0.75 / n) ** 0.5
+    np.testing.assert_allclose(m.cosine, 1 - zero / n, rtol=1e-5)  # left out, they would make it 1
+    np.testing.assert_allclose(m.cosine_error, (zero * (n - zero) / (n - 1)) ** 0.5 / n, rtol=1e-4)
+    assert measure(_noisy(0.1), _noisy(0.0), *at, num_estimates=9).zero_estimates == 0
+
+
+def test_where_there_is_no_gradient_or_no_estimate_there_is_no_cosine():
+    """No 0 in place of a cosine with a gradient of zero, nor of one that failed."""
+    assert np.isnan(measure(_silent(0.5), _silent(1.0), KEY, jnp.ones(2), (), num_estimates=9).cosine)
+    assert np.isnan(measure(_silent(0.5, broken=True), _noisy(0.0), KEY, jnp.ones(2), (), num_estimates=9).cosine)
 
 
 def test_cosine():

@@ -6,7 +6,7 @@ belongs to, as a tree like the template. Any function of that form works; these 
 and all others as arrays. Estimators draw large leaves block by block, and store none of them.
 """
 
-from nl_jax._core.renamed import renamed as _renamed
+from nl_jax._core.deprecation import renamed as _renamed
 from nl_jax.estimators.noise.directions.coordinate import coordinate
 from nl_jax.estimators.noise.directions.flipout import flipout
 from nl_jax.estimators.noise.directions.independent import gaussian, rademacher, sparse

@@ -1,11 +1,13 @@
-"""Old names are found for one release, with a warning that says the new one."""
+"""Old names and arguments stay for one release, with a warning that says the new one."""
 
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 
 import nl_jax as nl
+from nl_jax._core.deprecation import deprecated_argument
 
 OLD = {
     "nl_jax": {"augmented": "augment_batches", "starts": "initial_activity"},
@@ -41,3 +43,24 @@ def test_an_old_module_warns_and_has_the_same_names(old, new):
     public = getattr(expected, "__all__", ["typed_key", "positive_number"])
     assert all(getattr(found, name) is getattr(expected, name) for name in public)
     nl.conformance = sys.modules["nl_jax.evaluation.conformance"]  # the import put the old module in its place
+
+
+def function(example=None):
+    if example is not None:
+        deprecated_argument("function", "example", "leave it out")
+    return 1
+
+
+def test_the_warning_of_an_argument_names_it_and_the_callers_line():
+    with pytest.warns(DeprecationWarning, match="function") as seen:
+        function(2)
+    (warning,) = seen
+    assert str(warning.message) == (
+        "function: the argument 'example' is deprecated and will be removed after one release: leave it out"
+    )
+    assert warning.filename == __file__
+    assert Path(__file__).read_text().splitlines()[warning.lineno - 1].strip() == "function(2)"
+
+
+def test_without_it_nothing_is_said():
+    assert function() == 1  # any warning is an error here
