@@ -324,7 +324,7 @@ def plot(curves: Results, config: Config) -> Any:
 
 def _final(axes: Any, curves: Mapping[tuple[int, str], Curve], looks: Mapping[str, Mapping[str, Any]]) -> None:
     """Plots final errors and their laws against T or N_eff."""
-    from experiments.plotting import joined
+    from experiments.harness.plotting import joined
 
     for rule, look in looks.items():
         x = sorted(at for at, of in curves if of == rule)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import plotting
+from experiments.harness import plotting
 
 
 def drawn(axes):

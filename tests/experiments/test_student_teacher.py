@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from experiments.plotting import figure
 
 from experiments import student_teacher
+from experiments.harness.plotting import figure
 from nl_jax.theory import student_teacher as theory
 
 pytestmark = pytest.mark.usefixtures("lenient")

@@ -10,7 +10,7 @@ import pytest
 import nl_jax as nl
 from nl_jax.evaluation.conformance import certify
 from nl_jax.evaluation.conformance.__main__ import main
-from nl_jax.evaluation.conformance.certificate import Certificate
+from nl_jax.evaluation.conformance.certificate import Certificate, CheckResult
 
 
 def broken(objective):
