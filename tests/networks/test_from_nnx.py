@@ -1,7 +1,6 @@
 """Flax NNX models in node space."""
 
-import functools
-
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,8 +77,13 @@ def test_a_layer_called_again_and_a_shared_table(lenient):
     outputs, axons = nl.propagation.record(model.apply)(model.params, words)
     assert list(axons) == ["words", "again", "again_2", "words.attend"]
     np.testing.assert_allclose(outputs, module(words), rtol=1e-6)
-    objective = nl.supervised(lambda *args, **named: model.apply(*args, **named)[:, 0], nl.losses.cross_entropy)
-    del objective
+
+    def objective(params, words, propagate=nl.propagation.feedforward):
+        return jnp.sum(jnp.sin(model.apply(params, words, propagate)), axis=(1, 2))
+
+    expected = jax.grad(lambda params: jnp.mean(objective(params, words)))(model.params)
+    grads, *_ = nl.backprop_recursion(objective).estimate(KEY, (), model.params, words)
+    chex.assert_trees_all_close(grads, expected, rtol=1e-5)
 
 
 def test_merge_is_the_inverse_of_the_split(lenient):
