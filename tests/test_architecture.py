@@ -75,7 +75,14 @@ def test_nothing_private_of_jax(folder):
 
 def test_the_core_needs_only_its_core_dependencies():
     needed = {"jax", "optax", "chex", "numpy", "nl_jax"}
-    allowed = needed | {"tqdm", "matplotlib", "orbax", "tensorboard", "flax", "equinox"}  # imported where they are asked for
+    allowed = needed | {
+        "tqdm",
+        "matplotlib",
+        "orbax",
+        "tensorboard",
+        "flax",
+        "equinox",
+    }  # imported where they are asked for
     standard = __import__("sys").stdlib_module_names
     for path in _files():
         foreign = {name.split(".")[0] for name in _imports(path)} - allowed - standard

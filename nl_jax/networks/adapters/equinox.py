@@ -15,7 +15,7 @@ from jax.custom_batching import custom_vmap
 
 from nl_jax.activations import identity
 from nl_jax.base import Array, Params, Propagate
-from nl_jax.networks.adapters.model import Call, Names, SplitModel, require_layers
+from nl_jax.networks.adapters.model import Call, Names, SplitModel, require_arrays, require_layers
 from nl_jax.propagation import feedforward
 
 LAYERS = (
@@ -48,7 +48,7 @@ def from_equinox(model: eqx.Module, call: Call) -> SplitModel:
                 def connection(own: Params, x: Array) -> Array:
                     return eqx.combine(own, rest)(x)
 
-                return _outside(name, connection, propagate)(own, jnp.asarray(x), example)
+                return _outside(name, connection, propagate)(require_arrays(own), jnp.asarray(x), example)
 
             return call(_with_layers(whole, meet), x)
 

@@ -19,6 +19,7 @@ from nl_jax.networks.adapters.model import (
     input_first,
     kind,
     many_examples,
+    require_arrays,
     require_layers,
 )
 from nl_jax.propagation import feedforward
@@ -108,7 +109,7 @@ def _connection(
     training = isinstance(layer, nn.BatchNorm) and not (layer.use_running_average if running is None else running)
 
     def connection(own: Params, x: Array) -> Array:
-        variables = {"params": own, **others}
+        variables = {"params": require_arrays(own), **others}
         outputs: Any = layer.apply(
             variables, x, *rest, method=method_name, mutable=["batch_stats"] if training else False, **kwargs
         )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Params
+from nl_jax.products import OtherUse, StandIn
 from nl_jax.propagation.interpretation import SEPARATOR
 
 Call = Callable[[Any, Any], Any]
@@ -87,11 +88,18 @@ def kind(inputs: Any) -> Any:
     return tree, tuple((jnp.shape(x)[1:], jnp.result_type(x)) for x in leaves)
 
 
+def require_arrays(params: Params) -> Params:
+    """Returns a layer's parameters; raises OtherUse if a stand-in replaces one, which its library cannot multiply."""
+    if any(isinstance(leaf, StandIn) for leaf in jax.tree.leaves(params)):
+        raise OtherUse("its products are computed by Flax or Equinox; write it with nl.network")
+    return params
+
+
 def require_layers(reached: Any, model: Any) -> None:
     """Raises ValueError if no layer of the model was reached."""
     if not reached:
         raise ValueError(
             f"model {type(model).__name__} has no layer that can be reached: none of its dense, convolutional, "
-            "embedding or normalisation layers was called with the batch as its first axis. Write its parameters into "
-            "such layers, or use an estimator that needs no layers with a plain function of the parameters"
+            "embedding or normalisation layers was called with the batch as its first axis. Build it from such "
+            "layers, or use an estimator that needs no layers, such as nl.weight_perturbation, with the model as it is"
         )

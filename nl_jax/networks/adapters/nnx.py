@@ -17,6 +17,7 @@ from nl_jax.networks.adapters.model import (
     input_first,
     kind,
     many_examples,
+    require_arrays,
     require_layers,
 )
 from nl_jax.propagation import feedforward
@@ -101,7 +102,7 @@ def _connection(
 
     def connection(own: Params, x: Array) -> Array:
         # Merged anew in each run: the update of a running average is dropped with the copy.
-        return getattr(nnx.merge(graph, own, others, copy=True), method)(x, *rest, **kwargs)
+        return getattr(nnx.merge(graph, require_arrays(own), others, copy=True), method)(x, *rest, **kwargs)
 
     running = kwargs.get("use_running_average")
     training = isinstance(layer, nnx.BatchNorm) and not (layer.use_running_average if running is None else running)
