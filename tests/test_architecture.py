@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,12 @@ def test_the_core_needs_only_its_core_dependencies():
     for path in _files():
         foreign = {name.split(".")[0] for name in _imports(path)} - allowed - standard
         assert not foreign, path
+
+
+def test_optional_libraries_are_not_imported_before_they_are_asked_for():
+    program = "import sys, nl_jax; print(*{'flax', 'equinox', 'orbax', 'matplotlib', 'tensorboard'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
 
 
 def test_every_public_name_is_documented():

@@ -103,6 +103,23 @@ def test_other_layers_of_a_model_run_as_they_are(lenient):
     np.testing.assert_allclose(model.apply(model.params, X), jax.vmap(module)(X), rtol=1e-6)
 
 
+def test_layers_stacked_by_a_vmap_are_one_layer(lenient):
+    class Heads(eqx.Module):
+        heads: eqx.nn.Linear
+
+        def __init__(self, key):
+            self.heads = eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 2, key=key))(jax.random.split(key, 4))
+
+        def __call__(self, x):
+            return eqx.filter_vmap(lambda head, x: head(x), in_axes=(eqx.if_array(0), None))(self.heads, x)
+
+    module = Heads(KEY)
+    model = nl.from_equinox(module)
+    outputs, axons = nl.propagation.record(model.apply)(model.params, X)
+    np.testing.assert_allclose(outputs, jax.vmap(module)(X), rtol=1e-6)
+    assert {name: layer.shape for name, layer in axons.items()} == {"heads": (5, 4, 2)}
+
+
 def test_batch_normalisation_with_its_own_statistics(lenient):
     class Model(eqx.Module):
         layers: eqx.nn.Sequential

@@ -149,6 +149,14 @@ def test_refuses_what_is_no_module():
         nl.from_flax(linen.Dense(2)).init(0, X)
 
 
+def test_rules_that_see_products_say_that_they_cannot(lenient):
+    model = nl.from_flax(linen.Sequential([linen.Dense(2)]))
+    params = model.init(KEY, X)
+    learning = nl.local_learning(model.apply, nl.rules.oja())
+    with pytest.raises(ValueError, match=r"layer 'layers_0'.*its products are computed by Flax or Equinox"):
+        learning.estimate(KEY, learning.init(KEY, params), params, X)
+
+
 def test_refuses_a_module_without_layers(lenient):
     class Scale(linen.Module):
         @linen.compact

@@ -92,6 +92,9 @@ def test_merge_is_the_inverse_of_the_split(lenient):
     doubled = model.merge(jax.tree.map(lambda leaf: 2 * leaf, model.params))
     np.testing.assert_allclose(doubled(X), 2 * module(X), rtol=1e-6)
     assert list(nl.propagation.record(model.apply)(model.params, X)[1]) == ["Linear"]
+    before = module(X)
+    module.bias[...] += 1
+    np.testing.assert_array_equal(model.apply(model.params, X), before)  # a copy
 
 
 def test_refuses_random_numbers_and_state(lenient):

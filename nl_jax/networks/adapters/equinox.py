@@ -23,8 +23,8 @@ LAYERS = (
     *(eqx.nn.LayerNorm, eqx.nn.RMSNorm, eqx.nn.GroupNorm),
 )
 
-Meet = Callable[[str, Callable[..., Array], Params, Array], Array]
-"""`meet(name, connection, params, x) -> outputs`: runs a layer that the model calls, on one example."""
+Meet = Callable[[tuple, Any, Array], Array]
+"""`meet(path, layer, x) -> outputs`: runs a layer that the model calls, on one example."""
 
 
 def from_equinox(model: eqx.Module, call: Call) -> SplitModel:
@@ -90,7 +90,7 @@ class _Layer(eqx.Module):
 
     layer: Any
     path: tuple = eqx.field(static=True)
-    meet: Callable[[tuple, Any, Array], Array] = eqx.field(static=True)
+    meet: Meet = eqx.field(static=True)
 
     def __call__(self, x: Array, *state: Any, key: Any = None) -> Any:
         del key  # drawn by none of these layers
@@ -103,7 +103,7 @@ class _Layer(eqx.Module):
         return getattr(self.layer, name)
 
 
-def _with_layers(model: Any, meet: Callable[[tuple, Any, Array], Array]) -> Any:
+def _with_layers(model: Any, meet: Meet) -> Any:
     def replaced(path: tuple, node: Any) -> Any:
         if not isinstance(node, LAYERS):
             return node

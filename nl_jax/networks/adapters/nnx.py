@@ -36,7 +36,8 @@ Visit = Callable[[tuple, nnx.Module, str, tuple, dict[str, Any]], Any]
 
 def from_nnx(model: nnx.Module, call: Call) -> SplitModel:
     """See `nl.from_flax`."""
-    graph, parameters, others = _split(model)
+    graph, *states = _split(model)
+    parameters, others = jax.tree.map(lambda leaf: leaf, states)  # new variables: the model may go on changing its own
     reached: dict[Any, frozenset[str]] = {}
 
     def merge(params: Params) -> nnx.Module:
