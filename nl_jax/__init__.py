@@ -52,9 +52,12 @@ from nl_jax.estimators.online.uoro import uoro
 from nl_jax.evaluation import conformance, diagnostics
 from nl_jax.evaluation.audit.audit import audit
 from nl_jax.networks import cells, connections, normalisation, scalings
+from nl_jax.networks.adapters.model import LinenModel, SplitModel
 from nl_jax.networks.cells import surrogates
 from nl_jax.networks.cells.recurrent import recurrent
 from nl_jax.networks.conversion import tanh_from_sigmoid
+from nl_jax.networks.from_equinox import from_equinox
+from nl_jax.networks.from_flax import from_flax
 from nl_jax.networks.layers import Layer, Network, network
 from nl_jax.networks.mlp import mlp
 from nl_jax.networks.normalisation import batch_norm
@@ -88,11 +91,13 @@ __all__ = [
     "LayerCredit",
     "Learner",
     "LearnerState",
+    "LinenModel",
     "Network",
     "Part",
     "Report",
     "Residual",
     "Restarts",
+    "SplitModel",
     "Stage",
     "Sweep",
     "Terminated",
@@ -138,6 +143,8 @@ __all__ = [
     "fit",
     "fixed_prediction",
     "forward_gradient",
+    "from_equinox",
+    "from_flax",
     "initial_activity",
     "iterative_node_perturbation",
     "lagrangian",

@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,11 +70,24 @@ def test_nothing_private_of_jax(folder):
 
 def test_the_core_needs_only_its_core_dependencies():
     needed = {"jax", "optax", "chex", "numpy", "nl_jax"}
-    allowed = needed | {"tqdm", "matplotlib", "orbax", "tensorboard"}  # imported where they are asked for
+    allowed = needed | {
+        "tqdm",
+        "matplotlib",
+        "orbax",
+        "tensorboard",
+        "flax",
+        "equinox",
+    }  # imported where they are asked for
     standard = __import__("sys").stdlib_module_names
     for path in _files():
         foreign = {name.split(".")[0] for name in _imports(path)} - allowed - standard
         assert not foreign, path
+
+
+def test_optional_libraries_are_not_imported_before_they_are_asked_for():
+    program = "import sys, nl_jax; print(*{'flax', 'equinox', 'orbax', 'matplotlib', 'tensorboard'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
 
 
 def test_every_public_name_is_documented():

@@ -148,5 +148,6 @@ def layered(estimator: str, objective: Any) -> None:
             f"{estimator} needs to reach the layers of the network, but the objective "
             f"{getattr(objective, '__name__', objective)!r} takes no argument `propagate`. Write the forward "
             f"function as forward(params, x, propagate=feedforward) with one propagate call a layer "
-            f"(nl.mlp and nl.network do), or use an estimator that needs no layers: {LAYERLESS}"
+            f"(nl.mlp and nl.network do, nl.from_flax and nl.from_equinox make one of a model), or use an estimator "
+            f"that needs no layers: {LAYERLESS}"
         )

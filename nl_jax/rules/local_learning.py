@@ -73,7 +73,14 @@ def local_learning(
             )
 
     def by_layer(params: Params) -> Mapping[str, Rule]:
-        return rule if isinstance(rule, Mapping) else {name: rule for name in params if jax.tree.leaves(params[name])}
+        if isinstance(rule, Mapping):
+            return rule
+        if not isinstance(params, Mapping):
+            raise ValueError(
+                f"params must be a dict with an entry for each layer, such as those of nl.network, got a "
+                f"{type(params).__name__}"
+            )
+        return {name: rule for name in params if jax.tree.leaves(params[name])}
 
     def init(key: Key, params: Params) -> State:
         del key

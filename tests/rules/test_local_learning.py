@@ -401,6 +401,7 @@ BAD = {
     "no layers": (layerless, rules.oja(), SQUARE, ONES, "takes no argument `propagate`"),
     "a factory": (transposed, rules.oja, SQUARE, ONES, r"such as nl\.rules\.oja\(\).*got <function oja"),
     "factories": (transposed, {"hidden": rules.oja}, SQUARE, ONES, "got <function oja"),
+    "no dict": (transposed, rules.oja(), jnp.eye(3), ONES, "params must be a dict .* of nl.network, got a ArrayImpl"),
     "no parameters": (
         problems.convolution,
         {"pooled": rules.oja()},

@@ -1,0 +1,1 @@
+"""Models of Flax and Equinox as programs of layers."""
