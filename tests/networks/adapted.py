@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen, nnx
 
 import nl_jax as nl
@@ -252,11 +251,6 @@ def check_gradients(name: str, rtol: float = 1e-10) -> None:
         chex.assert_trees_all_close(other, grads, rtol=rtol, atol=rtol * largest)
 
 
-# Estimators that ask for the shapes of a batch, which in the registry are another network's.
-OF_EXAMPLE = {
-    "direct_feedback": nl.direct_feedback_alignment,
-    "target_propagation": functools.partial(nl.difference_target_propagation, optimizer=optax.sgd(0.1)),
-}
 NODE_SPACE = [name for name, entry in ESTIMATORS.items() if entry.layers]
 
 
@@ -272,8 +266,7 @@ def check_estimator(name: str, estimator: str) -> None:
 
         return model.objective(params, batch, propagate=nl.propagation.Around(propagate, around))
 
-    make = OF_EXAMPLE.get(estimator)
-    made = ESTIMATORS[estimator].make(objective) if make is None else make(objective, model.batch)
+    made = ESTIMATORS[estimator].make(objective)
     key = jax.random.key(0)
     state = jax.eval_shape(made.init, key, model.params)
     grads, *_ = jax.eval_shape(made.estimate, key, state, model.params, model.batch)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.products import LazyWeight, OtherUse
 from nl_jax.base import Array, Params
-from nl_jax.products import OtherUse, StandIn
 from nl_jax.propagation.interpretation import SEPARATOR
 
 Call = Callable[[Any, Any], Any]
@@ -90,7 +90,7 @@ def kind(inputs: Any) -> Any:
 
 def require_arrays(params: Params) -> Params:
     """Returns a layer's parameters; raises OtherUse if a stand-in replaces one, which its library cannot multiply."""
-    if any(isinstance(leaf, StandIn) for leaf in jax.tree.leaves(params)):
+    if any(isinstance(leaf, LazyWeight) for leaf in jax.tree.leaves(params)):
         raise OtherUse("its products are computed by Flax or Equinox; write it with nl.network")
     return params
 
