@@ -19,6 +19,19 @@ def code_cells(path: Path) -> list[tuple[str, str]]:
     return [(cell["id"], _MAGIC.sub(r"\1pass", "".join(cell["source"]))) for cell in cells]
 
 
+def named(text: str) -> set[str]:
+    """The pages and the experiments that a text names, as paths in the repository."""
+    modules = re.findall(r"python -m (experiments[.\w]*)", text)
+    pages = re.findall(r"`(docs/[\w/.]+)`", text)
+    files = re.findall(r"`(\w+\.ipynb)`", text)
+    return {*pages, *(f"docs/notebooks/{file}" for file in files), *(_module(name) for name in modules)}
+
+
+def _module(name: str) -> str:
+    path = Path(*name.split("."))
+    return str(path if path.is_dir() else path.with_suffix(".py"))
+
+
 def run(path: Path) -> None:
     """Runs the cells in order in one namespace; a traceback names the cell."""
     namespace = {"__name__": "__main__"}
