@@ -23,7 +23,7 @@ def ran(path: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.notebooks", str(path)],
         cwd=REPOSITORY,
-        env={**os.environ, "MPLBACKEND": "Agg"},
+        env={**os.environ, "MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,
@@ -39,12 +39,8 @@ def test_all_are_there():
 def test_it_runs_from_top_to_bottom(path):
     ended = ran(path)
     assert ended.returncode == 0, ended.stderr[-3000:]
-
-
-def test_the_devices_are_many():
-    """Nothing travels on one device: its claims about bytes would not be checked."""
-    (first, *_) = notebooks.code_cells(FOLDER / "large_networks_on_many_devices.ipynb")
-    assert first[1].index("device_count=8") < first[1].index("import nl_jax")
+    if path.stem == "large_networks_on_many_devices":  # on one device its claims about bytes are not checked
+        assert ended.stdout.startswith("8 devices")
 
 
 @each
