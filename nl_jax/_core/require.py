@@ -50,6 +50,13 @@ def nonnegative_number(name: str, value: Any) -> float:
     return float(value)
 
 
+def fraction(name: str, value: Any, *, or_zero: bool = False) -> float:
+    """Returns `value` as a float; raises ValueError unless it is a number above 0, or 0 with `or_zero`, and below 1."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1 or not (value or or_zero):
+        raise ValueError(f"{name} must be {'at least' if or_zero else 'above'} 0 and below 1, got {value!r}")
+    return float(value)
+
+
 def nonzero_number(name: str, value: Any) -> float:
     """Returns `value` as a float; raises ValueError unless it is a finite number other than 0."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value == 0:

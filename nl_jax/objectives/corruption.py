@@ -1,11 +1,11 @@
 """Corruptions: pure functions `corrupt(key, clean) -> (corrupted, clean)`, for `nl.augment_batches`."""
 
 from collections.abc import Callable
-from numbers import Real
 
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core import require
 from nl_jax._core.require import positive_number
 from nl_jax.base import Array, Key
 
@@ -25,8 +25,7 @@ def masking_noise(fraction: float) -> Corruption:
     >>> corrupted
     Array([[1., 1., 0., 0., 1., 0., 0., 1.]], dtype=float32)
     """
-    if isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction < 1:
-        raise ValueError(f"fraction must be above 0 and below 1, got {fraction!r}")
+    require.fraction("fraction", fraction)
 
     def corrupt(key: Key, clean: Array) -> tuple[Array, Array]:
         masked = jax.random.bernoulli(key, fraction, clean.shape)

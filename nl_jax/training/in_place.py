@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.require import nonzero_number, positive_integer, typed_key
+from nl_jax._core.require import fraction, nonzero_number, positive_integer, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Learner, LearnerState, Params
 from nl_jax.estimators.noise.sampled import SampledGradient
 
@@ -152,7 +152,6 @@ def nothing_yet(key: Any, rates: Any, window: int) -> Past:
 
 def coefficients_of(momentum: float, window: int) -> list[float]:
     """Returns c_0 … c_H of `Update`; only 1 without momentum."""
-    if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be at least 0 and below 1, got {momentum!r}")
+    momentum = fraction("momentum", momentum, or_zero=True)
     window = positive_integer("window", window)
     return [*(momentum**i for i in range(window)), momentum**window / (1 - momentum)] if momentum else [1.0]

@@ -8,9 +8,10 @@ from, [batch], an estimate of the undisplaced ones.
 from collections.abc import Callable
 from typing import NamedTuple
 
+from nl_jax._core.require import fraction
 from nl_jax.base import Array, State
 from nl_jax.estimators.noise.directions import Direction
-from nl_jax.estimators.noise.running_mean import checked_decay, nothing_seen
+from nl_jax.estimators.noise.running_mean import nothing_seen
 from nl_jax.estimators.noise.spaces.view import View
 from nl_jax.estimators.noise.step_size import Length, balanced, unit
 
@@ -98,7 +99,7 @@ def running_mean(decay: float = 0.9) -> Baseline:
       decay: weight of the past in the exponential mean, at least 0 and below 1. The mean is corrected for its start;
         the very first estimate has no baseline.
     """
-    decay = checked_decay(decay)
+    decay = fraction("decay", decay, or_zero=True)
 
     def rate(view: View, sigma: float | Array, state: State) -> Rate:
         def along(direction: Direction) -> tuple[Array, Array]:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from nl_jax._core.require import fraction
 from nl_jax.base import Array, State
-from nl_jax.estimators.noise.running_mean import checked_decay, nothing_seen
+from nl_jax.estimators.noise.running_mean import nothing_seen
 
 
 class RewardBaseline(NamedTuple):
@@ -44,7 +45,7 @@ def running_mean(decay: float = 0.9) -> RewardBaseline:
     Raises:
       ValueError: if `decay` is not as described.
     """
-    decay = checked_decay(decay)
+    decay = fraction("decay", decay, or_zero=True)
 
     def expected(losses: Array, state: State) -> Array:
         return jnp.broadcast_to(state.mean.astype(losses.dtype), losses.shape)

@@ -1,6 +1,5 @@
 """An exponential mean of past losses."""
 
-from numbers import Real
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -30,10 +29,3 @@ class RunningMean(NamedTuple):
 def nothing_seen() -> RunningMean:
     """The mean of no losses."""
     return RunningMean(jnp.zeros(()), jnp.zeros(()))
-
-
-def checked_decay(decay: float) -> float:
-    """Returns `decay`, the weight of the past; ValueError unless it is at least 0 and below 1."""
-    if isinstance(decay, bool) or not isinstance(decay, Real) or not 0 <= decay < 1:
-        raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
-    return float(decay)
