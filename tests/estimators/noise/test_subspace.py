@@ -11,6 +11,7 @@ import pytest
 import nl_jax as nl
 from nl_jax._core.paths import path_name
 from nl_jax._core.products import unfold
+from nl_jax.estimators.noise.bases import orthonormal
 from nl_jax.estimators.noise.input_span import inputs_of, sketches
 from nl_jax.estimators.noise.spaces import Noise
 from nl_jax.evaluation.conformance.calibration import largest_deviation
@@ -176,7 +177,7 @@ def test_cosine_is_three_times_that_of_isotropic_noise():
     params = network.init(jax.random.key(1))
     batch = jax.random.normal(jax.random.key(2), (8, 256)), jnp.arange(8) % 10
     g = nl.backprop(objective).estimate(KEY, (), params, batch)[0]
-    keys = jax.random.split(KEY, 400)
+    keys = jax.random.split(KEY, 1600)
 
     @functools.partial(jax.jit, static_argnums=0)
     def cosines(estimator):
@@ -277,3 +278,28 @@ def test_settings_that_will_not_do():
         seeded.step(KEY, seeded.init(KEY, LINEAR), X)
     with pytest.raises(ValueError, match="this estimator has no credit of layers"):
         nl.subspace_perturbation(linear).credit(KEY, (), LINEAR, X)
+
+
+def test_columns_are_orthonormal_and_span_the_same(x64):
+    """A dependent column adds nothing; a twin that projects once only is not orthogonal where columns are nearly so."""
+    columns = jax.random.normal(KEY, (3, 30, 6))
+    almost = columns.at[..., 1].set(columns[..., 0] + 1e-9 * columns[..., 1])
+    dependent = almost.at[..., 3].set(columns[..., 0] - 2 * columns[..., 2])
+    found = jax.jit(functools.partial(orthonormal, stacked=1))(dependent)
+    kept = np.array([1, 1, 1, 0, 1, 1.0])
+    np.testing.assert_allclose(found.mT @ found, np.broadcast_to(np.diag(kept), (3, 6, 6)), atol=1e-12)
+    np.testing.assert_allclose(found @ (found.mT @ dependent), dependent, atol=1e-12)
+
+    first = almost[..., 0] / jnp.linalg.norm(almost[..., 0], axis=-1, keepdims=True)
+    once = almost[..., 1] - first * jnp.sum(first * almost[..., 1], axis=-1, keepdims=True)
+    once = once / jnp.linalg.norm(once, axis=-1, keepdims=True)
+    assert float(jnp.abs(jnp.sum(first * once, axis=-1)).max()) > 1e-9
+
+
+def test_no_call_of_lapack():
+    """On a CPU, they stood still in a long loop of estimates; a factorisation by qr would have one."""
+    problem = problems.chain()
+    estimate = nl.subspace_perturbation(problem.objective, num_samples=2).estimate
+    text = jax.jit(estimate).lower(KEY, (), problem.params, problem.batch).as_text()
+    assert "lapack" not in text.lower()
+    assert "lapack" in jax.jit(jnp.linalg.qr).lower(jnp.eye(3)).as_text().lower()
