@@ -184,7 +184,7 @@ def without_credit(key: Key, state: State, params: Params, batch: Batch) -> dict
     raise ValueError(
         "this estimator has no credit of layers to show: weight_perturbation, for one, moves all weights at once and "
         "forms none. Ask one that teaches layer by layer, such as nl.backprop, nl.feedback_alignment, "
-        "nl.predictive_coding or nl.node_perturbation; of nl.average, nl.mix or nl.partition, ask what it is made of"
+        "nl.predictive_coding or nl.node_perturbation; of nl.average, nl.mix or nl.partition, ask the estimators inside"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.atlas.methods import Method
+from experiments.harness.results import page_style
 from nl_jax._core.numerics import mean_and_error
 
 SEES = {
@@ -174,7 +175,7 @@ def write(
         for task, method in (cell.split("/", 1) for cell in cells)
     ]
     page = PAGE.format(
-        style=(Path(__file__).parent / "page.css").read_text(),
+        style=page_style(),
         **{name: html.escape(str(value)) for name, value in about.items()},
         goals=html.escape(", ".join(f"{task.goal:g} ({task.title})" for task in tasks.values())),
         options="".join(f'<option value="{name}">{html.escape(task.title)}</option>' for name, task in tasks.items()),

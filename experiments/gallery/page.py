@@ -10,6 +10,7 @@ from pathlib import Path
 from experiments.gallery.exhibits import Exhibit
 from experiments.gallery.outcome import Outcome
 from experiments.harness.failure import ExperimentError
+from experiments.harness.results import page_style
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -72,7 +73,7 @@ def write(exhibits: Sequence[Exhibit], out: Path) -> Path:
     path = out / "index.html"
     path.write_text(
         PAGE.format(
-            style=Path(__file__).with_suffix(".css").read_text(),
+            style=page_style(),
             summary=f"{len(exhibits)} experiments: {summary}.",
             contents="\n".join(_entry(*pair) for pair in pairs),
             sections="\n".join(_section(*pair) for pair in pairs),

@@ -63,6 +63,11 @@ def judge(deviations: Mapping[str, float]) -> None:
             raise ExperimentError(f"theory and measurement disagree: {missed}")
 
 
+def page_style() -> str:
+    """Returns the style sheet of the pages that experiments write."""
+    return Path(__file__).with_name("page.css").read_text()
+
+
 class Folder:
     """An output folder: `config.json`, `metrics.jsonl` (each line is saved when it is written), arrays and figures.
 

@@ -19,7 +19,7 @@ def by_path(params: Params) -> dict[str, Array]:
     paths = [path for path, _ in leaves]
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
-        raise ValueError(f"two parameters have the path {twice!r}: rename one, its name holds a '/'")
+        raise ValueError(f"two parameters have the path {twice!r}: rename the one whose name contains a '/'")
     return dict(leaves)
 
 

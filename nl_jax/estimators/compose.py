@@ -179,7 +179,9 @@ def _split(key: Key, parts: int) -> list[Key]:
 
 def _check_state(state: State, parts: int) -> None:
     if not isinstance(state, tuple) or len(state) != parts:
-        raise ValueError(f"state must be the {parts} states that init made; after a change of estimator make it anew")
+        raise ValueError(
+            f"state must be the {parts} states that init made; after a change of estimator call init again"
+        )
 
 
 def _joined(infos: Sequence[Info]) -> Info:

@@ -239,7 +239,7 @@ def network(*layers: Layer | Network) -> Network:
     for below, layer in itertools.pairwise(layers):
         if layer.name in shapes:
             raise ValueError(
-                f"two layers are named {layer.name!r}: give every layer a name of its own, and a network among layers "
+                f"two layers are named {layer.name!r}: give each layer its own name, and a network among layers "
                 'one by network.named("name")'
             )
         sources, joints = _join(layer, below.name, shapes)

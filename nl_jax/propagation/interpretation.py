@@ -158,7 +158,7 @@ class _Interpreter:
 
     def _named(self, name: str) -> str:
         if SEPARATOR in name:
-            raise ValueError(f"layer {name!r}: a name must not hold {SEPARATOR!r}, which parts loops and layers")
+            raise ValueError(f"layer {name!r}: a name must not contain {SEPARATOR!r}, which separates loops and layers")
         own = self.scope + name
         require_new(own, self.met)
         return own
@@ -182,7 +182,7 @@ def _summing(loop: Callable, body: Callable, begin: Any, xs: Any, length: int | 
 def require_new(name: str, met: Collection[str]) -> None:
     """Raises ValueError if a layer of this name was already run."""
     if name in met:
-        raise ValueError(f"layer {name!r} is propagated twice in one run: give every layer a name of its own")
+        raise ValueError(f"layer {name!r} is propagated twice in one run: give each layer its own name")
 
 
 def loops_around(name: str) -> int:

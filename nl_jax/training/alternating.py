@@ -82,7 +82,7 @@ def alternating(objective: Objective, stages: Sequence[Stage]) -> Learner:
     def step(key: Key, state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         typed_key(key)
         if not isinstance(state.estimator, tuple) or len(state.estimator) != len(stages):
-            raise ValueError(f"state must be of {len(stages)} stages; after a change of stages make it anew by init")
+            raise ValueError(f"state must be of {len(stages)} stages; after a change of stages call init again")
         params, states, infos = state.params, [], []
         keys, own = jax.random.split(key, len(stages)), zip(state.estimator, state.optimizer, strict=True)
         for k, stage, share, (estimator, optimizer) in zip(keys, stages, shares(params), own, strict=True):

@@ -90,7 +90,7 @@ class Checkpoints:
         for name, expected in seal["files"].items():
             with self._reading(self._folder / name, remedy):
                 if checksum(self._folder / name) != expected:
-                    raise ValueError("its bytes are not those that were written")
+                    raise ValueError("its bytes differ from those that were written")
         with self._reading(self._folder / "steps" / str(step), remedy), quiet():
             place = self._folder / "steps" / str(step)
             found = self._orbax.restore(place, args=self._args.StandardRestore(abstract(like)))
@@ -132,7 +132,7 @@ class Checkpoints:
             return
         ours = not self._folder.exists() or (self._folder / "steps").is_dir()
         if not ours and (not self._folder.is_dir() or any(self._folder.iterdir())):
-            raise ValueError(f"checkpoint folder {self._folder} is there and of no run: name a new one")
+            raise ValueError(f"checkpoint folder {self._folder} exists but holds no run: name another folder")
         if self._leads:
             with self._writing(self.step):
                 for name in ("steps", "history", "seals"):
@@ -147,7 +147,7 @@ class Checkpoints:
 
     def _refuse(self, what: str, difference: str) -> NoReturn:
         raise ValueError(
-            f"checkpoint folder {self._folder} is of another {what}: {difference}; go on as it was begun, or name "
+            f"checkpoint folder {self._folder} belongs to another {what}: {difference}; continue as it began, or name "
             "another folder"
         )
 

@@ -131,7 +131,7 @@ class Loop:
             raise Terminated(self._here.state, self._history())
         if taken < wanted:
             steps = f"{self._here.step - self._first_step} of {self._run.num_steps} steps"
-            message = f"data ended after {steps}: let it repeat, or ask for fewer"
+            message = f"data ended after {steps}: repeat it, or ask for fewer steps"
             raise Exhausted(message, self._here.state, self._history())
 
     def _dispatch(self, wanted: int) -> dict[str, Any]:

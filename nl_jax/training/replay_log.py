@@ -89,7 +89,7 @@ class TrainingLog:
         if there != self.header:
             wrong = [name for name in there | self.header if there.get(name) != self.header.get(name)]
             raise ValueError(
-                f"log folder {self.folder} is another run's: its {', '.join(wrong)} differ. Take a new one"
+                f"log folder {self.folder} belongs to another run: {', '.join(wrong)} differ. Take a new folder"
             )
         self.steps = len(_read(self.folder, self._record))
         path = self.folder / "updates.bin"
@@ -195,7 +195,9 @@ def replay(
     if not 0 <= last <= len(records):
         raise ValueError(f"steps must be at least 0 and at most the log's {len(records)}, got {steps}")
     if header["parameters"] != _described(params):
-        raise ValueError(f"log folder {folder} is of other parameters: {_difference(header['parameters'], params)}")
+        raise ValueError(
+            f"log folder {folder} belongs to other parameters: {_difference(header['parameters'], params)}"
+        )
     first, params = _snapshot(folder, last, params)
     drawn = Directions.of(directions or _sampler(header["law"], folder), params, header["weights"])
     momentum = np.array(header.get("momentum", [1.0]), np.float32)
@@ -234,8 +236,8 @@ def _header(estimator: GradientEstimator, params: Params, batch: Batch) -> dict[
     state = jax.eval_shape(estimator.init, key, params)
     if jax.tree.leaves(state):
         raise ValueError(
-            "an estimator with a state of its own cannot be replayed, for no log keeps it: take a baseline without "
-            "one, such as nl.baselines.antithetic()"
+            "an estimator with a state of its own cannot be replayed, because no log keeps the state: take a baseline "
+            "without one, such as nl.baselines.antithetic()"
         )
     sampled, _, _ = jax.eval_shape(estimator.sample, key, state, params, batch)
     sampler = sampled.directions.sampler

@@ -171,7 +171,8 @@ def sweep(
         )
         if not isinstance(run.source, Arrays):
             raise ValueError(
-                f"data must be arrays, got {run.source}: every group of settings begins anew, as an iterator does not"
+                f"data must be arrays, got {run.source}: every group of settings starts the data "
+                "again, which an iterator cannot"
             )
         run.identity |= {"settings": json.dumps({n: values.tolist() for n, values in trials.items()}), "group": group}
         return run

@@ -138,9 +138,9 @@ def test_wrong_programs_are_refused_with_a_remedy():
     run = lambda program: propagation.record(program)(jnp.eye(2), jnp.ones((3, 2)))
     with pytest.raises(ValueError, match=r"layer 'unit' is propagated inside a jax\.vmap, lax\.scan.*use nl\.scan"):
         run(inside)
-    with pytest.raises(ValueError, match="layer 'a/b': a name must not hold '/'"):
+    with pytest.raises(ValueError, match="layer 'a/b': a name must not contain '/'"):
         run(named("a/b"))
-    with pytest.raises(ValueError, match="layer 'a/b': a name must not hold '/'"):
+    with pytest.raises(ValueError, match="layer 'a/b': a name must not contain '/'"):
         run(named("unit", loop="a/b"))
     with pytest.raises(ValueError, match="'time' is propagated twice"):
         run(twice)

@@ -242,20 +242,20 @@ OTHER_OPTIMIZER = nl.learner(nl.backprop(objective), optax.sgd(0.1))
 def test_a_folder_of_another_run(stopped, change, message):
     saved = sorted(path.relative_to(stopped) for path in stopped.rglob("*"))
     at = {"learner": LEARNER, "key": KEY, "state": LEARNER.init(KEY, jnp.zeros((3, 1))), "data": DATA, "batch_size": 8}
-    with pytest.raises(ValueError, match=f"checkpoint folder {stopped} is of {message}") as caught:
+    with pytest.raises(ValueError, match=f"checkpoint folder {stopped} belongs to {message}") as caught:
         nl.fit(**{**at, **change}, num_steps=40, progress=False, checkpoint=stopped)
-    assert "go on as it was begun, or name another folder" in str(caught.value)
+    assert "continue with the settings it began with, or name another folder" in str(caught.value)
     assert saved == sorted(path.relative_to(stopped) for path in stopped.rglob("*"))
 
 
 def test_other_records(stopped):
-    with pytest.raises(ValueError, match="is of another run: record kept other values there"):
+    with pytest.raises(ValueError, match="belongs to another run: record kept other values there"):
         fit(stopped, record=lambda state, info: info.loss)
 
 
 def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(ValueError, match="is there and of no run: name a new one"):
+    with pytest.raises(ValueError, match="exists but holds no run: name another folder"):
         fit(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -132,7 +132,9 @@ def test_restarts_share_the_batches():
 
 
 def test_data_that_ends_is_an_error_that_loses_nothing(tmp_path):
-    with pytest.raises(nl.Exhausted, match="data ended after 7 of 10 steps: let it repeat, or ask for fewer") as caught:
+    with pytest.raises(
+        nl.Exhausted, match="data ended after 7 of 10 steps: repeat it, or ask for fewer steps"
+    ) as caught:
         fit(tmp_path, data=Batches(last=7), num_steps=10)
     assert (int(caught.value.state.step), len(caught.value.history.loss)) == (7, 7)
     with pytest.raises(nl.Exhausted, match="data ended after 7 of 10 steps"):

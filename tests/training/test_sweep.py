@@ -118,7 +118,7 @@ def test_a_sweep_goes_on_where_it_was_interrupted(found, tmp_path):
     assert again == [10, 20, 0, 10, 20]
     for ours, whole in zip(jax.tree.leaves(on), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(ours, whole)
-    with pytest.raises(ValueError, match="is of another"):
+    with pytest.raises(ValueError, match="belongs to another"):
         swept(settings={"rate": [0.3, 0.2, 1e30], "sigma": [1e-3, 1e-2]}, **settings)
 
 

@@ -114,14 +114,14 @@ class LazyWeight(abc.ABC):
 
     def __getitem__(self, ids: Any) -> Array:
         if not isinstance(ids, Array | np.ndarray) or not ids.ndim or not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise OtherUse("a lazy weight is looked up by an array of integers alone")
+            raise OtherUse("a lazy weight can only be looked up by an array of integers")
         if self.ndim != 2:
             raise OtherUse("only a weight of two axes is looked up term by term")
         return self.rows(jnp.asarray(ids))
 
 
 def _refuse(self: LazyWeight, *_: Any) -> Any:
-    raise OtherUse("a lazy weight answers products alone")
+    raise OtherUse("a lazy weight supports products only")
 
 
 for _operator in (

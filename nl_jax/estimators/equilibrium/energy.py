@@ -49,7 +49,9 @@ class EnergyNetwork:
         """Returns the axons of the network without feedback, where relaxation begins."""
         _, axons = record(self.program)(params, batch)
         if not axons:
-            raise ValueError("no layer has parameters, so that none has axons to relax: hand them to propagate")
+            raise ValueError(
+                "no layer has parameters, so there are no axons to relax: pass the parameters to propagate"
+            )
         self._refuse_learned_activations(params, axons, batch)
         return axons
 

@@ -168,7 +168,7 @@ def _learned(objective: Objective, params: Params, batch: Batch) -> Local:
     run = local(objective)(params, batch)
     examples = len(per_example(run.outputs))
     if not run.responses:
-        raise ValueError("direct_feedback_alignment: no layer depends on the parameters: hand them to propagate")
+        raise ValueError("direct_feedback_alignment: no layer depends on the parameters: pass them to propagate")
     for name, nu in run.responses.items():
         if nu.shape[loops_around(name) :][:1] != (examples,):
             raise ValueError(

@@ -99,7 +99,7 @@ def _paths(params: Params) -> list[str]:
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for path in paths:
         if paths.count(path) > 1:
-            raise ValueError(f"two parameters have the path {path!r}: rename one, its name holds a '/'")
+            raise ValueError(f"two parameters have the path {path!r}: rename the one whose name contains a '/'")
     return paths
 
 
