@@ -147,8 +147,8 @@ class Checkpoints:
 
     def _refuse(self, what: str, difference: str) -> NoReturn:
         raise ValueError(
-            f"checkpoint folder {self._folder} belongs to another {what}: {difference}; continue as it began, or name "
-            "another folder"
+            f"checkpoint folder {self._folder} belongs to another {what}: {difference}; continue with the "
+            "settings it began with, or name another folder"
         )
 
     def _history(self, step: int, recorded: Any) -> list[Any]:
