@@ -81,11 +81,7 @@ def run(config: Config) -> list[Measurement]:
     picture = folder.picture("student_teacher", plot(found, config.sigma))
     print(table(found))
     print(f"picture and data: {picture.parent} ({picture.name}, .json, .npz, metrics.jsonl, config.json)")
-    if not verdict.agrees:
-        raise ExperimentError(
-            f"theory and measurement disagree: by {verdict.largest_deviation:.1f} standard errors, where chance allows "
-            f"{verdict.allowed:.1f}"
-        )
+    verdict.insist("theory")
     return found
 
 

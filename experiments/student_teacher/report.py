@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
-from experiments.harness.results import Verdict
+from experiments.harness.results import Verdict, by_chance
 from experiments.student_teacher.measuring import Measurement
-
-CHANCE = 1e-3  # probability of rejecting a correct theory
 
 
 class Exponents(NamedTuple):
@@ -54,8 +51,7 @@ def deviations(found: Sequence[Measurement]) -> np.ndarray:
 
 def judge(found: Sequence[Measurement]) -> Verdict:
     """The largest deviation, and the largest that chance allows."""
-    off = deviations(found)
-    return Verdict(float(np.max(np.abs(off))), allowed=float(scipy.stats.norm.isf(CHANCE / 2 / off.size)))
+    return by_chance(deviations(found))
 
 
 def table(found: Sequence[Measurement]) -> str:
