@@ -80,13 +80,9 @@ def run(config: Config) -> Results:
     for setting in tqdm(settings(config), unit="task"):
         for rule in RULES:
             curve = curves[setting, rule] = measure(
-                setting,
-                rule,
-                outputs=config.outputs,
-                inputs=config.inputs,
-                students=config.students,
+                setting, rule, outputs=config.outputs, inputs=config.inputs, students=config.students,
                 relative_rate=config.rate,
-            )
+            )  # fmt: skip
             folder.metric(**summary(setting, rule, curve))
     worst = max(np.abs(curve.deviations).max() for curve in curves.values())
     comparisons = sum(len(curve.deviations) for curve in curves.values())
