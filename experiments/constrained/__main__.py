@@ -62,6 +62,11 @@ class Config:
     quick: bool = False
     """Run a small version: 5 members, 3 solvers, 100 updates and 2 seeds, in less than half a minute."""
 
+    @property
+    def settings(self) -> Settings:
+        """The settings that the parts share."""
+        return Settings(*(getattr(self, name) for name in Settings._fields))
+
 
 def run(config: Config) -> Results:
     """Measures part by part, saving as it goes.
@@ -82,10 +87,7 @@ def run(config: Config) -> Results:
     pictures = ["constrained.png", "members.png"]
     folder = Folder(config.out, config, outputs=["constrained.json", "constrained.npz", *pictures])
     members = list(dict.fromkeys(("backprop", *config.members)))
-    settings = Settings(
-        config.hidden, config.penalties, config.iterations, config.updates, config.batch_size, config.learning_rate,
-        config.decay, config.seeds,
-    )  # fmt: skip
+    settings = config.settings
     results = Results()
     try:
         with jax.enable_x64(True), tqdm(total=1 + len(config.solvers) + len(members)) as progress:

@@ -88,9 +88,7 @@ class Config:
     @property
     def settings(self) -> Settings:
         """The settings that the parts share."""
-        return Settings(
-            self.evaluations, self.batch_size, self.moments, self.sigma, self.samples, self.directions, self.devices
-        )
+        return Settings(*(getattr(self, name) for name in Settings._fields))
 
 
 METHODS = Config.methods

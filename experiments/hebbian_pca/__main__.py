@@ -47,7 +47,7 @@ class Config:
     @property
     def settings(self) -> Settings:
         """The settings that the parts share."""
-        return Settings(self.components, self.units, self.start, self.steps)
+        return Settings(*(getattr(self, name) for name in Settings._fields))
 
 
 def run(config: Config) -> Found:

@@ -59,9 +59,7 @@ class Config:
     @property
     def settings(self) -> Settings:
         """The settings that the parts share."""
-        return Settings(
-            self.candidates, self.steps, self.unobserved, self.strongest, self.num_samples, self.noise_known
-        )
+        return Settings(*(getattr(self, name) for name in Settings._fields))
 
 
 def run(config: Config) -> Cases:

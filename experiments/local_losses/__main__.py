@@ -59,16 +59,7 @@ class Config:
     @property
     def settings(self) -> Settings:
         """The settings that the parts share."""
-        return Settings(
-            self.convolutions,
-            self.num_samples,
-            self.batch_size,
-            self.updates,
-            self.rates,
-            self.seeds,
-            self.estimates,
-            self.quick,
-        )
+        return Settings(*(getattr(self, name) for name in Settings._fields))
 
 
 def run(config: Config) -> dict[str, Result]:

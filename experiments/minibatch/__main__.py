@@ -59,7 +59,7 @@ class Config:
     @property
     def settings(self) -> Settings:
         """The settings that tables and figures need."""
-        return Settings(self.inputs, self.rates, self.target, self.examples)
+        return Settings(*(getattr(self, name) for name in Settings._fields))
 
 
 def run(config: Config) -> Results:

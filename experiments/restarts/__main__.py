@@ -50,7 +50,7 @@ class Config:
     @property
     def settings(self) -> Settings:
         """The settings that the parts share."""
-        return Settings(self.inputs, self.restarts, self.spread)
+        return Settings(*(getattr(self, name) for name in Settings._fields))
 
 
 def run(config: Config) -> dict[str, Runs]:
