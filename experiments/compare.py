@@ -22,6 +22,7 @@ from experiments.harness import data
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.finished import Finished
 from experiments.harness.results import Folder
+from experiments.harness.settings import at_least, positive
 from experiments.harness.users_own import factory_at, is_place
 from nl_jax._core.numerics import mean_and_error
 
@@ -161,13 +162,8 @@ def _check(config: Config) -> None:
         raise ExperimentError(f"--estimators names {', '.join(sorted(twice))} twice")
     if config.dataset not in DATASETS:
         raise ExperimentError(f"unknown dataset {config.dataset}; there are {', '.join(DATASETS)}")
-    for name in ("updates", "batch_size", "num_samples", "seeds"):
-        if getattr(config, name) < 1:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
-    if not config.hidden or min(config.hidden) < 1:
-        raise ExperimentError(f"--hidden must be one or more numbers of at least 1, got {config.hidden}")
-    if not 0 < config.learning_rate < float("inf"):
-        raise ExperimentError(f"--learning-rate must be a finite number above 0, got {config.learning_rate}")
+    at_least(config, updates=1, batch_size=1, num_samples=1, seeds=1, hidden=1)
+    positive(config, "learning_rate")
 
 
 def _again(name: str, part: dict[str, Any], folder: Folder) -> Curve:

@@ -17,6 +17,7 @@ from experiments.conditioning.report import ALLOWED, Results, Settings, arrays_o
 from experiments.harness import data
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder
+from experiments.harness.settings import at_least, positive
 from experiments.harness.sweep import Sets, with_validation
 
 DATASETS = {"digits": data.digits, "mnist_5000": data.mnist_5000}
@@ -102,17 +103,11 @@ def run(config: Config) -> Results:
 def _check(config: Config) -> None:
     if config.dataset not in DATASETS:
         raise ExperimentError(f"unknown dataset {config.dataset}; there are {', '.join(DATASETS)}")
-    for name in ("updates", "batch_size", "seeds"):
-        if getattr(config, name) < 1:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
-    if not config.hidden or min(config.hidden) < 1:
-        raise ExperimentError(f"--hidden must be one or more numbers of at least 1, got {config.hidden}")
-    if not config.rates or not all(0 < rate < np.inf for rate in config.rates):
-        raise ExperimentError(f"--rates must be finite numbers above 0, got {config.rates}")
+    at_least(config, updates=1, batch_size=1, seeds=1, hidden=1)
+    positive(config, "rates")
     if not 1 < config.reduction < 1e9:
         raise ExperimentError(f"--reduction must be above 1 and below 1e9, got {config.reduction}")
-    if not 0 < config.target < np.inf:
-        raise ExperimentError(f"--target must be a finite number above 0, got {config.target}")
+    positive(config, "target")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from experiments.constrained.report import Results, arrays, table
 from experiments.harness import data
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder, judge, verdict
+from experiments.harness.settings import at_least
 
 QUICK = ("backprop", "fixed_prediction", "primal_dual", "predictive_coding", "kolen_pollack")
 
@@ -128,13 +129,10 @@ def _check(config: Config, examples: int) -> None:
     for setting, numbers in (("penalties", config.penalties), ("iterations", config.iterations)):
         if len(numbers) < 2 or sorted(set(numbers)) != list(numbers) or numbers[0] <= 0:
             raise ExperimentError(f"--{setting} must be two or more rising numbers above 0, got {numbers}")
-    if len(config.hidden) < 1 or min(config.hidden) < 1:
-        raise ExperimentError(f"--hidden must be one or more numbers of at least 1, got {config.hidden}")
+    at_least(config, hidden=1)
     if config.updates < MOMENTS or config.updates % MOMENTS:
         raise ExperimentError(f"--updates must be a multiple of {MOMENTS}, got {config.updates}")
-    for name in ("batch_size", "seeds"):
-        if getattr(config, name) < 1:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    at_least(config, batch_size=1, seeds=1)
     if config.batch_size > examples:
         raise ExperimentError(f"--batch-size must be at most the {examples} training examples")
 

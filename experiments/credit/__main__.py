@@ -18,6 +18,7 @@ from experiments.credit.report import SHOWN, plot, show, table
 from experiments.credit.step import by_formula, distance, seed_network
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder, Verdict
+from experiments.harness.settings import at_least
 
 ROUNDINGS = 100.0  # allowed difference from the seed's formulas, in units of float64's resolution
 ERRORS = 5.0  # allowed difference of node perturbation from theory, in standard errors
@@ -57,9 +58,7 @@ def run(config: Config) -> Comparison:
     """
     if config.quick:
         config = dataclasses.replace(config, images=min(config.images, 50), estimates=min(config.estimates, 10))
-    for name, least in {"units": 1, "depth": 1, "images": SHOWN, "samples": 1, "estimates": 2}.items():
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    at_least(config, units=1, depth=1, images=SHOWN, samples=1, estimates=2)
     outputs = ("credit.json", "credit.npz", "credit.png", "layers.png")
     folder = Folder(config.out, config, outputs=outputs)
     with jax.enable_x64(True):

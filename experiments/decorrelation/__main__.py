@@ -21,6 +21,7 @@ from experiments.decorrelation.training import METHODS, TASKS, Task, Trained, Tr
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.finished import Finished
 from experiments.harness.results import Folder
+from experiments.harness.settings import at_least
 
 
 @dataclass(frozen=True)
@@ -112,16 +113,7 @@ def _check(config: Config) -> None:
         chosen = getattr(config, name)
         if not chosen or set(chosen) - set(known) or len(set(chosen)) < len(chosen):
             raise ExperimentError(f"--{name} must be some of {', '.join(known)}, each once; got {', '.join(chosen)}")
-    for name, least in {
-        "measured": 1,
-        "updates": config.measured,
-        "batch_size": 1,
-        "trials": 4,
-        "num_samples": 1,
-        "seeds": 2,
-    }.items():
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+    at_least(config, measured=1, updates=config.measured, batch_size=1, trials=4, num_samples=1, seeds=2)
     if config.trials % 2:
         raise ExperimentError(f"--trials must be even, half of it for each rate of R; got {config.trials}")
     if not 0 < config.lowest < config.highest < np.inf:

@@ -34,6 +34,7 @@ from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.finished import Finished
 from experiments.harness.hasty import hasty
 from experiments.harness.results import Folder, judge, verdict
+from experiments.harness.settings import at_least
 from nl_jax.base import Key
 
 RUNS = "runs"
@@ -143,11 +144,7 @@ def _results(config: Config) -> Results:
 
 
 def _check(config: Config) -> None:
-    least_of = {"evaluations": 3, "batch_size": 1, "held_out": 2, "moments": 1, "seeds": 1, "samples": 2}
-    least_of |= {"directions": 1, "devices": 1}
-    for name, least in least_of.items():
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+    at_least(config, evaluations=3, batch_size=1, held_out=2, moments=1, seeds=1, samples=2, directions=1, devices=1)
     if unknown := set(config.methods) - set(METHODS):
         raise ExperimentError(f"--methods must be of {', '.join(METHODS)}; got {', '.join(sorted(unknown))}")
     if not config.methods:

@@ -19,6 +19,7 @@ from experiments.harness.data import Split
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.finished import Finished
 from experiments.harness.results import Folder, Verdict
+from experiments.harness.settings import at_least
 from experiments.hierarchy.network import Size
 from experiments.hierarchy.report import judge, plot, show, table
 from experiments.hierarchy.scoring import KINDS, SHOWN, WHOLE, Scores, answered
@@ -105,11 +106,7 @@ def run(config: Config) -> dict[str, Scores]:
 
 def _check(config: Config) -> tuple[Split, Split]:
     """Checks the settings; returns the training images and the images to test on."""
-    for name, least in {
-        "features": 1, "memories": 20, "neighbours": 1, "images": 100, "validation": 0, "seeds": 2,
-    }.items():  # fmt: skip
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    at_least(config, features=1, memories=20, neighbours=1, images=100, validation=0, seeds=2)
     dataset = data.mnist_5000()
     train = Split(*(part[: config.images] for part in dataset.train))
     if config.neighbours >= config.memories:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from experiments.harness.compiling import options
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder
+from experiments.harness.settings import at_least
 from experiments.identify.report import Cases, calibration, confusion, judge, plot, table
 from experiments.identify.simulation import CANDIDATES, Settings, case
 
@@ -109,9 +110,7 @@ def _check(config: Config) -> None:
     unknown = [name for name in config.candidates if name not in CANDIDATES]
     if unknown or len(set(config.candidates)) < max(2, len(config.candidates)):
         raise ExperimentError(f"--candidates must be two or more of {', '.join(CANDIDATES)}, got {config.candidates}")
-    for name, least in (("cases", 50), ("steps", 2), ("num_samples", 1), ("at_once", 1)):
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+    at_least(config, cases=50, steps=2, num_samples=1, at_once=1)
     if not 0 <= config.unobserved < 1:
         raise ExperimentError(f"--unobserved must be from 0 to below 1, got {config.unobserved}")
     if not config.strongest > 0:

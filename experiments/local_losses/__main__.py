@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from experiments.harness import data
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder
+from experiments.harness.settings import at_least
 from experiments.local_losses.learning import WAYS, Result, Settings, learn
 from experiments.local_losses.report import judge, plain, plot, table
 
@@ -101,9 +102,7 @@ def _check(config: Config) -> None:
     unknown = [way for way in config.ways if way not in WAYS]
     if unknown or not config.ways:
         raise ExperimentError(f"unknown way {', '.join(unknown) or '(none)'}; there are {'; '.join(WAYS)}")
-    for name, least in (("updates", 1), ("batch_size", 1), ("num_samples", 1), ("seeds", 2), ("estimates", 20)):
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+    at_least(config, updates=1, batch_size=1, num_samples=1, seeds=2, estimates=20)
     if config.convolutions not in (2, 3):
         raise ExperimentError(f"--convolutions must be 2 or 3, got {config.convolutions}")
     if not config.rates or min(config.rates) <= 0:

@@ -18,6 +18,7 @@ import nl_jax as nl
 from experiments.harness import data
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder
+from experiments.harness.settings import at_least, positive
 from experiments.harness.sweep import Sets, scores, sweep, with_validation
 from experiments.minibatch.report import ALLOWED, Results, Settings, arrays_of, plot, row, table, verdict
 from experiments.minibatch.student import student_of
@@ -122,15 +123,8 @@ def _check(config: Config) -> None:
         or any(batches[-1] % B for B in batches)
     ):
         raise ExperimentError(f"--batches must be rising numbers of at least 1 that divide the last, got {batches}")
-    for name, least in {"inputs": 1, "students": 2, "examples": batches[-1], "seeds": 1}.items():
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name} must be at least {least}, got {getattr(config, name)}")
-    if not config.hidden or min(config.hidden) < 1:
-        raise ExperimentError(f"--hidden must be one or more numbers of at least 1, got {config.hidden}")
-    if not config.rates or not all(0 < rate < np.inf for rate in config.rates):
-        raise ExperimentError(f"--rates must be finite numbers above 0, got {config.rates}")
-    if not 0 < config.target < np.inf:
-        raise ExperimentError(f"--target must be a finite number above 0, got {config.target}")
+    at_least(config, inputs=1, students=2, examples=batches[-1], seeds=1, hidden=1)
+    positive(config, "rates", "target")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ import tyro
 import nl_jax as nl
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder
+from experiments.harness.settings import at_least
 from experiments.restarts.report import ALLOWED, judge, plot, table
 from experiments.restarts.theory import Settings
 from experiments.restarts.training import Runs, train
@@ -61,9 +62,7 @@ def run(config: Config) -> dict[str, Runs]:
     """
     if config.quick:
         config = dataclasses.replace(config, restarts=min(config.restarts, 400))
-    for name, least in (("inputs", 1), ("restarts", 20), ("steps", 1), ("conjugate_steps", 1)):
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+    at_least(config, inputs=1, restarts=20, steps=1, conjugate_steps=1)
     if config.inputs > 10 or not 0 < config.spread < np.inf:
         raise ExperimentError("--inputs must be at most 10, and --spread a finite number above 0")
     folder = Folder(config.out, config, outputs=["restarts.json", "restarts.png"])

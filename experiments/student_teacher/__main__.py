@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder
+from experiments.harness.settings import positive
 from experiments.student_teacher.figure import plot
 from experiments.student_teacher.measuring import RULES, Measurement, measure
 from experiments.student_teacher.report import deviations, judge, scaling, table
@@ -90,9 +91,7 @@ def _check(config: Config) -> None:
         values = getattr(config, name)
         if len(values) < 2 or min(values) < 1 or sorted(set(values)) != list(values):
             raise ExperimentError(f"--{name} must be two or more rising numbers of at least 1, got {values}")
-    for name in ("sigma", "time"):
-        if not 0 < getattr(config, name) < float("inf"):
-            raise ExperimentError(f"--{name} must be a finite number above 0, got {getattr(config, name)}")
+    positive(config, "sigma", "time")
     if config.runs < 200:
         raise ExperimentError(f"--runs must be at least 200, for means to be all but Gaussian; got {config.runs}")
 

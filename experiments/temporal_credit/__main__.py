@@ -19,6 +19,7 @@ from experiments.harness import temporal_tasks
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.finished import Finished
 from experiments.harness.results import Folder, Verdict
+from experiments.harness.settings import at_least, positive
 from experiments.harness.temporal_networks import NETWORKS, OF_SPIKES, RULES
 from experiments.harness.temporal_tasks import Task
 from experiments.temporal_credit import training as temporal_training
@@ -121,15 +122,10 @@ def _check(config: Config) -> None:
         unknown = [one for one in chosen if one not in known]
         if unknown or not chosen or len(set(chosen)) < len(chosen):
             raise ExperimentError(f"--{name} must be some of {', '.join(known)}, each once; got {', '.join(chosen)}")
-    counts = {"steps": 5, "units": 1, "spiking_units": 1, "updates": 1, "gru_updates": 1,
-              "batch_size": 1, "seeds": 2}  # fmt: skip
-    for name, least in counts.items():
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+    at_least(config, steps=5, units=1, spiking_units=1, updates=1, gru_updates=1, batch_size=1, seeds=2)
     if not config.gru_units or min(config.gru_units) < (0 if len(config.gru_units) == 1 else 1):
         raise ExperimentError(f"--gru-units must be numbers of at least 1, or 0 alone; got {config.gru_units}")
-    if not config.rates or not all(0 < rate < np.inf for rate in config.rates):
-        raise ExperimentError(f"--rates must be finite numbers above 0, got {config.rates}")
+    positive(config, "rates")
 
 
 def _task(name: str, config: Config) -> Task:

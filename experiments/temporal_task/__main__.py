@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder, Verdict
+from experiments.harness.settings import at_least, rising
 from experiments.temporal_task.measuring import RULES, Curve, Results, Setting, measure
 from experiments.temporal_task.report import blocks, plot, summary, table
 
@@ -99,13 +100,8 @@ def run(config: Config) -> Results:
 
 
 def _check(config: Config) -> None:
-    for name in ("steps", "dimensions"):
-        values = getattr(config, name)
-        if not values or min(values) < 1 or sorted(set(values)) != list(values):
-            raise ExperimentError(f"--{name} must be rising numbers of at least 1, got {values}")
-    for name, least in (("outputs", 1), ("dimension", 1), ("length", 1), ("students", FEWEST)):
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    rising(config, "steps", "dimensions")
+    at_least(config, outputs=1, dimension=1, length=1, students=FEWEST)
     widest = max(config.dimension, *config.dimensions)
     if config.inputs < widest:
         raise ExperimentError(f"--inputs must be at least N_eff = {widest}, got {config.inputs}")

@@ -15,8 +15,9 @@ import tyro
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.failure import exit_code
 from experiments.harness.results import Folder
+from experiments.harness.settings import at_least, positive, rising
 from experiments.universal_approximation.fitting import TARGETS, Fit, fine_grid, fitted
 from experiments.universal_approximation.report import plot, table
 
@@ -83,13 +84,9 @@ def run(config: Config) -> dict[str, dict[int, Fit]]:
 
 
 def _check(config: Config) -> None:
-    if not config.units or min(config.units) < 1 or sorted(set(config.units)) != list(config.units):
-        raise ExperimentError(f"--units must be rising numbers of at least 1, got {config.units}")
-    for name in ("restarts", "updates"):
-        if getattr(config, name) < 1:
-            raise ExperimentError(f"--{name} must be at least 1, got {getattr(config, name)}")
-    if not 0 < config.learning_rate < float("inf"):
-        raise ExperimentError(f"--learning-rate must be a finite number above 0, got {config.learning_rate}")
+    rising(config, "units")
+    at_least(config, restarts=1, updates=1)
+    positive(config, "learning_rate")
 
 
 def _save(folder: Folder, name: str, found: Mapping[int, Fit]) -> None:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.random_networks import CASES
 from experiments.harness.results import Folder
+from experiments.harness.settings import at_least
 from experiments.variance_depth.figure import plot
 from experiments.variance_depth.measuring import SPACES, Measurement, Sampled, measure
 from experiments.variance_depth.report import judge, scaling, table
@@ -93,9 +94,7 @@ def _check(config: Config) -> None:
         values = getattr(config, name)
         if len(values) < fewest or min(values) < 1 or sorted(set(values)) != list(values):
             raise ExperimentError(f"--{name} must be {fewest} or more rising numbers of at least 1, got {values}")
-    for name, least in (("networks", 5), ("estimates", 100)):
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    at_least(config, networks=5, estimates=100)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from experiments.harness import data
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.finished import Finished
 from experiments.harness.results import Folder
+from experiments.harness.settings import at_least
 from experiments.without_targets.ladder import METHODS, RUNGS, Settings
 from experiments.without_targets.report import plot, receptive_fields, table
 from experiments.without_targets.teaching import Scores, teach
@@ -117,9 +118,7 @@ def _check(config: Config) -> None:
         raise ExperimentError(f"--methods names {', '.join(sorted(twice))} twice")
     if config.dataset not in DATASETS:
         raise ExperimentError(f"unknown dataset {config.dataset}; there are {', '.join(DATASETS)}")
-    for name, least in {"hidden": 1, "updates": 1, "batch_size": 1, "num_samples": 2, "seeds": 1}.items():
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+    at_least(config, hidden=1, updates=1, batch_size=1, num_samples=2, seeds=1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
