@@ -19,6 +19,7 @@ import tyro
 import nl_jax as nl
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder, Verdict
+from experiments.harness.settings import at_least
 
 ROUNDINGS = 100.0  # allowed difference between sums of up to some hundred terms, in units of the dtype's resolution
 DRIFT = 1e-9  # allowed relative distance of the parameters of two runs that are equal in exact arithmetic
@@ -100,11 +101,7 @@ def run(config: Config) -> tuple[dict[str, Comparison], Descent]:
             config, depths=config.depths[:1], networks=min(config.networks, 50), runs=min(config.runs, 5),
             steps=min(config.steps, 1000),
         )  # fmt: skip
-    if not config.depths or min(config.depths) < 1:
-        raise ExperimentError(f"--depths must be one or more numbers of at least 1, got {config.depths}")
-    for name in ("networks", "runs", "steps"):
-        if getattr(config, name) < 1:
-            raise ExperimentError(f"--{name} must be at least 1, got {getattr(config, name)}")
+    at_least(config, depths=1, networks=1, runs=1, steps=1)
     if not (0 < config.scale < np.inf and 0 < config.rate < np.inf):
         raise ExperimentError("--scale and --rate must be finite numbers above 0")
     folder = Folder(config.out, config, outputs=["activation_equivalence.json", "activation_equivalence.png"])

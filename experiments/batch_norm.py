@@ -20,6 +20,7 @@ import nl_jax as nl
 from experiments.harness import data
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder
+from experiments.harness.settings import at_least, positive
 from nl_jax._core.numerics import mean_and_error
 
 
@@ -123,17 +124,10 @@ def run(config: Config) -> list[Curve]:
 
 
 def _check(config: Config) -> None:
-    for name in ("updates", "num_samples", "seeds"):
-        if getattr(config, name) < 1:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    at_least(config, updates=1, num_samples=1, seeds=1, hidden=1)
     if not 2 <= config.batch_size <= 1437:
         raise ExperimentError(f"--batch-size must be 2 to the 1437 training examples, got {config.batch_size}")
-    if not config.hidden or min(config.hidden) < 1:
-        raise ExperimentError(f"--hidden must be one or more numbers of at least 1, got {config.hidden}")
-    for name in ("backprop_rates", "node_rates"):
-        rates = getattr(config, name)
-        if not rates or not all(0 < rate < float("inf") for rate in rates):
-            raise ExperimentError(f"--{name.replace('_', '-')} must be finite numbers above 0, got {rates}")
+    positive(config, "backprop_rates", "node_rates")
 
 
 def _network(config: Config, normalised: bool, dataset: data.Dataset) -> nl.Network:

@@ -23,6 +23,7 @@ import nl_jax as nl
 from experiments.harness import extrapolation
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder
+from experiments.harness.settings import at_least
 from nl_jax.base import Params
 from nl_jax.theory import deep_linear
 
@@ -123,9 +124,7 @@ def _check(config: Config) -> None:
     if not 0 < config.start < config.strengths[-1] / 2:
         raise ExperimentError(f"--start must be above 0 and below half the weakest strength, got {config.start}")
     modes = len(config.strengths)
-    for name, least in {"inputs": modes, "hidden": modes, "steps": 1, "seeds": 1}.items():
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    at_least(config, inputs=modes, hidden=modes, steps=1, seeds=1)
 
 
 def _lesson(config: Config) -> tuple[np.ndarray, np.ndarray]:

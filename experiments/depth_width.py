@@ -19,6 +19,7 @@ import nl_jax as nl
 from experiments.harness import data, temporal_tasks
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder, with_error
+from experiments.harness.settings import at_least, positive, rising
 from experiments.harness.sweep import Scores, Sets, lowest, scores, sweep, with_validation
 from nl_jax._core.numerics import mean_and_error
 
@@ -115,15 +116,9 @@ def run(config: Config) -> list[Stopped]:
 
 
 def _check(config: Config) -> None:
-    for name in ("updates", "batch_size", "seeds"):
-        if getattr(config, name) < 1:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
-    for name in ("parameters", "depths"):
-        values = getattr(config, name)
-        if not values or min(values) < 1 or sorted(set(values)) != list(values):
-            raise ExperimentError(f"--{name} must be rising numbers of at least 1, got {values}")
-    if not config.rates or not all(0 < rate < np.inf for rate in config.rates):
-        raise ExperimentError(f"--rates must be finite numbers above 0, got {config.rates}")
+    at_least(config, updates=1, batch_size=1, seeds=1)
+    rising(config, "parameters", "depths")
+    positive(config, "rates")
 
 
 def _digits() -> Sets:

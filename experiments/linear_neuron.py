@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 import nl_jax as nl
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder, Verdict
+from experiments.harness.settings import at_least, rising
 from nl_jax.theory import linear_neuron
 
 # Closer to N = D the errors' fourth moment is infinite, and a standard error is meaningless.
@@ -117,13 +118,8 @@ def run(config: Config) -> list[Point]:
 
 
 def _check(config: Config) -> None:
-    for name in ("examples", "steps"):
-        values = getattr(config, name)
-        if not values or min(values) < 1 or sorted(set(values)) != list(values):
-            raise ExperimentError(f"--{name} must be rising numbers of at least 1, got {values}")
-    for name, least in (("inputs", 1), ("datasets", 2)):
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    rising(config, "examples", "steps")
+    at_least(config, inputs=1, datasets=2)
     if not 0 <= config.noise < float("inf"):
         raise ExperimentError(f"--noise must be a finite number of at least 0, got {config.noise}")
 

@@ -18,6 +18,7 @@ from experiments.covariate_shift.network import ACTIVATIONS, PLAIN, SCHEMES, Mea
 from experiments.harness import data
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder, Verdict, with_error
+from experiments.harness.settings import at_least, positive
 from experiments.harness.sweep import lowest, with_validation
 
 MOMENTS = 40  # number of times at which shifts are measured, equally spaced
@@ -138,13 +139,8 @@ def run(config: Config) -> Results:
 def _check(config: Config) -> None:
     if config.activation not in ACTIVATIONS:
         raise ExperimentError(f"unknown activation {config.activation}; there are {', '.join(ACTIVATIONS)}")
-    for name, least in {"updates": 2, "batch_size": 2, "seeds": 1}.items():
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
-    if not config.hidden or min(config.hidden) < 1:
-        raise ExperimentError(f"--hidden must be one or more numbers of at least 1, got {config.hidden}")
-    if not config.rates or not all(0 < rate < np.inf for rate in config.rates):
-        raise ExperimentError(f"--rates must be finite numbers above 0, got {config.rates}")
+    at_least(config, updates=2, batch_size=2, seeds=1, hidden=1)
+    positive(config, "rates")
     if not 0 <= config.jolt < np.inf:
         raise ExperimentError(f"--jolt must be a finite number of at least 0, got {config.jolt}")
 

@@ -39,6 +39,21 @@ class Verdict(NamedTuple):
         """Whether theory and measurement agree."""
         return self.largest_deviation <= self.allowed
 
+    def insist(self, against: str = "law") -> None:
+        """Fails unless theory and measurement agree.
+
+        Args:
+          against: what was compared with measurement, for the message.
+
+        Raises:
+          ExperimentError: with the largest deviation and what chance allows.
+        """
+        if not self.agrees:
+            raise ExperimentError(
+                f"{against} and measurement disagree: by {self.largest_deviation:.1f} {self.unit}, where chance allows "
+                f"{self.allowed:.1f}"
+            )
+
 
 def with_error(values: np.ndarray, digits: int) -> str:
     """The mean over seeds and its standard error as text; "not reached" if a value is not finite."""
@@ -49,6 +64,17 @@ def with_error(values: np.ndarray, digits: int) -> str:
 def verdict(deviations: Mapping[str, float]) -> Verdict:
     """The largest of several named deviations, each in units of what is allowed."""
     return Verdict(float(np.max(list(deviations.values()))), 1.0, "of what is allowed")
+
+
+CHANCE = 1e-3
+"""Probability that `by_chance` rejects a correct law."""
+
+
+def by_chance(deviations: np.ndarray) -> Verdict:
+    """The largest of all deviations, in standard errors, and the largest that chance allows among as many."""
+    from scipy.stats import norm
+
+    return Verdict(float(np.max(np.abs(deviations))), float(norm.isf(CHANCE / 2 / np.size(deviations))))
 
 
 def judge(deviations: Mapping[str, float]) -> None:

@@ -17,6 +17,7 @@ import tyro
 
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder, judge, verdict
+from experiments.harness.settings import at_least
 from experiments.perceptron.single_units import LAYERS, PERCEPTRON, Failure, exclusive_or, passes_of, perceptron
 from nl_jax.theory import perceptron as theory
 
@@ -100,9 +101,7 @@ def _check(config: Config) -> None:
         raise ExperimentError(f"--margins must be rising numbers, got {config.margins}")
     if not 0 < config.margins[0] <= config.margins[-1] <= 0.5:
         raise ExperimentError(f"--margins must be above 0 and at most 0.5, got {config.margins}")
-    for name, least in {"inputs": 2, "examples": 1, "seeds": 1, "passes": 1}.items():
-        if getattr(config, name) < least:
-            raise ExperimentError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    at_least(config, inputs=2, examples=1, seeds=1, passes=1)
 
 
 def apart(margin: float, config: Config, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.failure import exit_code
 from experiments.harness.results import Folder, with_error
+from experiments.harness.settings import at_least, positive, rising
 from experiments.harness.sweep import lowest
 from experiments.predictive_depth.inference import Descent, descents
 from experiments.predictive_depth.training import Curve, curves
@@ -96,17 +97,12 @@ def run(config: Config) -> tuple[list[Descent], list[Curve]]:
 
 
 def _check(config: Config) -> None:
-    least = {"layers": 3, "units": 1, "steps_in_axons": 2, "steps_in_errors": 2, "examples": 1, "steps": 1,
-             "updates": 1, "batch_size": 1, "seeds": 1}  # fmt: skip
-    for name, number in least.items():
-        if getattr(config, name) < number:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(config, name)}")
-    for name in ("inference_rates", "rates", "learning_inference_rates"):
-        values = getattr(config, name)
-        if not values or not all(0 < value < np.inf for value in values):
-            raise ExperimentError(f"--{name.replace('_', '-')} must be finite numbers above 0, got {values}")
-    if not config.depths or min(config.depths) < 3 or sorted(set(config.depths)) != list(config.depths):
-        raise ExperimentError(f"--depths must be rising numbers of at least 3, got {config.depths}")
+    at_least(
+        config, layers=3, units=1, steps_in_axons=2, steps_in_errors=2, examples=1, steps=1, updates=1, batch_size=1,
+        seeds=1,
+    )  # fmt: skip
+    positive(config, "inference_rates", "rates", "learning_inference_rates")
+    rising(config, "depths", least=3)
 
 
 def factor(axons: Descent, errors: Descent, criterion: str, target: float) -> np.ndarray:

@@ -20,6 +20,7 @@ from experiments.finetune import data
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.hasty import hasty
 from experiments.harness.results import Folder, judge, verdict
+from experiments.harness.settings import at_least
 from experiments.zeroth_order.claims import search, target_of
 from experiments.zeroth_order.report import Results, compared, plot, report
 from experiments.zeroth_order.training import Curve, Measure, Problem, Runner, Settings, cosines, problem
@@ -181,10 +182,10 @@ def _cost(method: str, config: Config) -> int:
 
 
 def _check(config: Config) -> None:
-    least = {"evaluations": 1, "batch_size": 1, "held_out": 2, "moments": 1, "seeds": 1, "samples": 2, "queries": 1}
-    for name, number in (least | {"subspace": 1, "rank": 1, "trials": 1, "draws": 0}).items():
-        if getattr(config, name) < number:
-            raise ExperimentError(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(config, name)}")
+    at_least(
+        config, evaluations=1, batch_size=1, held_out=2, moments=1, seeds=1, samples=2, queries=1, subspace=1, rank=1,
+        trials=1, draws=0,
+    )  # fmt: skip
     for name, allowed in (("methods", METHODS), ("learn", LEARNABLE)):
         given = getattr(config, name)
         if not given or set(given) - set(allowed):

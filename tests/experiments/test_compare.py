@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from experiments import compare
+from experiments.compare import __main__ as compare
+from experiments.compare.training import Curve
 from experiments.harness.failure import ExperimentError
 from tests.experiments.test_data import idx, write_set
 
-REPOSITORY = Path(compare.__file__).parents[1]
+REPOSITORY = Path(compare.__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("lenient")
 
 
@@ -82,7 +83,7 @@ def test_quick_run_end_to_end(tmp_path):
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     """The second estimator is interrupted; what the first left is the same as in a run of both."""
-    train, asked = compare._train, []
+    train, asked = compare.train_with, []
 
     def interrupted(name, *arguments):
         asked.append(name)
@@ -90,7 +91,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return train(name, *arguments)
 
-    monkeypatch.setattr(compare, "_train", interrupted)
+    monkeypatch.setattr(compare, "train_with", interrupted)
     both = small(tmp_path, "--estimators", "backprop", "lagrangian_backprop")
     assert compare.main(both) == 130
     lines, arrays = (tmp_path / "metrics.jsonl").read_text(), np.load(tmp_path / "backprop.npz")["loss"]
@@ -109,7 +110,7 @@ def test_idx_files(tmp_path, capsys):
 
 
 def test_the_table_says_what_the_curves_say():
-    curve = compare.Curve(
+    curve = Curve(
         update=[0, 10, 20, 30],
         evaluations=[0, 40, 80, 120],
         train_loss=[np.ones(4)] * 4,
@@ -117,12 +118,12 @@ def test_the_table_says_what_the_curves_say():
         cosine=[np.full(4, 0.25), np.full(4, 0.5), np.full(4, 0.5), np.full(4, 0.75)],
         seconds_per_update=[5.0, 0.1, 0.1],
     )
-    row = compare.table({"backprop": curve}, compare.Config()).splitlines()[1].split()
+    row = compare.table({"backprop": curve}, 0.9).splitlines()[1].split()
     assert row == ["backprop", "93.00", "±", "1.29", "30", "120", "40", "3.0", "0.250", "→", "0.750"]
 
 
 def test_the_picture_shows_each_curve_against_its_own_axis():
-    curve = compare.Curve(
+    curve = Curve(
         update=[0, 10, 20], evaluations=[0, 40, 80], train_loss=[np.full(2, x) for x in (3.0, 2.0, 1.0)],
         test_accuracy=[np.ones(2)] * 3, cosine=[np.full(2, 0.5)] * 3,
     )  # fmt: skip
@@ -179,7 +180,7 @@ def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
 
 
 def test_a_lost_run_is_an_error_and_leaves_what_was_done(tmp_path, monkeypatch, capsys):
-    broken = lambda objective, samples: compare.nl.backprop(lambda *at, **how: objective(*at, **how) * np.float32(1e30))
+    broken = lambda objective, samples: nl.backprop(lambda *at, **how: objective(*at, **how) * np.float32(1e30))
     monkeypatch.setitem(compare.ESTIMATORS, "broken", broken)
     arguments = small(tmp_path, "--estimators", "backprop", "broken", "--learning-rate", "1e38")
     assert compare.main(arguments) == 1

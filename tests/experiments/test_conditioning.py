@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.conditioning import __main__ as conditioning
 from experiments.conditioning import linear_descent
-from experiments.conditioning.__main__ import CENTRED, RAW, STANDARDISED, WHITENED
+from experiments.conditioning.measuring import CENTRED, GIVEN, RAW, STANDARDISED, WHITENED, preprocessings
 from experiments.harness.sweep import Scores
 
 pytestmark = pytest.mark.usefixtures("lenient")
@@ -30,7 +30,7 @@ SMALL = [
 ]
 
 
-def empty(results, config):
+def empty(results, settings):
     """In the place of the picture, which takes seconds to draw."""
     return Figure(figsize=(1, 1))
 
@@ -48,7 +48,7 @@ def left(tmp_path_factory):
 def test_linear_units_follow_the_law(left):
     out, found = left
     assert found["largest_deviation"] < 1e-10
-    assert len(found["deviations"]) == 4 + len(conditioning.GIVEN)
+    assert len(found["deviations"]) == 4 + len(GIVEN)
     conditions = [found["rows"][name]["condition"] for name in (RAW, CENTRED, STANDARDISED, WHITENED)]
     assert conditions == sorted(conditions, reverse=True)
     assert conditions[-1] == pytest.approx(1)
@@ -62,7 +62,7 @@ def test_another_law_is_an_error(tmp_path, monkeypatch, capsys):
     """Such as that of a rate one thousandth larger."""
     right = linear_descent.conditioning.excess_loss
     monkeypatch.setattr(linear_descent.conditioning, "excess_loss", lambda c, e, rate, t: right(c, e, 1.001 * rate, t))
-    monkeypatch.setattr(conditioning, "_network", lambda raw, moments, config: {})
+    monkeypatch.setattr(conditioning, "network_scores", lambda raw, moments, **settings: {})
     monkeypatch.setattr(conditioning, "plot", empty)
     assert conditioning.main([*SMALL, "--out", str(tmp_path)]) == 1
     assert "error: law and measurement disagree" in capsys.readouterr().err
@@ -72,7 +72,7 @@ def test_another_law_is_an_error(tmp_path, monkeypatch, capsys):
 def test_preprocessing():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 3)) @ rng.normal(size=(3, 3)) + [1.0, 2.0, -1.0]
-    made = {name: prepare(x) for name, prepare in conditioning.preprocessings(x).items()}
+    made = {name: prepare(x) for name, prepare in preprocessings(x).items()}
     np.testing.assert_array_equal(made[RAW], x)
     for name in (CENTRED, STANDARDISED, WHITENED):
         np.testing.assert_allclose(made[name].mean(axis=0), 0, atol=1e-12)
@@ -102,19 +102,19 @@ def _results():
     )
     scores.loss["validation"][1, 0] = [3.0, 0.2, 0.5]
     line = linear_descent.Descent(3, 5.0, 7, np.array([0, 7]), np.ones((2, 2)), np.ones((2, 2)), np.array([7.0, 6.0]))
-    given = dict.fromkeys(conditioning.GIVEN, line)
+    given = dict.fromkeys(GIVEN, line)
     return conditioning.Results({RAW: line}, given, [1, 2, 3], {RAW: scores})
 
 
-CONFIG = conditioning.Config(rates=(0.1, 1.0), target=1.0, seeds=2)
+SETTINGS = conditioning.Config(rates=(0.1, 1.0), target=1.0, seeds=2).settings
 
 
 def test_the_network_is_judged_at_the_rate_that_validation_chooses():
-    (row,) = conditioning.rows(_results(), CONFIG).values()
+    (row,) = conditioning.rows(_results(), SETTINGS).values()
     assert row["rate"] == 1.0
     np.testing.assert_array_equal(row["updates, test"], [2, 3])
     np.testing.assert_array_equal(row["test loss"], [1, 1])  # where validation is least
-    text = conditioning.table(_results(), CONFIG).splitlines()[2]
+    text = conditioning.table(_results(), SETTINGS).splitlines()[2]
     assert text.split() == [
         "raw",
         "5",
@@ -135,7 +135,7 @@ def test_the_network_is_judged_at_the_rate_that_validation_chooses():
 
 
 def test_the_picture_shows_what_was_measured():
-    curves, by_condition, _, training, test, by_rate = conditioning.plot(_results(), CONFIG).axes
+    curves, by_condition, _, training, test, by_rate = conditioning.plot(_results(), SETTINGS).axes
     np.testing.assert_array_equal(curves.lines[1].get_ydata(), [1])
     np.testing.assert_array_equal(by_condition.lines[0].get_xdata(), [5.0] * 10)
     np.testing.assert_allclose(training.lines[0].get_ydata(), [3, 2, 0.75])

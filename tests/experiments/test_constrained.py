@@ -118,8 +118,8 @@ def test_ctrl_c_leaves_what_was_done(left, tmp_path, monkeypatch, capsys):
     def interrupted(name, lesson):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(constrained, "_along", lambda lesson: results.along)
-    monkeypatch.setattr(constrained, "_descend", interrupted)
+    monkeypatch.setattr(constrained, "along", lambda lesson: results.along)
+    monkeypatch.setattr(constrained, "descend", interrupted)
     monkeypatch.setattr(constrained, "plot", empty)
     monkeypatch.setattr(constrained, "plot_members", empty)
     assert constrained.main(["--penalties", "10", "1000", "10000", "--seeds", "2", "--out", str(tmp_path)]) == 130
@@ -129,7 +129,7 @@ def test_ctrl_c_leaves_what_was_done(left, tmp_path, monkeypatch, capsys):
 
 def test_diverging_iterations_are_one_line(left, tmp_path, monkeypatch, capsys):
     _, results = left
-    monkeypatch.setattr(constrained, "_along", lambda lesson: results.along)
+    monkeypatch.setattr(constrained, "along", lambda lesson: results.along)
     monkeypatch.setattr(constrained, "plot", empty)
     monkeypatch.setattr(constrained, "plot_members", empty)
     monkeypatch.setattr(constrained, "print", lambda *values: None, raising=False)  # a table of what diverged

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from experiments import credit as experiment
+from experiments.credit import __main__ as experiment
+from experiments.credit.comparison import Comparison
+from experiments.credit.step import RATE
 from experiments.harness.plotting import figure
 
 pytestmark = pytest.mark.usefixtures("lenient")
@@ -42,9 +44,7 @@ def test_the_formulas_are_those_of_autodiff(x64):
     grads = jax.grad(lambda p: objective(p, batch)[0])(params)
     np.testing.assert_allclose(step.gamma, grads["hidden1"]["bias"], rtol=1e-12)
     np.testing.assert_allclose(step.delta, grads["output"]["bias"], rtol=1e-12)
-    np.testing.assert_allclose(
-        step.v[1:], params["output"]["weight"] - experiment.RATE * grads["output"]["weight"], rtol=1e-12
-    )
+    np.testing.assert_allclose(step.v[1:], params["output"]["weight"] - RATE * grads["output"]["weight"], rtol=1e-12)
     without_slope = step._replace(gamma=step.gamma / (step.h * (1 - step.h)))  # the hidden units' own derivative
     at = nl.backprop, net, params, x, target
     assert experiment.distance(*at, step) < experiment.ROUNDINGS
@@ -55,7 +55,7 @@ def test_disagreement_is_a_non_zero_exit(tmp_path, monkeypatch, capsys):
     rng, law = np.random.default_rng(0), np.array([2.0, 0.5])
     of = {name: {"hidden1": np.ones((8, 3)), "output": np.ones((8, 2))} for name in ("backprop", "node perturbation")}
     ones = {name: np.ones(2) for name in of}
-    agreeing = experiment.Comparison(of, ones, ones, law, rng.normal(law, 0.1, (50, 2)), rng.normal(1, 0.1, (50, 2)))
+    agreeing = Comparison(of, ones, ones, law, rng.normal(law, 0.1, (50, 2)), rng.normal(1, 0.1, (50, 2)))
 
     for compared, roundings, code in (
         (agreeing, 2.0, 0),
@@ -63,7 +63,7 @@ def test_disagreement_is_a_non_zero_exit(tmp_path, monkeypatch, capsys):
         (agreeing._replace(law=1.2 * law), 2.0, 1),
         (agreeing._replace(slope=agreeing.slope + 0.2), 2.0, 1),
     ):
-        monkeypatch.setattr(experiment, "compare", lambda config, compared=compared: compared)
+        monkeypatch.setattr(experiment, "compare", lambda compared=compared, **settings: compared)
         monkeypatch.setattr(experiment, "distance", lambda *at, roundings=roundings: roundings)
         for drawing in ("plot", "show"):
             monkeypatch.setattr(experiment, drawing, lambda *results: figure(1, 1, (1, 1))[0])

@@ -9,7 +9,8 @@ import pytest
 import nl_jax as nl
 from experiments.decorrelation import __main__ as decorrelation
 from experiments.decorrelation import training as decorrelation_training
-from experiments.decorrelation.__main__ import Chosen, Config, Lesson
+from experiments.decorrelation.__main__ import Config
+from experiments.decorrelation.findings import Chosen, Lesson, choose, findings, settled
 from experiments.decorrelation.training import METHODS, TASKS, Trained, Trial
 
 pytestmark = pytest.mark.usefixtures("lenient")
@@ -73,7 +74,7 @@ def test_chosen_on_validation_reported_on_test():
     validation = np.array([[[2, 1, 0.1]] * 2, [[2, 0.25, 0.3]] * 2, [[2, 0.1, np.nan]] * 2])
     test = np.array([[[2, 0.1, 0.1]] * 2, [[2, 1, 0.25], [2, 0.125, 0.2]], [[2, 0.2, 0.2]] * 2])
     tried = [Trial(rate, 0.0) for rate in (0.1, 0.2, 0.3)]
-    chosen = decorrelation.choose(Trained(validation, test, test, test, evaluations=3), tried, task, [0, 6, 12])
+    chosen = choose(Trained(validation, test, test, test, evaluations=3), tried, task, [0, 6, 12])
     assert (chosen.trial, chosen.last) == (tried[1], tried[0])
     np.testing.assert_allclose(chosen.updates, [9, 3])
     np.testing.assert_allclose(chosen.evaluations, [27, 9])
@@ -93,7 +94,7 @@ def test_chosen_on_validation_reported_on_test():
     ],
 )
 def test_when_a_loss_has_settled(loss, expected):
-    np.testing.assert_allclose(decorrelation.settled(0.5, np.array(loss), [0, 10, 20, 30][: len(loss)]), expected)
+    np.testing.assert_allclose(settled(0.5, np.array(loss), [0, 10, 20, 30][: len(loss)]), expected)
 
 
 def chosen(*updates):
@@ -105,7 +106,7 @@ def test_what_is_said():
     """Of 40, 44 and 400, 440 updates; a difference within two standard errors is none."""
     results = {Lesson("t", "backprop", flag): chosen(*own) for flag, own in ((False, (40, 44)), (True, (40, 44)))}
     results |= {Lesson("t", "NP", False): chosen(400, 440), Lesson("t", "NP", True): chosen(80, 88)}
-    says = {one["statement"]: one["says"] for one in decorrelation.findings(results)}
+    says = {one["statement"]: one["says"] for one in findings(results)}
     assert says == {
         "t: backprop takes fewer updates with decorrelation": "undecided",
         "t: NP takes fewer updates with decorrelation": "yes",
@@ -113,13 +114,13 @@ def test_what_is_said():
         "t: decorrelation brings NP nearer to backprop with it": "yes",
     }
     results[Lesson("t", "backprop", True)] = chosen(4, 4.4)  # backprop gains more than NP does
-    assert [one["says"] for one in decorrelation.findings(results)][1:] == ["yes", "yes", "no"]
+    assert [one["says"] for one in findings(results)][1:] == ["yes", "yes", "no"]
     results[Lesson("t", "NP", True)] = chosen(80, np.inf)
-    assert [one["says"] for one in decorrelation.findings(results)][1:] == ["no"] * 3
+    assert [one["says"] for one in findings(results)][1:] == ["no"] * 3
     results[Lesson("t", "NP", False)] = chosen(80, np.inf)
-    assert [one["says"] for one in decorrelation.findings(results)][1:] == ["undecided"] * 3
+    assert [one["says"] for one in findings(results)][1:] == ["undecided"] * 3
     results |= {Lesson("t", "backprop", flag): chosen(np.inf, 40) for flag in (False, True)}
-    assert [one["says"] for one in decorrelation.findings(results)] == ["undecided"] * 4
+    assert [one["says"] for one in findings(results)] == ["undecided"] * 4
 
 
 def test_evaluations_of_an_update():

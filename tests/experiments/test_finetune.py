@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.finetune import __main__ as finetune
 from experiments.finetune import data as finetune_data
+from experiments.finetune import training as finetune_training
 from experiments.harness.failure import ExperimentError
 from experiments.harness.language_model import Model
 
@@ -93,7 +94,7 @@ def divide(out):
     """Runs FZOO on one device and on two; in a process that has two."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         shrink(monkeypatch)
-        assert finetune._sharding(finetune.Config(devices=2)).num_devices == 2
+        assert finetune_training.sharding(finetune.Config(devices=2).settings).num_devices == 2
         for devices in "12":
             out_of = str(Path(out) / devices)
             finetune.main(["--quick", "--methods", "FZOO", "--devices", devices, "--out", out_of])  # judged elsewhere
@@ -113,13 +114,13 @@ def test_every_rate_is_tried_and_the_best_is_kept(monkeypatch, tmp_path):
     ends = iter([finetune.nl.Diverged("", None, ()), [3.0, 5.0], [2.0, 5.0], [np.nan, 1.0]])
     places = []
 
-    def curve(method, trained, run, config, task):
+    def curve(method, trained, run, settings, task):
         places.append(run.place)
         if isinstance(end := next(ends), Exception):
             raise end
         return [{"losses": end}]
 
-    monkeypatch.setattr(finetune, "_curve", curve)
+    monkeypatch.setattr(finetune, "curve_of", curve)
     config = finetune.Config(out=tmp_path, factors=(8.0, 1.0, 2.0, 4.0))
     rate, tried, _ = finetune._chosen("backprop", config, task)
     assert rate == 2e-3
@@ -129,10 +130,12 @@ def test_every_rate_is_tried_and_the_best_is_kept(monkeypatch, tmp_path):
 
 def test_memory_is_that_of_a_forward_pass_but_for_backprop():
     """Backprop keeps the activations of all layers, a forward pass those of one."""
-    config = finetune.Config(batch_size=32)
+    settings = finetune.Config(batch_size=32).settings
     prompts = finetune_data._prompts([("def f():", "Return")] * 32, finetune_data._characters, 32)
     task = finetune_data.Task("tiny", TINY, TINY.init(jax.random.key(0)), prompts, prompts, prompts)
-    held = {method: finetune._temporaries(method, 1e-3, config, task) for method in ("all weights", "backprop")}
+    held = {
+        method: finetune_training.temporaries(method, 1e-3, settings, task) for method in ("all weights", "backprop")
+    }
     assert 0 < 1.5 * held["all weights"] < held["backprop"]
 
 

@@ -8,7 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 
 import nl_jax as nl
-from experiments import hebbian_pca
+from experiments.hebbian_pca import __main__ as hebbian_pca
+from experiments.hebbian_pca import learning
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -22,7 +23,7 @@ def left(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digits():
-    return hebbian_pca.Digits()
+    return learning.Digits()
 
 
 def test_rules_follow_their_flows(left, digits):
@@ -45,8 +46,8 @@ def test_sanger_orders_the_eigenvectors(left, digits):
 def test_another_rule_is_told_from_it(rule, other, digits, monkeypatch):
     monkeypatch.setattr(nl.rules, rule, getattr(nl.rules, other))
     with jax.enable_x64(True):
-        measure = getattr(hebbian_pca, f"_{rule}")
-        assert measure(digits, hebbian_pca.Config(components=3, units=2, steps=1)).deviation > 3
+        measure = getattr(learning, rule)
+        assert measure(digits, hebbian_pca.Config(components=3, units=2, steps=1).settings).deviation > 3
 
 
 def test_folder(left):
@@ -64,9 +65,9 @@ def test_folder(left):
 
 def test_disagreement_is_an_error(left, tmp_path, monkeypatch, capsys):
     _, found = left
-    far = hebbian_pca.Settled(**{**vars(found.sanger), "left": found.sanger.left / 4})
+    far = learning.Settled(**{**vars(found.sanger), "left": found.sanger.left / 4})
     for rule, result in found._replace(sanger=far)._asdict().items():
-        monkeypatch.setattr(hebbian_pca, f"_{rule}", lambda digits, config, result=result: result)
+        monkeypatch.setattr(hebbian_pca, rule, lambda digits, settings, result=result: result)
     monkeypatch.setattr(hebbian_pca, "plot", lambda found, digits: Figure(figsize=(1, 1)))
     assert hebbian_pca.main(["--out", str(tmp_path)]) == 1
     shown = capsys.readouterr()

@@ -10,23 +10,23 @@ import pytest
 from experiments.harness import data
 from experiments.hierarchy import __main__ as hierarchy
 from experiments.hierarchy import network as hierarchy_network
-from experiments.hierarchy.__main__ import Scores
 from experiments.hierarchy.network import Answers, Size
+from experiments.hierarchy.scoring import KINDS, Scores, hidden, names, turned
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
 
 def test_each_concept_is_named_by_one_label():
     seen = Answers(np.array([0, 0, 2, 2]), np.array([0.5, 0.9, 0.3, 0.1]), np.ones(4), np.ones((4, 1)))
-    assert hierarchy.names(seen, np.array([7, 3, 1, 1])) == {0: 3, 2: 1}
+    assert names(seen, np.array([7, 3, 1, 1])) == {0: 3, 2: 1}
 
 
 def test_questions():
     image = np.arange(784.0).reshape(1, -1)
-    half = hierarchy.hidden(image).reshape(28, 28)
+    half = hidden(image).reshape(28, 28)
     np.testing.assert_array_equal(half[:14].ravel(), np.arange(392))
     assert not half[14:].any()
-    np.testing.assert_array_equal(hierarchy.turned(image).reshape(28, 28), np.rot90(np.arange(784.0).reshape(28, 28)))
+    np.testing.assert_array_equal(turned(image).reshape(28, 28), np.rot90(np.arange(784.0).reshape(28, 28)))
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_it_learns_and_answers():
             jax.random.key(0), images, size, "low and mid", features_learn=learns, memory_learns=learns
         )
         seen = hierarchy_network.answers(one, images)
-        called = hierarchy.names(seen, labels)
+        called = names(seen, labels)
         right.append(np.mean([called[int(c)] == label for c, label in zip(seen.concept, labels, strict=True)]))
         found.append(one.params)
     assert right[1] > right[0] + 0.2
@@ -56,7 +56,7 @@ def test_it_learns_and_answers():
 def _scores(*named):
     return {
         name: Scores(*(np.array([at - 0.01, at + 0.01]) for _ in range(4)))
-        for name, at in zip(hierarchy.KINDS, named, strict=True)
+        for name, at in zip(KINDS, named, strict=True)
     }
 
 
@@ -73,7 +73,7 @@ def test_a_small_run(tmp_path, capsys, monkeypatch):
     small = dataclasses.replace(hierarchy.Config(), images=200, memories=30, features=6, seeds=2)
     results = hierarchy.run(dataclasses.replace(small, out=tmp_path, quick=True))
     left = json.loads((tmp_path / "hierarchy.json").read_text())
-    assert left["scores"].keys() == results.keys() == hierarchy.KINDS.keys()
+    assert left["scores"].keys() == results.keys() == KINDS.keys()
     assert "nan" not in capsys.readouterr().out
     for name in ("hierarchy.png", "completion.png"):
         assert (tmp_path / name).stat().st_size > 10_000

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments import identify
-from experiments.identify import CANDIDATES, Cases, Config
+from experiments.identify import __main__ as identify
+from experiments.identify.__main__ import Config
+from experiments.identify.report import Cases, calibration
+from experiments.identify.simulation import CANDIDATES
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -39,7 +41,7 @@ def test_what_came_true_is_held_against_what_was_stated():
     assert right.largest_deviation == pytest.approx(0, abs=1e-6)
     assert not identify.judge(made_up(0.7)).agrees
     assert not identify.judge(made_up(0.9)).agrees
-    low, high = identify.calibration(made_up(0.7))
+    low, high = calibration(made_up(0.7))
     assert (high.stated, high.right, high.times) == pytest.approx((0.8, 0.7, 3000))
     assert high.error == pytest.approx((0.8 * 0.2 / 3000) ** 0.5)
     assert high.deviation == pytest.approx(-0.1 / high.error)
@@ -47,11 +49,11 @@ def test_what_came_true_is_held_against_what_was_stated():
 
 
 def test_the_table_and_the_picture_show_what_was_found():
-    config, found = Config(candidates=RULES), made_up(0.8)
-    text = identify.table(found, config)
+    settings, found = Config(candidates=RULES).settings, made_up(0.8)
+    text = identify.table(found, settings)
     assert "the most probable rule is the true one in 80.0 % of 3000 networks" in text
     assert text.splitlines()[1].split() == ["backprop", "0.800", "0.200", "2400"]
-    matrix, curve, strength = identify.plot(found, config).axes
+    matrix, curve, strength = identify.plot(found, settings).axes
     np.testing.assert_allclose(matrix.images[0].get_array(), [[0.8, 0.2], [0.8, 0.2]])
     np.testing.assert_allclose(np.float64(curve.containers[0].lines[0].get_ydata()), [0.2, 0.8])
     np.testing.assert_allclose(np.float64(strength.containers[1].lines[0].get_ydata()), 0.2)
@@ -62,7 +64,7 @@ def test_the_table_and_the_picture_show_what_was_found():
 
 def test_wrong_probabilities_are_a_non_zero_exit(tmp_path, monkeypatch, capsys):
     """Said after all is saved: a rule that is always held for certain, and is true in half of the cases."""
-    case = lambda key, config: (np.array([1.0, 0.0]), identify.jax.random.randint(key, (), 0, 2), np.float32(3))
+    case = lambda key, settings: (np.array([1.0, 0.0]), identify.jax.random.randint(key, (), 0, 2), np.float32(3))
     monkeypatch.setattr(identify, "case", case)
     assert identify.main(["--cases", "200", "--candidates", *RULES, "--out", str(tmp_path)]) == 1
     assert "error: probabilities are not right as often as they say" in capsys.readouterr().err

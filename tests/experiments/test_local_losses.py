@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from experiments import local_losses
-from experiments.local_losses import RULES, WAYS, Config, Noise, Result
+from experiments.local_losses import __main__ as local_losses
+from experiments.local_losses.__main__ import Config
+from experiments.local_losses.learning import RULES, WAYS, Noise, Result, trunk, units_per_loss
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -29,9 +30,9 @@ def test_quick_agrees_with_its_law(tmp_path, capsys):
 
 def test_units_per_loss():
     """Every unit of a block, or its share of a group and a position, and the head's."""
-    network = local_losses.trunk(8, 3)
+    network = trunk(8, 3)
     counts = {
-        way: local_losses.units_per_loss(nl.local_losses(network, nl.losses.cross_entropy, 10, **settings), network, 10)
+        way: units_per_loss(nl.local_losses(network, nl.losses.cross_entropy, 10, **settings), network, 10)
         for way, settings in WAYS.items()
     }
     assert counts["one loss"] == {"high": 8 * 8 * 16 + 4 * 4 * 32 + 2 * 2 * 32 + 10}
@@ -65,7 +66,7 @@ def test_the_table_and_the_picture_show_what_was_measured():
     text = local_losses.table(made_up())
     assert "100.0 ± 0.1" in text
     assert "85.00 ± 5.00" in text
-    variance, cosine, accuracy = local_losses.plot(made_up(), "title", Config()).axes
+    variance, cosine, accuracy = local_losses.plot(made_up(), "title", Config().settings).axes
     np.testing.assert_allclose(variance.containers[0].lines[0].get_ydata(), [100, 50, 25, 12.5, 6.25])
     np.testing.assert_allclose(cosine.containers[0].lines[0].get_ydata(), [0.1, 0.2, 0.3, 0.4, 0.5])
     np.testing.assert_allclose(accuracy.containers[1].lines[0].get_ydata(), [75] * 5)
@@ -76,7 +77,7 @@ def test_the_table_and_the_picture_show_what_was_measured():
 
 def test_disagreement_is_a_non_zero_exit(tmp_path, monkeypatch, capsys):
     """Said after all is saved."""
-    monkeypatch.setattr(local_losses, "_learn", lambda way, *rest: made_up(off=9.0)[way])
+    monkeypatch.setattr(local_losses, "learn", lambda way, *rest: made_up(off=9.0)[way])
     assert local_losses.main(["--out", str(tmp_path)]) == 1
     assert "error: law and measurement disagree: by 9.0 standard errors" in capsys.readouterr().err
     assert (tmp_path / "local_losses.png").exists()

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import minibatch
 from experiments.harness.sweep import Scores
+from experiments.minibatch import __main__ as minibatch
+from experiments.minibatch.report import Results
+from experiments.minibatch.student import FRACTIONS, Student, examples_of
 from nl_jax.theory import student_teacher
 
 pytestmark = pytest.mark.usefixtures("lenient")
@@ -17,7 +19,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-def empty(results, config):
+def empty(results, settings):
     """In the place of the picture, which takes seconds to draw."""
     return Figure(figsize=(1, 1))
 
@@ -54,7 +56,7 @@ def test_another_law_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(minibatch, "sweep", lambda *args, **settings: network)
     monkeypatch.setattr(minibatch, "plot", empty)
     monkeypatch.setattr(
-        minibatch.student_teacher, "backprop", lambda N, *, batch, right=student_teacher.backprop: right(N, batch=1)
+        student_teacher, "backprop", lambda N, *, batch, right=student_teacher.backprop: right(N, batch=1)
     )
     assert minibatch.main([*SMALL, "--out", str(tmp_path)]) == 1
     assert "error: law and measurement disagree" in capsys.readouterr().err
@@ -65,30 +67,30 @@ def test_another_law_is_an_error(tmp_path, monkeypatch, capsys):
 def _results():
     """B = 2: errors exactly on the law, and a network at two rates, the second the better."""
     law = student_teacher.backprop(3, batch=2)
-    steps = np.arange(int(np.ceil(minibatch._examples(law, 2) / 2)) + 1)
-    rates = law.best_rate * np.array(minibatch.FRACTIONS)
+    steps = np.arange(int(np.ceil(examples_of(law, 2) / 2)) + 1)
+    rates = law.best_rate * np.array(FRACTIONS)
     errors = np.stack([law.factor(rate) ** steps for rate in rates])[..., None] * [0.9, 1.1]
     slow, fast = [[3.0, 2.0]] * 2, [[2.0, 1.0], [1.0, 0.5]]
     loss = {part: np.array([slow, fast]) for part in ("train", "validation", "test")}
     scores = Scores(loss, {"test": np.array([slow, fast]) / 10})
-    return minibatch.Results({2: minibatch.Student(law, errors)}, np.array([4, 8]), {2: scores})
+    return Results({2: Student(law, errors)}, np.array([4, 8]), {2: scores})
 
 
-CONFIG = minibatch.Config(batches=(2,), inputs=3, rates=(0.1, 0.2), target=1.0, examples=8)
+SETTINGS = minibatch.Config(batches=(2,), inputs=3, rates=(0.1, 0.2), target=1.0, examples=8).settings
 
 
 def test_the_table_shows_what_was_measured():
     results = _results()
-    found = minibatch.row(2, results, CONFIG)
+    found = minibatch.row(2, results, SETTINGS)
     assert found["examples measured"] == pytest.approx(found["examples by law"])
     assert results.student[2].deviation == pytest.approx(0, abs=1e-9)
-    row = minibatch.table(results, CONFIG).splitlines()[2].split()
+    row = minibatch.table(results, SETTINGS).splitlines()[2].split()
     assert row[:3] == ["2", "0.1667", "0.3333"]
     assert row[5:] == ["0.2", "0.4", "6", "±", "2", "0.7500", "±", "0.2500", "7.50", "±", "2.50"]
 
 
 def test_the_picture_shows_what_was_measured():
-    curves, factors, needed, test, by_rate, by_batch = minibatch.plot(_results(), CONFIG).axes
+    curves, factors, needed, test, by_rate, by_batch = minibatch.plot(_results(), SETTINGS).axes
     np.testing.assert_allclose(curves.lines[1].get_ydata()[0], 1 - 1 / 3)
     np.testing.assert_allclose(factors.containers[0].lines[0].get_xdata()[2], 1 / 6)
     np.testing.assert_allclose(needed.lines[0].get_ydata(), needed.lines[1].get_ydata()[0], rtol=1e-6)

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments import student_teacher
 from experiments.harness.plotting import figure
+from experiments.student_teacher import __main__ as student_teacher
+from experiments.student_teacher import figure as student_teacher_figure
+from experiments.student_teacher import measuring
 from nl_jax.theory import student_teacher as theory
 
 pytestmark = pytest.mark.usefixtures("lenient")
@@ -25,7 +27,7 @@ def measurement(rule="backprop", M=4, N=8, *, off=0.0, rate_off=0.0):
     errors = predicted[:, None] * (1 + 0.01 * (off + spread))
     rates = 2 * recursion.best_rate * (1 + np.arange(runs)) / runs
     contraction = rates * (-2 + rates * recursion.contraction * np.exp(-rate_off) + 0.1 * wobble[1])
-    return student_teacher.Measurement(rule, M, N, recursion, steps, errors, rates, contraction)
+    return measuring.Measurement(rule, M, N, recursion, steps, errors, rates, contraction)
 
 
 def grid(**changed):
@@ -37,7 +39,7 @@ def test_an_exponent_is_shown_for_three_sizes_or_more(sizes):
     """Two sizes fit any exponent, and are not joined."""
     found = [measurement(M=M, N=N) for M in sizes for N in sizes]
     _, axes = figure(1, 1, size=(3, 3))
-    student_teacher._best_rates(axes, found, "N", "M")
+    student_teacher_figure._best_rates(axes, found, "N", "M")
     (label,) = axes.get_legend_handles_labels()[1]
     assert ("N to the" in label) == (len(sizes) == 3)
     joined = [line for line in axes.lines if line.get_linestyle() not in ("None", "none")]
@@ -49,8 +51,9 @@ def left(tmp_path_factory):
     """What a small run of backprop and node perturbation leaves."""
     out = tmp_path_factory.mktemp("student_teacher")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(student_teacher, "RULES", {"node perturbation": student_teacher.RULES["node perturbation"]})
-        patch.setattr(student_teacher, "POINTS", 4)
+        for module in (student_teacher, student_teacher_figure):
+            patch.setattr(module, "RULES", {"node perturbation": measuring.RULES["node perturbation"]})
+        patch.setattr(measuring, "POINTS", 4)
         assert student_teacher.main([*SMALL, "--runs", "300", "--time", "1", "--out", str(out)]) == 0
     return out, dict(np.load(out / "student_teacher.npz"))
 
@@ -115,8 +118,7 @@ def test_the_table_and_the_picture_show_what_was_measured():
     rows = [line.split() for line in text.splitlines()[2:5]]
     assert [row[-2] for row in rows] == ["2.0"] * 3
     assert "largest deviation of 54 compared" in text
-    config = student_teacher.Config(outputs=(4, 8), inputs=(4, 8))
-    curves, *_, contraction, by_inputs, by_outputs = student_teacher.plot(found, config).axes
+    curves, *_, contraction, by_inputs, by_outputs = student_teacher.plot(found, 0.1).axes
     first = curves.containers[0].lines[0]
     np.testing.assert_allclose(first.get_xdata(), [5, 10, 20])
     np.testing.assert_allclose(first.get_ydata(), found[0].errors.mean(axis=1))
@@ -129,7 +131,7 @@ def test_the_table_and_the_picture_show_what_was_measured():
 
 def test_disagreement_is_a_non_zero_exit(tmp_path, monkeypatch, capsys):
     """Said after all is saved."""
-    monkeypatch.setattr(student_teacher, "_measure", lambda rule, M, N, config: measurement(rule, M, N, off=6.0))
+    monkeypatch.setattr(student_teacher, "measure", lambda rule, M, N, **settings: measurement(rule, M, N, off=6.0))
     assert student_teacher.main([*SMALL, "--out", str(tmp_path)]) == 1
     said = "error: theory and measurement disagree: by 6.0 standard errors, where chance allows 4"
     assert said in capsys.readouterr().err

@@ -11,7 +11,7 @@ from experiments.harness import temporal_networks, temporal_tasks
 from experiments.harness.plotting import figure
 from experiments.temporal_credit import __main__ as temporal_credit
 from experiments.temporal_credit import training as temporal_training
-from experiments.temporal_credit.__main__ import BACKPROP, RTRL, Lesson
+from experiments.temporal_credit.report import BACKPROP, RTRL, Lesson
 from experiments.temporal_credit.training import Trained
 
 pytestmark = pytest.mark.usefixtures("lenient")

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import temporal_task
+from experiments.temporal_task import __main__ as temporal_task
+from experiments.temporal_task.measuring import Curve
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -55,10 +56,10 @@ def test_folder(left):
 def test_disagreement_is_a_non_zero_exit(tmp_path, monkeypatch, capsys):
     """With what was measured of the one rule judged by the law of the other."""
     made = {
-        rule: temporal_task.Curve(np.arange(1, 33), np.tile([0.9, 1.1], (32, 1)), np.full(32, law))
+        rule: Curve(np.arange(1, 33), np.tile([0.9, 1.1], (32, 1)), np.full(32, law))
         for rule, law in (("node perturbation", 1.0), ("weight perturbation", 2.0))
     }
-    monkeypatch.setattr(temporal_task, "measure", lambda setting, rule, config: made[rule])
+    monkeypatch.setattr(temporal_task, "measure", lambda setting, rule, **settings: made[rule])
     assert temporal_task.main([*SMALL, "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: measurement and law differ by 10.0 standard errors, more than 5"

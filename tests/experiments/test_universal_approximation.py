@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import universal_approximation as approximation
+from experiments.universal_approximation import __main__ as approximation
+from experiments.universal_approximation import fitting
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -56,8 +57,8 @@ def test_folder(left):
 
 def test_descent_sees_the_whole_gradient(x64):
     """Held at its best, the read-out hides nothing: the gradient by hidden weights is that of solving anew."""
-    made = approximation._approximation(1, 2, 10, 0.1)
-    x = approximation.grid(1, 9)
+    made = fitting._approximation(1, 2, 10, 0.1)
+    x = fitting.grid(1, 9)
     batch = x, jnp.sin(3 * x)
     params = made.init(jax.random.key(0))
 
@@ -72,12 +73,12 @@ def test_descent_sees_the_whole_gradient(x64):
 
 
 def test_grid_is_the_whole_cube():
-    np.testing.assert_allclose(approximation.grid(2, 2), [[0, 0], [0, 1], [1, 0], [1, 1]])
+    np.testing.assert_allclose(fitting.grid(2, 2), [[0, 0], [0, 1], [1, 0], [1, 1]])
 
 
-def _fits(points: int) -> dict[int, approximation.Fit]:
+def _fits(points: int) -> dict[int, fitting.Fit]:
     errors = {1: np.array([0.3, 0.2]), 4: np.array([0.01, 0.02])}
-    return {M: approximation.Fit(e, e / 2, np.full(points, 0.4), int(e.argmin()), 3.0) for M, e in errors.items()}
+    return {M: fitting.Fit(e, e / 2, np.full(points, 0.4), int(e.argmin()), 3.0) for M, e in errors.items()}
 
 
 def test_table_and_picture_show_the_best_run():
@@ -111,12 +112,12 @@ def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
 
 
 def test_ctrl_c_leaves_what_was_done(tmp_path, monkeypatch, capsys):
-    def interrupted(target, M, config):
+    def interrupted(target, M, **settings):
         if M == 8:
             raise KeyboardInterrupt
         return _fits(2001)[M]
 
-    monkeypatch.setattr(approximation, "_fit", interrupted)
+    monkeypatch.setattr(approximation, "fitted", interrupted)
     assert approximation.main(["--units", "1", "4", "8", "--out", str(tmp_path)]) == 130
     shown = capsys.readouterr()
     assert "what had been written is kept" in shown.err

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from experiments import variance_depth
 from experiments.harness import random_networks
 from experiments.harness.random_networks import CASES
-from experiments.variance_depth import Measurement, Sampled
+from experiments.variance_depth import __main__ as variance_depth
+from experiments.variance_depth import figure, measuring, report
+from experiments.variance_depth.measuring import Measurement, Sampled
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -20,7 +21,7 @@ def left(tmp_path_factory):
     """What a small run of linear and rectified linear networks leaves."""
     out = tmp_path_factory.mktemp("variance_depth")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (random_networks, variance_depth):
+        for module in (random_networks, variance_depth, measuring, report, figure):
             patch.setattr(module, "CASES", {name: CASES[name] for name in ("linear, orthogonal", "relu, gain 1")})
         assert variance_depth.main([*SMALL, "--out", str(out)]) == 0
     return out, dict(np.load(out / "variance_depth.npz"))
@@ -122,14 +123,13 @@ def test_exponents_are_those_of_the_grid():
 
 
 def test_the_table_and_the_picture_show_what_was_measured():
-    config = variance_depth.Config(depths=(2, 4, 8), widths=(4, 8), networks=6, estimates=100)
     found = made_up(exponent=3.0)
-    text = variance_depth.table(found, config)
+    text = variance_depth.table(found)
     assert "nodes: relu, gain 1" in text
     assert "3.00 ±" in text
     assert "largest deviation of 48 compared: 0.0" in text
     assert "tanh, gain 1: from 4 layers of 8 units on, nodes have the larger variance" in text
-    by_depth, imbalance, by_width, cosine = variance_depth.plot(found, config).axes
+    by_depth, imbalance, by_width, cosine = variance_depth.plot(found).axes
     first = by_depth.containers[1].lines[0]
     assert list(first.get_xdata()) == [2, 4, 8]
     np.testing.assert_allclose(first.get_ydata(), 8.0 * np.array([2, 4, 8]) ** 3, rtol=1e-3)
@@ -143,7 +143,7 @@ def test_disagreement_is_a_non_zero_exit(tmp_path, monkeypatch, capsys):
     """Said after all is saved."""
     by_size = {(depth, width): [one for one in made_up(off=9.0) if (one.depth, one.width) == (depth, width)]
                for depth in (2, 4) for width in (4, 8)}  # fmt: skip
-    monkeypatch.setattr(variance_depth, "_measure", lambda depth, width, config: by_size[depth, width])
+    monkeypatch.setattr(variance_depth, "measure", lambda depth, width, *counts: by_size[depth, width])
     sizes = ["--depths", "2", "4", "--widths", "4", "8"]
     assert variance_depth.main([*sizes, "--out", str(tmp_path)]) == 1
     said = "error: law and measurement disagree: by 9.0 standard errors, where chance allows"

@@ -6,8 +6,8 @@ import pytest
 
 from experiments.without_targets import __main__ as without_targets
 from experiments.without_targets import ladder
-from experiments.without_targets.__main__ import Scores
 from experiments.without_targets.ladder import METHODS, RUNGS
+from experiments.without_targets.teaching import Scores
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

@@ -1,0 +1,1 @@
+"""Trains one network on the same images with different estimators of the same gradient."""

@@ -1,0 +1,1 @@
+"""Single examples compared with minibatches, at equal numbers of examples (seed 001 §4)."""
