@@ -3,6 +3,7 @@
 from nl_jax import activations, losses, objectives, optimizers, propagation, rules, theory
 from nl_jax._core import products, require
 from nl_jax._core.deprecation import renamed as _renamed
+from nl_jax._core.deprecation import renamed_module as _renamed_module
 from nl_jax._core.failures import raise_if_failed
 from nl_jax.base import Failure, GradientEstimator, Info, LayerCredit, Learner, LearnerState
 from nl_jax.estimators.augment_batches import augment_batches
@@ -201,4 +202,6 @@ __all__ = [
     "zero_divergence",
 ]
 
+_renamed_module("nl_jax.checks", "nl_jax._core.require")
+_renamed_module("nl_jax.conformance", "nl_jax.evaluation.conformance")
 __getattr__ = _renamed(__name__, {"augmented": "augment_batches", "starts": "initial_activity"})

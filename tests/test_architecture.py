@@ -29,8 +29,6 @@ MAY_IMPORT = {
     "training": {*CORE, "objectives", "estimators"},
     "evaluation": {*CORE, "propagation", "activations", "losses", "networks", "objectives", "rules"},
     "theory": set(),
-    "checks": CORE,  # the old place of nl.require, for one release
-    "conformance": {"evaluation"},  # likewise
 }
 
 

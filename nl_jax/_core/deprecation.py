@@ -1,6 +1,8 @@
 """Old names and arguments, which stay for one release with a warning."""
 
 import importlib
+import sys
+import types
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,6 +31,20 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(module), new)
 
     return find
+
+
+def renamed_module(old: str, new: str) -> None:
+    """Makes `import old` find what is now in `new`, with a warning for each name taken from there."""
+    module = types.ModuleType(old, f"The old place of `{new}`, for one release.")
+
+    def find(name: str) -> Any:
+        if name.startswith("__"):  # asked by Python itself
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        warnings.warn(f"{old} is now {new}; the old place ends with the next release", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(new), name)
+
+    module.__getattr__ = find  # type: ignore[method-assign]
+    sys.modules[old] = module
 
 
 def deprecated_argument(function: str, argument: str, remedy: str) -> None:

@@ -34,6 +34,12 @@ def assign(paths: Sequence[str], patterns: Sequence[str], owner: str) -> list[li
     Raises:
       ValueError: if a path matches no pattern or a pattern gets no path; it names the `owner` of the patterns.
     """
+    for pattern in patterns:
+        if paths and not fnmatch.filter(paths, pattern):
+            raise ValueError(
+                f"pattern {pattern!r} of {owner} gets no parameter, none matches; a layer's parameters match "
+                f"'layer/*'; the paths are {', '.join(paths)}"
+            )
     shares: list[list[str]] = [[] for _ in patterns]
     for path in paths:
         place = next((i for i, pattern in enumerate(patterns) if fnmatch.fnmatchcase(path, pattern)), None)
@@ -43,7 +49,7 @@ def assign(paths: Sequence[str], patterns: Sequence[str], owner: str) -> list[li
     for pattern, share in zip(patterns, shares, strict=True):
         if not share:
             raise ValueError(
-                f"pattern {pattern!r} of {owner} gets no parameter, none matches or an earlier pattern took them; "
+                f"pattern {pattern!r} of {owner} gets no parameter, earlier patterns took them; "
                 f"the paths are {', '.join(paths)}"
             )
     return shares

@@ -20,13 +20,21 @@ def supervised(forward: Forward, loss: Callable[[Any, Any], Array]) -> Objective
       `objective(params, (inputs, targets), propagate=feedforward) -> losses`, shape [batch].
 
     Raises:
-      ValueError: when called, if the batch is not a pair or the loss does not return one value per example.
+      ValueError: if `forward` is not a function; when called, if the batch is not a pair or the loss does not return
+        one value per example.
 
     >>> import jax.numpy as jnp, nl_jax as nl
     >>> objective = supervised(lambda w, x: x @ w, nl.losses.half_squared_error)
     >>> objective(jnp.ones([3, 1]), (jnp.ones([2, 3]), jnp.zeros([2, 1])))
     Array([4.5, 4.5], dtype=float32)
     """
+
+    if not callable(forward):
+        given = "its .apply" if hasattr(forward, "apply") else "a function"
+        raise ValueError(
+            f"forward must be a function forward(params, inputs, propagate=feedforward), got {type(forward).__name__}: "
+            f"pass {given}"
+        )
 
     def judge(run: Run, batch: Batch) -> Array:
         inputs, targets = pair(batch, "targets")

@@ -31,3 +31,8 @@ def test_targets_may_be_any_tree():
     objective = nl.supervised(lambda w, x: x * w, lambda y, t: (y - t["a"]) ** 2 + t["b"])
     losses = objective(jnp.float32(2.0), (jnp.ones(3), {"a": jnp.ones(3), "b": jnp.ones(3)}))
     assert losses.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_a_model_is_refused_for_its_apply():
+    with pytest.raises(ValueError, match=r"got Network: pass its \.apply"):
+        nl.supervised(nl.mlp([2, 1], activation=nl.activations.tanh()), nl.losses.half_squared_error)

@@ -1,5 +1,6 @@
 """The locality audit: finds what can reach the update of each parameter."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -58,8 +59,8 @@ def audit(
       An `Audit`; print it, or use its `verdict`, `verdicts` or `plot()`.
 
     Raises:
-      ValueError: if the batch is not a pair and `targets` is not given, the factory is an estimator, two parameters
-        have the same path, or the program has no loop of this name.
+      ValueError: if the batch is not a pair and `targets` is not given, the factory is an estimator or ignores its
+        objective, two parameters have the same path, or the program has no loop of this name.
 
     >>> import functools, jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -79,8 +80,20 @@ def audit(
 
     alone = watched if inputs is None else lambda params, batch: watched(params, inputs(batch))
     own = _what_the_program_puts(alone, params, batch, [*of_params, *of_batch])
-    estimator = factory(watched)
+    runs: list[None] = []
+
+    @functools.wraps(watched)
+    def given(*arguments: Any, **settings: Any) -> Any:
+        runs.append(None)
+        return watched(*arguments, **settings)
+
+    estimator = factory(given)
     updates = _updates(estimator, params, batch, of_params, of_batch, _seen_beyond(own))
+    if not runs:
+        raise ValueError(
+            "factory returned an estimator that does not run the objective it was given: write "
+            "functools.partial(nl.node_perturbation, num_samples=4), not lambda objective: estimator"
+        )
     users = {leaf: tuple(layer for layer in layers if _uses(own, layer, leaf)) for leaf in leaves}
     everything = [*map(_Leaf, leaves), *map(pre, layers), *map(post, layers), "input", "target", "noise", LOSS]
     rows = {

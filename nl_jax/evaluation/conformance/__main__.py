@@ -15,19 +15,27 @@ from nl_jax.evaluation.conformance.subject import Claims, Factory
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the certificate; returns 0 if all checks passed, 1 if one failed, 3 if one had too few draws."""
-    parser = argparse.ArgumentParser(prog="python -m nl_jax.evaluation.conformance", description=__doc__)
-    parser.add_argument("factory", help="module:factory, with factory(objective) -> estimator; nl_jax:backprop")
+    parser = argparse.ArgumentParser(
+        prog="python -m nl_jax.evaluation.conformance",
+        description=__doc__,
+        epilog="exit code: 0 if all checks passed, 1 if one failed, 3 if one had too few draws",
+    )
+    parser.add_argument("factory", help="module:factory, with factory(objective) -> estimator, such as nl_jax:backprop")
     parser.add_argument("--biased", action="store_true", help="its mean is not claimed to be the gradient")
     parser.add_argument("--gradient-free", action="store_true", help="it takes no derivative of layers or losses")
     parser.add_argument("--evaluations", type=int, help="what one estimate costs, in evaluations of the objective")
-    parser.add_argument("--verdict", help='what nl.audit finds, such as "three-factor"')
+    parser.add_argument("--verdict", help="what nl.audit finds: local, three-factor, sees the target, …")
     parser.add_argument("--recurrent", action="store_true", help="certify on a recurrent network; for rules in time")
     parser.add_argument("--num-keys", type=int, default=3000, help="estimates drawn at a time (%(default)s)")
     parser.add_argument(
         "--max-keys", type=int, help="estimates that a check may draw to show that there is no bias (400,000)"
     )
     parser.add_argument(
-        "--checks", nargs="+", choices=[check.__name__ for check in CHECKS], help="which to run (all)", metavar="CHECK"
+        "--checks",
+        nargs="+",
+        choices=[check.__name__ for check in CHECKS],
+        help="which to run, all by default: %(choices)s",
+        metavar="CHECK",
     )
     parser.add_argument("--json", type=Path, help="a file for the certificate as data")
     args = parser.parse_args(arguments)

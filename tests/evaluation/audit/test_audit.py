@@ -505,10 +505,18 @@ def test_axons_that_carry_a_weight_are_no_axons():
 
 def test_marks_cannot_be_forged_by_a_known_name():
     def leak(program, params, batch):
+        jax.eval_shape(program, params, batch)  # the audit refuses an estimator that never runs its program
         named = [jax.ad_checkpoint.checkpoint_name(batch[1], name) for name in ("loss", "nl_jax mark: loss")]
         return sum(named).sum().astype(jnp.float32)
 
     assert of(_writing(leak)).verdicts["output/weight"] == "sees the target"
+
+
+def test_a_factory_that_ignores_its_objective_is_refused():
+    problem = problems.chain()
+    made = nl.node_perturbation(problem.objective, num_samples=2)
+    with pytest.raises(ValueError, match="does not run the objective it was given: write functools.partial"):
+        of(lambda objective: made)
 
 
 def test_layers_of_one_name_are_refused():
