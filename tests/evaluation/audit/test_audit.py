@@ -515,7 +515,7 @@ def test_marks_cannot_be_forged_by_a_known_name():
 def test_a_factory_that_ignores_its_objective_is_refused():
     problem = problems.chain()
     made = nl.node_perturbation(problem.objective, num_samples=2)
-    with pytest.raises(ValueError, match="does not run the objective it was given: write functools.partial"):
+    with pytest.raises(ValueError, match=r"does not run the objective it was given: write functools\.partial"):
         of(lambda objective: made)
 
 
