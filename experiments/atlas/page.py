@@ -37,7 +37,7 @@ def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Mapping[st
 
     Methods of equal cost are drawn side by side, each slightly to the right of the previous one.
     """
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import EngFormatter, LogLocator
 
     from experiments.harness.plotting import figure
 
@@ -65,6 +65,7 @@ def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Mapping[st
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter("{x:,g}")
             axis.set_minor_formatter("")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k: longer labels would meet
     for axes in np.ravel(panels)[len(tasks) :]:
         axes.set_visible(False)
     marks = [
