@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax._core.paths import path_name
-from nl_jax._core.require import is_size, takes
+from nl_jax._core.require import is_size, takes, typed_key
 from nl_jax.activations import identity, named, require_true_derivative
 from nl_jax.base import ActivationFn, Array, Key, Params, Propagate
 from nl_jax.networks import diagram, summary
@@ -253,6 +253,7 @@ def network(*layers: Layer | Network) -> Network:
             )
 
     def init(key: Key, dtype: jax.typing.DTypeLike = jnp.float32) -> Params:
+        typed_key(key)
         keys = jax.random.split(key, len(wired))
         return {layer.name: layer.init(k, dtype) for k, layer in zip(keys, wired, strict=True)}
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.require import positive_integer, takes
+from nl_jax._core.require import positive_integer, takes, typed_key
 from nl_jax.activations import identity
 from nl_jax.base import ActivationFn, Array, Key, Params, Propagate
 from nl_jax.networks.scalings import Scaling, ScalingFn, Weight, depth_mup
@@ -80,6 +80,8 @@ def residual(
     of = scaling(inputs, units, layers)
 
     def init(key: Key, dtype: jax.typing.DTypeLike = jnp.float32) -> Params:
+        typed_key(key)
+
         def drawn(key: Key, weight: Weight, *shape: int) -> Params:
             return {"weight": jnp.asarray(weight.deviation, dtype) * jax.random.normal(key, shape, dtype)}
 

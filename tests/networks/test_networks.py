@@ -274,3 +274,11 @@ def test_bad_calls_name_the_layer():
         network.apply(params, jnp.ones((2, 5)))
     with pytest.raises(ValueError, match="params have no entry for layer 'hidden1'"):
         network.apply({"output": params["output"]}, jnp.ones((2, 4)))
+
+
+def test_init_refuses_a_raw_key():
+    tanh = nl.activations.tanh()
+    residual, recurrent = nl.residual(2, 2, 1, layers=3, activation=tanh), nl.recurrent(nl.cells.gru(3), 2, 1)
+    for network in (nl.mlp([2, 1], activation=tanh), residual, recurrent):
+        with pytest.raises(ValueError, match=r"key must be a typed key made by jax\.random\.key"):
+            network.init(jnp.zeros(2, jnp.uint32))

@@ -36,3 +36,9 @@ def test_targets_may_be_any_tree():
 def test_a_model_is_refused_for_its_apply():
     with pytest.raises(ValueError, match=r"got Network: pass its \.apply"):
         nl.supervised(nl.mlp([2, 1], activation=nl.activations.tanh()), nl.losses.half_squared_error)
+
+
+def test_a_loss_that_averages_is_told_not_to():
+    objective = nl.supervised(lambda w, x: x @ w, lambda outputs, targets: jnp.mean((outputs - targets) ** 2))
+    with pytest.raises(ValueError, match="got a single one: do not average over the batch"):
+        objective(jnp.ones((3, 1)), (jnp.ones((2, 3)), jnp.zeros((2, 1))))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.require import positive_integer
+from nl_jax._core.require import positive_integer, typed_key
 from nl_jax.activations import identity
 from nl_jax.base import Array, Initializer, Key, Params, Propagate
 from nl_jax.networks.cells.cell import WEIGHT_INIT, Cell
@@ -82,6 +82,7 @@ def recurrent(
     inputs, outputs = positive_integer("inputs", inputs), positive_integer("outputs", outputs)
 
     def init(key: Key, dtype: jax.typing.DTypeLike = jnp.float32) -> Params:
+        typed_key(key)
         keys = jax.random.split(key)
         readout = {"weight": weight_init(keys[1], (cell.units, outputs), dtype), "bias": jnp.zeros(outputs, dtype)}
         return cell.init(keys[0], inputs, dtype) | {"output": readout}
