@@ -121,7 +121,7 @@ def _plot(sizes: dict[str, list[int]], found: dict[str, Curves]) -> Any:
         axes.minorticks_off()
     panels[0].set_ylabel("time of K samples, in K forward passes (dotted: 1)")
     device = jax.devices()[0].device_kind
-    canvas.suptitle(f"784-{_WIDTH}-{_WIDTH}-10 tanh, batch {_BATCH}, K = {_SAMPLES} but for what is varied; {device}")
+    canvas.suptitle(f"784-{_WIDTH}-{_WIDTH}-10 tanh, batch {_BATCH}, K = {_SAMPLES} unless varied; {device}")
     canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return canvas
 

@@ -270,7 +270,7 @@ def plot(comparisons: Mapping[str, Comparison], descent: Descent, config: Config
     )  # fmt: skip
     learning.set(
         xlabel=f"steps at rate {config.rate:g}", ylabel="loss", yscale="log",
-        title="the same beginnings, different learning: each run and the mean",
+        title="same initial weights, different units: each run and the mean",
     )  # fmt: skip
     learning.legend(frameon=False, fontsize=9)
     canvas.suptitle(

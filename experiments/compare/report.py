@@ -54,12 +54,12 @@ def plot(curves: dict[str, Curve], title: str) -> Any:
         band(by_angle, update, np.asarray(curve.cosine), look, label)
     for axes in (by_update, by_cost):
         axes.set(yscale="log", ylabel="training loss (nats)")
-    by_update.set(xlabel="updates", title="what an update buys")
+    by_update.set(xlabel="updates", title="training loss")
     if by_cost.get_xlim()[1] > 20 * by_cost.get_xlim()[0]:
         by_cost.xaxis.set_minor_formatter("")  # labels at decades suffice, except on a shorter axis
-    by_cost.set(xlabel="objective evaluations (forward passes)", xscale="log", title="what an evaluation buys")
+    by_cost.set(xlabel="objective evaluations (forward passes)", xscale="log", title="the same against evaluations")
     by_angle.set(
-        xlabel="updates", ylabel="cosine to the exact gradient", ylim=(0, 1.05), title="how good an estimate is"
+        xlabel="updates", ylabel="cosine to the exact gradient", ylim=(0, 1.05), title="quality of one estimate"
     )
     handles, labels = by_update.get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)

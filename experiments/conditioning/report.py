@@ -144,7 +144,9 @@ def plot(results: Results, settings: Settings) -> Any:
         (np.geomspace(min(deviations), max(deviations), 100), lambda deviation: of(mean=0.0, deviation=deviation)),
     ):
         by_moment.plot(values, [allowed(conditioning.condition_number(spectrum(value))) for value in values], **law)
-    by_moment.set(xlabel="given to whitened images", ylabel=wanted, title="linear units from the worst start")
+    by_moment.set(
+        xlabel="mean or deviation of the whitened images", ylabel=wanted, title="linear units from the worst start"
+    )
     by_moment.legend(frameon=False)
     for panel in (curves, by_condition, by_moment):
         panel.set(xscale="log", yscale="log")
@@ -160,8 +162,8 @@ def plot(results: Results, settings: Settings) -> Any:
     for panel, part in ((training, "training"), (test, "test")):
         panel.axhline(settings.target, color="#888888", linewidth=1, linestyle=":", zorder=1)
         panel.set(xscale="log", yscale="log", xlabel=f"updates of {settings.batch_size} images")
-        panel.set(ylabel=f"{part} loss (nats)", title="network, each at the rate that validation chose")
-    by_rate.set(xscale="log", yscale="log", xlabel="learning rate", title="network, at all rates that get there")
+        panel.set(ylabel=f"{part} loss (nats)", title="network, at the rate chosen on validation data")
+    by_rate.set(xscale="log", yscale="log", xlabel="learning rate", title="network, at all rates that reach the goal")
     by_rate.set(ylabel=f"updates to a validation loss of {settings.target:g}")
     by_rate.set_xticks(settings.rates)
     by_rate.xaxis.set_major_formatter("{x:g}")

@@ -35,8 +35,8 @@ def plot(results: Results, settings: Settings) -> Any:
         axes.set(xscale="log", xlabel="penalty μ")
         axes.legend(frameon=False)
     cosines.set(ylabel="cosine to the gradient", title="predictive coding: the direction of the estimate")
-    errors.set(yscale="log", ylabel="relative error", title="its error falls as 1/μ")
-    accuracies.set(ylabel="test accuracy (%)", title=f"what {settings.updates} updates teach")
+    errors.set(yscale="log", ylabel="relative error", title="error falls as 1/μ")
+    accuracies.set(ylabel="test accuracy (%)", title=f"after {settings.updates} updates")
 
     steps = np.array(settings.iterations)
     for name, descent in results.descents.items():
@@ -46,8 +46,8 @@ def plot(results: Results, settings: Settings) -> Any:
         by_cost.plot(descent.evaluations.mean(axis=-1), shown.mean(axis=-1), **look)
     for axes, of in ((by_steps, "inner iterations K"), (by_cost, "objective evaluations")):
         axes.set(xscale="log", yscale="log", ylim=(1e-10, 2), xlabel=of, ylabel="relative error")
-    by_steps.set(title="what an inner iteration buys")
-    by_cost.set(title="what an evaluation buys")
+    by_steps.set(title="error of the estimate")
+    by_cost.set(title="the same against evaluations")
     if results.descents:
         by_steps.legend(frameon=False, fontsize="small")
         followed = "primal_dual" if "primal_dual" in results.descents else next(iter(results.descents))

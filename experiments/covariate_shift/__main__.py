@@ -230,14 +230,14 @@ def plot(results: Results, config: Config) -> Any:
     by_rate.xaxis.set_minor_locator(ticker.NullLocator())
     for panel in (through, by_layer, by_rate, losses, tests):
         panel.set(yscale="log")
-    losses.set(xlabel="updates", ylabel="training loss (nats)", title="each at the rate that validation chose")
+    losses.set(xlabel="updates", ylabel="training loss (nats)", title="at the rate chosen on validation data")
     tests.set(xlabel="updates", ylabel="test loss (nats)", title="the same runs")
     laws.axline((0, 0), slope=1, color="black", linewidth=1.2, zorder=1)
     laws.set(xlabel="by law, from γ and β", ylabel="measured", xscale="log", yscale="log")
     laws.set(title="shift of what normalised units receive")
     canvas.legend(*through.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     canvas.suptitle(
-        f"digits, {len(layers)} hidden layers ({config.activation}): how far an update moves what layers see"
+        f"digits, {len(layers)} hidden layers ({config.activation}): shift of the layers' inputs by an update"
     )
     return canvas
 

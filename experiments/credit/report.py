@@ -36,9 +36,9 @@ def plot(net: nl.Network, x: np.ndarray, step: Step, compared: Comparison) -> An
     canvas, ((forth, back), (direction, size)) = figure(2, 2, size=(12, 8.5))
     forth.get_gridspec().set_height_ratios((0.85, 1))
     values = {"input": x, "hidden1": step.h, "output": step.y}
-    net.diagram(title="forth: the values x, h and ŷ of one example", values=values, axes=forth)
+    net.diagram(title="forward pass: x, h and ŷ of one example", values=values, axes=forth)
     values = {"hidden1": step.gamma, "output": step.delta}
-    net.diagram(title="back: its credit γ and δ, targets 1 and 0", values=values, axes=back)
+    net.diagram(title="backward pass: credit γ and δ, targets 1 and 0", values=values, axes=back)
     layers = list(compared.delta["backprop"])
     for index, name in enumerate(compared.cosine):
         look = {**style(index), "markevery": 1}
@@ -49,7 +49,7 @@ def plot(net: nl.Network, x: np.ndarray, step: Step, compared: Comparison) -> An
         axes.plot(layers, expected, ":", color="grey", linewidth=2.2, label="node perturbation, law", zorder=1)
         axes.set_xlabel("layer")
     direction.set(ylabel="cosine to backprop’s δ", ylim=(-0.25, 1.05), title="direction of the credit")
-    size.set(ylabel="‖δ‖ over that of backprop", yscale="log", title="its size")
+    size.set(ylabel="‖δ‖ over that of backprop", yscale="log", title="size of the credit")
     size.yaxis.set_major_formatter("{x:g}")
     size.yaxis.set_minor_formatter("{x:.1g}")
     canvas.legend(*size.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)

@@ -280,7 +280,7 @@ EXHIBITS = (
         "Depth against width",
         "(<i>D</i> + 1) <i>w</i> + (<i>L</i> − 1)(<i>w</i> + 1) <i>w</i> + (<i>w</i> + 1) <i>K</i> &nbsp;=&nbsp; "
         "constant",
-        "How many layers, and how many nodes? Networks of as many parameters and one to six hidden layers, each at its "
+        "Depth or width? Networks with equal numbers of parameters and one to six hidden layers, each at its "
         "best rate, on digits and on MNIST-1D. No theory says which is best (seed 001).",
         {
             "depth_width": "Test errors and updates needed against the number of hidden layers, for two numbers of "
@@ -335,7 +335,7 @@ EXHIBITS = (
         "backprop shows what the losses themselves are worth (Ren et al. 2022).",
         {
             "local_losses": "Noise of the units’ credit beside its law, cosine to the gradient, and test accuracies of "
-            "forward gradients and backprop, by where the losses are"
+            "forward gradients and backprop, by the position of the losses"
         },
     ),
     Exhibit(
@@ -343,7 +343,8 @@ EXHIBITS = (
         "From no label to the full error",
         "Δ<i>w<sub>ji</sub></i> = <i>f</i> (<i>x<sub>i</sub></i>, <i>y<sub>j</sub></i>, <i>third</i>): &ensp; nothing "
         "· a reward, &nbsp;<i>r</i> − <i>b</i> · the error, &nbsp;<i>δ<sub>j</sub></i>",
-        "One hidden layer, taught with ever more to compare with. What each update was allowed to see is read off the "
+        "One hidden layer, trained with more and more supervision. The information that each update uses is read "
+        "from the 
         "program that computes it.",
         {
             "without_targets": "Test accuracies of ten ways to teach one hidden layer, what each cost, and what its "
@@ -353,7 +354,7 @@ EXHIBITS = (
     ),
     Exhibit(
         "experiments.hierarchy",
-        "A hierarchy answers for itself",
+        "A hierarchy of local rules",
         "Δ<i>w<sub>j</sub></i> = ⟨<i>x</i> − <i>u<sub>j</sub> w<sub>j</sub></i>⟩ over what unit <i>j</i> wins, &emsp; "
         "Δ<i>c<sub>ij</sub></i> = ⟨<i>f<sub>i</sub> n<sub>j</sub></i> + <i>n<sub>i</sub> f<sub>j</sub></i>⟩ − "
         "<i>c<sub>ij</sub></i>",

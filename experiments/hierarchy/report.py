@@ -64,7 +64,7 @@ def plot(results: Mapping[str, Scores]) -> Any:
         axes.axvline(CHANCE[field], color="grey", linestyle=":", linewidth=1.4)
         axes.set(xlabel=f"{title} (%)", ylim=(len(results) - 0.5, -0.5))
         axes.set_yticks(range(len(results)), list(results) if field == "named" else [""] * len(results))
-    canvas.suptitle("A hierarchy taught by local rules answers for itself (dotted: chance; bars: one standard error)")
+    canvas.suptitle("A hierarchy trained by local rules alone (dotted: chance; bars: one standard error)")
     return canvas
 
 
@@ -79,5 +79,5 @@ def show(completions: np.ndarray) -> Any:
             axes.set(xticks=[], yticks=[])
             axes.grid(visible=False)
         panels[row][0].set_ylabel(said)
-    canvas.suptitle("The upper half of an image calls up prototypes, which complete it")
+    canvas.suptitle("Completion: the upper half of an image activates prototypes")
     return canvas

@@ -121,7 +121,7 @@ def plot(found: Cases, settings: Settings) -> Any:
         )  # fmt: skip
     strength.set(
         xlabel="size of all changes / noise of one reading", ylabel="mean posterior of the true rule", ylim=(0, 1.03),
-        title="the stronger the learning, the surer",
+        title="posterior of the true rule",
     )  # fmt: skip
     strength.legend(loc="lower right", frameon=False)
     canvas.suptitle(

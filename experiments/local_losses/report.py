@@ -63,7 +63,7 @@ def plot(found: dict[str, Result], title: str, settings: Settings) -> Any:
         means, errors = np.transpose([mean_and_error(100 * result.accuracy[rule]) for result in found.values()])
         shift = 0.08 if rule == RULES[0] else -0.08
         accuracy.errorbar(rows + shift, means, np.where(np.isfinite(errors), errors, 0), **dot(index), label=rule)
-    variance.set(yscale="log", ylabel="E‖δ̂ − δ‖² / ‖δ‖²", title="noise of the units’ credit")
+    variance.set(yscale="log", ylabel="E‖δ̂ − δ‖² / ‖δ‖²", title="noise of the credit")
     cosine.set(yscale="log", ylabel="cosine", title="one estimate and the gradient of the same losses")
     accuracy.set(
         ylabel="test accuracy (%)", title=f"after {settings.updates} updates, best of {len(settings.rates)} rates"
@@ -71,7 +71,7 @@ def plot(found: dict[str, Result], title: str, settings: Settings) -> Any:
     for axes in (variance, cosine, accuracy):
         axes.set_xticks(rows, [way.replace(", ", "\n") for way in found])
         axes.set_xlim(-0.5, len(found) - 0.5)
-        axes.set_xlabel("where the losses are")
+        axes.set_xlabel("position of the losses")
         axes.grid(visible=False, axis="x")
     for axes, where in ((variance, "upper right"), (accuracy, "center left")):
         axes.legend(loc=where, frameon=False)

@@ -127,10 +127,11 @@ def plot(results: Results, settings: Settings) -> Any:
         band(by_rate, np.array(settings.rates)[reached], updates[reached], {**look, "markevery": None}, f"B = {B}")
     test.axhline(settings.target, color="#888888", linewidth=1, linestyle=":", zorder=1)
     test.set(xscale="log", yscale="log", xlabel="examples seen", ylabel="test loss (nats)")
-    test.set(title="network, each at the rate that validation chose")
+    test.set(title="network, at the rate chosen on validation data")
     by_rate.set(xscale="log", yscale="log", xlabel="learning rate of the sum over B examples")
     by_rate.set(
-        ylabel=f"examples to a validation loss of {settings.target:g}", title="network, at all rates that get there"
+        ylabel=f"examples to a validation loss of {settings.target:g}",
+        title="network, at all rates that reach the goal",
     )
     examples = np.array([row(B, results, settings)["examples"] for B in batches])
     reached = np.flatnonzero(np.isfinite(examples).all(axis=1))

@@ -190,7 +190,7 @@ def _show_inference(panels: Any, inferred: Sequence[Descent]) -> None:
             axes.plot(2 * of.steps + 3, np.exp(of_seeds.mean(axis=0)), label=f"{of.network}, in {of.variables}", **look)
     residual.axhline(RESIDUAL, color="grey", linestyle=":")
     error.axhline(ERROR, color="grey", linestyle=":")
-    residual.set(ylabel="‖∂F/∂x‖, the first is 1", title="how far inference has come", ylim=(1e-8, 3))
+    residual.set(ylabel="‖∂F/∂x‖, the first is 1", title="progress of inference", ylim=(1e-8, 3))
     error.set(ylabel="‖g − g*‖ / ‖g*‖ of the worst layer", title="error of g = ∂F/∂W", ylim=(1e-8, 30))
     for axes in (residual, error):
         axes.set(xlabel="evaluations", xscale="log", yscale="log")
@@ -203,8 +203,10 @@ def _show_inference(panels: Any, inferred: Sequence[Descent]) -> None:
             look = {**style((0, 1)[i % 2]), "linestyle": "-" if criterion == "residual" else "--", "markevery": 3}
             band(factors, TARGETS, ratios, look, f"{axons.network}, {name}")
     factors.axhline(100, color="grey", linestyle=":")
-    factors.set(xlabel="down to", ylabel="evaluations in axons / in errors", title="what errors save",
-                xscale="log", yscale="log")  # fmt: skip
+    factors.set(
+        xlabel="residual reached", ylabel="evaluations in axons / in errors", title="saved by inference in errors",
+        xscale="log", yscale="log",
+    )  # fmt: skip
     factors.invert_xaxis()
     factors.legend(frameon=False, fontsize=9)
 
@@ -231,7 +233,7 @@ def _show_learning(panels: Any, learned: Mapping[str, Sequence[Curve]]) -> None:
         best.errorbar(depths, mean, yerr=np.nan_to_num(off, posinf=0.0), capsize=3, label=name, **look)
         best.set_xscale("log")
         best.set_xticks(depths, [str(depth) for depth in depths])
-    best.set(xlabel="layers", ylabel="log₂ of the best learning rate", title="does the rate carry over?")
+    best.set(xlabel="layers", ylabel="log₂ of the best learning rate", title="transfer of the learning rate")
     best.minorticks_off()
     best.margins(y=0.3)
     best.legend(frameon=False, fontsize=9)

@@ -88,7 +88,7 @@ def plot(runs: Mapping[str, Runs], settings: Settings) -> Any:
     for at, look in ((here.best, style(6)), (here.worse, style(3))):
         along.plot(at, loss(at), color=look["color"], marker="o", markersize=9)
     along.axvline(here.barrier, color="grey", linestyle=":", linewidth=1.4)
-    along.set(xlabel="one weight", ylabel="its part of the loss", title="two minima; grey: beginnings")
+    along.set(xlabel="one weight", ylabel="its part of the loss", title="two minima; grey: initial weights")
     tries = np.arange(1, 4 * math.ceil(needed(law(settings)[0])) // 2)
     for offset, (index, (name, found)) in zip((-0.2, 0.2), zip((2, 3), runs.items(), strict=True), strict=True):
         look = style(index)
@@ -109,9 +109,7 @@ def plot(runs: Mapping[str, Runs], settings: Settings) -> Any:
     distribution.legend(frameon=False)
     chance.plot(tries, (1 - expected[0]) ** tries, "k--", linewidth=1.2, label="law of gradient descent")
     chance.axhline(0.01, color="grey", linestyle=":", linewidth=1.4, label="1 %")
-    chance.set(
-        xlabel="restarts", yscale="log", ylabel="chance not to have found the best", title="how many restarts it takes"
-    )
+    chance.set(xlabel="restarts", yscale="log", ylabel="chance not to have found the best", title="restarts needed")
     chance.legend(frameon=False)
     canvas.suptitle(f"One sigmoid unit of {settings.inputs} inputs, {2 * settings.inputs} examples")
     return canvas

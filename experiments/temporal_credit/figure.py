@@ -52,7 +52,7 @@ def plot(results: Results, facts: Facts, tasks: Mapping[str, Task]) -> Any:
             memory.annotate(
                 said, (1.03, row), xycoords=("axes fraction", "data"), va="center", annotation_clip=False, fontsize=9
             )
-    evaluations.set(xscale="log", xlabel="evaluations", title="an update's price")
+    evaluations.set(xscale="log", xlabel="evaluations", title="cost of an update")
     memory.set(xscale="log", xlabel="temporary kB", title="memory")
     for axes in (evaluations, memory):
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))

@@ -73,18 +73,18 @@ def plot(scores: dict[str, Scores], title: str) -> Any:
     for tick, row in zip(accuracies.get_yticklabels(), ticks, strict=True):
         tick.set_fontweight("bold" if row in rungs.values() else "normal")
     costs.set_yticks([])
-    accuracies.set(xlabel="test accuracy (%)", title="how good features and answers are")
+    accuracies.set(xlabel="test accuracy (%)", title="quality of features and outputs")
     accuracies.xaxis.get_major_locator().set_params(integer=True)
-    costs.set(xlabel="objective evaluations", title="what it cost")
+    costs.set(xlabel="objective evaluations", title="cost")
     costs.annotate(
         "the hidden layer's update sees", (1.02, 1), xycoords="axes fraction", xytext=(0, 6),
         textcoords="offset points", fontsize=costs.title.get_fontsize(), annotation_clip=False,
     )  # fmt: skip
     canvas.legend(
         *accuracies.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False,
-        title="read-out and class means are supervised: they score features that are learned by then",
+        title="supervised read-out and class means score the finished features",
     )  # fmt: skip
-    canvas.suptitle(f"{title}: one hidden layer, taught with ever more to compare with")
+    canvas.suptitle(f"{title}: one hidden layer, trained with more and more supervision")
     return canvas
 
 
