@@ -12,18 +12,19 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # nobody reads w
 if version("jaxlib").startswith("0.10."):  # a quarter of the time to compile; XLA ends the process at flags it has lost
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
-# Tests compile many small programs that other tests, workers or processes have compiled before: all share one folder,
-# which goes with the session. A folder of your own, in the environment, stays.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nl_jax_compiled_")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
 import jax
 import pytest
 
 jax.config.update("jax_disable_most_optimizations", True)  # here, should JAX have read its environment before
+# Tests compile many small programs that other tests have compiled before, in this worker or another: all workers share
+# a folder, which goes with the session. Processes that tests start do not: those of one run must compile alike.
+COMPILED = "NL_JAX_TESTS_COMPILED"
+if COMPILED not in os.environ:
+    os.environ[COMPILED] = tempfile.mkdtemp(prefix="nl_jax_compiled_")
+    atexit.register(shutil.rmtree, os.environ[COMPILED], ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_collection_finish():

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,18 @@ def test_optional_libraries_are_not_imported_before_they_are_asked_for():
     program = "import sys, nl_jax; print(*{'flax', 'equinox', 'orbax', 'matplotlib', 'tensorboard'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
+
+
+def test_importing_starts_no_backend():
+    """Who joins processes calls `jax.distributed.initialize` after the imports."""
+    program = "import jax, nl_jax; jax.distributed.initialize('127.0.0.1:{port}', 1, 0); print(jax.process_count())"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        program = program.format(port=free.getsockname()[1])
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, check=True)
+    twin = program.replace("nl_jax;", "nl_jax; jax.random.key(0);")
+    failed = subprocess.run([sys.executable, "-c", twin], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "must be called before any JAX" in failed.stderr
 
 
 def test_every_public_name_is_documented():

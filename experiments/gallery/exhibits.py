@@ -344,8 +344,7 @@ EXHIBITS = (
         "Δ<i>w<sub>ji</sub></i> = <i>f</i> (<i>x<sub>i</sub></i>, <i>y<sub>j</sub></i>, <i>third</i>): &ensp; nothing "
         "· a reward, &nbsp;<i>r</i> − <i>b</i> · the error, &nbsp;<i>δ<sub>j</sub></i>",
         "One hidden layer, trained with more and more supervision. The information that each update uses is read "
-        "from the 
-        "program that computes it.",
+        "from the program that computes it.",
         {
             "without_targets": "Test accuracies of ten ways to teach one hidden layer, what each cost, and what its "
             "update was allowed to see",

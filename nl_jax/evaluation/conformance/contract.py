@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.base import Array, Batch, EstimateFn, EstimatorInitFn, Info, Params, State
+from nl_jax.base import Array, Batch, EstimateFn, EstimatorInitFn, Info, Key, Params, State
 from nl_jax.evaluation.conformance.certificate import CheckResult
 from nl_jax.evaluation.conformance.subject import Subject, flat, keys, made, other_chunk, sampler
 from nl_jax.propagation import feedforward
 
-KEYS = jax.random.key(3), jax.random.key(4)
+
+def two_keys() -> tuple[Key, Key]:
+    """Returns two keys. They are not constants of this module: importing must start no backend of JAX."""
+    return jax.random.key(3), jax.random.key(4)
 
 
 def signatures(s: Subject) -> CheckResult:
@@ -80,7 +83,7 @@ def reproducible(s: Subject) -> CheckResult:
 
 def eager(s: Subject) -> CheckResult:
     """Checks that a new estimator without `jax.jit` gives the same result."""
-    off = _apart(_run(s.factory, s.problem.objective, s, KEYS[0]), _once(s))
+    off = _apart(_run(s.factory, s.problem.objective, s, two_keys()[0]), _once(s))
     found = [f"made anew, eager: relative difference {off:.1e}"] * (not off <= 10 * rounding())
     return _row("eager", found, f"agrees with jit to {off:.1e}", difference=off)
 
@@ -94,7 +97,7 @@ def randomness(s: Subject) -> CheckResult:
 def compilations(s: Subject) -> CheckResult:
     """Checks that a second call with another key and the next state is not traced again."""
     state = s.state
-    for key in KEYS:
+    for key in two_keys():
         _, state, _ = s.estimate(key, state, s.problem.params, s.problem.batch)
     count = len(s.traces)
     return _row("compilations", [f"traced {count} times for calls of one shape"] * (count != 1), "traced once")
@@ -127,7 +130,7 @@ def bad_input(s: Subject) -> CheckResult:
         return jnp.mean(s.problem.objective(params, batch, propagate=propagate))
 
     found = []
-    if not refuses(lambda: _traced(s, averaged, KEYS[0])):
+    if not refuses(lambda: _traced(s, averaged, two_keys()[0])):
         found.append(
             "takes an objective that averages over the batch: check its losses, "
             "nl.require.per_example(objective(params, batch))"
@@ -140,7 +143,7 @@ def bad_input(s: Subject) -> CheckResult:
 def is_random(s: Subject) -> bool:
     """Whether keys give different results; tries ten, because some may give the same draw."""
     at = s.state, s.problem.params, s.problem.batch
-    one, *others = (s.estimate(key, *at)[0] for key in jax.random.split(KEYS[0], 10))
+    one, *others = (s.estimate(key, *at)[0] for key in jax.random.split(two_keys()[0], 10))
     return any(distance(other, one) > rounding() for other in others)
 
 
@@ -172,7 +175,7 @@ def _apart(ours: tuple[Params, State, Info], theirs: tuple[Params, State, Info])
 
 
 def _once(s: Subject) -> tuple[Params, Any, Info]:
-    return s.estimate(KEYS[0], s.state, s.problem.params, s.problem.batch)
+    return s.estimate(two_keys()[0], s.state, s.problem.params, s.problem.batch)
 
 
 def _run(factory: Any, objective: Any, s: Subject, key: Array) -> tuple[Params, State, Info]:

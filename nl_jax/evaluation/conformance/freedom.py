@@ -11,8 +11,6 @@ from nl_jax.evaluation.conformance.certificate import CheckResult, Outcome
 from nl_jax.evaluation.conformance.problem import Problem
 from nl_jax.evaluation.conformance.subject import Subject, made
 
-KEY = jax.random.key(3)
-
 
 class Differentiated(Exception):
     """Raised when `_rough_tanh` or `_rough_loss` is differentiated."""
@@ -65,7 +63,8 @@ def locality(s: Subject) -> CheckResult:
 def _estimate(s: Subject, problem: Problem) -> None:
     estimator = made(s.factory, problem.objective)
     at = problem.params, problem.batch
-    jax.eval_shape(lambda: estimator.estimate(KEY, estimator.init(KEY, problem.params), *at))  # traced, not run
+    key = jax.random.key(3)
+    jax.eval_shape(lambda: estimator.estimate(key, estimator.init(key, problem.params), *at))  # traced, not run
 
 
 def _refuse(*_: Any) -> Any:
