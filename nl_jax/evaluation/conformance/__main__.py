@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from nl_jax.evaluation.conformance.certificate import CheckResult
 from nl_jax.evaluation.conformance.certifying import CHECKS, certify
 from nl_jax.evaluation.conformance.problem import chain, recurrent
 from nl_jax.evaluation.conformance.subject import Claims, Factory
@@ -46,7 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
         with jax.enable_x64(True):  # allows small σ, and separates algebraic errors from rounding
             problem = recurrent if args.recurrent else chain
             certificate = certify(
-                _found(args.factory), claims, problem=problem, num_keys=args.num_keys, checks=chosen, **budget
+                _found(args.factory),
+                claims,
+                problem=problem,
+                num_keys=args.num_keys,
+                checks=chosen,
+                tell=_tell,
+                **budget,
             )
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         parser.error(f"{args.factory}: {error}")
@@ -57,6 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:
             parser.error(f"--json {args.json} cannot be written to: {error.strerror}")
     return 1 if certificate.failures else 3 if certificate.not_shown else 0
+
+
+def _tell(result: CheckResult) -> None:
+    """Shows the progress; the certificate itself is printed at the end, to the standard output."""
+    print(f"{result.outcome:9}  {result.check}", file=sys.stderr, flush=True)
 
 
 def _found(name: str) -> Factory:

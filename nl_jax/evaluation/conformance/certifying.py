@@ -43,6 +43,7 @@ def certify(
     num_keys: int = 3000,
     max_keys: int = 400_000,
     checks: Sequence[Check] = CHECKS,
+    tell: Callable[[CheckResult], None] | None = None,
 ) -> Certificate:
     """Runs the checks that every estimator of this library passes on any other estimator.
 
@@ -59,7 +60,8 @@ def certify(
         `recurrent`, two tanh units over four steps, for estimators that need a loop over time.
       num_keys: estimates drawn at a time, at least 2; reliable standard errors need a thousand or more.
       max_keys: estimates that each check may draw to show that there is no bias, at least `num_keys`.
-      checks: the checks to run, from `nl.conformance.certifying.CHECKS`.
+      checks: the checks to run, from `nl.conformance.CHECKS`.
+      tell: called with each result as soon as it is there, for progress.
 
     Returns:
       A `Certificate`; print it. A check that raises counts as failed, and its row reports the error.
@@ -87,5 +89,7 @@ def certify(
             rows[name] = check(s)
         except Exception as error:  # any error of the user's estimator is reported
             rows[name] = CheckResult(name, "failed", f"{type(error).__name__}: {error}")
+        if tell is not None:
+            tell(rows[name])
     function = getattr(factory, "func", factory)  # of functools.partial
     return Certificate(getattr(function, "__name__", type(function).__name__), rows)

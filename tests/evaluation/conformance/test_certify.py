@@ -91,7 +91,8 @@ def test_a_certificate_that_cannot_be_saved_is_told_in_a_line(tmp_path, capsys):
 def test_the_command_certifies(tmp_path, capsys):
     file = tmp_path / "certificate.json"
     assert main(["nl_jax:backprop", "--evaluations", "3", "--json", str(file)]) == 0
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
+    assert [line.split(maxsplit=1)[1] for line in told.splitlines()] == list(json.loads(file.read_text())["checks"])
     assert printed.startswith("nl_jax:backprop\n")
     assert printed.endswith("certified: 20 checks\n")
     saved = json.loads(file.read_text())
