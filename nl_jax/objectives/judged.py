@@ -40,11 +40,10 @@ def pair(batch: Batch, second: str) -> tuple[Any, Any]:
 def one_per_example(what: str, values: Array, given: str, tree: Any) -> Array:
     """Returns `values`; raises ValueError unless they are one number for each example of `tree`."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-    if jnp.ndim(values) == 0:
-        raise ValueError(f"{what} must return one value per example, got a single one: do not average over the batch")
     if jnp.ndim(values) != 1 or any(shape[:1] != jnp.shape(values) for shape in shapes):
+        remedy = "sum over everything but the first axis" if jnp.ndim(values) else "do not average over the batch"
         raise ValueError(
             f"{what} must return one value per example, shape [batch]; got shape {jnp.shape(values)} "
-            f"for {given} of shape {', '.join(map(str, shapes))}: sum over everything but the first axis"
+            f"for {given} of shape {', '.join(map(str, shapes))}: {remedy}"
         )
     return values

@@ -40,5 +40,5 @@ def test_a_model_is_refused_for_its_apply():
 
 def test_a_loss_that_averages_is_told_not_to():
     objective = nl.supervised(lambda w, x: x @ w, lambda outputs, targets: jnp.mean((outputs - targets) ** 2))
-    with pytest.raises(ValueError, match="got a single one: do not average over the batch"):
+    with pytest.raises(ValueError, match=r"got shape \(\) .*: do not average over the batch"):
         objective(jnp.ones((3, 1)), (jnp.ones((2, 3)), jnp.zeros((2, 1))))
