@@ -23,7 +23,7 @@ EXTRA = (contract.eager, breadth.convolution, breadth.batch_norm, breadth.two_he
 USUAL = tuple(check for check in CHECKS if check not in EXTRA)
 
 # A small budget, that compiling is most of the time: what it cannot show is "not shown". That the same checks fail a
-# bias of 5 % at a larger one, tests/conformance/test_power.py tells.
+# bias of 5 % at a larger one, tests/evaluation/conformance/test_power.py tells.
 NUM_KEYS = 1500
 
 REFUSE_LOOPS = "zero_divergence", "admm"

@@ -142,7 +142,7 @@ def opened(xs: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 class Shifted(LazyWeight):
-    """Stands in for W + scale · shift, multiplied term by term; products of one x with several shifts share x W.
+    """W + scale · shift, multiplied term by term; products of one x with several shifts share x W.
 
     Args:
       weight: W.

@@ -37,7 +37,7 @@ class _Use(NamedTuple):
 
 
 class _Sketched(LazyWeight):
-    """Stands in for W in x W and also records ⟨x P, x Ω⟩, whose derivative by P is the sketch xᵀx Ω."""
+    """W in x W, which also records ⟨x P, x Ω⟩, whose derivative by P is the sketch xᵀx Ω."""
 
     def __init__(self, weight: Array, probe: Array, omega: Array, place: int, note: Callable[..., None]) -> None:
         super().__init__(weight)

@@ -33,7 +33,7 @@ class Layers:
         self.recurrent: dict[str, list[bool]] = {}
 
     def layer(self, site: Site, given: tuple[Array, Array | None] | None) -> tuple[Array, Any]:
-        """Runs a layer; `given` is an offset of ν and the pair for the way back (`feedback_path.parted`)."""
+        """Runs a layer; `given` is an offset of ν and the pair for the feedback path (`feedback_path.parted`)."""
         if given is None:
             nu = site.preactivation()
             if site.steps:

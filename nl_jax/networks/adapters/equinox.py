@@ -86,7 +86,7 @@ def _outside(name: str, connection: Callable[..., Array], propagate: Propagate) 
 
 
 class _Layer(eqx.Module):
-    """Stands in a model for one of its layers: it has all of the layer's attributes, but hands its calls to `meet`."""
+    """Replaces a layer in a model: it has all of the layer's attributes, but passes its calls to `meet`."""
 
     layer: Any
     path: tuple = eqx.field(static=True)
@@ -98,7 +98,7 @@ class _Layer(eqx.Module):
         return (outputs, *state) if state else outputs
 
     def __getattr__(self, name: str) -> Any:
-        if name == "layer":  # not there yet, while the stand-in is being made
+        if name == "layer":  # not there yet, while this object is being made
             raise AttributeError(name)
         return getattr(self.layer, name)
 
