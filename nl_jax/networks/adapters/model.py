@@ -89,7 +89,7 @@ def kind(inputs: Any) -> Any:
 
 
 def require_arrays(params: Params) -> Params:
-    """Returns a layer's parameters; raises OtherUse if a lazy weight replaces one, which its library cannot multiply."""
+    """Returns a layer's parameters; raises OtherUse if one is a lazy weight, which its library cannot multiply."""
     if any(isinstance(leaf, LazyWeight) for leaf in jax.tree.leaves(params)):
         raise OtherUse("its products are computed by Flax or Equinox; write it with nl.network")
     return params
