@@ -20,7 +20,7 @@ from benchmarks import report
 from benchmarks.problem import problem
 from experiments.harness.failure import exit_code
 from experiments.harness.results import Folder
-from nl_jax.estimators.noise.step_size import balanced, step_size
+from nl_jax.estimators.noise.engine.step_size import balanced, step_size
 from nl_jax.evaluation.diagnostics.timing import Spread, interleaved, ratio
 
 

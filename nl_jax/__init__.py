@@ -32,7 +32,7 @@ from nl_jax.estimators.lagrangian.lagrangian import KKT, lagrangian
 from nl_jax.estimators.lagrangian.predictive_coding import predictive_coding
 from nl_jax.estimators.lagrangian.primal_dual import primal_dual
 from nl_jax.estimators.lagrangian.zero_divergence import zero_divergence
-from nl_jax.estimators.noise import baselines, bases, directions, reward_baselines, shaping, spaces
+from nl_jax.estimators.noise import baselines, directions, reward_baselines, shaping, spaces
 from nl_jax.estimators.noise import stochastic_units as units
 from nl_jax.estimators.noise.activity_node_perturbation import activity_node_perturbation
 from nl_jax.estimators.noise.evolution_strategy import evolution_strategy
@@ -41,6 +41,7 @@ from nl_jax.estimators.noise.iterative_node_perturbation import iterative_node_p
 from nl_jax.estimators.noise.node_perturbation import node_perturbation
 from nl_jax.estimators.noise.normalised import normalised
 from nl_jax.estimators.noise.reinforce import reinforce
+from nl_jax.estimators.noise.spaces import bases
 from nl_jax.estimators.noise.subspace_perturbation import subspace_perturbation
 from nl_jax.estimators.noise.weight_perturbation import weight_perturbation
 from nl_jax.estimators.online.e_prop import e_prop

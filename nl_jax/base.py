@@ -139,8 +139,8 @@ class EstimateFn(Protocol):
 class SampleFn(Protocol):
     """`sample(key, state, params, batch) -> (sampled, state, info)`, which returns the estimate as a list of numbers.
 
-    `sampled` is a `nl_jax.estimators.noise.sampled.SampledGradient`; `sampled.formed(params)` is what `estimate`
-    returns.
+    `sampled` is a `nl_jax.estimators.noise.engine.sampled_gradient.SampledGradient`; `sampled.formed(params)` is what
+    `estimate` returns.
     """
 
     def __call__(self, key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, State, Info]: ...

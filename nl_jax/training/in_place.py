@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nl_jax._core.require import fraction, nonzero_number, positive_integer, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Learner, LearnerState, Params
-from nl_jax.estimators.noise.sampled import SampledGradient
+from nl_jax.estimators.noise.engine.sampled_gradient import SampledGradient
 
 Schedule = Callable[[Array], Array]
 """`schedule(step) -> learning rate`, as in optax."""

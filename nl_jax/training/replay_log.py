@@ -18,7 +18,7 @@ from nl_jax.base import Batch, GradientEstimator, Params
 from nl_jax.estimators.noise import directions as samplers
 from nl_jax.estimators.noise.directions import Sampler
 from nl_jax.estimators.noise.directions.sampler import NamedSampler
-from nl_jax.estimators.noise.sampled import Directions, SampledGradient
+from nl_jax.estimators.noise.engine.sampled_gradient import Directions, SampledGradient
 from nl_jax.training.files import write
 from nl_jax.training.in_place import Past, Update, advanced, coefficients_of, nothing_yet
 

@@ -18,10 +18,11 @@ from nl_jax._core.require import (
 )
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Objective, Params, State, stateless
 from nl_jax.estimators.noise.directions import Sampler, gaussian
-from nl_jax.estimators.noise.sampling import Footprint, alone, default_chunk, occupied, stacked, sum_over_samples
+from nl_jax.estimators.noise.engine.chunks import Footprint, default_chunk, occupied, stacked, sum_over_samples
+from nl_jax.estimators.noise.engine.shares import alone
+from nl_jax.estimators.noise.engine.step_size import balanced, step_size
 from nl_jax.estimators.noise.spaces import Noise, per_example_credit
 from nl_jax.estimators.noise.spaces.coupling import mixing_layers, refuse_coupling
-from nl_jax.estimators.noise.step_size import balanced, step_size
 from nl_jax.propagation import Site, interpret, local, loops_around, record
 from nl_jax.propagation.local import Local
 
@@ -58,7 +59,7 @@ def activity_node_perturbation(
     Args:
       objective: a per-example objective that takes `propagate`; it is run for the clean pass.
       sigma: σ, standard deviation of the noise in units of the pre-activations, above 0; by default chosen for their
-        dtype, see `nl_jax.estimators.noise.step_size`.
+        dtype, see `nl_jax.estimators.noise.engine.step_size`.
       num_samples: K, the number of noisy passes averaged.
       directions: sampler of the injected noise, from `nl.directions`.
       noisy: `noisy(key, params, batch, propagate) -> losses`, a program of the same layers with its own noise, used

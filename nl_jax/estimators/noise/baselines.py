@@ -11,9 +11,9 @@ from typing import NamedTuple
 from nl_jax._core.require import fraction
 from nl_jax.base import Array, State
 from nl_jax.estimators.noise.directions import Direction
-from nl_jax.estimators.noise.running_mean import nothing_seen
+from nl_jax.estimators.noise.engine.running_mean import nothing_seen
+from nl_jax.estimators.noise.engine.step_size import Length, balanced, unit
 from nl_jax.estimators.noise.spaces.view import View
-from nl_jax.estimators.noise.step_size import Length, balanced, unit
 
 
 class Rate(NamedTuple):

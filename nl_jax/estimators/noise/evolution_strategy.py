@@ -10,12 +10,12 @@ from nl_jax._core.require import positive_hyperparameter, positive_integer, take
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.estimators.noise.directions import Sampler, Structured, gaussian
 from nl_jax.estimators.noise.directions.structured import parts
-from nl_jax.estimators.noise.sampled import SampledGradient
-from nl_jax.estimators.noise.sampling import Share, require_sharding, shared_out
+from nl_jax.estimators.noise.engine.sampled_gradient import SampledGradient
+from nl_jax.estimators.noise.engine.shares import Share, require_sharding, shared_out
+from nl_jax.estimators.noise.engine.step_size import step_size, unit
 from nl_jax.estimators.noise.shaping import Shaping, centred_ranks
 from nl_jax.estimators.noise.spaces import Noise
 from nl_jax.estimators.noise.spaces.weight_space import WeightView
-from nl_jax.estimators.noise.step_size import step_size, unit
 
 _GAUSSIAN = gaussian()
 

@@ -8,7 +8,7 @@ from nl_jax._core.require import takes
 from nl_jax.base import GradientEstimator, Objective
 from nl_jax.estimators.noise import baselines
 from nl_jax.estimators.noise.directions import Sampler, gaussian
-from nl_jax.estimators.noise.perturbation import perturbation
+from nl_jax.estimators.noise.engine.perturbation import perturbation
 from nl_jax.estimators.noise.spaces import Space, weights
 
 _TANGENT, _GAUSSIAN = baselines.tangent(), gaussian()

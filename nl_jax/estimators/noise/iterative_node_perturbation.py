@@ -40,7 +40,7 @@ def iterative_node_perturbation(
     Args:
       objective: a per-example objective that takes `propagate`.
       sigma: σ, standard deviation of the noise in units of the pre-activations, averaged over all layers, above 0: the
-        perturbed layer gets √L σ. By default chosen for their dtype, see `nl_jax.estimators.noise.step_size`.
+        perturbed layer gets √L σ. By default chosen for their dtype, see `nl_jax.estimators.noise.engine.step_size`.
       num_samples: K, the number of independent directions averaged for each layer.
       baseline: from `nl.baselines`, as for `node_perturbation`.
       credit: as for `node_perturbation`.

@@ -6,7 +6,7 @@ from nl_jax._core.require import layered
 from nl_jax.base import Array, GradientEstimator, Objective
 from nl_jax.estimators.noise import baselines
 from nl_jax.estimators.noise.directions import Sampler, gaussian
-from nl_jax.estimators.noise.perturbation import perturbation
+from nl_jax.estimators.noise.engine.perturbation import perturbation
 from nl_jax.estimators.noise.spaces import Credit, nodes
 
 _CLEAN, _GAUSSIAN = baselines.clean(), gaussian()
@@ -33,7 +33,7 @@ def node_perturbation(
     Args:
       objective: a per-example objective that takes `propagate`.
       sigma: σ, standard deviation of the noise in units of the pre-activations, above 0; by default chosen for their
-        dtype, see `nl_jax.estimators.noise.step_size`.
+        dtype, see `nl_jax.estimators.noise.engine.step_size`.
       num_samples: K, the number of independent directions averaged.
       baseline: from `nl.baselines`, as for `weight_perturbation`.
       credit: `nl.spaces.per_example_credit()`, the default, or `per_batch_credit()` for objectives whose examples

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Params, State
-from nl_jax.estimators.noise.sampled import SampledGradient
+from nl_jax.estimators.noise.engine.sampled_gradient import SampledGradient
 
 
 def normalised(estimator: GradientEstimator) -> GradientEstimator:

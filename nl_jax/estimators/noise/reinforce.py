@@ -11,8 +11,8 @@ from nl_jax._core.drawing import own_key
 from nl_jax._core.require import floating, layered, per_example, positive_integer, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.estimators.noise import reward_baselines
+from nl_jax.estimators.noise.engine.shares import require_sharding
 from nl_jax.estimators.noise.reward_baselines import RewardBaseline
-from nl_jax.estimators.noise.sampling import require_sharding
 from nl_jax.estimators.noise.stochastic_units import Unit
 from nl_jax.propagation import Site, local
 

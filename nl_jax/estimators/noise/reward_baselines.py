@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from nl_jax._core.require import fraction
 from nl_jax.base import Array, State
-from nl_jax.estimators.noise.running_mean import nothing_seen
+from nl_jax.estimators.noise.engine.running_mean import nothing_seen
 
 
 class RewardBaseline(NamedTuple):

@@ -3,10 +3,10 @@
 from jax.sharding import NamedSharding
 
 from nl_jax.base import Array, GradientEstimator, Objective
-from nl_jax.estimators.noise import baselines, bases
+from nl_jax.estimators.noise import baselines
 from nl_jax.estimators.noise.directions import Sampler, gaussian
-from nl_jax.estimators.noise.perturbation import perturbation
-from nl_jax.estimators.noise.spaces import subspace
+from nl_jax.estimators.noise.engine.perturbation import perturbation
+from nl_jax.estimators.noise.spaces import bases, subspace
 
 _CLEAN, _GAUSSIAN, _INPUTS = baselines.clean(), gaussian(), bases.inputs()
 
@@ -35,7 +35,7 @@ def subspace_perturbation(
       objective: a per-example objective; for the basis of inputs it must take `propagate`.
       basis: from `nl.bases`: `inputs(rank)` or `random(rank)`.
       sigma: σ, standard deviation of the noise in units of the parameters, above 0; by default chosen for their dtype,
-        see `nl_jax.estimators.noise.step_size`.
+        see `nl_jax.estimators.noise.engine.step_size`.
       num_samples: K, the number of independent G averaged; all share the same Q.
       baseline: from `nl.baselines`, as for `weight_perturbation`.
       directions: sampler of G and of the other parameters' noise, from `nl.directions`.

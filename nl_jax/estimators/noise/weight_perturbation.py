@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 from nl_jax.base import Array, GradientEstimator, Objective
 from nl_jax.estimators.noise import baselines
 from nl_jax.estimators.noise.directions import Sampler, gaussian
-from nl_jax.estimators.noise.perturbation import perturbation
+from nl_jax.estimators.noise.engine.perturbation import perturbation
 from nl_jax.estimators.noise.spaces import weights
 
 _CLEAN, _GAUSSIAN = baselines.clean(), gaussian()
@@ -35,7 +35,7 @@ def weight_perturbation(
     Args:
       objective: any per-example objective.
       sigma: σ, standard deviation of the noise in units of the parameters, above 0; by default chosen for their dtype,
-        see `nl_jax.estimators.noise.step_size`.
+        see `nl_jax.estimators.noise.engine.step_size`.
       num_samples: K, the number of independent directions averaged.
       baseline: from `nl.baselines`, such as `none()` (Ẽ Ω/σ², the seed's update), `clean()` (Ẽ − E) or `antithetic()`
         (two-sided, SPSA).

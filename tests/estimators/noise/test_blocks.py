@@ -11,7 +11,7 @@ import pytest
 import nl_jax as nl
 from nl_jax.estimators.noise.directions import blocks, layout
 from nl_jax.estimators.noise.directions.sampler import drawing
-from nl_jax.estimators.noise.sampled import Directions, SampledGradient
+from nl_jax.estimators.noise.engine.sampled_gradient import Directions, SampledGradient
 from nl_jax.estimators.noise.spaces import Noise
 from tests.estimators.noise.test_directions import SAMPLERS
 from tests.formed import formed

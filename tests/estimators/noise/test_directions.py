@@ -10,7 +10,7 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.estimators.noise.directions import Structured
-from nl_jax.estimators.noise.sampled import SampledGradient
+from nl_jax.estimators.noise.engine.sampled_gradient import SampledGradient
 from nl_jax.estimators.noise.spaces import Noise
 from nl_jax.theory import perturbation as theory
 from tests import problems

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from nl_jax.estimators.noise.sampling import Footprint, alone, default_chunk, stacked, sum_over_samples
-from nl_jax.estimators.noise.step_size import balanced, step_size
+from nl_jax.estimators.noise.engine.chunks import Footprint, default_chunk, stacked, sum_over_samples
+from nl_jax.estimators.noise.engine.shares import alone
+from nl_jax.estimators.noise.engine.step_size import balanced, step_size
 from nl_jax.evaluation.conformance.subject import flat
 from tests import problems
 

@@ -11,9 +11,9 @@ import pytest
 import nl_jax as nl
 from nl_jax._core.paths import path_name
 from nl_jax._core.products import unfold
-from nl_jax.estimators.noise.bases import orthonormal
-from nl_jax.estimators.noise.input_span import inputs_of, sketches
 from nl_jax.estimators.noise.spaces import Noise
+from nl_jax.estimators.noise.spaces.bases import orthonormal
+from nl_jax.estimators.noise.spaces.input_span import inputs_of, sketches
 from nl_jax.evaluation.conformance.calibration import largest_deviation
 from nl_jax.propagation import interpret
 from nl_jax.theory import perturbation as theory

@@ -11,7 +11,8 @@ from nl_jax._core.numerics import wide_dtype
 from nl_jax._core.require import floating, layered, per_example
 from nl_jax.base import Array, Batch, Key, LayerCredit, Objective, Params, State
 from nl_jax.estimators.noise.directions import Direction, Sampler
-from nl_jax.estimators.noise.sampling import Footprint, Share, alone, default_chunk, occupied, stacked, sum_over_samples
+from nl_jax.estimators.noise.engine.chunks import Footprint, default_chunk, occupied, stacked, sum_over_samples
+from nl_jax.estimators.noise.engine.shares import Share, alone
 from nl_jax.estimators.noise.spaces.coupling import mixing_layers, refuse_coupling
 from nl_jax.estimators.noise.spaces.view import Along, Costs, Measure, Noise, Space, View, weighted_sum
 from nl_jax.propagation import Site, inject, interpret, learning_layers, local, loops_around

@@ -11,8 +11,9 @@ from nl_jax._core.products import LazyWeight, looked_up, mapped, opened, product
 from nl_jax._core.products.lazy_weight import Bilinear, Part
 from nl_jax._core.require import floating, per_example, takes_propagate
 from nl_jax.base import Array, Batch, Objective, Params, Propagate
-from nl_jax.estimators.noise.bases import Basis, Found
-from nl_jax.estimators.noise.sampling import Footprint, Share, default_chunk, occupied
+from nl_jax.estimators.noise.engine.chunks import Footprint, default_chunk, occupied
+from nl_jax.estimators.noise.engine.shares import Share
+from nl_jax.estimators.noise.spaces.bases import Basis, Found
 from nl_jax.estimators.noise.spaces.view import Costs, Measure, Noise, Space, View
 from nl_jax.estimators.noise.spaces.weight_space import WeightView
 from nl_jax.propagation import feedforward

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from nl_jax._core.numerics import wide_dtype
 from nl_jax.base import Array, Batch, Key, LayerCredit, Params, without_credit
 from nl_jax.estimators.noise.directions import Direction, Sampler
-from nl_jax.estimators.noise.sampling import Share
+from nl_jax.estimators.noise.engine.shares import Share
 
 
 class Noise(NamedTuple):

@@ -15,8 +15,9 @@ from nl_jax.estimators.noise.directions import Direction, Structured
 from nl_jax.estimators.noise.directions.blocks import Blocks, in_blocks
 from nl_jax.estimators.noise.directions.sampler import drawing
 from nl_jax.estimators.noise.directions.structured import parts
-from nl_jax.estimators.noise.sampled import Directions, SampledGradient
-from nl_jax.estimators.noise.sampling import Footprint, Share, default_chunk, occupied
+from nl_jax.estimators.noise.engine.chunks import Footprint, default_chunk, occupied
+from nl_jax.estimators.noise.engine.sampled_gradient import Directions, SampledGradient
+from nl_jax.estimators.noise.engine.shares import Share
 from nl_jax.estimators.noise.spaces.coupling import mixing_layers, refuse_coupling
 from nl_jax.estimators.noise.spaces.view import Along, Costs, Measure, Noise, Space, View
 

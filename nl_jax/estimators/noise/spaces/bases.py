@@ -11,7 +11,7 @@ from nl_jax._core.numerics import wide_dtype
 from nl_jax._core.products import use
 from nl_jax._core.require import layered, positive_integer
 from nl_jax.base import Array, Batch, Key, Objective, Params
-from nl_jax.estimators.noise.input_span import inputs_of, sketches
+from nl_jax.estimators.noise.spaces.input_span import inputs_of, sketches
 
 
 class Found(NamedTuple):

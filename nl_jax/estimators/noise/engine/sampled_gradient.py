@@ -17,16 +17,8 @@ from nl_jax.estimators.noise.directions.blocks import Blocks
 from nl_jax.estimators.noise.directions.layout import placed, zeros
 from nl_jax.estimators.noise.directions.sampler import drawing
 from nl_jax.estimators.noise.directions.structured import parts
-from nl_jax.estimators.noise.sampling import (
-    Footprint,
-    Share,
-    alone,
-    default_chunk,
-    occupied,
-    shared_out,
-    stacked,
-    sums_updates,
-)
+from nl_jax.estimators.noise.engine.chunks import Footprint, default_chunk, occupied, stacked
+from nl_jax.estimators.noise.engine.shares import Share, alone, shared_out, sums_updates
 
 
 class Leaf(NamedTuple):
@@ -152,7 +144,7 @@ class SampledGradient:
           params: the parameters, or any tree of their shapes.
           sharding: how the samples are divided over devices.
           sum_updates: whether each device adds up its own samples' directions and these sums are summed; otherwise each
-            device adds up all directions, and nothing is exchanged. None: by `sampling.sums_updates`.
+            device adds up all directions, and nothing is exchanged. None: by `shares.sums_updates`.
         """
         if sum_updates is None:
             sum_updates = sums_updates(sharding, self._drawn(), sum(leaf.size for leaf in jax.tree.leaves(params)))

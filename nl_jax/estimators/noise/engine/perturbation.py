@@ -9,11 +9,11 @@ from nl_jax._core.require import positive_hyperparameter, positive_integer, take
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Params, State
 from nl_jax.estimators.noise.baselines import Baseline
 from nl_jax.estimators.noise.directions import Sampler
-from nl_jax.estimators.noise.sampled import SampledGradient
-from nl_jax.estimators.noise.sampling import Share, alone, require_sharding, shared_out
+from nl_jax.estimators.noise.engine.sampled_gradient import SampledGradient
+from nl_jax.estimators.noise.engine.shares import Share, alone, require_sharding, shared_out
+from nl_jax.estimators.noise.engine.step_size import step_size
 from nl_jax.estimators.noise.spaces import Noise, Space, View
 from nl_jax.estimators.noise.spaces.view import Measure
-from nl_jax.estimators.noise.step_size import step_size
 
 
 def perturbation(
@@ -36,7 +36,7 @@ def perturbation(
       sigma: σ, the step along a direction, above 0; None: chosen for the dtype.
       num_samples: K, at least 1.
       chunk: samples evaluated at once, at least 1; None: chosen for the backend.
-      sharding: how samples are divided over devices: see `sampling.shared_out`.
+      sharding: how samples are divided over devices: see `shares.shared_out`.
       sum_updates: what devices exchange to form a gradient in weight space: see `SampledGradient.formed`.
 
     Raises:
