@@ -39,8 +39,15 @@ def positive_number(name: str, value: Any) -> float:
 
 
 def positive_hyperparameter(name: str, value: Any) -> Any:
-    """Checks `value` as `positive_number` does, unless it is an array, as `nl.sweep` and optax's wrappers pass."""
-    return value if isinstance(value, jax.Array) else positive_number(name, value)
+    """Checks `value` as `positive_number` does; returns a scalar array as it is.
+
+    `nl.sweep` and optax's wrappers pass such arrays; their values are unknown while tracing.
+    """
+    if not isinstance(value, jax.Array):
+        return positive_number(name, value)
+    if value.shape:
+        raise ValueError(f"{name} must be one number, got an array of shape {value.shape}: nl.sweep tries many numbers")
+    return value
 
 
 def nonnegative_number(name: str, value: Any) -> float:

@@ -24,6 +24,8 @@ class Measurement(NamedTuple):
       variance, variance_error: the variance of ĝ per component (unbiased; its error is from the fourth moment).
       cosine, cosine_error: the mean cosine of the angle between one ĝ and g; NaN if g is zero. An estimate of zero
         counts as 0, because it makes no progress.
+      relative_bias, relative_bias_error: ‖E ĝ − g‖² / ‖g‖², without bias: the share of the noise, E‖ĝ − E ĝ‖²/n, is
+        subtracted, so that an unbiased estimator's is around 0, on either side of it.
       relative_variance, relative_variance_error: E‖ĝ − E ĝ‖² / ‖g‖².
       signal_to_noise, signal_to_noise_error: ‖g‖² / E‖ĝ − E ĝ‖², infinite for an exact estimator.
       zero_estimates: how many of the estimates were zero, as where no unit spiked or a change of the loss was rounded
@@ -38,6 +40,8 @@ class Measurement(NamedTuple):
     variance_error: Params
     cosine: Array
     cosine_error: Array
+    relative_bias: Array
+    relative_bias_error: Array
     relative_variance: Array
     relative_variance_error: Array
     signal_to_noise: Array
@@ -45,7 +49,7 @@ class Measurement(NamedTuple):
     zero_estimates: Array | int = 0
 
     def __str__(self) -> str:
-        """The three numbers with their errors, without the trees, and how many estimates were zero if any were."""
+        """The four numbers with their errors, without the trees, and how many estimates were zero if any were."""
 
         def shown(name: str) -> str:
             value = getattr(self, name)
@@ -54,10 +58,28 @@ class Measurement(NamedTuple):
             except TypeError:  # several numbers, or none yet while tracing
                 return str(value)
 
-        names = "cosine", "relative_variance", "signal_to_noise"
+        names = "cosine", "relative_bias", "relative_variance", "signal_to_noise"
         said = [f"{name.replace('_', ' ')} {shown(name)} ± {shown(f'{name}_error')}" for name in names]
         zero = shown("zero_estimates")
         return ", ".join([*said, f"zero estimates {zero}"] if zero != "0" else said)
+
+
+class PerEstimate(NamedTuple):
+    """Numbers of one estimate, whose deviation from the mean of all is d.
+
+    Attributes:
+      cosine: to the reference.
+      square: ‖d‖².
+      along_bias: ⟨bias, d⟩.
+      along_last: ⟨d of the estimate before, d⟩; 0 for the first.
+      zero: whether the estimate is zero.
+    """
+
+    cosine: Array
+    square: Array
+    along_bias: Array
+    along_last: Array
+    zero: Array
 
 
 def cosine(a: Params, b: Params) -> Array:
@@ -125,7 +147,8 @@ def measure(
         sample, failures = estimate(index)
         return jax.tree.map(lambda t, x, g: t + (x - g) / n, total, sample, exact), failures
 
-    def spread(sums: tuple[Params, Params], index: Array) -> tuple[tuple[Params, Params], tuple[Array, Array, Array]]:
+    def spread(carry: tuple[Params, Params, Params], index: Array) -> tuple[tuple[Params, Params, Params], PerEstimate]:
+        *sums, before = carry
         sample, _ = estimate(index)
         d = jax.tree.map(jnp.subtract, sample, mean)
         second, fourth = (
@@ -133,21 +156,29 @@ def measure(
         )
         zero = optax.tree.norm(sample) == 0
         progress = jnp.where(zero & (power > 0), 0, cosine(sample, exact))
-        return (second, fourth), (progress, optax.tree.norm(d, squared=True), zero)
+        square = optax.tree.norm(d, squared=True)
+        return (second, fourth, d), PerEstimate(
+            progress, square, optax.tree.vdot(bias, d), optax.tree.vdot(before, d), zero
+        )
 
     zeros = jax.tree.map(jnp.zeros_like, exact)
     bias, failures = jax.lax.scan(accumulate, zeros, jnp.arange(n))
     raise_if_known(failures)
     mean = jax.tree.map(jnp.add, exact, bias)
     power = optax.tree.norm(exact, squared=True)
-    (second, fourth), (cosines, squares, zeroes) = jax.lax.scan(spread, (zeros, zeros), jnp.arange(n))
+    (second, fourth, _), each = jax.lax.scan(spread, (zeros, zeros, zeros), jnp.arange(n))
     variance = jax.tree.map(lambda s: s / (n - 1), second)
     # Var(s²) = (μ₄ − σ⁴ (n − 3)/(n − 1)) / n
     variance_error = jax.tree.map(
         lambda f, v: jnp.sqrt(jnp.maximum(f / n - v**2 * (n - 3) / (n - 1), 0) / n), fourth, variance
     )
     relative = optax.tree.sum(variance) / power
-    relative_error = _standard_error(squares) / power
+    relative_error = _standard_error(each.square) / power
+    # With b = E ĝ − g and covariance V, Var(‖b̂‖² − tr V̂/n) = 4 bᵀV b/n + 2 tr V²/n². The mean of ⟨b̂, d⟩² is
+    # bᵀV b + tr V²/n, and that of ⟨d, d'⟩² over pairs of estimates is tr V². The floor, the error where there is no
+    # bias, makes the errors of small biases up to a fifth too large.
+    along, across = jnp.mean(each.along_bias**2), jnp.mean(each.along_last[1:] ** 2)
+    bias_variance = jnp.maximum(4 * along / n - 2 * across / n**2, 2 * across / n**2)
     return Measurement(
         reference=exact,
         mean=mean,
@@ -155,13 +186,15 @@ def measure(
         bias_error=jax.tree.map(lambda v: jnp.sqrt(v / n), variance),
         variance=variance,
         variance_error=variance_error,
-        cosine=jnp.mean(cosines),
-        cosine_error=_standard_error(cosines),
+        cosine=jnp.mean(each.cosine),
+        cosine_error=_standard_error(each.cosine),
+        relative_bias=optax.tree.norm(bias, squared=True) / power - relative / n,
+        relative_bias_error=jnp.sqrt(bias_variance) / power,
         relative_variance=relative,
         relative_variance_error=relative_error,
         signal_to_noise=1 / relative,
         signal_to_noise_error=jnp.where(relative > 0, relative_error / relative**2, 0),
-        zero_estimates=jnp.sum(zeroes),
+        zero_estimates=jnp.sum(each.zero),
     )
 
 

@@ -232,6 +232,7 @@ def test_chunks_fit_the_backend(monkeypatch):
 BAD = [
     ({"sigma": 0.0}, "sigma must be a finite Python number above 0, got 0.0"),
     ({"sigma": float("nan")}, "sigma must be .* got nan"),
+    ({"sigma": jnp.ones(2)}, r"sigma must be one number, got an array of shape \(2,\)"),
     ({"sigma": "1e-3"}, "sigma must be .* got '1e-3'"),
     ({"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
     ({"num_samples": 2.5}, "num_samples must be .* got 2.5"),

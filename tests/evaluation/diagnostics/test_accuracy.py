@@ -30,10 +30,24 @@ def test_measures_a_known_law(x64):
     assert np.all(np.abs(m.variance - spread**2) < 5 * m.variance_error)
     np.testing.assert_allclose(m.variance_error, spread**2 * (8 / n) ** 0.5, rtol=0.3)  # μ₄ = 9 σ⁴
     power = float(jnp.sum((2 * params) ** 2))
+    assert abs(m.relative_bias - 3 * 0.1**2 / power) < 5 * m.relative_bias_error
+    np.testing.assert_allclose(m.relative_bias_error, 2 * 3**0.5 * 0.1 * spread / n**0.5 / power, rtol=0.1)
     assert abs(m.relative_variance - 3 * spread**2 / power) < 5 * m.relative_variance_error
     assert abs(m.signal_to_noise - power / (3 * spread**2)) < 5 * m.signal_to_noise_error
     assert 0 < m.cosine < 1
     assert 0 < m.cosine_error < 0.01
+
+
+@pytest.mark.parametrize(("bias", "counted"), [(0.0, 0), (0.03, 0), (0.0, 1)])
+def test_the_error_of_a_relative_bias_is_its_spread(bias, counted, x64):
+    """Over many measurements its mean is the true one, unless the noise's own share is counted as bias."""
+    params, spread, n = jnp.linspace(-1, 1, 20), 0.7, 200
+    power, runs = float(jnp.sum((2 * params) ** 2)), 400
+    of = lambda key: measure(_noisy(spread, bias), _noisy(0.0), key, params, (), num_estimates=n)
+    m = jax.jit(jax.vmap(of))(jax.random.split(KEY, runs))
+    error = m.relative_bias + counted * m.relative_variance / n - 20 * bias**2 / power
+    assert 0.9 < np.mean(m.relative_bias_error**2) ** 0.5 / np.std(error) < 1.3
+    assert (abs(np.mean(error)) < 5 * np.std(error) / runs**0.5) == (not counted)
 
 
 def test_a_bias_far_above_the_spread_spoils_nothing():
@@ -67,9 +81,12 @@ def test_an_exact_estimator_is_exact():
 
 
 def test_a_measurement_is_printed_without_its_trees():
-    trees, numbers = ({"w": jnp.zeros(1000)},) * 6, (0.5, 0.01, 2.0, 0.1, 0.25, 0.0125)
+    trees, numbers = ({"w": jnp.zeros(1000)},) * 6, (0.5, 0.01, 0.3, 0.02, 2.0, 0.1, 0.25, 0.0125)
     m = nl.diagnostics.Measurement(*trees, *map(jnp.float32, numbers))
-    assert str(m) == "cosine 0.5 ± 0.01, relative variance 2 ± 0.1, signal to noise 0.25 ± 0.0125"
+    assert (
+        str(m)
+        == "cosine 0.5 ± 0.01, relative bias 0.3 ± 0.02, relative variance 2 ± 0.1, signal to noise 0.25 ± 0.0125"
+    )
     assert "[0.5 0.5]" in str(m._replace(cosine=jnp.full(2, 0.5)))
     assert str(m._replace(zero_estimates=jnp.int32(3))).endswith("± 0.0125, zero estimates 3")
     jax.jit(lambda x: str(m._replace(cosine=x, zero_estimates=x)) and x)(1.0)  # while tracing too
