@@ -3,8 +3,20 @@
 from nl_jax._core.deprecation import renamed as _renamed
 from nl_jax._core.products.lazy_weight import LazyWeight, OtherUse, Shifted, looked_up, mapped, opened, product
 from nl_jax._core.products.unfolding import unfold
-from nl_jax._core.products.use import Use, use
+from nl_jax._core.products.use import EXAMPLES, Use, use
 
-__all__ = ["LazyWeight", "OtherUse", "Shifted", "Use", "looked_up", "mapped", "opened", "product", "unfold", "use"]
+__all__ = [
+    "EXAMPLES",
+    "LazyWeight",
+    "OtherUse",
+    "Shifted",
+    "Use",
+    "looked_up",
+    "mapped",
+    "opened",
+    "product",
+    "unfold",
+    "use",
+]
 
 __getattr__ = _renamed(__name__, {"StandIn": "LazyWeight"})

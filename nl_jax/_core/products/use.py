@@ -12,6 +12,9 @@ from nl_jax._core.dependence import Flow, Flows, mark, sources_of_outputs
 from nl_jax._core.products.lazy_weight import Bilinear, LazyWeight, OtherUse, Part
 from nl_jax.base import Array, Batch, Objective, Params
 
+EXAMPLES = 10_007
+"""A batch size that no other axis is likely to have, so that no axis is mistaken for the batch."""
+
 
 class Use(NamedTuple):
     """How an objective uses its parameters; lists are by leaf, in order.
@@ -67,14 +70,12 @@ class _Witness(LazyWeight):
 def use(objective: Objective, params: Params, batch: Batch) -> Use:
     """Finds how the objective uses its parameters, by running it abstractly with witnesses instead of them."""
     leaves, tree = jax.tree.flatten(params)
-    # A number of examples that no other axis is likely to have, so that no axis is mistaken for the batch.
-    examples = 10_007
 
     def enlarged() -> Batch:
         (number,) = jax.eval_shape(objective, params, batch).shape
 
         def enlarge(x: Array) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((examples, *x.shape[1:]) if x.shape[:1] == (number,) else x.shape, x.dtype)
+            return jax.ShapeDtypeStruct((EXAMPLES, *x.shape[1:]) if x.shape[:1] == (number,) else x.shape, x.dtype)
 
         return jax.tree.map(enlarge, batch)
 
@@ -90,9 +91,9 @@ def use(objective: Objective, params: Params, batch: Batch) -> Use:
             axes.setdefault(int(place), set()).add(ndim)
 
         def run(leaves: list[Array], batch: Batch) -> Array:
-            placed = [_Witness(leaf, examples, str(i), note) if i in chosen else leaf for i, leaf in enumerate(leaves)]
+            placed = [_Witness(leaf, EXAMPLES, str(i), note) if i in chosen else leaf for i, leaf in enumerate(leaves)]
             losses = objective(jax.tree.unflatten(tree, placed), batch)
-            if losses.shape != (examples,):
+            if losses.shape != (EXAMPLES,):
                 raise OtherUse("losses are [batch]")
             return losses
 

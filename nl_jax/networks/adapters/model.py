@@ -6,15 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.products import LazyWeight, OtherUse
+from nl_jax._core.products import EXAMPLES, LazyWeight, OtherUse
 from nl_jax.base import Array, Params
 from nl_jax.propagation.interpretation import SEPARATOR
 
 Call = Callable[[Any, Any], Any]
 """`call(model, inputs) -> outputs`: how a model is called."""
-
-EXAMPLES = 10_007
-"""A batch size that no other axis is likely to have, so that no axis is mistaken for the batch."""
 
 
 class LinenModel(NamedTuple):

@@ -14,7 +14,8 @@ from nl_jax._core.numerics import wide_dtype
 from nl_jax._core.products import LazyWeight
 from nl_jax._core.products.lazy_weight import Bilinear, Part
 from nl_jax.base import Array
-from nl_jax.estimators.noise.directions.layout import At, Layout, over_blocks, without_first, zeros
+from nl_jax.estimators.noise.directions.layout import At, Layout, over_blocks
+from nl_jax.estimators.noise.directions.placement import without_first, zeros
 from nl_jax.estimators.noise.directions.structured import Structured
 
 _identity: Part = lambda part: part

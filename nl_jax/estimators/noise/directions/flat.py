@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Key, Params
 from nl_jax.estimators.noise.directions.blocks import Block, Blocks, Fill
-from nl_jax.estimators.noise.directions.layout import everywhere, is_large, on_mesh, placed
+from nl_jax.estimators.noise.directions.layout import is_large
+from nl_jax.estimators.noise.directions.placement import everywhere, on_mesh, placed
 
 Draw = Callable[[Key, tuple[int, ...], Any], Array]
 """`draw(key, shape, dtype) -> array` of independent components."""

@@ -14,7 +14,8 @@ from nl_jax.base import Array, Key, Params
 from nl_jax.estimators.noise.directions.bits import signs
 from nl_jax.estimators.noise.directions.blocks import Blocks
 from nl_jax.estimators.noise.directions.flat import drawn
-from nl_jax.estimators.noise.directions.layout import At, everywhere, over_blocks
+from nl_jax.estimators.noise.directions.layout import At, over_blocks
+from nl_jax.estimators.noise.directions.placement import everywhere
 from nl_jax.estimators.noise.directions.sampler import NamedSampler
 from nl_jax.estimators.noise.directions.structured import Direction, Sampler, Structured, parts
 

@@ -16,7 +16,8 @@ from nl_jax._core.require import positive_integer
 from nl_jax.base import Array, Key, Params
 from nl_jax.estimators.noise.directions.bits import signs
 from nl_jax.estimators.noise.directions.flat import drawn
-from nl_jax.estimators.noise.directions.layout import At, Layout, is_large, over_blocks, placed
+from nl_jax.estimators.noise.directions.layout import At, Layout, is_large, over_blocks
+from nl_jax.estimators.noise.directions.placement import placed
 from nl_jax.estimators.noise.directions.sampler import NamedSampler
 from nl_jax.estimators.noise.directions.structured import Direction, Sampler, Structured
 

@@ -14,7 +14,7 @@ from nl_jax._core.numerics import wide_dtype
 from nl_jax.base import Array, Key, Params
 from nl_jax.estimators.noise.directions import Direction, Sampler, Structured
 from nl_jax.estimators.noise.directions.blocks import Blocks
-from nl_jax.estimators.noise.directions.layout import placed, zeros
+from nl_jax.estimators.noise.directions.placement import placed, zeros
 from nl_jax.estimators.noise.directions.sampler import drawing
 from nl_jax.estimators.noise.directions.structured import parts
 from nl_jax.estimators.noise.engine.chunks import Footprint, default_chunk, occupied, stacked
@@ -28,7 +28,7 @@ class Leaf(NamedTuple):
       shape, dtype: of the parameter.
       weight: whether the sampler is shown a weight; otherwise it is shown a vector, for which a structured sampler
         draws independent noise.
-      sharding: how the parameter is sharded over devices, see `nl_jax.estimators.noise.directions.layout.placed`.
+      sharding: how the parameter is sharded over devices, see `nl_jax.estimators.noise.directions.placement.placed`.
     """
 
     shape: tuple[int, ...]
