@@ -60,10 +60,11 @@ from nl_jax.networks.cells.recurrent import recurrent
 from nl_jax.networks.conversion import tanh_from_sigmoid
 from nl_jax.networks.from_equinox import from_equinox
 from nl_jax.networks.from_flax import from_flax
-from nl_jax.networks.layers import Layer, Network, network
+from nl_jax.networks.layers import Layer
 from nl_jax.networks.mlp import mlp
 from nl_jax.networks.normalisation import batch_norm
 from nl_jax.networks.residual import Residual, residual
+from nl_jax.networks.wiring import Network, network
 from nl_jax.objectives import bandit, device, local_losses, supervised
 from nl_jax.objectives.parts import Part, train_only
 from nl_jax.propagation import scan

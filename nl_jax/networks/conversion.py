@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from nl_jax.activations import Activation, sigmoid_by_tanh, tanh
 from nl_jax.base import Params
 from nl_jax.networks.connections import Dense
-from nl_jax.networks.layers import Layer, Network, network
+from nl_jax.networks.layers import Layer
+from nl_jax.networks.wiring import Network, network
 
 
 def tanh_from_sigmoid(net: Network, params: Params) -> tuple[Network, Params]:

@@ -8,7 +8,8 @@ import numpy as np
 from nl_jax.activations import named
 
 if TYPE_CHECKING:
-    from nl_jax.networks.layers import Layer, Network
+    from nl_jax.networks.layers import Layer
+    from nl_jax.networks.wiring import Network
 
 Unit = tuple[float, float]
 COLUMN, ROW = 2.2, 0.55  # distances between layers and between units

@@ -7,7 +7,8 @@ from jax.nn import initializers
 from nl_jax.base import ActivationFn, Initializer
 from nl_jax.networks.connections import decorrelated as decorrelating
 from nl_jax.networks.connections import dense
-from nl_jax.networks.layers import Layer, Network, network
+from nl_jax.networks.layers import Layer
+from nl_jax.networks.wiring import Network, network
 
 
 def mlp(

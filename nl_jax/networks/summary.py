@@ -10,7 +10,8 @@ from nl_jax._core.paths import path_name
 from nl_jax.activations import named
 
 if TYPE_CHECKING:
-    from nl_jax.networks.layers import Layer, Network
+    from nl_jax.networks.layers import Layer
+    from nl_jax.networks.wiring import Network
 
 HEAD = "layer", "shape", "activation", "connections", "parameters", "count"
 

@@ -17,9 +17,10 @@ from nl_jax.base import ActivationFn, Array, Batch, Connection, Objective, Param
 from nl_jax.networks import connections
 from nl_jax.networks.cells import rnn
 from nl_jax.networks.cells.recurrent import recurrent as in_time
-from nl_jax.networks.layers import Layer, network
+from nl_jax.networks.layers import Layer
 from nl_jax.networks.mlp import mlp
 from nl_jax.networks.normalisation import batch_norm as normalised
+from nl_jax.networks.wiring import network
 from nl_jax.objectives import supervised
 from nl_jax.propagation import feedforward
 
