@@ -30,15 +30,18 @@ def spsa(objective: nl.base.Objective, c: float = 1e-3) -> nl.GradientEstimator:
     return nl.GradientEstimator(init, estimate)
 
 
-batch = jnp.ones((5, 4)), jnp.zeros(5, jnp.int32)
-for estimator in (nl.backprop(objective), nl.node_perturbation(objective, num_samples=4), spsa(objective)):
-    learner = nl.learner(estimator, optax.adam(1e-2))
-    state = learner.init(jax.random.key(0), network.init(jax.random.key(1)))
-    state, info = jax.jit(learner.step)(jax.random.key(2), state, batch)
-    loss: float = float(info.loss)
-    trained, history = nl.fit(learner, jax.random.key(3), state, batch, num_steps=3, progress=False)
-print(nl.audit(spsa, objective, network.init(jax.random.key(1)), batch).verdict)
-found = nl.diagnostics.measure(
-    spsa(objective), nl.backprop(objective), jax.random.key(0), state.params, batch, num_estimates=4
-)
-certificate = nl.conformance.certify(spsa, nl.conformance.Claims(), num_keys=2, max_keys=2)
+def main() -> tuple[nl.base.Params, jax.Array, nl.diagnostics.Measurement, nl.conformance.Certificate]:
+    """Trains, measures and certifies. Type checkers read it; statements of the module would run with every test."""
+    batch = jnp.ones((5, 4)), jnp.zeros(5, jnp.int32)
+    params = network.init(jax.random.key(1))
+    for estimator in (nl.backprop(objective), nl.node_perturbation(objective, num_samples=4), spsa(objective)):
+        learner = nl.learner(estimator, optax.adam(1e-2))
+        state = learner.init(jax.random.key(0), params)
+        state, info = jax.jit(learner.step)(jax.random.key(2), state, batch)
+        print(float(info.loss))
+        state, history = nl.fit(learner, jax.random.key(3), state, batch, num_steps=3, progress=False)
+    print(nl.audit(spsa, objective, params, batch).verdict)
+    found = nl.diagnostics.measure(
+        spsa(objective), nl.backprop(objective), jax.random.key(0), params, batch, num_estimates=4
+    )
+    return state.params, history.loss, found, nl.conformance.certify(spsa, nl.conformance.Claims(), num_keys=2)
