@@ -1,4 +1,4 @@
-"""Adapts the atlas's tasks for methods that do not learn from the objective: local rules, forward-forward."""
+"""Adapts the atlas's tasks for methods with objectives of their own: local rules, forward-forward, local losses."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import nl_jax as nl
-from experiments.atlas.tasks import Batch, Task
+from experiments.atlas.tasks import Batch, Task, wrong_answers
 from nl_jax.base import Array, Params
 
 OUTPUT = "output"
@@ -77,3 +77,21 @@ def forward_forward(task: Task) -> Task:
         train=(with_room(task.train[0]), task.train[1]),
         audited=lambda batch: (batch[0], jnp.ones(batch[1].shape, bool)),
     )  # fmt: skip
+
+
+def local_losses(task: Task) -> Task:
+    """Returns the task with a loss for each hidden layer, predicted by a linear head of its own (Ren et al. 2022).
+
+    The heads replace the network's output layer; the highest one answers.
+
+    Raises:
+      ValueError: if the task has no classes, or its network no hierarchy of hidden layers.
+    """
+    if task.network is None or len(task.network.layers) < 3 or not np.issubdtype(task.train[1].dtype, np.integer):
+        raise ValueError("local losses are given to classes and a hierarchy of layers, one of them hidden at least")
+    classes = task.network.shapes[OUTPUT][0]
+    trunk = nl.network(*task.network.layers[:-1])
+    local = nl.local_losses(trunk, nl.losses.cross_entropy, classes)
+    return task._replace(
+        init=local.init, apply=local.apply, objective=local.objective, error=wrong_answers(local.apply)
+    )

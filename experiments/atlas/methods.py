@@ -72,6 +72,9 @@ METHODS: dict[str, Method] = {
     "backprop": _plain(nl.backprop, GRADIENT),
     "backprop_recursion": _plain(nl.backprop_recursion, GRADIENT),
     "lagrangian_backprop": _plain(nl.lagrangian_backprop, GRADIENT),
+    "local_losses": Method(
+        lambda task, samples: nl.backprop(task.objective), GRADIENT, lesson=atlas_lessons.local_losses
+    ),
     "weight_perturbation": _sampled(nl.weight_perturbation, NOISE),
     "weight_perturbation_rank_one": _sampled(nl.weight_perturbation, NOISE, directions=nl.directions.rank_one()),
     "subspace_perturbation": _sampled(nl.subspace_perturbation, NOISE),

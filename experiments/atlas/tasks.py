@@ -31,7 +31,7 @@ class Task(NamedTuple):
       batch_size: examples per update.
       updates: updates per run; fewer where an update is expensive.
       recurrent: whether the network has a loop over time.
-      widths: layer widths of a dense network, from the inputs to the classes; None for other networks.
+      network: the hierarchy of layers, for methods that change it; None for other networks.
       audited: `audited(batch)` returns the program's inputs in an audit; None means the batch itself.
     """
 
@@ -49,8 +49,14 @@ class Task(NamedTuple):
     batch_size: int = 100
     updates: int = 2000
     recurrent: bool = False
-    widths: tuple[int, ...] | None = None
+    network: nl.Network | None = None
     audited: Callable[[Any], Any] | None = None
+
+    @property
+    def widths(self) -> tuple[int, ...] | None:
+        """Layer widths of a dense network, from the inputs to the classes; None for other networks."""
+        shapes = [] if self.network is None else list(self.network.shapes.values())
+        return tuple(width for (width,) in shapes) if shapes and all(len(shape) == 1 for shape in shapes) else None
 
     @property
     def example(self) -> Batch:
@@ -71,8 +77,9 @@ def wrong_answers(apply: Forward) -> Callable[[Params, Batch], Array]:
 def _classes(network: Any, title: str, parts: dict[str, Any], **more: Any) -> Task:
     objective = nl.supervised(network.apply, nl.losses.cross_entropy)
     return Task(
-        title, network.init, network.apply, objective, wrong_answers(network.apply), "wrong answers", **parts, **more
-    )
+        title, network.init, network.apply, objective, wrong_answers(network.apply), "wrong answers", **parts, **more,
+        network=network if isinstance(network, nl.Network) else None,
+    )  # fmt: skip
 
 
 def _images(dataset: data.Dataset, hidden: tuple[int, ...], **more: Any) -> Task:
@@ -80,7 +87,7 @@ def _images(dataset: data.Dataset, hidden: tuple[int, ...], **more: Any) -> Task
     sizes = [dataset.train.images.shape[1], *hidden, dataset.num_classes]
     network = nl.mlp(sizes, activation=nl.activations.tanh())
     sets = with_validation(dataset)._asdict()
-    return _classes(network, f"{dataset.name}, {'-'.join(map(str, sizes))}", sets, widths=tuple(sizes), **more)
+    return _classes(network, f"{dataset.name}, {'-'.join(map(str, sizes))}", sets, **more)
 
 
 def digits() -> Task:
@@ -108,9 +115,8 @@ def mnist_1d_linear() -> Task:
 
 def mnist_1d_dense() -> Task:
     """MNIST-1D with two hidden layers of 100 ReLU units (Greydanus 2020)."""
-    widths = 40, 100, 100, 10
-    network = nl.mlp(widths, activation=nl.activations.relu())
-    return _mnist_1d(network, "40-100-100-10", (40,), goal=0.5, anchor=0.32, widths=widths)
+    network = nl.mlp([40, 100, 100, 10], activation=nl.activations.relu())
+    return _mnist_1d(network, "40-100-100-10", (40,), goal=0.5, anchor=0.32)
 
 
 def mnist_1d_convolutional() -> Task:

@@ -43,7 +43,7 @@ def small_task():
     return Task(
         "small", network.init, network.apply, objective, wrong_answers(network.apply), "wrong answers",
         of(slice(40)), of(slice(40, 50)),
-        of(slice(50, None)), goal=0.2, anchor=0.1, batch_size=20,
+        of(slice(50, None)), goal=0.2, anchor=0.1, batch_size=20, network=network,
     )  # fmt: skip
 
 
@@ -106,14 +106,21 @@ def test_the_goal_counts_from_when_it_is_kept():
     assert kept(0.9, 0.4, np.nan, 0.4) == 30
 
 
-@pytest.mark.parametrize("name", ["delta", "forward_forward"])
-def test_methods_that_have_no_loss_are_measured_too(name):
+VERDICTS = {
+    "delta": "sees the target",  # no other layer's axons, no other weights
+    "forward_forward": "sees the target",
+    "local_losses": "reads other axons, weight transport, sees the target",  # of the layer's own head
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_methods_with_objectives_of_their_own_are_measured_too(name):
     task = small_task()
-    task = task._replace(widths=(4, 8, 2), validation=task.train)
+    task = task._replace(validation=task.train)
     found = atlas_cell.measured(task, METHODS[name], Effort((0.03,), 4, 100, 1))
     assert found["status"] == "measured"
     assert found["validation errors"].mean() < 0.3
-    assert found["verdict"] == "sees the target"  # no other layer's axons, no other weights
+    assert found["verdict"] == VERDICTS[name]
     assert np.isfinite(found["cosine along training"]).all() == (name == "delta")
 
 
@@ -121,7 +128,9 @@ def test_a_lesson_that_a_network_cannot_be_given_is_refused():
     task = small_task()
     assert atlas_lessons.hidden_layers(task) == ["hidden1"]
     with pytest.raises(ValueError, match="dense network with hidden layers"):
-        atlas_lessons.forward_forward(task)
+        atlas_lessons.forward_forward(task._replace(network=None))
+    with pytest.raises(ValueError, match="one of them hidden at least"):
+        atlas_lessons.local_losses(task._replace(network=nl.mlp([4, 2], activation=nl.activations.tanh())))
     alone = task._replace(init=nl.mlp([4, 2], activation=nl.activations.tanh()).init)
     with pytest.raises(ValueError, match="outputs alone"):
         atlas_lessons.rules_of(alone, nl.rules.oja())
