@@ -176,11 +176,10 @@ def test_neither_memory_nor_equations_grow_with_the_steps(name):
     assert many.equations == few.equations
 
 
-@pytest.mark.parametrize("name", FORWARD)
-def test_jit_and_vmap_agree(name):
-    """And eager with them, of the cheapest: all run programs alike."""
+def test_eager_jit_and_vmap_agree():
+    """All run programs alike, and their certificates compare what is mapped: the cheapest, for what is not compiled."""
     problem = programs.leaky()
-    estimate = FORWARD[name](problem.objective).estimate
+    estimate = nl.truncated_backprop(problem.objective, window=2).estimate
     at = (), problem.params, problem.batch
     several = jax.random.split(jax.random.key(3), 2)
 
@@ -190,8 +189,7 @@ def test_jit_and_vmap_agree(name):
 
     one, mapped = run(several, *at)
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], mapped), one, rtol=1e-10)
-    if name == "truncated_backprop":
-        chex.assert_trees_all_close(estimate(several[1], *at), one, rtol=1e-10)
+    chex.assert_trees_all_close(estimate(several[1], *at), one, rtol=1e-10)
 
 
 def test_wrong_settings_are_refused_with_a_remedy():
