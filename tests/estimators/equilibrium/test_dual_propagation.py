@@ -81,7 +81,8 @@ def test_its_error_is_of_order_beta_squared(name, x64):
             return estimator.estimate(KEY, (), params, batch)[0]
 
         exact = jax.grad(lambda params: jnp.mean(problem.objective(params, batch)))(params)
-        return jax.lax.map(estimate, tuple(map(jnp.asarray, zip(*pairs, strict=True)))), exact
+        betas, steps = zip(*pairs, strict=True)
+        return jax.lax.map(estimate, (jnp.asarray(betas), jnp.asarray(steps, jnp.int32))), exact
 
     found, exact = jax.device_get(run(problem.params, problem.batch))
     errors = [_error(jax.tree.map(lambda g, i=i: g[i], found), exact) for i in range(len(pairs))]
