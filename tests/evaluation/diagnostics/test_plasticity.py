@@ -52,11 +52,16 @@ def from_activity(key):
     return plasticity_from_activity(seen, x, initial=W[0], terms=TERMS)
 
 
+# These programs run for longer than XLA takes to optimise them, which conftest.py tells it not to do.
+OPTIMISED = {"xla_backend_optimization_level": "2", "xla_llvm_disable_expensive_passes": "False"}
+
+
 @functools.cache
 def fits(fit, count):
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), count)
-        return jax.tree.map(np.asarray, jax.jit(lambda keys: jax.lax.map(fit, keys, batch_size=40))(keys))
+        run = jax.jit(lambda keys: jax.lax.map(fit, keys, batch_size=50), compiler_options=OPTIMISED)
+        return jax.device_get(run(keys))
 
 
 def truth():
@@ -74,17 +79,15 @@ def covered(fit, count, terms, scale=1.0):
     return (np.mean(np.abs(z) < 1.6449 * scale, axis=0) - 0.9) / np.sqrt(0.9 * 0.1 / count)
 
 
-CASES = [(from_weights, 200, ALL_TERMS), (from_readings, 80, TERMS), (from_activity, 80, TERMS)]
+CASES = [(from_weights, 200, ALL_TERMS), (from_readings, 50, TERMS), (from_activity, 50, TERMS)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("fit", "count", "terms"), CASES, ids=["weights", "readings", "activity"])
 def test_the_truth_lies_within_the_errors_as_often_as_they_say(fit, count, terms):
     assert np.abs(covered(fit, count, terms)).max() < 4
     assert covered(fit, count, terms, scale=0.5).max() < -4  # errors understated by half, of every coefficient
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("fit", "count", "terms"), CASES, ids=["weights", "readings", "activity"])
 def test_ojas_coefficients_come_back(fit, count, terms):
     found, at = fits(fit, count), tuple(np.transpose(terms))
