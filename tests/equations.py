@@ -9,12 +9,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 def equations(function: Callable, *arguments: Any) -> int:
     """How many equations JAX traces for a call, those of loops and inner functions once each."""
-    return _count(jax.make_jaxpr(function)(*arguments))
+    return count(jax.make_jaxpr(function)(*arguments))
 
 
-def _count(value: Any) -> int:
+def count(value: Any) -> int:
+    """How many equations a traced program has, or several together."""
     if isinstance(value, ClosedJaxpr):
-        return _count(value.jaxpr)
+        return count(value.jaxpr)
     if isinstance(value, Jaxpr):
-        return sum(1 + sum(map(_count, equation.params.values())) for equation in value.eqns)
-    return sum(map(_count, value)) if isinstance(value, tuple | list) else 0
+        return sum(1 + sum(map(count, equation.params.values())) for equation in value.eqns)
+    return sum(map(count, value)) if isinstance(value, tuple | list) else 0

@@ -13,8 +13,26 @@ from nl_jax.propagation import feedforward
 
 def _once(make: Callable[[], Problem]) -> Callable[[], Problem]:
     """The same problem for all tests of one precision, so that what they compile is compiled once."""
-    cached = functools.cache(lambda x64: make())
+    cached = functools.cache(lambda x64: compiled(make))
     return functools.wraps(make)(lambda: cached(jax.config.jax_enable_x64))
+
+
+def compiled(make: Callable[[], Problem]) -> Problem:
+    """The problem, its arrays made by one program instead of one for each operation."""
+    made = []
+
+    @jax.jit
+    def arrays():
+        made.append(make())
+        return made[0].params, made[0].batch
+
+    params, batch = arrays()
+    return made[0]._replace(params=_ordered(made[0].params, params), batch=batch)
+
+
+def _ordered(like, values):
+    """Dictionaries in the order of others', which JAX returns sorted."""
+    return {name: _ordered(like[name], values[name]) for name in like} if isinstance(like, dict) else values
 
 
 def _labelled(forward, params, inputs, classes: int) -> Problem:
@@ -135,7 +153,7 @@ def batch_normed() -> Problem:
         ),
         nl.Layer("output", 2, c.dense()),
     )
-    params = jax.jit(network.init, static_argnums=1)(jax.random.key(3), _dtype())
+    params = network.init(jax.random.key(3), _dtype())
     for layer in ("low", "high"):  # not ones and zeros, where a wrong γ or β could hide
         params[layer] |= {"gamma": jnp.linspace(0.7, 1.5, params[layer]["gamma"].size, dtype=_dtype())}
         params[layer] |= {"beta": jnp.linspace(-0.3, 0.4, params[layer]["beta"].size, dtype=_dtype())}
@@ -225,7 +243,17 @@ def depth() -> Problem:
 
 def unrolled(problem: Problem) -> Problem:
     """The same program without its loop, its layers called by Python one by one."""
-    return _recurrent(looped=False) if problem is recurrent() else _depth(looped=False)
+    return _unrolled_recurrent() if problem is recurrent() else _unrolled_depth()
+
+
+@_once
+def _unrolled_recurrent() -> Problem:
+    return _recurrent(looped=False)
+
+
+@_once
+def _unrolled_depth() -> Problem:
+    return _depth(looped=False)
 
 
 @_once

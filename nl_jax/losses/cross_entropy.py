@@ -1,5 +1,6 @@
 """Cross-entropies of logits, from optax, with shape checks."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -28,17 +29,28 @@ def cross_entropy(outputs: Array, targets: Array) -> Array:
     """
     outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
     if outputs.ndim >= 2 and targets.shape == outputs.shape and jnp.issubdtype(targets.dtype, jnp.floating):
-        return _mean_of_positions(optax.losses.softmax_cross_entropy(outputs, targets))
+        return _of_probabilities(outputs, targets)
     if outputs.ndim >= 2 and targets.shape == outputs.shape[:-1] and jnp.issubdtype(targets.dtype, jnp.integer):
-        targets = targets.astype(jnp.int32)  # in 8 bits, labels cannot be compared to 256 classes
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(outputs, targets)
-        known = (targets >= 0) & (targets < outputs.shape[-1])
-        return _mean_of_positions(jnp.where(known, losses, jnp.nan))  # a gather would silently clip the label
+        return _of_labels(outputs, targets)
     raise ValueError(
         f"cross_entropy takes logits of shape [batch, …, classes] with integer labels of shape [batch, …] or "
         f"floating probabilities of shape [batch, …, classes]; got outputs {outputs.dtype}{list(outputs.shape)} "
         f"and targets {targets.dtype}{list(targets.shape)}"
     )
+
+
+# Compiled functions of their own: JAX traces and differentiates them once for all programs with outputs of one shape.
+@jax.jit
+def _of_probabilities(outputs: Array, targets: Array) -> Array:
+    return _mean_of_positions(optax.losses.softmax_cross_entropy(outputs, targets))
+
+
+@jax.jit
+def _of_labels(outputs: Array, labels: Array) -> Array:
+    labels = labels.astype(jnp.int32)  # in 8 bits, labels cannot be compared to 256 classes
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(outputs, labels)
+    known = (labels >= 0) & (labels < outputs.shape[-1])
+    return _mean_of_positions(jnp.where(known, losses, jnp.nan))  # a gather would silently clip the label
 
 
 def _mean_of_positions(losses: Array) -> Array:

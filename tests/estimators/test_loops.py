@@ -1,6 +1,7 @@
 """Every estimator on programs with loops: as on the unrolled program, or a refusal that says what to use."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -25,16 +26,38 @@ REFUSES = {
 }
 """What makes no sense there, and what the message recommends."""
 
-OWN_NOISE = ("node_", "forward_nodes", "reinforce", "average", "partition")
-# Laws that take a stacked weight for one where a loop slices it, which the unrolled program does by its own arithmetic.
-STACKED = (
-    *("weight_rank_one", "weight_flipout_antithetic", "forward_low_rank"),
-    *("subspace_inputs", "subspace_random_antithetic"),
-)
-"""Beginnings of those that draw noise for each layer: in a loop another one than unrolled, with the same mean."""
+BY_NAME = "direct_feedback", "target_propagation"
+"""Their weights are those of a layer's name or of a parameter, which an unrolled program has others of; see below."""
 
-OF_LOSSES = "weight_none", "weight_antithetic", "weight_running_mean", "evolution_strategy", "normalised"
-"""Like "weight_clean", these run a program whole, whatever loops it has: that one stands for them over depth."""
+AGREES = {
+    **dict.fromkeys(("backprop_recursion", "predictive_coding", "equilibrium_propagation"), ("time", "depth")),
+    **dict.fromkeys(("feedback_random", "dual_propagation", "weight_clean", "forward_weights"), ("time", "depth")),
+    **dict.fromkeys(("backprop", "fixed_prediction", "primal_dual", "augmented_lagrangian"), ("time",)),
+    **dict.fromkeys(("feedback_weight_mirror", "subspace_inputs", "weight_rank_one"), ("time",)),
+    **dict.fromkeys(("lagrangian_backprop", "error_predictive_coding", "extragradient"), ("depth",)),
+    **dict.fromkeys(("contrastive_hebbian", "feedback_kolen_pollack"), ("depth",)),
+}
+"""Those that are compared with the unrolled program, and in which loops: each family in both."""
+
+OWN_NOISE = (
+    *("node_clean", "node_batch_credit", "node_orthogonal", "node_iterative", "forward_nodes", "reinforce"),
+    # Laws that take a stacked weight for one where a loop slices it, which the unrolled program does by itself.
+    *("weight_rank_one", "weight_flipout_antithetic", "subspace_inputs", "subspace_random_antithetic"),
+)
+"""Those that draw other noise in a loop than unrolled, with the same mean."""
+
+LIKE = {
+    "auxiliary_coordinates": "predictive_coding",
+    "feedback_sign_symmetric": "feedback_random",
+    "feedback_sign_concordant": "feedback_random",
+    # These run a program whole, whatever loops it has.
+    **dict.fromkeys(("weight_none", "weight_antithetic", "weight_running_mean"), "weight_clean"),
+    **dict.fromkeys(("evolution_strategy", "normalised"), "weight_clean"),
+    "mix": "forward_weights",
+    "forward_low_rank": "weight_rank_one",
+    **dict.fromkeys(("node_none", "node_antithetic", "node_activity", "average", "partition"), "node_clean"),
+}
+"""Those that differ from another in nothing that loops concern; their certificate runs them over time as well."""
 
 FADING = ("equilibrium_propagation", "contrastive_hebbian")
 """Credit fades by γ a layer on its way down, and rounding counts 1/γ times as much: γ = 0.1, ten layers."""
@@ -43,21 +66,19 @@ KEY = jax.random.key(0)
 LOOPS = {"time": problems.recurrent, "depth": problems.depth}
 
 
-@functools.cache  # in float64, by all that ask
-def _exact(loop):
-    problem = LOOPS[loop]()
-    return jax.jit(jax.grad(lambda p: jnp.mean(problem.objective(p, problem.batch))))(problem.params)
-
-
 def _estimate(make, problem):
     estimator = make(problem.objective)
-    state = estimator.init(jax.random.key(0), problem.params)
-    grads, _, info = jax.jit(estimator.estimate)(jax.random.key(1), state, problem.params, problem.batch)
+
+    @jax.jit
+    def run(params, batch):
+        return estimator.estimate(jax.random.key(1), estimator.init(jax.random.key(0), params), params, batch)
+
+    grads, _, info = run(problem.params, problem.batch)
     return grads, info
 
 
-BY_NAME = "direct_feedback", "target_propagation"
-"""Their weights are those of a layer's name or of a parameter, which an unrolled program has others of; see below."""
+def _exact(problem, params, batch):
+    return jax.grad(lambda p: jnp.mean(problem.objective(p, batch)))(params)
 
 
 def _layer_and_step(loop, name):
@@ -72,15 +93,18 @@ def test_direct_feedback_tells_every_step(loop, x64):
     problem, unrolled = LOOPS[loop](), problems.unrolled(LOOPS[loop]())
     estimator = nl.direct_feedback_alignment(problem.objective)
     other = nl.direct_feedback_alignment(unrolled.objective)
-    seed = estimator.init(KEY, problem.params)
-    state, there = (nl.direct_feedback_weights(p.objective, seed, p.params, p.batch) for p in (problem, unrolled))
-    own = {}
-    for name in there:
-        layer, step = _layer_and_step(loop, name)
-        own[name] = state[layer] if step is None or loop == "time" else state[layer][step]
-    args = problem.params, problem.batch
-    grads, _, info = jax.jit(estimator.estimate)(KEY, seed, *args)
-    expected, _, there = jax.jit(other.estimate)(KEY, own, *args)
+
+    @jax.jit
+    def both(*args):
+        seed = estimator.init(KEY, args[0])
+        state, there = (nl.direct_feedback_weights(p.objective, seed, *args) for p in (problem, unrolled))
+        own = {}
+        for name in there:
+            layer, step = _layer_and_step(loop, name)
+            own[name] = state[layer] if step is None or loop == "time" else state[layer][step]
+        return estimator.estimate(KEY, seed, *args), other.estimate(KEY, own, *args)
+
+    (grads, _, info), (expected, _, there) = both(problem.params, problem.batch)
     chex.assert_trees_all_close(grads, expected, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(info.loss, there.loss, rtol=1e-12)
 
@@ -91,23 +115,26 @@ def test_targets_are_decoded_from_step_to_step(loop, x64):
     problem, unrolled = LOOPS[loop](), problems.unrolled(LOOPS[loop]())
     make = functools.partial(nl.difference_target_propagation, optimizer=optax.sgd(0.1), eta=0.5)
     estimator, other = make(problem.objective, problem.batch), make(unrolled.objective, unrolled.batch)
-    (weights, biases), inner = estimator.init(KEY, problem.params)
-    biases = jax.tree.map(lambda c: jax.random.normal(KEY, c.shape), biases)
-    own = {}
-    for name in other.init(KEY, unrolled.params)[0].biases:
-        layer, step = _layer_and_step(loop, name)
-        own[name] = tuple(c if step is None or loop == "time" else c[step] for c in biases[layer])
-    args = problem.params, problem.batch
-    state = Decoders(weights, biases), inner
-    grads, ((_, learned), _), info = jax.jit(estimator.estimate)(KEY, state, *args)
-    expected, _, there = jax.jit(other.estimate)(KEY, (Decoders(weights, own), inner), *args)
+
+    @jax.jit
+    def both(*args):
+        (weights, biases), inner = estimator.init(KEY, args[0])
+        biases = jax.tree.map(lambda c: jax.random.normal(KEY, c.shape), biases)
+        own = {}
+        for name in jax.eval_shape(other.init, KEY, args[0])[0].biases:
+            layer, step = _layer_and_step(loop, name)
+            own[name] = tuple(c if step is None or loop == "time" else c[step] for c in biases[layer])
+        ours = estimator.estimate(KEY, (Decoders(weights, biases), inner), *args)
+        return biases, ours, other.estimate(KEY, (Decoders(weights, own), inner), *args)
+
+    biases, (grads, ((_, learned), _), info), (expected, _, there) = both(problem.params, problem.batch)
     chex.assert_trees_all_close(grads, expected, rtol=1e-10, atol=1e-12)
     squares = dict.fromkeys(info.residuals.dual, 0.0)
     for name, dual in there.residuals.dual.items():
         squares[_layer_and_step(loop, name)[0]] += dual**2
     for name, dual in info.residuals.dual.items():
         np.testing.assert_allclose(dual, squares[name] ** 0.5, rtol=1e-8)
-    moved = jax.tree.map(lambda before, after: jnp.any(before != after), biases, learned)
+    moved = jax.tree.map(lambda before, after: np.any(before != after), biases, learned)
     assert all(jax.tree.leaves(moved))
 
 
@@ -116,63 +143,90 @@ def test_decoders_learn_from_all_steps(x64):
     problem = programs.leaky()
     make = functools.partial(nl.difference_target_propagation, activation=lambda nu: nu, sigma=1e-12)
     estimator = make(problem.objective, problem.batch, optimizer=optax.sgd(1.0))
-    state = estimator.init(KEY, problem.params)
-    _, ((_, biases), _), _ = jax.jit(estimator.estimate)(KEY, state, problem.params, problem.batch)
-    B, hidden, change = state[0].weights["hidden"], jnp.zeros((4, 3)), 0.0
-    for x, _ in zip(*programs.by_step(problem), strict=True):
-        fed = jnp.tanh(programs.connected(problem.params["hidden"], x, hidden))
-        change += jnp.mean(hidden - fed @ B["recurrent"].T, axis=0)
+
+    @jax.jit
+    def run(params, batch):
+        state = estimator.init(KEY, params)
+        _, ((_, biases), _), _ = estimator.estimate(KEY, state, params, batch)
+        return state[0].weights["hidden"]["recurrent"], biases["time/hidden"][1]
+
+    B, found = run(problem.params, problem.batch)
+    hidden, change = np.zeros((4, 3)), 0.0
+    for x in np.asarray(programs.by_step(problem)[0]):
+        fed = _fed(problem, x, hidden)
+        change += np.mean(hidden - fed @ np.asarray(B).T, axis=0)
         hidden = 0.7 * hidden + 0.3 * fed
-    np.testing.assert_allclose(biases["time/hidden"][1], change, rtol=1e-8)
+    np.testing.assert_allclose(found, change, rtol=1e-8)
+
+
+def _fed(problem, x, hidden):
+    """What the layer of `programs.leaky` computes, by numpy."""
+    own = jax.tree.map(np.asarray, problem.params["hidden"])
+    return np.tanh(x @ own["weight"] + hidden @ own["recurrent"] + own["bias"])
 
 
 def test_direct_feedback_hears_a_read_out_in_the_loop_step_by_step(x64):
     """By hand: B e_t, with the error of the same step, through the activation of this one."""
     problem = programs.leaky()
     estimator = nl.direct_feedback_alignment(problem.objective)
-    seed = estimator.init(KEY, problem.params)
-    state = nl.direct_feedback_weights(problem.objective, seed, problem.params, problem.batch)
-    grads, _, _ = jax.jit(estimator.estimate)(KEY, seed, problem.params, problem.batch)
-    (B,), hidden, expected = state.values(), jnp.zeros((4, 3)), 0.0
-    for x, target in zip(*programs.by_step(problem), strict=True):
-        fed = jnp.tanh(programs.connected(problem.params["hidden"], x, hidden))
+
+    @jax.jit
+    def run(params, batch):
+        seed = estimator.init(KEY, params)
+        state = nl.direct_feedback_weights(problem.objective, seed, params, batch)
+        return estimator.estimate(KEY, seed, params, batch)[0], state
+
+    grads, state = run(problem.params, problem.batch)
+    (B,), hidden, expected = map(np.asarray, state.values()), np.zeros((4, 3)), 0.0
+    read = jax.tree.map(np.asarray, problem.params["output"])
+    for x, target in zip(*map(np.asarray, programs.by_step(problem)), strict=True):
+        fed = _fed(problem, x, hidden)
         hidden = 0.7 * hidden + 0.3 * fed
-        e = 2 * (programs.affine(problem.params["output"], hidden) - target) / 4
+        e = 2 * (hidden @ read["weight"] + read["bias"] - target) / 4
         expected += x.T @ (e @ B.T * (1 - fed**2))
     np.testing.assert_allclose(grads["hidden"]["weight"], expected, rtol=1e-10)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "loop"),
-    [
-        (name, loop)
-        for name in ESTIMATORS
-        for loop in LOOPS
-        if name not in REFUSES and name not in BY_NAME and not name.startswith(OWN_NOISE)
-        if not (name in (*STACKED, *OF_LOSSES) and loop == "depth")
-    ],
-)
+def test_every_estimator_has_its_place_here():
+    placed = {*AGREES, *OWN_NOISE, *LIKE, *BY_NAME, *REFUSES}
+    assert placed == set(ESTIMATORS)
+    assert set(LIKE.values()) <= {*AGREES, *OWN_NOISE}
+
+
+@pytest.mark.parametrize(("name", "loop"), [(name, loop) for name, loops in AGREES.items() for loop in loops])
 def test_agrees_with_the_unrolled_program(name, loop, x64):
     entry, problem = ESTIMATORS[name], LOOPS[loop]()
-    grads, info = _estimate(entry.make, problem)
-    expected, there = _estimate(entry.make, problems.unrolled(problem))
+    exact = entry.derivative and not entry.random and entry.calibrated and name != "fixed_prediction"  # of two steps
+
+    @jax.jit
+    def run(*at):
+        found = []
+        for objective in (problem.objective, problems.unrolled(problem).objective):
+            estimator = entry.make(objective)
+            grads, _, info = estimator.estimate(jax.random.key(1), estimator.init(jax.random.key(0), at[0]), *at)
+            found.append((grads, info.loss))
+        return found, _exact(problem, *at) if exact else None
+
+    ((grads, loss), (expected, there)), gradient = run(problem.params, problem.batch)
     chex.assert_trees_all_close(grads, expected, rtol=1e-7 if name in FADING else 1e-10, atol=1e-12)
-    np.testing.assert_allclose(info.loss, there.loss, rtol=1e-12)
-    if entry.derivative and not entry.random and entry.calibrated and name != "fixed_prediction":  # of two steps
-        chex.assert_trees_all_close(grads, _exact(loop), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(loss, there, rtol=1e-12)
+    if exact:
+        chex.assert_trees_all_close(grads, gradient, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n for n, e in ESTIMATORS.items() if n.startswith((*OWN_NOISE, *STACKED)) and e.calibrated and n != "node_none"],
-)  # too noisy
+@functools.cache
+def _depth_gradient():
+    problem = problems.depth()
+    return flat(jax.jit(functools.partial(_exact, problem))(problem.params, problem.batch))
+
+
+@pytest.mark.parametrize("name", OWN_NOISE)
 def test_its_own_noise_has_the_gradient_for_its_mean_over_depth(name, x64):
     """Over time their certificate says so."""
     problem = problems.depth()
     estimator = ESTIMATORS[name].make(problem.objective)
     found = sampler(estimator, problem)(keys(2000), estimator.init(jax.random.key(0), problem.params))
-    g = flat(_exact("depth"))
+    g = _depth_gradient()
     assert largest_deviation(found, g) < 5
     assert largest_deviation(1.3 * found, g) > 5  # a twin too long
 
@@ -204,7 +258,9 @@ def _outputs_in_the_loop(read_out, looped=True):
         h, loss = carry
         return loss if read_out else jnp.sum((h - 0.3) ** 2, axis=1)
 
-    params = {"hidden": jnp.linspace(-1, 1, 6).reshape(2, 3), "output": jnp.linspace(-1, 2, 9).reshape(3, 3)}
+    dtype = jnp.asarray(0.0).dtype
+    params = {"hidden": np.linspace(-1, 1, 6).reshape(2, 3), "output": np.linspace(-1, 2, 9).reshape(3, 3)}
+    params = {name: jnp.asarray(w, dtype) for name, w in params.items()}
     return objective, params if read_out else {"hidden": params["hidden"]}, problems.recurrent().batch[0]
 
 
@@ -220,17 +276,21 @@ def _outputs_in_the_loop(read_out, looped=True):
 )
 def test_outputs_may_stand_in_the_loop(make, exact, read_out, x64):
     """What no layer reads is an output: every step's read-out, or the last step of what only later steps read."""
-    found = []
-    for looped in (True, False):
-        objective, *at = _outputs_in_the_loop(read_out, looped)
-        grads, _, info = jax.jit(make(objective).estimate)(KEY, (), *at)
-        found.append(grads)
+    looped, unrolled = (_outputs_in_the_loop(read_out, loop) for loop in (True, False))
+
+    @jax.jit
+    def run(*at):
+        found = [make(objective).estimate(KEY, (), *at) for objective in (looped[0], unrolled[0])]
+        return [(g, i.residuals) for g, _, i in found], jax.grad(lambda p: jnp.mean(looped[0](p, at[1])))(at[0])
+
+    found, gradient = run(*looped[1:])
+    for _, residuals in found:
         if not exact:
-            assert {name for name, r in info.residuals.primal.items() if r > 1e-9}  # some axons have moved
-            assert all(r < 1e-12 for name, r in info.residuals.primal.items() if "output" in name)
-    chex.assert_trees_all_close(*found, rtol=1e-10, atol=1e-12)
-    gradient = jax.grad(lambda p: jnp.mean(objective(p, at[1])))(at[0])
-    apart = max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, (grads, gradient)), strict=True))
+            assert {name for name, r in residuals.primal.items() if r > 1e-9}  # some axons have moved
+            assert all(r < 1e-12 for name, r in residuals.primal.items() if "output" in name)
+    (grads, _), (expected, _) = found
+    chex.assert_trees_all_close(grads, expected, rtol=1e-10, atol=1e-12)
+    apart = max(float(np.max(np.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, (grads, gradient)), strict=True))
     assert apart < 1e-12 if exact else apart > 1e-3
 
 
@@ -258,7 +318,7 @@ def _rebinding(bound):
 
     def forward(params, x, propagate=feedforward):
         u = x
-        for l in range(3):
+        for l in range(2):
             if bound:
                 connection = lambda w, x, u=u: x @ w + 0.5 * u
                 activation = lambda nu, u=u: jnp.tanh(nu) * u
@@ -270,27 +330,37 @@ def _rebinding(bound):
         return x
 
     objective = nl.supervised(forward, nl.losses.half_squared_error)
-    params = {f"layer{l}": w for l, w in enumerate(jax.random.normal(jax.random.key(0), (3, 3, 3)))}
-    x = jax.random.normal(jax.random.key(1), (5, 3))
+    rng = np.random.default_rng(0)
+    dtype = jnp.asarray(0.0).dtype
+    params = {f"layer{l}": jnp.asarray(rng.normal(size=(3, 3)), dtype) for l in range(2)}
+    x = jnp.asarray(rng.normal(size=(5, 3)), dtype)
     return objective, params, (x, x)
 
 
 OWN_SETTINGS = {
-    "partition": lambda objective: nl.partition(objective, {"layer2": nl.backprop, "*": nl.node_perturbation}),
+    "partition": lambda objective: nl.partition(objective, {"layer1": nl.backprop, "*": nl.node_perturbation}),
 }
 
+SAME_CALLS = (
+    *("auxiliary_coordinates", "extragradient", "feedback_sign_symmetric", "feedback_sign_concordant"),
+    *("feedback_kolen_pollack", "node_orthogonal", "node_none", "node_antithetic", "average"),
+)
+"""Those that have another one's code call the layers for them."""
 
-def _lowered(make, bound):
+
+def _traced(make, bound):
+    """The program of an estimate, written out, but for the addresses of functions."""
     objective, *at = _rebinding(bound)
     estimator = make(objective)
-    return jax.jit(estimator.estimate).lower(KEY, estimator.init(KEY, at[0]), *at).as_text()
+    traced = jax.make_jaxpr(estimator.estimate)(KEY, jax.eval_shape(estimator.init, KEY, at[0]), *at)
+    return re.sub("0x[0-9a-f]+", "", str(traced))
 
 
-@pytest.mark.parametrize("name", [n for n, entry in ESTIMATORS.items() if entry.layers])
+@pytest.mark.parametrize("name", [n for n, entry in ESTIMATORS.items() if entry.layers and n not in SAME_CALLS])
 def test_closures_over_names_that_are_bound_again(name):
     """A layer's functions are called only while it runs: what a name means later does not change the program."""
     make = OWN_SETTINGS.get(name, ESTIMATORS[name].make)
-    assert _lowered(make, False) == _lowered(make, True)
+    assert _traced(make, False) == _traced(make, True)
 
 
 def test_functions_called_after_the_program_has_gone_on_are_noticed():
@@ -302,19 +372,25 @@ def test_functions_called_after_the_program_has_gone_on_are_noticed():
 
         return nl.GradientEstimator(lambda key, params: (), estimate)
 
-    assert _lowered(late, False) != _lowered(late, True)
+    assert _traced(late, False) != _traced(late, True)
 
 
 def test_closures_over_names_that_are_bound_again_have_their_gradient(x64):
     objective, params, batch = _rebinding(False)
-    exact = jax.grad(lambda p: jnp.mean(objective(p, batch)))(params)
-    for name in ("backprop_recursion", "lagrangian_backprop"):
-        grads, _, _ = jax.jit(ESTIMATORS[name].make(objective).estimate)(KEY, (), params, batch)
+
+    @jax.jit
+    def run(params):
+        makes = nl.backprop_recursion, nl.lagrangian_backprop
+        estimates = [make(objective).estimate(KEY, (), params, batch)[0] for make in makes]
+        return estimates, jax.grad(lambda p: jnp.mean(objective(p, batch)))(params)
+
+    estimates, exact = run(params)
+    for grads in estimates:
         chex.assert_trees_all_close(grads, exact, rtol=1e-10, atol=1e-12)
 
 
 def _silent(steps, units=16):
-    """A network that runs for so many steps on what it is given at the first."""
+    """A network that runs for so many steps on what it is given at the first, and the shapes of what it takes."""
 
     def forward(params, x, propagate=feedforward):
         def step(h, _, propagate):
@@ -324,8 +400,10 @@ def _silent(steps, units=16):
         h, _ = nl.scan("time", step, h, None, propagate, length=steps)
         return propagate("output", lambda w, h: h @ w, lambda nu: nu, params["output"], h)
 
-    params = {"input": jnp.ones((4, units)), "hidden": jnp.eye(units), "output": jnp.ones((units, 3))}
-    return nl.supervised(forward, nl.losses.cross_entropy), params, (jnp.ones((2, 4)), jnp.zeros(2, int))
+    shapes = {"input": (4, units), "hidden": (units, units), "output": (units, 3)}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    batch = jax.ShapeDtypeStruct((2, 4), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    return nl.supervised(forward, nl.losses.cross_entropy), params, batch
 
 
 IN_TIME = {
@@ -348,15 +426,14 @@ def test_what_is_compiled_does_not_depend_on_the_number_of_steps(name):
     def count(steps):
         objective, *at = _silent(steps)
         estimator = IN_TIME[name](objective)
-        state = estimator.init(jax.random.key(0), at[0])
-        return equations(estimator.estimate, jax.random.key(1), state, *at)
+        state = jax.eval_shape(estimator.init, KEY, at[0])
+        return equations(estimator.estimate, KEY, state, *at)
 
-    assert count(25) == count(300) == count(10_000)
+    assert count(25) == count(10_000)
 
 
 GRADIENT_FREE = {
-    "node_perturbation": nl.node_perturbation,
-    "many_samples": functools.partial(nl.node_perturbation, num_samples=40, directions=nl.directions.rademacher()),
+    "node_perturbation": functools.partial(nl.node_perturbation, num_samples=40, directions=nl.directions.rademacher()),
     "batch_credit": functools.partial(nl.node_perturbation, credit=nl.spaces.per_batch_credit()),
     "forward_gradient": functools.partial(nl.forward_gradient, space=nl.spaces.nodes),
     "weight_perturbation": nl.weight_perturbation,
@@ -376,21 +453,21 @@ def test_memory_of_backprop_does():
 def _temporaries(make, steps):
     objective, *at = _silent(steps)
     estimator = make(objective)
-    compiled = jax.jit(estimator.estimate).lower(jax.random.key(1), estimator.init(jax.random.key(0), at[0]), *at)
-    return compiled.compile().memory_analysis().temp_size_in_bytes
+    lowered = jax.jit(estimator.estimate).lower(KEY, jax.eval_shape(estimator.init, KEY, at[0]), *at)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize("name", ["feedback_alignment", "backprop_recursion", "lagrangian_backprop"])
 def test_one_run_forth_and_back_at_any_depth(name):
     """No more than three times backprop's equations: nothing is run once for every layer."""
-    for depth in (10, 40):
+    for depth in (5, 20):
         network = nl.mlp([3] * (depth + 1), activation=nl.activations.tanh())
         objective = nl.supervised(network.apply, nl.losses.cross_entropy)
-        at = network.init(jax.random.key(0)), (jnp.ones((2, 3)), jnp.zeros(2, int))
+        params = jax.eval_shape(network.init, KEY)
+        at = params, (jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32))
         estimator = IN_TIME[name](objective)
-        state = estimator.init(jax.random.key(0), at[0])
-        ours = equations(estimator.estimate, jax.random.key(1), state, *at)
-        assert ours <= 3 * equations(nl.backprop(objective).estimate, jax.random.key(1), (), *at)
+        ours = equations(estimator.estimate, KEY, jax.eval_shape(estimator.init, KEY, params), *at)
+        assert ours <= 3 * equations(nl.backprop(objective).estimate, KEY, (), *at)
 
 
 def test_gradient_free_rules_take_no_derivative_in_loops():
@@ -413,20 +490,26 @@ def test_gradient_free_rules_take_no_derivative_in_loops():
 
     objective = nl.supervised(forward, nl.losses.half_squared_error)
     params, batch = {"hidden": jnp.eye(3)}, (jnp.ones((2, 4)), jnp.zeros((2, 3)))
-    for name in ("node_perturbation", "weight_perturbation", "reinforce"):
-        grads, _, _ = GRADIENT_FREE[name](objective).estimate(jax.random.key(0), (), params, batch)
-        assert bool(jnp.all(jnp.isfinite(grads["hidden"])))
-        assert bool(jnp.any(grads["hidden"] != 0))
+    makes = [GRADIENT_FREE[name] for name in ("node_perturbation", "weight_perturbation", "reinforce")]
+    run = jax.jit(lambda params: [make(objective).estimate(KEY, (), params, batch)[0]["hidden"] for make in makes])
+    for grads in run(params):
+        assert np.all(np.isfinite(grads))
+        assert np.any(grads != 0)
 
 
 def test_the_tools_of_diagnosis_work_on_loops():
     problem = problems.recurrent()
     at = jax.random.key(0), problem.params, problem.batch
     estimator, reference = nl.node_perturbation(problem.objective, num_samples=50), nl.backprop(problem.objective)
-    measured = jax.jit(lambda: nl.diagnostics.measure(estimator, reference, *at, num_estimates=20))()
-    assert float(measured.cosine) > 0.5
     feedback = nl.feedback_alignment(problem.objective)
-    state = feedback.init(jax.random.key(1), problem.params)
-    angles = jax.jit(lambda: nl.diagnostics.alignment(feedback, reference, at[0], state, *at[1:]))()
+
+    @jax.jit
+    def run():
+        measured = nl.diagnostics.measure(estimator, reference, *at, num_estimates=20)
+        state = feedback.init(jax.random.key(1), problem.params)
+        return measured, nl.diagnostics.alignment(feedback, reference, at[0], state, *at[1:])
+
+    measured, angles = run()
+    assert float(measured.cosine) > 0.5
     assert float(angles["output"]) < 1e-3
     assert 1 < float(angles["hidden"]) < 179

@@ -25,18 +25,18 @@ KL, BINARY = _alone(losses.kullback_leibler), _alone(losses.binary_kullback_leib
 
 def test_kullback_leibler_is_the_seeds_with_its_derivatives(x64):
     """Seed 003 eq. 15."""
-    x, targets = jnp.asarray(X), jnp.asarray(TARGETS)
-    value, by_output, second, by_target = KL(x, targets)
+    value, by_output, second, by_target = KL(X, TARGETS)
     np.testing.assert_allclose(value, X * np.log(X / TARGETS), rtol=1e-12)
     np.testing.assert_allclose(by_output, np.log(X / TARGETS) + 1, rtol=1e-12)
     np.testing.assert_allclose(second, 1 / X, rtol=1e-12)
     np.testing.assert_allclose(by_target, -X / TARGETS, rtol=1e-12)
-    np.testing.assert_allclose(losses.kullback_leibler(x.reshape(2, 2), targets.reshape(2, 2)).sum(), value.sum())
+    summed = jax.jit(losses.kullback_leibler)(X.reshape(2, 2), TARGETS.reshape(2, 2))
+    np.testing.assert_allclose(np.sum(summed), np.sum(value))
 
 
 def test_binary_kullback_leibler_is_the_seeds_with_its_derivatives(x64):
     """Seed 003 eq. 17, 18: at x = a nothing is lost, nothing slopes, and the curvature is positive."""
-    value, slope, curvature, _ = BINARY(jnp.asarray(X), jnp.asarray(TARGETS))
+    value, slope, curvature, _ = BINARY(X, TARGETS)
     x, a = X, TARGETS
     np.testing.assert_allclose(value, x * np.log(x / a) + (1 - x) * np.log((1 - x) / (1 - a)), rtol=1e-11, atol=1e-15)
     np.testing.assert_allclose(slope, np.log(x / a) - np.log((1 - x) / (1 - a)), rtol=1e-11, atol=1e-15)
@@ -67,8 +67,8 @@ EDGES = np.array(
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_edges_have_a_value_and_a_finite_derivative(dtype):
-    x, targets, expected = jnp.asarray(EDGES.T, dtype)
-    value, by_output, second, by_target = KL(x, targets)
+    x, targets, expected = EDGES.T.astype(dtype)
+    value, by_output, second, by_target = map(np.asarray, KL(x, targets))
     np.testing.assert_array_equal(value, expected)
     assert all(np.isfinite(d.astype(np.float32)).all() for d in (by_output, second, by_target))
     tiny = float(jnp.finfo(dtype).tiny)
@@ -83,24 +83,24 @@ def test_binary_edges():
     inside = [(0, 0, 0), (1, 1, 0), (0, 0.5, np.log(2)), (1, 0.5, np.log(2))]
     outside = [(0.5, 0), (0.5, 1), (-0.1, 0.5), (1.1, 0.5), (0.5, 1.1), (-0.1, 0), (1.1, 1)]
     edges = [*inside, *((x, a, np.inf) for x, a in outside)]
-    x, targets, expected = jnp.asarray(edges, jnp.float32).T
+    x, targets, expected = np.array(edges, np.float32).T
     value, slope, _, _ = BINARY(x, targets)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert np.isfinite(slope).all()
     # Down the slope lies the target, or for a target outside the nearest edge.
-    np.testing.assert_array_equal(np.sign(slope), np.sign(x - jnp.clip(targets, 0, 1)))
+    np.testing.assert_array_equal(np.sign(slope), np.sign(x - np.clip(targets, 0, 1)))
 
 
 def test_a_nan_is_a_nan():
     nan = np.nan
     for x, target in [(nan, 0.5), (0.5, nan), (nan, -1), (-1, nan), (nan, nan)]:
-        value, by_output, _, _ = KL(jnp.full(9, x, jnp.float32), jnp.full(9, target, jnp.float32))
+        value, by_output, _, _ = KL(np.full(9, x, np.float32), np.full(9, target, np.float32))
         assert np.isnan(value).all()
         assert np.isnan(by_output).all()
 
 
 def test_a_derivative_that_is_not_asked_for_does_no_harm():
     """An output against a target of 0 has an endless derivative by the target, which nobody moves."""
-    x, zero = jnp.full((1, 1), 1e30), jnp.zeros((1, 1))
-    _, tangent = jax.jvp(lambda x: losses.kullback_leibler(x, zero), (x,), (jnp.ones((1, 1)),))
-    assert np.isfinite(tangent).all()
+    zero = np.zeros((1, 1), np.float32)
+    tangent = jax.jit(lambda x: jax.jvp(lambda x: losses.kullback_leibler(x, zero), (x,), (jnp.ones((1, 1)),))[1])
+    assert np.isfinite(tangent(np.full((1, 1), 1e30, np.float32))).all()

@@ -12,11 +12,9 @@ NETWORK = nl.mlp([4, 3, 2], activation=nl.activations.relu(), output_activation=
 
 
 def _problem():
-    params = NETWORK.init(jax.random.key(1), jnp.asarray(0.0).dtype)
-    return jax.tree.map(lambda w: w + 0.2, params), (
-        jax.random.uniform(jax.random.key(2), (4, 4), jnp.asarray(0.0).dtype),
-        jnp.array([True, False, True, False]),
-    )
+    params = jax.jit(NETWORK.init, static_argnums=1)(jax.random.key(1), jnp.asarray(0.0).dtype)
+    inputs = np.random.default_rng(2).uniform(size=(4, 4)).astype(jnp.asarray(0.0).dtype)
+    return jax.tree.map(lambda w: np.asarray(w) + 0.2, params), (inputs, np.array([True, False, True, False]))
 
 
 def _by_hand(params, batch, threshold):
@@ -33,7 +31,7 @@ def _by_hand(params, batch, threshold):
 def test_value_by_hand(x64):
     params, batch = _problem()
     losses = jax.jit(nl.objectives.forward_forward(NETWORK.apply, threshold=0.7))(params, batch)
-    np.testing.assert_allclose(losses, _by_hand(*jax.tree.map(np.asarray, (params, batch)), 0.7), rtol=1e-12)
+    np.testing.assert_allclose(losses, _by_hand(params, batch, 0.7), rtol=1e-12)
 
 
 def _cross_derivatives(objective, params, batch):
@@ -62,29 +60,32 @@ def test_each_layer_follows_its_own_term(x64):
     """The gradient of the sum is, layer by layer, that of the layer's own loss on inputs that are given."""
     params, batch = _problem()
     objective = nl.objectives.forward_forward(NETWORK.apply)
-    grads = jax.jit(jax.grad(lambda p: jnp.mean(objective(p, batch))))(params)
-    x = batch[0]
-    for name, layer in params.items():
-        x = x / jnp.sqrt(jnp.mean(x**2, axis=1, keepdims=True))
-        run = lambda layer, x: jax.nn.relu(x @ layer["weight"] + layer["bias"][None])
 
-        def own(layer, x=x, run=run):
-            excess = jnp.mean(run(layer, x) ** 2, axis=1) - 1
-            return jnp.mean(jnp.log1p(jnp.exp(jnp.where(batch[1], -excess, excess))))
+    @jax.jit
+    def both(params, batch):
+        x, expected = batch[0], {}
+        for name, layer in params.items():
+            x = x / jnp.sqrt(jnp.mean(x**2, axis=1, keepdims=True))
+            run = lambda layer, x: jax.nn.relu(x @ layer["weight"] + layer["bias"][None])
 
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), grads[name], jax.jit(jax.grad(own))(layer)
-        )
-        x = run(layer, x)
+            def own(layer, x=x, run=run):
+                excess = jnp.mean(run(layer, x) ** 2, axis=1) - 1
+                return jnp.mean(jnp.log1p(jnp.exp(jnp.where(batch[1], -excess, excess))))
+
+            expected[name] = jax.grad(own)(layer)
+            x = run(layer, x)
+        return jax.grad(lambda p: jnp.mean(objective(p, batch)))(params), expected
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), *both(params, batch))
 
 
 def test_goodness_does_not_read_the_length_from_below():
     params, (inputs, _) = _problem()
-    goodness = nl.objectives.goodness(NETWORK.apply)
+    goodness = jax.jit(nl.objectives.goodness(NETWORK.apply))
     first, second = goodness(params, inputs), goodness(params, 3 * inputs)
     assert list(first) == ["hidden1", "output"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), first, second)
-    silent = goodness(params, jnp.zeros_like(inputs))
+    silent = goodness(params, np.zeros_like(inputs))
     assert all(np.isfinite(g).all() for g in silent.values())
 
 
@@ -96,13 +97,14 @@ def test_layers_without_parameters_have_no_goodness_of_their_own():
         nl.Layer("vector", None, c.flatten()),
         nl.Layer("top", 3, c.dense(), nl.activations.relu()),
     )
-    found = jax.eval_shape(nl.objectives.goodness(network.apply), network.init(KEY), jnp.ones((5, 4, 4, 1)))
+    params = jax.eval_shape(network.init, KEY)
+    found = jax.eval_shape(nl.objectives.goodness(network.apply), params, jnp.ones((5, 4, 4, 1)))
     assert {name: g.shape for name, g in found.items()} == {"features": (5,), "top": (5,)}
 
 
 def test_contrast_is_of_right_and_wrong_labels():
-    inputs, labels = jnp.full((300, 5), 7.0), jnp.arange(300) % 3
-    both, positive = nl.objectives.contrast(3)(KEY, (inputs, labels))
+    inputs, labels = np.full((300, 5), 7.0, np.float32), np.arange(300, dtype=np.int32) % 3
+    both, positive = jax.device_get(jax.jit(nl.objectives.contrast(3))(KEY, (inputs, labels)))
     right, wrong = both[:300, :3].argmax(axis=1), both[300:, :3].argmax(axis=1)
     np.testing.assert_array_equal(positive, np.arange(600) < 300)
     np.testing.assert_array_equal(right, labels)
@@ -116,8 +118,8 @@ def test_contrast_is_of_right_and_wrong_labels():
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8])
 def test_contrast_of_narrow_labels_does_not_overflow(dtype):
     num_classes = 200 if dtype == jnp.uint8 else 101
-    labels = jnp.full(300, num_classes - 1, dtype)
-    both, _ = nl.objectives.contrast(num_classes)(KEY, (jnp.zeros((300, num_classes)), labels))
+    batch = np.zeros((300, num_classes), np.float32), np.full(300, num_classes - 1, dtype)
+    both, _ = jax.device_get(jax.jit(nl.objectives.contrast(num_classes))(KEY, batch))
     assert (both.sum(axis=1) == 1).all()
     assert not both[300:, -1].any()
     assert both[300:].any(axis=0)[: num_classes - 1].mean() > 0.7
@@ -130,8 +132,8 @@ def test_prediction_is_the_label_of_greatest_goodness():
         respond = lambda params, x: (x[:, :2] * jnp.stack([x[:, 2], 1 - x[:, 2]], axis=1)) @ params
         return propagate("layer", respond, lambda nu: nu, params, x)
 
-    inputs = jnp.array([[0.5, 0.5, 0.9], [0.5, 0.5, 0.1]])
-    assert nl.objectives.predict(forward, 2)(jnp.ones((2, 1)), inputs).tolist() == [0, 1]
+    inputs = np.array([[0.5, 0.5, 0.9], [0.5, 0.5, 0.1]], np.float32)
+    assert jax.jit(nl.objectives.predict(forward, 2))(np.ones((2, 1), np.float32), inputs).tolist() == [0, 1]
 
 
 def test_what_it_is_given_is_checked():

@@ -16,13 +16,13 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 KEY = jax.random.key(0)
 INPUTS, OUTPUTS, HIDDEN = 3, 2, 4
-depths = pytest.mark.parametrize("depth", [1, 2, 3, 5])
+depths = pytest.mark.parametrize("depth", [1, 2, 4])
 
 
 def draws():
     """Inputs, correlated, and targets."""
-    of_x, of_y = jax.random.split(KEY)
-    return jax.random.normal(of_x, (7, INPUTS)), jax.random.normal(of_y, (7, OUTPUTS))
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(7, INPUTS)), rng.normal(size=(7, OUTPUTS))
 
 
 def seed_loss(weights, x, y):
@@ -34,10 +34,8 @@ def seed_loss(weights, x, y):
 
 def random_weights(depth):
     sizes = [INPUTS, *[HIDDEN] * (depth - 1), OUTPUTS]
-    return [
-        jax.random.normal(jax.random.fold_in(KEY, l), (high, low))
-        for l, (low, high) in enumerate(itertools.pairwise(sizes))
-    ]
+    rng = np.random.default_rng(1)
+    return [rng.normal(size=(high, low)) for low, high in itertools.pairwise(sizes)]
 
 
 def test_both_gradients_of_the_seed():
@@ -84,9 +82,13 @@ def test_modes_solve_their_equation(depth):
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_modes_written_in_time_solve_it_too(depth):
-    t = jnp.linspace(0.0, 12.0, 7)
-    u, speed = jax.jit(lambda t: jax.jvp(lambda t: deep_linear.mode(t, S, START, TAU, depth), (t,), (jnp.ones(7),)))(t)
-    np.testing.assert_allclose(TAU * speed, deep_linear.mode_velocity(u, S, depth), rtol=1e-10)
+
+    @jax.jit
+    def both(t):
+        u, speed = jax.jvp(lambda t: deep_linear.mode(t, S, START, TAU, depth), (t,), (jnp.ones(7),))
+        return TAU * speed, deep_linear.mode_velocity(u, S, depth)
+
+    np.testing.assert_allclose(*both(np.linspace(0.0, 12.0, 7)), rtol=1e-10)
 
 
 def test_two_layers_are_the_formula_of_the_paper():
@@ -117,13 +119,15 @@ def whitened():
     right, _ = np.linalg.qr(np.random.default_rng(2).normal(size=(INPUTS, INPUTS)))
     x = np.sqrt(7) * x
     y = x[:, :INPUTS] @ right[:, :OUTPUTS] @ np.diag([2.0, 1.0]) @ left.T + 0.3 * x[:, INPUTS:]
-    return jnp.asarray(x[:, :INPUTS]), jnp.asarray(y)
+    return x[:, :INPUTS], y
 
 
 def test_modes_of_data():
-    Sigma11, Sigma31 = deep_linear.correlations(*whitened())
+    run = jax.jit(
+        lambda *data: (deep_linear.correlations(*data), deep_linear.modes(deep_linear.correlations(*data)[1]))
+    )
+    (Sigma11, Sigma31), (U, s, V) = jax.device_get(run(*whitened()))
     np.testing.assert_allclose(Sigma11, np.eye(INPUTS), atol=1e-14)
-    U, s, V = deep_linear.modes(Sigma31)
     np.testing.assert_allclose(s, [2, 1], rtol=1e-12)
     np.testing.assert_allclose((U * s[None]) @ V.T, Sigma31, atol=1e-14)
 
@@ -176,7 +180,8 @@ def test_descent_lies_on_the_modes(depth):
     def error(steps, tau=deep_linear.time_constant):
         rate = time / (2 * steps)
         u, s = descent(depth)(rate, steps)
-        return float(jnp.linalg.norm(u - deep_linear.mode(float(steps), s, START, tau(rate), depth)))
+        law = jax.jit(lambda s, tau: deep_linear.mode(float(steps), s, START, tau, depth))
+        return float(np.linalg.norm(np.asarray(u) - np.asarray(law(s, tau(rate)))))
 
     errors = [error(steps) for steps in (500, 1000, 2000)]
     assert errors[-1] < 0.01

@@ -48,7 +48,7 @@ def deviation(samples, predicted):
     return np.max(np.abs(samples.mean(axis=0) - predicted) / (samples.std(axis=0, ddof=1) / len(samples) ** 0.5))
 
 
-@pytest.mark.parametrize(("activation", "gain"), [(jnp.tanh, 1.5), (jax.nn.relu, 1.0), (bent, 1.0)])
+@pytest.mark.parametrize(("activation", "gain"), [(jnp.tanh, 1.5), (bent, 1.0)])  # relu's closed forms are below
 def test_layers_of_wide_networks(activation, gain):
     """Within 4 standard errors over networks; another gain must fail, and the layers in another order."""
     found = mean_field.mean_squares(activation, DEPTH, gain=gain)

@@ -15,8 +15,8 @@ from nl_jax.theory import student_teacher as theory
 M, N = 2, 3
 NETWORK = nl.mlp([N, M], activation=nl.activations.tanh(), bias=False)  # no hidden layer, a linear output
 OBJECTIVE = nl.supervised(NETWORK.apply, nl.losses.half_squared_error)
-TEACHER = jnp.array([[1.0, -0.5], [0.3, 0.8], [-0.7, 0.2]])
-START = float(jnp.sum(TEACHER**2))
+TEACHER = np.array([[1.0, -0.5], [0.3, 0.8], [-0.7, 0.2]], np.float32)
+START = float(np.sum(TEACHER**2))
 
 
 def errors(estimator, batch, steps, key, rate):
@@ -36,12 +36,16 @@ def errors(estimator, batch, steps, key, rate):
 WHOLE = nl.supervised(NETWORK.apply, lambda outputs, targets: jnp.sum((outputs - targets) ** 2, axis=-1))
 
 
-@pytest.mark.parametrize("make", [nl.backprop, nl.node_perturbation, nl.weight_perturbation])
-def test_without_the_half_the_rate_is_half_as_large(make):
+def test_without_the_half_the_rate_is_half_as_large():
     """Seed 000's own loss: the same path at half the rate."""
     rate = theory.backprop(N).best_rate
-    ours, seeds = (errors(make(of), 1, 20, jax.random.key(1), r) for of, r in ((OBJECTIVE, rate), (WHOLE, rate / 2)))
-    np.testing.assert_allclose(ours, seeds, rtol=1e-4)
+
+    @jax.jit
+    def run(key):
+        makes = nl.backprop, nl.node_perturbation, nl.weight_perturbation
+        return [[errors(make(of), 1, 20, key, r) for make in makes] for of, r in ((OBJECTIVE, rate), (WHOLE, rate / 2))]
+
+    np.testing.assert_allclose(*run(jax.random.key(1)), rtol=1e-4)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -82,6 +86,7 @@ CASES = {
         "antithetic": (theory.GAUSSIAN, 2, 2, nl.baselines.antithetic),
         "no baseline": (theory.RADEMACHER, 2, 2, nl.baselines.none),
     }.items()
+    if (space, name) not in (("weights", "clean Gaussian"), ("nodes", "clean signs"))  # of those the curves tell
 }
 SIGMA = 0.8  # large enough for all its terms to matter
 

@@ -138,6 +138,7 @@ def measure(
     exact = widened(reference.estimate(reference_key, reference.init(reference_key, params), params, batch)[0])
     state = estimator.init(state_key, params)
 
+    @jax.jit  # traced once for both passes
     def estimate(index: Array) -> tuple[Params, tuple[Failure, ...]]:
         grads, _, info = estimator.estimate(jax.random.fold_in(sample_key, index), state, params, batch)
         return widened(grads), info.failures

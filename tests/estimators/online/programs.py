@@ -1,6 +1,7 @@
 """Recurrent programs that the rules of learning while time goes on are tested on."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import nl_jax as nl
 from nl_jax.evaluation.conformance.problem import Problem
 from nl_jax.propagation import feedforward
+from tests.equations import count
 
 
 def affine(params, x):
@@ -44,10 +46,13 @@ def leaky(steps=5, summed=True, x64=True, connection=connected):
         (_, loss), errors = nl.scan("time", step, start, (xs, targets), propagate)
         return loss if summed else jnp.sum(errors, axis=0)
 
-    keys = jax.random.split(jax.random.key(0), 4)
-    params = {"hidden": _weights(keys[0], 2, 3), "output": _weights(keys[1], 3, 2, recurrent=False)}
-    batch = jax.random.normal(keys[2], (4, steps, 2)), jax.random.normal(keys[3], (4, steps, 2))
-    return Problem(objective, params, batch, None)
+    @jax.jit
+    def drawn():
+        keys = jax.random.split(jax.random.key(0), 4)
+        params = {"hidden": _weights(keys[0], 2, 3), "output": _weights(keys[1], 3, 2, recurrent=False)}
+        return params, (jax.random.normal(keys[2], (4, steps, 2)), jax.random.normal(keys[3], (4, steps, 2)))
+
+    return Problem(objective, *drawn(), None)
 
 
 @functools.cache
@@ -72,10 +77,14 @@ def gated(x64=True):
         )
         return nl.losses.cross_entropy(outputs, labels)
 
-    keys = jax.random.split(jax.random.key(1), 4)
-    params = {"gate": _weights(keys[0], 2, 3), "candidate": _weights(keys[1], 2, 3)}
-    params |= {"output": _weights(keys[2], 3, 3, recurrent=False)}
-    return Problem(objective, params, (jax.random.normal(keys[3], (5, 4, 2)), jnp.arange(5) % 3), None)
+    @jax.jit
+    def drawn():
+        keys = jax.random.split(jax.random.key(1), 4)
+        params = {"gate": _weights(keys[0], 2, 3), "candidate": _weights(keys[1], 2, 3)}
+        params |= {"output": _weights(keys[2], 3, 3, recurrent=False)}
+        return params, (jax.random.normal(keys[3], (5, 4, 2)), jnp.arange(5) % 3)
+
+    return Problem(objective, *drawn(), None)
 
 
 def by_step(problem):
@@ -83,10 +92,18 @@ def by_step(problem):
     return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), problem.batch)
 
 
-def temporaries(make, steps, copies=1.0):
-    """Compiled temporary bytes of an estimate on so many steps, but for copies of the batch, rearranged."""
+class Cost(NamedTuple):
+    """What an estimate takes: compiled temporary bytes, but for copies of the batch, rearranged; traced equations."""
+
+    temporaries: float
+    equations: int
+
+
+def cost(make, steps, copies=1.0):
+    """What an estimate on so many steps takes."""
     problem = leaky(steps)
     estimator = make(problem.objective)
-    at = jax.random.key(0), estimator.init(jax.random.key(1), problem.params), problem.params, problem.batch
-    temporary = jax.jit(estimator.estimate).lower(*at).compile().memory_analysis().temp_size_in_bytes
-    return temporary - copies * sum(leaf.nbytes for leaf in problem.batch)
+    state = jax.eval_shape(estimator.init, jax.random.key(1), problem.params)
+    traced = jax.jit(estimator.estimate).trace(jax.random.key(0), state, problem.params, problem.batch)
+    temporary = traced.lower().compile().memory_analysis().temp_size_in_bytes
+    return Cost(temporary - copies * sum(leaf.nbytes for leaf in problem.batch), count(traced.jaxpr))

@@ -25,42 +25,59 @@ CELLS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh(x64):
-    """Programs of float64."""
+@pytest.fixture(autouse=True, scope="module")
+def fresh():
+    """Programs of this module's precision."""
     programs.leaky.cache_clear()
 
 
-def _gradient(objective, params, batch):
-    return jax.grad(lambda params: jnp.mean(objective(params, batch)))(params)
+@pytest.fixture(autouse=True)
+def double(x64):
+    """Programs of float64."""
 
 
-def _estimate(make, objective, params, batch, key=0):
-    estimator = make(objective)
-    state = estimator.init(jax.random.key(1), params)
-    return jax.jit(estimator.estimate)(jax.random.key(key), state, params, batch)
+def _exact(objective, params, batch):
+    return jax.value_and_grad(lambda params: jnp.mean(objective(params, batch)))(params)
+
+
+def _estimates(makes, objective, params, batch):
+    """Estimates of several estimators as (gradient, state, info), then the mean loss and its gradient: one program."""
+
+    @jax.jit
+    def run(params, batch):
+        found = []
+        for estimator in (make(objective) for make in makes):
+            state = estimator.init(jax.random.key(1), params)
+            found.append(estimator.estimate(jax.random.key(0), state, params, batch))
+        return found, _exact(objective, params, batch)
+
+    found, exact = run(params, batch)
+    return (*found, exact)
 
 
 def _network(cell, read, recurrent=0.0):
     network = nl.recurrent(cell, 2, 3, read=read)
-    params = network.init(jax.random.key(0), float)
-    params["hidden"]["recurrent"] *= recurrent
-    batch = 3 * jax.random.normal(jax.random.key(2), (4, 6, 2)), jnp.arange(4) % 3
-    return nl.supervised(network.apply, nl.losses.cross_entropy), params, batch
+
+    @jax.jit
+    def drawn():
+        params = network.init(jax.random.key(0), float)
+        params["hidden"]["recurrent"] *= recurrent
+        return params, (3 * jax.random.normal(jax.random.key(2), (4, 6, 2)), jnp.arange(4) % 3)
+
+    return nl.supervised(network.apply, nl.losses.cross_entropy), *drawn()
 
 
-@pytest.mark.parametrize("read", [nl.cells.mean, nl.cells.last])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("cell", "read"), [("leaky", "mean"), ("lif", "mean"), ("lif", "last"), ("adaptive", "last")])
 def test_without_recurrent_connections_it_is_backprop_through_time(cell, read):
-    at = _network(CELLS[cell], read)
-    grads, _, info = _estimate(nl.e_prop, *at)
-    chex.assert_trees_all_close(grads, _gradient(*at), rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(info.loss, jnp.mean(at[0](*at[1:])), rtol=1e-12)
+    at = _network(CELLS[cell], getattr(nl.cells, read))
+    (grads, _, info), (loss, exact) = _estimates([nl.e_prop], *at)
+    chex.assert_trees_all_close(grads, exact, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(info.loss, loss, rtol=1e-12)
 
 
 def test_with_recurrent_connections_it_leaves_out_what_units_do_to_others():
     at = _network(CELLS["leaky"], nl.cells.mean, recurrent=4.0)
-    grads, exact = _estimate(nl.e_prop, *at)[0], _gradient(*at)
+    (grads, _, _), (_, exact) = _estimates([nl.e_prop], *at)
     chex.assert_trees_all_close(grads["output"], exact["output"], rtol=1e-12)
     ours, theirs = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(g["hidden"])]) for g in (grads, exact))
     cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
@@ -81,22 +98,21 @@ def test_two_layers_a_step_send_credit_down():
         start = jnp.zeros((4, 3)), jnp.zeros(4)
         return nl.scan("time", step, start, batch, propagate)[0][1]
 
-    weights = lambda key, *shape: {"weight": jax.random.normal(key, shape), "bias": jnp.zeros(shape[1])}
-    params = {"low": weights(jax.random.key(0), 2, 3), "high": weights(jax.random.key(1), 3, 2)}
-    at = objective, params, jax.random.normal(jax.random.key(2), (5, 4, 2))
-    chex.assert_trees_all_close(_estimate(nl.e_prop, *at)[0], _gradient(*at), rtol=1e-12)
-    random, _, _ = _estimate(functools.partial(nl.e_prop, feedback=nl.feedback.random()), *at)
-    chex.assert_trees_all_close(random["high"], _gradient(*at)["high"], rtol=1e-12)
-    assert not np.allclose(random["low"]["weight"], _gradient(*at)["low"]["weight"], rtol=0.1)
+    rng = np.random.default_rng(0)
+    weights = lambda *shape: {"weight": rng.normal(size=shape), "bias": np.zeros(shape[1])}
+    params, batch = {"low": weights(2, 3), "high": weights(3, 2)}, rng.normal(size=(5, 4, 2))
+    makes = nl.e_prop, functools.partial(nl.e_prop, feedback=nl.feedback.random())
+    (ours, _, _), (random, _, _), (_, exact) = _estimates(makes, objective, params, batch)
+    chex.assert_trees_all_close(ours, exact, rtol=1e-12)
+    chex.assert_trees_all_close(random["high"], exact["high"], rtol=1e-12)
+    assert not np.allclose(random["low"]["weight"], exact["low"]["weight"], rtol=0.1)
 
 
 def test_rflo_is_its_equation():
     """Murray's rule written out, on a leaky network whose read-out is in the loop."""
     problem = programs.leaky()
     (xs, targets), params = programs.by_step(problem), problem.params
-    estimator = nl.rflo(problem.objective)
-    feedback = estimator.init(jax.random.key(1), params)
-    grads, _, _ = estimator.estimate(jax.random.key(0), feedback, params, problem.batch)
+    (grads, feedback, _), _ = _estimates([nl.rflo], problem.objective, params, problem.batch)
     B, hidden = np.asarray(feedback["output"]["weight"]), np.zeros((4, 3))
     W, U, b = (np.asarray(params["hidden"][k]) for k in ("weight", "recurrent", "bias"))
     V, c = np.asarray(params["output"]["weight"]), np.asarray(params["output"]["bias"])
@@ -116,10 +132,16 @@ def test_rflo_is_its_equation():
 def test_learned_feedback_is_carried_from_estimate_to_estimate():
     at = _network(CELLS["leaky"], nl.cells.last)
     estimator = nl.e_prop(at[0], feedback=nl.feedback.kolen_pollack(optax.sgd(0.1)))
-    state = estimator.init(jax.random.key(1), at[1])
-    grads, after, _ = estimator.estimate(jax.random.key(0), state, *at[1:])
-    moved = jax.tree.map(lambda B, g: B - 0.1 * g, state[0], grads)
-    chex.assert_trees_all_close(after[0], moved, rtol=1e-10)
+
+    @jax.jit
+    def run(params, batch):
+        state = estimator.init(jax.random.key(1), params)
+        grads, after, _ = estimator.estimate(jax.random.key(0), state, params, batch)
+        return after[0], jax.tree.map(lambda B, g: B - 0.1 * g, state[0], grads), state[0]
+
+    after, moved, before = run(*at[1:])
+    chex.assert_trees_all_close(after, moved, rtol=1e-10)
+    assert not np.allclose(after["hidden"]["weight"], before["hidden"]["weight"], rtol=1e-6)
 
 
 def test_what_is_no_units_own_state_is_refused():
@@ -131,26 +153,27 @@ def test_what_is_no_units_own_state_is_refused():
 
     at = jnp.ones((2, 3)), jnp.ones((5, 4, 2))
     with pytest.raises(ValueError, match=r"layer 'time/hidden' has pre-activations of shape \(4, 3\) and moves a"):
-        _estimate(nl.e_prop, objective, *at)
+        _estimates([nl.e_prop], objective, *at)
     with pytest.raises(ValueError, match="e_prop: the program has no loop named loop='tim'"):
-        _estimate(functools.partial(nl.e_prop, loop="tim"), objective, *at)
+        _estimates([functools.partial(nl.e_prop, loop="tim")], objective, *at)
     chain = problems.chain()
     with pytest.raises(ValueError, match="rflo: the program has no loop named loop='time', its loops are none"):
-        _estimate(nl.rflo, chain.objective, chain.params, chain.batch)
+        _estimates([nl.rflo], chain.objective, chain.params, chain.batch)
     with pytest.raises(ValueError, match=r"feedback must be one of nl\.feedback"):
         nl.e_prop(objective, feedback="random")
 
 
-@pytest.mark.parametrize("make", [nl.e_prop, nl.rflo, nl.three_factor])
+@pytest.mark.parametrize("make", [nl.rflo, nl.three_factor])  # e_prop is rflo without the feedback weights
 def test_memory_does_not_grow_with_the_steps(make):
-    assert programs.temporaries(make, 1000) <= 1.1 * programs.temporaries(make, 100)
+    assert programs.cost(make, 1000).temporaries <= 1.1 * programs.cost(make, 100).temporaries
 
 
 def test_three_factors_have_the_gradient_for_their_mean():
     objective, params, batch = _network(CELLS["leaky"], nl.cells.mean, recurrent=1.0)
     problem = Problem(objective, params, batch, None)
+    _, gradient = jax.jit(functools.partial(_exact, objective))(params, batch)
     make = functools.partial(nl.three_factor, sigma=0.02, num_samples=2, baseline=nl.reward_baselines.leave_one_out())
-    expected = np.concatenate([np.ravel(x) for x in jax.tree.leaves(_gradient(*problem[:3]))])
+    expected = np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)])
     found = sampler(make(problem.objective), problem)(keys(4000), ())
     assert largest_deviation(found, expected) < 5
     assert largest_deviation(1.2 * found, expected) > 5  # a twin too long
@@ -174,9 +197,11 @@ def test_three_factors_take_no_derivative():
 
         return rough(nl.scan("time", step, jnp.zeros((4, 2)), batch, propagate)[0]).sum(axis=1)
 
-    grads, _, info = _estimate(nl.three_factor, objective, jnp.eye(2), jnp.ones((5, 4, 2)))
-    assert bool(jnp.all(jnp.isfinite(grads)))
-    assert bool(jnp.any(grads != 0))
+    estimator, key = nl.three_factor(objective), jax.random.key(0)
+    run = jax.jit(lambda *at: estimator.estimate(key, estimator.init(key, at[0]), *at))
+    grads, _, info = run(np.eye(2), np.ones((5, 4, 2)))
+    assert np.all(np.isfinite(grads))
+    assert np.any(grads != 0)
     assert int(info.evaluations) == 2
 
 
@@ -190,7 +215,7 @@ def test_settings_of_three_factors():
         nl.three_factor(objective, response=lambda a, b: a)
     normed = problems.batch_normed()
     with pytest.raises(ValueError, match="three_factor: layer 'low' mixes examples"):
-        _estimate(nl.three_factor, normed.objective, normed.params, normed.batch)
+        _estimates([nl.three_factor], normed.objective, normed.params, normed.batch)
 
 
 def _encoded(inside, learned_start=False):
@@ -213,22 +238,27 @@ def _encoded(inside, learned_start=False):
         )
         return jnp.sum((trace.mean(axis=0) + hidden - batch[1]) ** 2, axis=1)
 
-    keys = jax.random.split(jax.random.key(0), 4)
-    params = {
-        "encoder": jax.random.normal(keys[0], (2, 5)),
-        "hidden": programs._weights(keys[1], 5, 3),
-        "start": jnp.ones(()),
-    }
-    return objective, params, (jax.random.normal(keys[2], (4, 6, 2)), jax.random.normal(keys[3], (4, 3)))
+    rng = np.random.default_rng(0)
+    hidden = {"weight": rng.normal(size=(5, 3)) / 2, "bias": np.full(3, 0.1), "recurrent": rng.normal(size=(3, 3)) / 2}
+    params = {"encoder": rng.normal(size=(2, 5)), "hidden": hidden, "start": np.ones(())}
+    return objective, params, (rng.normal(size=(4, 6, 2)), rng.normal(size=(4, 3)))
 
 
-@pytest.mark.parametrize("make", [nl.e_prop, nl.rflo, nl.snap])
+@pytest.mark.parametrize("make", [nl.rflo, nl.snap])
 def test_an_encoder_has_the_credit_of_the_moment_in_the_loop_and_before_it(make):
-    before, within = (_estimate(make, *_encoded(inside))[0] for inside in (False, True))
+    _, *at = _encoded(inside=False)
+
+    @jax.jit
+    def both(params, batch):
+        estimators = [make(_encoded(inside)[0]) for inside in (False, True)]
+        states = [estimator.init(jax.random.key(1), params) for estimator in estimators]
+        return [e.estimate(jax.random.key(0), s, params, batch)[0] for e, s in zip(estimators, states, strict=True)]
+
+    before, within = both(*at)
     chex.assert_trees_all_close(before, within, rtol=1e-12)
     assert np.linalg.norm(before["encoder"]) > 0.01
 
 
 def test_a_start_that_is_learned_is_refused():
     with pytest.raises(ValueError, match="e_prop: the loop's start depends on parameters"):
-        _estimate(nl.e_prop, *_encoded(inside=True, learned_start=True))
+        _estimates([nl.e_prop], *_encoded(inside=True, learned_start=True))

@@ -12,7 +12,6 @@ import nl_jax as nl
 from nl_jax.evaluation.conformance.calibration import largest_deviation
 from nl_jax.evaluation.conformance.subject import keys, sampler
 from tests import problems
-from tests.equations import equations
 from tests.estimators.online import programs
 
 PROGRAMS = {
@@ -22,105 +21,142 @@ PROGRAMS = {
     "rebound": problems.recurrent,
     "learned_start": problems.learned_start,
 }
+ALL_ORDERS = functools.partial(nl.snap, order=9)
+ONE_WINDOW = functools.partial(nl.truncated_backprop, window=7)
+# All run programs by forward_credit: each program by rtrl, and by what differs in how its own loop is taken apart.
 EXACT = {
-    "rtrl": nl.rtrl,
-    "snap": functools.partial(nl.snap, order=9),
-    "truncated_backprop": functools.partial(nl.truncated_backprop, window=7),
+    "summed": (nl.rtrl, ONE_WINDOW),
+    "traced": (nl.rtrl, ONE_WINDOW),
+    "gated": (nl.rtrl, ALL_ORDERS, ONE_WINDOW),
+    "rebound": (nl.rtrl, ALL_ORDERS),
+    "learned_start": (nl.rtrl, ALL_ORDERS, ONE_WINDOW),
 }
 
 
-def _gradient(problem):
-    return jax.grad(lambda params: jnp.mean(problem.objective(params, problem.batch)))(problem.params)
+def _gradient(objective, params, batch):
+    return jax.grad(lambda params: jnp.mean(objective(params, batch)))(params)
 
 
-def _estimate(make, problem, key=0):
-    estimator = make(problem.objective)
-    return jax.jit(estimator.estimate)(jax.random.key(key), (), problem.params, problem.batch)[0]
+def _estimates(makes, problem, key=0):
+    """The estimates of several estimators without state, and the gradient; compiled together."""
+
+    @jax.jit
+    def run(params, batch):
+        return [make(problem.objective).estimate(jax.random.key(key), (), params, batch)[0] for make in makes], (
+            _gradient(problem.objective, params, batch)
+        )
+
+    return run(problem.params, problem.batch)
 
 
-@pytest.fixture(autouse=True)
-def fresh(x64):
-    """Programs of float64."""
+@pytest.fixture(autouse=True, scope="module")
+def fresh():
+    """Programs of this module's precision."""
     programs.leaky.cache_clear()
     programs.gated.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def double(x64):
+    """Programs of float64."""
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("name", EXACT)
-def test_without_approximation_it_is_backprop_through_time(name, program):
-    problem = PROGRAMS[program]()
-    chex.assert_trees_all_close(_estimate(EXACT[name], problem), _gradient(problem), rtol=1e-12, atol=1e-13)
+def test_without_approximation_it_is_backprop_through_time(program):
+    estimates, exact = _estimates(EXACT[program], PROGRAMS[program]())
+    for estimate in estimates:
+        chex.assert_trees_all_close(estimate, exact, rtol=1e-12, atol=1e-13)
 
 
 def _not_linear(params, x, hidden):
     return programs.connected(params, x, jnp.sin(3 * hidden))
 
 
-@pytest.mark.parametrize("connection", [programs.connected, _not_linear])
-def test_first_order_keeps_each_parameter_on_the_unit_it_feeds(connection):
+def _first_order(connection, params, batch):
     """J_t = S ∘ (A J_{t−1} + D) and ∂L_t/∂h_t J_t with whole Jacobians, one example after the other."""
-    problem = programs.leaky(connection=connection)
-    own, read = problem.params["hidden"], problem.params["output"]
+    own, read = params["hidden"], params["output"]
 
     def step(hidden, params, x):
         nu = connection(params, x[None], hidden[None])[0]
         return 0.7 * hidden + 0.3 * jnp.tanh(nu)
 
-    def of_example(xs, targets):
-        hidden = jnp.zeros(3)
-        J = jax.tree.map(lambda leaf: jnp.zeros((3, *leaf.shape)), own)
-        grads = jax.tree.map(jnp.zeros_like, own)
-        for x, target in zip(xs, targets, strict=True):
-            A, D = jax.jacobian(step, argnums=(0, 1))(hidden, own, x)
-            fed = jax.tree.map(lambda j, d, A=A: jnp.tensordot(A, j, 1) + d, J, D)
-            J = jax.tree.map(lambda j: jnp.einsum("k...j,kj->k...j", j, jnp.eye(3)), fed)
-            hidden = step(hidden, own, x)
-            credit = jax.grad(lambda h, t=target: jnp.sum((programs.affine(read, h[None])[0] - t) ** 2))(hidden)
-            grads = jax.tree.map(lambda g, j, c=credit: g + jnp.tensordot(c, j, 1), grads, J)
-        return grads
+    def of_step(carry, slices):
+        (hidden, J, grads), (x, target) = carry, slices
+        A, D = jax.jacobian(step, argnums=(0, 1))(hidden, own, x)
+        fed = jax.tree.map(lambda j, d: jnp.tensordot(A, j, 1) + d, J, D)
+        J = jax.tree.map(lambda j: jnp.einsum("k...j,kj->k...j", j, np.eye(3)), fed)
+        hidden = step(hidden, own, x)
+        credit = jax.grad(lambda h: jnp.sum((programs.affine(read, h[None])[0] - target) ** 2))(hidden)
+        return (hidden, J, jax.tree.map(lambda g, j: g + jnp.tensordot(credit, j, 1), grads, J)), None
 
-    expected = jax.tree.map(lambda g: g.mean(axis=0), jax.vmap(of_example)(*problem.batch))
-    chex.assert_trees_all_close(_estimate(nl.snap, problem)["hidden"], expected, rtol=1e-10)
+    def of_example(*example):
+        J = jax.tree.map(lambda leaf: jnp.zeros((3, *leaf.shape)), own)
+        start = jnp.zeros(3), J, jax.tree.map(jnp.zeros_like, own)
+        return jax.lax.scan(of_step, start, example)[0][2]
+
+    return jax.tree.map(lambda g: g.mean(axis=0), jax.vmap(of_example)(*batch))
+
+
+@pytest.mark.parametrize("connection", [programs.connected, _not_linear])
+def test_first_order_keeps_each_parameter_on_the_unit_it_feeds(connection):
+    problem = programs.leaky(connection=connection)
+
+    @jax.jit
+    def both(params, batch):
+        ours = nl.snap(problem.objective).estimate(jax.random.key(0), (), params, batch)[0]
+        return ours["hidden"], _first_order(connection, params, batch)
+
+    chex.assert_trees_all_close(*both(problem.params, problem.batch), rtol=1e-10)
+
+
+def _flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def test_higher_orders_come_closer():
-    problem = programs.leaky()
-    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-    g = flat(_gradient(problem))
-    apart = [np.linalg.norm(flat(_estimate(functools.partial(nl.snap, order=n), problem)) - g) for n in (1, 2)]
+    estimates, exact = _estimates([functools.partial(nl.snap, order=n) for n in (1, 2)], programs.leaky())
+    apart = [np.linalg.norm(_flat(estimate) - _flat(exact)) for estimate in estimates]
     assert apart[1] < 1e-10 < 1e-3 < apart[0]  # all units are connected: two steps reach them all
 
 
-@pytest.mark.parametrize("program", ["summed", "gated"])
-def test_uoro_is_unbiased(program):
-    problem = PROGRAMS[program]()
-    g = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(_gradient(problem))])
+def test_uoro_is_unbiased():
+    problem = programs.gated()
+    (dropped,), exact = _estimates([functools.partial(nl.truncated_backprop, window=1)], problem)
     found = sampler(nl.uoro(problem.objective, num_samples=4), problem)(keys(2000), ())
-    assert largest_deviation(found, g) < 5
-    assert largest_deviation(1.2 * found, g) > 5  # a twin too long
-    dropped = sampler(nl.truncated_backprop(problem.objective, window=1), problem)(keys(2), ())
-    assert np.linalg.norm(dropped[0] - g) > 0.05 * np.linalg.norm(g)  # there is a past to be learned from
+    assert largest_deviation(found, _flat(exact)) < 5
+    assert largest_deviation(1.2 * found, _flat(exact)) > 5  # a twin too long
+    apart = np.linalg.norm(_flat(dropped) - _flat(exact))
+    assert apart > 0.05 * np.linalg.norm(_flat(exact))  # there is a past to be learned from
 
 
 def test_windows_cut_credit_and_nothing_else():
     """By hand: the gradient of each window's losses from its own start, held."""
     problem = programs.leaky()
-    xs, targets = programs.by_step(problem)
-    expected, hidden = jax.tree.map(jnp.zeros_like, problem.params), jnp.zeros((4, 3))
-    for begin in (0, 2, 4):
-        part = xs[begin : begin + 2], targets[begin : begin + 2]
 
-        def losses(params, hidden=hidden, part=part):
-            loss = 0.0
-            for x, target in zip(*part, strict=True):
+    def window(carry, part, params):
+        grads, hidden = carry
+
+        def losses(params):
+            def step(hidden, slices):
+                x, target = slices
                 hidden = 0.7 * hidden + 0.3 * jnp.tanh(programs.connected(params["hidden"], x, hidden))
-                loss = loss + jnp.sum((programs.affine(params["output"], hidden) - target) ** 2, axis=1)
-            return jnp.mean(loss), hidden
+                return hidden, jnp.sum((programs.affine(params["output"], hidden) - target) ** 2, axis=1)
 
-        grads, hidden = jax.grad(losses, has_aux=True)(problem.params)
-        expected = jax.tree.map(jnp.add, expected, grads)
-    ours = _estimate(functools.partial(nl.truncated_backprop, window=2), problem)
-    chex.assert_trees_all_close(ours, expected, rtol=1e-10)
+            end, found = jax.lax.scan(step, hidden, part)
+            return jnp.mean(found.sum(axis=0)), end
+
+        own, hidden = jax.grad(losses, has_aux=True)(params)
+        return jax.tree.map(jnp.add, grads, own), hidden
+
+    @jax.jit
+    def both(params, batch):
+        cut = nl.truncated_backprop(problem.objective, window=2).estimate(jax.random.key(0), (), params, batch)[0]
+        carry = jax.tree.map(jnp.zeros_like, params), jnp.zeros((4, 3))
+        for part in (slice(0, 2), slice(2, 4), slice(4, 5)):
+            carry = window(carry, tuple(leaf[part] for leaf in programs.by_step(problem)), params)
+        return cut, carry[0]
+
+    chex.assert_trees_all_close(*both(problem.params, problem.batch), rtol=1e-10)
 
 
 FORWARD = {
@@ -135,25 +171,23 @@ FORWARD = {
 def test_neither_memory_nor_equations_grow_with_the_steps(name):
     # Where examples run alone, their inputs are laid out once more.
     copies = 1.5 if name in ("rtrl", "uoro") else 1.0
-    few, many = (programs.temporaries(FORWARD[name], steps, copies) for steps in (100, 1000))
-    assert 0 < many <= 1.1 * few
-
-    def count(steps):
-        problem = programs.leaky(steps)
-        return equations(
-            FORWARD[name](problem.objective).estimate, jax.random.key(0), (), problem.params, problem.batch
-        )
-
-    assert count(30) == count(300)
+    few, many = (programs.cost(FORWARD[name], steps, copies) for steps in (100, 1000))
+    assert 0 < many.temporaries <= 1.1 * few.temporaries
+    assert many.equations == few.equations
 
 
-@pytest.mark.parametrize("name", FORWARD)
-def test_eager_jit_and_vmap_agree(name):
+def test_eager_jit_and_vmap_agree():
+    """All run programs alike, and their certificates compare what is mapped: the cheapest, for what is not compiled."""
     problem = programs.leaky()
-    estimate = FORWARD[name](problem.objective).estimate
+    estimate = nl.truncated_backprop(problem.objective, window=2).estimate
     at = (), problem.params, problem.batch
     several = jax.random.split(jax.random.key(3), 2)
-    one, mapped = jax.jit(estimate)(several[1], *at), jax.jit(jax.vmap(lambda key: estimate(key, *at)))(several)
+
+    @jax.jit
+    def run(keys, *at):
+        return estimate(keys[1], *at), jax.vmap(lambda key: estimate(key, *at))(keys)
+
+    one, mapped = run(several, *at)
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], mapped), one, rtol=1e-10)
     chex.assert_trees_all_close(estimate(several[1], *at), one, rtol=1e-10)
 
@@ -161,9 +195,9 @@ def test_eager_jit_and_vmap_agree(name):
 def test_wrong_settings_are_refused_with_a_remedy():
     problem = programs.leaky()
     with pytest.raises(ValueError, match=r"rtrl: the program has no loop named loop='tim', its loops are 'time': give"):
-        _estimate(functools.partial(nl.rtrl, loop="tim"), problem)
+        _estimates([functools.partial(nl.rtrl, loop="tim")], problem)
     with pytest.raises(ValueError, match="its loops are none"):
-        _estimate(nl.rtrl, problems.chain())
+        _estimates([nl.rtrl], problems.chain())
     with pytest.raises(ValueError, match="order must be a whole number of at least 1, got 0"):
         nl.snap(problem.objective, order=0)
     with pytest.raises(ValueError, match="window must be a whole number of at least 1, got 0"):
@@ -176,8 +210,7 @@ def test_wrong_settings_are_refused_with_a_remedy():
         nl.uoro(problem.objective).estimate(jnp.zeros(2, jnp.uint32), (), problem.params, problem.batch)
 
 
-@pytest.mark.parametrize("name", ["rtrl", "snap"])
-def test_examples_that_meet_in_a_layer_are_run_together(name):
+def test_examples_that_meet_in_a_layer_are_run_together():
     """A layer that subtracts its batch's mean: alone, an example would be left with nothing."""
 
     def centred(params, x, hidden):
@@ -185,5 +218,6 @@ def test_examples_that_meet_in_a_layer_are_run_together(name):
         return nu - nu.mean(axis=0, keepdims=True)
 
     centred.mixes_examples = True
-    problem = programs.leaky(connection=centred)
-    chex.assert_trees_all_close(_estimate(EXACT[name], problem), _gradient(problem), rtol=1e-12, atol=1e-13)
+    estimates, exact = _estimates((nl.rtrl, ALL_ORDERS), programs.leaky(connection=centred))
+    for estimate in estimates:
+        chex.assert_trees_all_close(estimate, exact, rtol=1e-12, atol=1e-13)

@@ -86,18 +86,22 @@ def test_evidence_is_the_integral(x64):
     def unknown(a):
         return scipy.integrate.dblquad(lambda A, u: density(A, np.exp(u), a) * np.exp(-n * u), -5, 6, 0, 60)[0]
 
-    for integral, given in ((known, jnp.asarray(sigma)), (unknown, None)):
-        logs = [np.log(integral(a)) - evidence(jnp.asarray(power), jnp.asarray(a), jnp.asarray(n), given)
-                for a in (-1.5, 0.3, 2.2)]  # fmt: skip
+    for integral, given in ((known, np.asarray(sigma)), (unknown, None)):
+        of = jax.jit(lambda power, a, n, given=given: evidence(power, a, n, given))
+        logs = [np.log(integral(a)) - of(np.asarray(power), np.asarray(a), np.asarray(n)) for a in (-1.5, 0.3, 2.2)]
         np.testing.assert_allclose(logs, logs[0], rtol=1e-4)  # up to a number that is the same for all
 
 
 def test_a_prior_multiplies_the_evidence():
-    trajectory, _ = simulated(jax.random.key(3))
-    flat, biased = (
-        identify(trajectory, CANDIDATES, KEY, noise=SIGMA, prior=prior).posterior
-        for prior in (None, {"hebb": 1, "oja": 3, "instar": 6})
-    )
+    priors = None, {"hebb": 1, "oja": 3, "instar": 6}
+
+    @jax.jit
+    def run(key):
+        trajectory, _ = simulated(key)
+        return [identify(trajectory, CANDIDATES, KEY, noise=SIGMA, prior=prior).posterior for prior in priors]
+
+    flat, biased = run(jax.random.key(3))
+    biased = {name: biased[name] for name in CANDIDATES}  # compiled functions return names sorted
     expected = np.array([flat["hebb"], 3 * flat["oja"], 6 * flat["instar"]])
     np.testing.assert_allclose(list(biased.values()), expected / expected.sum(), rtol=1e-4)
 
@@ -105,14 +109,15 @@ def test_a_prior_multiplies_the_evidence():
 def test_feedback_and_the_gradient_are_told_from_each_other():
     net = nl.mlp([4, 5, 2], activation=nl.activations.tanh())
     objective = nl.supervised(net.apply, nl.losses.cross_entropy)
-    start = net.init(jax.random.key(4))
+    start = jax.jit(net.init)(jax.random.key(4))
     candidates = {
         "backprop": nl.backprop(objective),
         "feedback": nl.feedback_alignment(objective),
         "perturbation": nl.weight_perturbation(objective, num_samples=50),
     }
-    batches = jax.random.normal(jax.random.key(5), (12, 6, 4)), jnp.arange(72).reshape(12, 6) % 2
-    fixed = candidates["feedback"].init(jax.random.key(6), start)  # its feedback weights are known
+    inputs = np.random.default_rng(5).normal(size=(12, 6, 4)).astype(np.float32)
+    batches = jnp.asarray(inputs), jnp.asarray(np.arange(72).reshape(12, 6) % 2, jnp.int32)
+    fixed = jax.jit(candidates["feedback"].init)(jax.random.key(6), start)  # its feedback weights are known
     candidates["feedback"] = candidates["feedback"]._replace(init=lambda key, params: fixed)
 
     def trajectory(name):
@@ -133,7 +138,7 @@ def test_feedback_and_the_gradient_are_told_from_each_other():
 
 
 def test_bad_input_is_refused():
-    trajectory, _ = simulated(KEY)
+    trajectory, _ = jax.eval_shape(simulated, KEY)
     with pytest.raises(ValueError, match="candidates must map at least two names"):
         identify(trajectory, {"hebb": CANDIDATES["hebb"]}, KEY)
     with pytest.raises(ValueError, match="prior must give each of hebb, oja, instar a finite number above 0"):
