@@ -251,6 +251,7 @@ def check_gradients(name: str, rtol: float = 1e-10) -> None:
         chex.assert_trees_all_close(other, grads, rtol=rtol, atol=rtol * largest)
 
 
+# A third of them for each library: what they reach the layers by is `nl.propagation` alone, the same for all libraries.
 NODE_SPACE = [name for name, entry in ESTIMATORS.items() if entry.layers]
 
 
