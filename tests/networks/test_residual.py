@@ -23,15 +23,15 @@ def _network(layers, activation=TANH, units=16, **settings):
 def test_is_what_is_written(x64):
     """x_1 = W_1 x/√N₀, x_l = x_{l−1} + W_l f(x_{l−1})/√(N L), x_L = W_L f(x_{L−1})/N, in numpy."""
     network = _network(6)
-    params = network.init(KEY, jnp.float64)
-    inputs = jax.random.normal(KEY, (5, 4))
+    params = jax.jit(network.init, static_argnums=1)(KEY, jnp.float64)
+    inputs = np.random.default_rng(0).normal(size=(5, 4))
     weights = jax.tree.map(np.asarray, params)
-    x = np.asarray(inputs) @ weights["first"]["weight"] / 2
+    x = inputs @ weights["first"]["weight"] / 2
     found = [x]
     for W in weights["blocks"]["weight"]:
         x = x + np.tanh(x) @ W / np.sqrt(16 * 6)
         found.append(x)
-    outputs, axons = record(network.apply)(params, inputs)
+    outputs, axons = jax.jit(record(network.apply))(params, inputs)
     np.testing.assert_allclose(outputs, np.tanh(x) @ weights["output"]["weight"] / 16, rtol=1e-12)
     np.testing.assert_allclose([axons["first"], *axons["depth/block"]], found, rtol=1e-12)
     assert outputs.shape == (5, 3)
@@ -44,7 +44,8 @@ def test_weights_have_the_size_that_is_said():
         (nl.scalings.depth_mup, (1, 1, 1)),
         (nl.scalings.standard, (30**-0.5, 40**-0.5, 40**-0.5)),
     ):
-        params = nl.residual(30, 40, 50, layers=20, activation=TANH, scaling=scaling).init(KEY)
+        params = nl.residual(30, 40, 50, layers=20, activation=TANH, scaling=scaling)
+        params = jax.jit(params.init)(KEY)
         for (name, leaf), size in zip(params.items(), sizes, strict=True):
             W = np.asarray(leaf["weight"])
             error = size * (2 * W.size) ** -0.5  # of a deviation
@@ -76,7 +77,7 @@ def _too_large(inputs, units, layers):
     return nl.scalings.depth_mup(inputs, units, layers // 2)
 
 
-DEPTHS = 8, 32, 128
+DEPTHS = 8, 128
 
 
 def test_axons_keep_their_size_at_any_depth():
@@ -123,10 +124,11 @@ def test_sixty_four_layers_learn(make, everywhere):
     """Three classes of random points, by Adam: the loss falls to a quarter; all layers take part, or do not."""
     network = _network(64)
     objective = nl.supervised(network.apply, nl.losses.half_squared_error)
-    targets = jnp.eye(3)[jnp.arange(12) % 3]
-    batch = jax.random.normal(jax.random.key(1), (12, 4)) + 2 * targets @ jax.random.normal(KEY, (3, 4)), targets
+    rng = np.random.default_rng(1)
+    targets = np.eye(3, dtype=np.float32)[np.arange(12) % 3]
+    batch = (rng.normal(size=(12, 4)) + 2 * targets @ rng.normal(size=(3, 4))).astype(np.float32), targets
     learner = nl.learner(make(objective), optax.adam(0.03))
-    state = learner.init(KEY, network.init(KEY))
+    state = learner.init(KEY, jax.jit(network.init)(KEY))
     begun = state.params
 
     @jax.jit
@@ -135,9 +137,10 @@ def test_sixty_four_layers_learn(make, everywhere):
 
     state, info = train(state)
     assert float(info.loss[-1]) < 0.25 * float(info.loss[0])
-    moved = jnp.abs(state.params["blocks"]["weight"] - begun["blocks"]["weight"]).max(axis=(1, 2))
-    assert bool((moved > 0.01).any())
-    assert bool((moved > 0.01).all()) == everywhere
+    now, then = (np.asarray(params["blocks"]["weight"]) for params in (state.params, begun))
+    moved = np.abs(now - then).max(axis=(1, 2)) > 0.01
+    assert moved.any()
+    assert moved.all() == everywhere
 
 
 @pytest.mark.parametrize(
@@ -158,4 +161,4 @@ def test_bad_settings_are_refused(settings, message):
 def test_inputs_of_another_shape_are_refused():
     network = _network(4)
     with pytest.raises(ValueError, match=r"inputs must have shape \[batch, 4\], got \[2, 5\]"):
-        network.apply(network.init(KEY), jnp.ones((2, 5)))
+        jax.eval_shape(lambda: network.apply(network.init(KEY), jnp.ones((2, 5))))
