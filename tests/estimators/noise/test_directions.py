@@ -113,7 +113,7 @@ def keys():
         return jax.random.split(jax.random.key(2), 20_000)
 
 
-@pytest.mark.parametrize(("name", "K"), [*((name, 4) for name in SAMPLERS), ("gaussian", 1), ("orthogonal", 1)])
+@pytest.mark.parametrize(("name", "K"), [*((name, 4) for name in SAMPLERS), ("gaussian", 1)])
 def test_variance_law(name, K, keys, x64):
     estimator = nl.weight_perturbation(linear, num_samples=K, directions=SAMPLERS[name])
     samples, g = estimates(estimator, PARAMS, BATCH, keys), GRADIENT
@@ -143,12 +143,11 @@ def test_exact_at_full_order(name, order, x64):
     assert off[order - 1] > 1e-2
 
 
-@pytest.mark.parametrize("name", ["orthogonal", "coordinate"])
-def test_exact_at_full_order_in_the_nodes_of_one_example(name, x64):
+def test_exact_at_full_order_in_the_nodes_of_one_example(x64):
     problem = problems.chain()
     g = exact(problem.objective, problem.params, problem.batch)
-    assert _relative_error(nl.node_perturbation, problem, g, 8, name) < 1e-6
-    assert _relative_error(nl.node_perturbation, problem, g, 7, name) > 1e-2
+    assert _relative_error(nl.node_perturbation, problem, g, 8, "orthogonal") < 1e-6
+    assert _relative_error(nl.node_perturbation, problem, g, 7, "orthogonal") > 1e-2
 
 
 def _rows(count, components):
@@ -224,8 +223,8 @@ def _displaced(problem, sampler, sigma):
 @pytest.mark.parametrize(
     ("name", "problem"),  # rank_one is low_rank(1)
     [("rank_one", name) for name in ("one_layer", "closed_over")]
-    + [("low_rank", name) for name in ("skip", "convolution", "tied")]
-    + [("flipout", name) for name in ("chain", "skip", "convolution", "tied", "closed_over")],
+    + [("low_rank", name) for name in ("skip", "convolution")]
+    + [("flipout", name) for name in ("chain", "skip", "convolution", "tied")],
 )
 def test_structured_equals_formed(name, problem, x64):
     """Losses, rates of change and credit are those of the arrays a direction stands for, example by example."""
@@ -287,7 +286,7 @@ def test_nodes_are_no_weights():
         assert set(np.unique(xi)) == {-1.0, 1.0}
 
 
-@pytest.mark.parametrize("name", ["rademacher", "coordinate", "low_rank", "flipout"])  # arrays, structures, own signs
+@pytest.mark.parametrize("name", ["rademacher", "low_rank", "flipout"])  # arrays, structures, own signs
 def test_chunk_invariance(name, x64):
     problem = problems.chain()
 
@@ -305,9 +304,9 @@ CLEAN, TANGENT = nl.baselines.clean(), nl.baselines.tangent()
 
 @pytest.mark.parametrize(
     ("name", "baseline", "dtype"),
-    [(name, CLEAN, jnp.bfloat16) for name in ("gaussian", "sphere", "coordinate", "orthogonal", "low_rank", "flipout")]
-    + [("sparse", CLEAN, jnp.float32), ("rank_one", CLEAN, jnp.float32), ("rademacher", CLEAN, jnp.float64)]
-    + [(name, TANGENT, dtype) for name, dtype in zip(STRUCTURED, FLOATS, strict=True)],
+    [(name, CLEAN, jnp.bfloat16) for name in ("gaussian", "coordinate", "orthogonal", "low_rank", "flipout")]
+    + [("sphere", CLEAN, jnp.float32), ("rademacher", CLEAN, jnp.float32), ("sparse", CLEAN, jnp.float64)]
+    + [("rank_one", TANGENT, jnp.float32), ("flipout", TANGENT, jnp.bfloat16)],
     ids=lambda value: {id(CLEAN): "clean", id(TANGENT): "tangent"}.get(id(value)),
 )
 def test_every_dtype_learns(name, baseline, dtype, x64):
