@@ -44,8 +44,7 @@ def test_weights_have_the_size_that_is_said():
         (nl.scalings.depth_mup, (1, 1, 1)),
         (nl.scalings.standard, (30**-0.5, 40**-0.5, 40**-0.5)),
     ):
-        params = nl.residual(30, 40, 50, layers=20, activation=TANH, scaling=scaling)
-        params = jax.jit(params.init)(KEY)
+        params = nl.residual(30, 40, 50, layers=20, activation=TANH, scaling=scaling).init(KEY)
         for (name, leaf), size in zip(params.items(), sizes, strict=True):
             W = np.asarray(leaf["weight"])
             error = size * (2 * W.size) ** -0.5  # of a deviation
@@ -54,7 +53,7 @@ def test_weights_have_the_size_that_is_said():
 
 
 @functools.cache
-def _sizes(scaling, layers, activation, seeds=200):
+def _sizes(scaling, layers, activation, seeds=100):
     """⟨x²⟩ of the last hidden layer over that of the inputs, by seed."""
     network = _network(layers, activation, scaling=scaling)
     inputs = jnp.ones((1, 4))
@@ -133,7 +132,7 @@ def test_sixty_four_layers_learn(make, everywhere):
 
     @jax.jit
     def train(state):
-        return jax.lax.scan(lambda state, _: learner.step(KEY, state, batch), state, None, length=150)
+        return jax.lax.scan(lambda state, _: learner.step(KEY, state, batch), state, None, length=100)
 
     state, info = train(state)
     assert float(info.loss[-1]) < 0.25 * float(info.loss[0])

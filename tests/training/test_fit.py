@@ -41,8 +41,8 @@ def test_fit_is_the_loop_of_steps():
 @pytest.mark.parametrize("order", [batching.shuffled, batching.uniform])
 def test_a_run_cut_anywhere_and_continued_is_the_same_run(order):
     whole, history = _fit(num_steps=20, order=order)
-    half, first = _fit(num_steps=13, order=order, steps_per_dispatch=5)
-    again, second = _fit(state=half, num_steps=7, order=order)
+    half, first = _fit(num_steps=13, order=order, steps_per_dispatch=1)
+    again, second = _fit(state=half, num_steps=7, order=order, steps_per_dispatch=1)
     np.testing.assert_array_equal(whole.params, again.params)
     np.testing.assert_array_equal(history.loss, np.concatenate([first.loss, second.loss]))
 

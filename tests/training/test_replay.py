@@ -47,7 +47,7 @@ def same(left, right):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "samples", "steps"), [("gaussian", 3, 9), ("gaussian", 1, 7), ("rank_one", 3, 9), ("flipout", 2, 9)]
+    ("sampler", "samples", "steps"), [("gaussian", 3, 9), ("rank_one", 1, 7), ("rank_one", 3, 9), ("flipout", 2, 9)]
 )
 def test_a_replay_has_the_same_bits(sampler, samples, steps, tmp_path):
     """As the run, a late joiner, and one who begins at a snapshot."""
