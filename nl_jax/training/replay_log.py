@@ -300,7 +300,15 @@ def _sampler(described: dict[str, Any] | None, folder: Path) -> Sampler:
         raise ValueError(
             f"log folder {folder} was written with a sampler of your own: pass it, replay(…, directions=…)"
         )
-    return getattr(samplers, described["name"])(**described["settings"])
+    return _made(json.dumps(described, sort_keys=True))
+
+
+@functools.cache
+def _made(described: str) -> Sampler:
+    """Makes a sampler once: replays with the same object share what JAX has compiled."""
+    sampler = json.loads(described)
+    made: Sampler = getattr(samplers, sampler["name"])(**sampler["settings"])
+    return made
 
 
 def _snapshot(folder: Path, last: int, params: Params) -> tuple[int, Params]:

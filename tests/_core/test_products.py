@@ -10,9 +10,8 @@ from nl_jax._core.paths import path_name
 from nl_jax._core.products import OtherUse, Shifted, product, unfold, use
 from tests import problems
 
-KEYS = jax.random.split(jax.random.key(0), 3)
-X = jax.random.normal(KEYS[0], (5, 3))
-W, SHIFT = (jax.random.normal(key, (3, 4)) for key in KEYS[1:])
+RNG = np.random.default_rng(0)
+X, W, SHIFT = (jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in ((5, 3), (3, 4), (3, 4)))
 
 
 def named(problem, flags):
@@ -21,16 +20,24 @@ def named(problem, flags):
 
 
 def test_a_shifted_weight_multiplies_as_its_sum():
+    ids = np.array([[2, 0], [1, 1]])
+
+    @jax.jit
+    def uses(x, w, shift):
+        stand_in = Shifted(w, shift, 0.5)
+        of_x = x @ stand_in, np.asarray(X) @ stand_in, product(jnp.matmul, x, stand_in)
+        return of_x, (x @ w) @ stand_in.T, stand_in[ids], stand_in.T[ids]
+
+    of_x, transposed, rows, units = uses(X, W, SHIFT)
+    total = np.asarray(W) + 0.5 * np.asarray(SHIFT)
+    for found in of_x:
+        np.testing.assert_allclose(found, np.asarray(X) @ total, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(transposed, np.asarray(X) @ W @ total.T, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rows, total[ids], rtol=1e-5)
+    np.testing.assert_allclose(units, total.T[ids], rtol=1e-5)
     stand_in = Shifted(W, SHIFT, 0.5)
-    total = W + 0.5 * SHIFT
-    np.testing.assert_allclose(X @ stand_in, X @ total, rtol=1e-5)
-    np.testing.assert_allclose(np.asarray(X) @ stand_in, X @ total, rtol=1e-5)
-    np.testing.assert_allclose((X @ W) @ stand_in.T, (X @ W) @ total.T, rtol=1e-5)
-    np.testing.assert_allclose(product(jnp.matmul, X, stand_in), X @ total, rtol=1e-5)
-    ids = jnp.array([[2, 0], [1, 1]])
-    np.testing.assert_allclose(stand_in[ids], total[ids], rtol=1e-5)
-    np.testing.assert_allclose(stand_in.T[ids], total.T[ids], rtol=1e-5)
-    assert (X.astype(jnp.bfloat16) @ stand_in.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    half = jax.eval_shape(lambda x: x.astype(jnp.bfloat16) @ stand_in.astype(jnp.bfloat16), X)
+    assert half.dtype == jnp.bfloat16
     assert (stand_in.shape, stand_in.ndim, stand_in.size, stand_in.dtype) == ((3, 4), 2, 12, jnp.float32)
 
 
@@ -90,8 +97,8 @@ def test_a_product_that_is_not_over_the_batch_is_none():
     def objective(params, batch):
         return jnp.sum(batch @ (params["a"] @ params["b"]), axis=1)
 
-    params = {"a": jnp.ones((5, 5)), "b": jnp.ones((5, 5))}
-    found = use(objective, params, jnp.ones((5, 5)))
+    ones = np.ones((5, 5), np.float32)
+    found = use(objective, {"a": ones, "b": ones}, ones)
     assert (found.multiplied, found.values) == ([False, False], 0)
 
 
@@ -106,7 +113,7 @@ def test_many_weights_are_not_tried_one_by_one(layers, traces):
             batch = jnp.einsum("bi,ij->bj", batch, weight)
         return jnp.sum(batch, axis=1)
 
-    use(objective, [jnp.eye(3)] * layers, X)
+    use(objective, [np.eye(3, dtype=np.float32)] * layers, X)
     assert len(runs) == traces
 
 
@@ -116,11 +123,10 @@ def test_any_function_will_do():
     network = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
     forward = jax.jit(lambda params, x: network.apply(params, x))
     objective = nl.supervised(forward, nl.losses.cross_entropy)
-    params, batch = network.init(jax.random.key(0)), (X, jnp.zeros(5, int))
+    params, batch = jax.eval_shape(network.init, jax.random.key(0)), (X, np.zeros(5, np.int32))
     assert not any(use(objective, params, batch).multiplied)
     estimator = nl.weight_perturbation(objective, directions=nl.directions.rank_one(), num_samples=4)
-    grads = estimator.estimate(jax.random.key(1), (), params, batch)[0]
-    assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
+    assert jax.eval_shape(estimator.estimate, jax.random.key(1), (), params, batch)[0] == params
 
 
 CONV = nl.connections.conv((2, 3), channels=2, stride=2, padding="SAME", bias=False).join((5, 4, 3), None).apply
@@ -142,9 +148,14 @@ def locally_connected(params, x):
     ids=["matrix", "positions", "convolution", "locally connected"],
 )
 def test_an_unfolded_connection_is_a_product_of_matrices(connection, weight, x):
-    W, x = jax.random.normal(KEYS[1], weight), jax.random.normal(KEYS[0], x)
-    nu = connection({"weight": W}, x) - connection({"weight": jnp.zeros_like(W)}, x)
-    (unfolded,) = unfold(connection, {"weight": W}, x)
+    W, x = (RNG.normal(size=shape).astype(np.float32) for shape in (weight, x))
+
+    @jax.jit
+    def run(W, x):
+        nu = connection({"weight": W}, x) - connection({"weight": jnp.zeros_like(W)}, x)
+        return nu, unfold(connection, {"weight": W}, x)
+
+    nu, (unfolded,) = jax.tree.map(np.asarray, run(W, x))
     np.testing.assert_allclose(unfolded @ W.reshape(-1, 2), nu.reshape(-1, 2), rtol=1e-4, atol=1e-5)
     # Inputs are passed on as they are: where there are several of one, as a selection of them.
     assert set(np.ravel(unfolded).tolist()) <= {0.0, *np.ravel(x).tolist()}
@@ -160,4 +171,4 @@ def test_an_unfolded_connection_is_a_product_of_matrices(connection, weight, x):
 )
 def test_only_a_single_product_is_unfolded(connection, message):
     with pytest.raises(OtherUse, match=message):
-        unfold(connection, {"weight": jnp.eye(3)}, X)
+        jax.eval_shape(lambda w, x: unfold(connection, {"weight": w}, x), np.eye(3, dtype=np.float32), X)

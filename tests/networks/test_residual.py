@@ -23,15 +23,15 @@ def _network(layers, activation=TANH, units=16, **settings):
 def test_is_what_is_written(x64):
     """x_1 = W_1 x/√N₀, x_l = x_{l−1} + W_l f(x_{l−1})/√(N L), x_L = W_L f(x_{L−1})/N, in numpy."""
     network = _network(6)
-    params = network.init(KEY, jnp.float64)
-    inputs = jax.random.normal(KEY, (5, 4))
+    params = jax.jit(network.init, static_argnums=1)(KEY, jnp.float64)
+    inputs = np.random.default_rng(0).normal(size=(5, 4))
     weights = jax.tree.map(np.asarray, params)
-    x = np.asarray(inputs) @ weights["first"]["weight"] / 2
+    x = inputs @ weights["first"]["weight"] / 2
     found = [x]
     for W in weights["blocks"]["weight"]:
         x = x + np.tanh(x) @ W / np.sqrt(16 * 6)
         found.append(x)
-    outputs, axons = record(network.apply)(params, inputs)
+    outputs, axons = jax.jit(record(network.apply))(params, inputs)
     np.testing.assert_allclose(outputs, np.tanh(x) @ weights["output"]["weight"] / 16, rtol=1e-12)
     np.testing.assert_allclose([axons["first"], *axons["depth/block"]], found, rtol=1e-12)
     assert outputs.shape == (5, 3)
@@ -53,7 +53,7 @@ def test_weights_have_the_size_that_is_said():
 
 
 @functools.cache
-def _sizes(scaling, layers, activation, seeds=200):
+def _sizes(scaling, layers, activation, seeds=100):
     """⟨x²⟩ of the last hidden layer over that of the inputs, by seed."""
     network = _network(layers, activation, scaling=scaling)
     inputs = jnp.ones((1, 4))
@@ -76,7 +76,7 @@ def _too_large(inputs, units, layers):
     return nl.scalings.depth_mup(inputs, units, layers // 2)
 
 
-DEPTHS = 8, 32, 128
+DEPTHS = 8, 128
 
 
 def test_axons_keep_their_size_at_any_depth():
@@ -123,21 +123,23 @@ def test_sixty_four_layers_learn(make, everywhere):
     """Three classes of random points, by Adam: the loss falls to a quarter; all layers take part, or do not."""
     network = _network(64)
     objective = nl.supervised(network.apply, nl.losses.half_squared_error)
-    targets = jnp.eye(3)[jnp.arange(12) % 3]
-    batch = jax.random.normal(jax.random.key(1), (12, 4)) + 2 * targets @ jax.random.normal(KEY, (3, 4)), targets
+    rng = np.random.default_rng(1)
+    targets = np.eye(3, dtype=np.float32)[np.arange(12) % 3]
+    batch = (rng.normal(size=(12, 4)) + 2 * targets @ rng.normal(size=(3, 4))).astype(np.float32), targets
     learner = nl.learner(make(objective), optax.adam(0.03))
-    state = learner.init(KEY, network.init(KEY))
+    state = learner.init(KEY, jax.jit(network.init)(KEY))
     begun = state.params
 
     @jax.jit
     def train(state):
-        return jax.lax.scan(lambda state, _: learner.step(KEY, state, batch), state, None, length=150)
+        return jax.lax.scan(lambda state, _: learner.step(KEY, state, batch), state, None, length=100)
 
     state, info = train(state)
     assert float(info.loss[-1]) < 0.25 * float(info.loss[0])
-    moved = jnp.abs(state.params["blocks"]["weight"] - begun["blocks"]["weight"]).max(axis=(1, 2))
-    assert bool((moved > 0.01).any())
-    assert bool((moved > 0.01).all()) == everywhere
+    now, then = (np.asarray(params["blocks"]["weight"]) for params in (state.params, begun))
+    moved = np.abs(now - then).max(axis=(1, 2)) > 0.01
+    assert moved.any()
+    assert moved.all() == everywhere
 
 
 @pytest.mark.parametrize(
@@ -158,4 +160,4 @@ def test_bad_settings_are_refused(settings, message):
 def test_inputs_of_another_shape_are_refused():
     network = _network(4)
     with pytest.raises(ValueError, match=r"inputs must have shape \[batch, 4\], got \[2, 5\]"):
-        network.apply(network.init(KEY), jnp.ones((2, 5)))
+        jax.eval_shape(lambda: network.apply(network.init(KEY), jnp.ones((2, 5))))

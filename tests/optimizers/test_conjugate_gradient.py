@@ -1,5 +1,7 @@
 """Nonlinear conjugate gradients: the algebra on quadratics, the fallbacks, the search."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,19 +28,23 @@ A = (lambda q: q @ np.diag([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) @ q.T)(np.linalg.qr(R
 B, X0 = RNG.normal(size=(2, N))
 
 
+@functools.cache
 def exact_search(beta, steps=N):
     """x_n, r_n, p_n and β_n of conjugate gradients on ½ xAx − Bx with exact line search (seed 003 eq. 30)."""
     cg = optimizers.scale_by_conjugate_gradient(beta, nonneg=False, restart=None)
-    state, x, path = cg.init(jnp.asarray(X0)), jnp.asarray(X0), []
-    for _ in range(steps):
+
+    def step(at, _):
+        state, x = at
         g = A @ x - B
         previous = state
         updates, state = cg.update(g, state)
         p = -updates
         kept = beta(g, previous.gradient, previous.direction)
-        path.append((x, -g, p, kept))
-        x = x - (p @ g) / (p @ A @ p) * p
-    return [np.array(part) for part in zip(*path, strict=True)], x
+        return (state, x - (p @ g) / (p @ A @ p) * p), (x, -g, p, kept)
+
+    run = jax.jit(lambda x: jax.lax.scan(step, (cg.init(x), x), length=steps))
+    (_, x), path = jax.tree.map(np.asarray, run(jnp.asarray(X0)))
+    return path, x
 
 
 @pytest.mark.parametrize("name", BETAS)
@@ -202,7 +208,7 @@ def test_one_bad_search_does_not_make_the_next_ones_microscopic():
 def test_half_precision_restarts_where_it_would_overflow():
     cg = optimizers.scale_by_conjugate_gradient(optimizers.fletcher_reeves, restart=None)
     first, second = jnp.array([0.1, 0.0], jnp.float16), jnp.array([0.0, 200.0], jnp.float16)
-    updates, state = cg.update(second, cg.update(first, cg.init(first))[1])
+    updates, state = jax.jit(lambda: cg.update(second, cg.update(first, cg.init(first))[1]))()
     np.testing.assert_array_equal(updates, second)
     assert state.restarted
 
@@ -215,7 +221,7 @@ def test_a_part_of_the_parameters_is_not_a_line():
     learner = nl.learner(nl.backprop(problem.objective), optax.multi_transform(parts, kinds))
     key = jax.random.key(0)
     with pytest.raises(ValueError, match=r"take nl\.alternating with a stage for each part"):
-        learner.step(key, learner.init(key, problem.params), problem.batch)
+        jax.eval_shape(learner.step, key, learner.init(key, problem.params), problem.batch)
 
 
 BAD = [

@@ -24,9 +24,8 @@ def flat(x):
 
 
 def test_n_steps_orthogonal_residuals_conjugate_directions(x64):
-    x = np.array(
-        [X0, *(flat(minimum_of_quadratic(quadratic, tree(X0), tol=0.0, max_steps=k)) for k in range(1, N + 1))]
-    )
+    after = lambda k: minimum_of_quadratic(quadratic, tree(X0), tol=0.0, max_steps=k)
+    x = np.array([X0, *map(flat, jax.jit(lambda: [after(k) for k in range(1, N + 1)])())])
     np.testing.assert_allclose(x[-1], np.linalg.solve(A, B), rtol=1e-11, atol=1e-12)
     r, p = B - x[:-1] @ A, np.diff(x, axis=0)  # p_n up to α_n
     lengths = np.linalg.norm(r, axis=1)
@@ -42,9 +41,9 @@ def test_a_linear_network_in_one_call(x64):
     """The mean half squared error of a linear network is quadratic: its least-squares solution."""
     network = nl.mlp([3, 2], activation=nl.activations.identity())
     objective = nl.supervised(network.apply, nl.losses.half_squared_error)
-    x, y = jax.random.normal(jax.random.key(0), (9, 3)), jax.random.normal(jax.random.key(1), (9, 2))
-    start = network.init(jax.random.key(2), jnp.float64)
-    found = minimum_of_quadratic(lambda w: jnp.mean(objective(w, (x, y))), start, tol=1e-14)
+    x, y = (np.random.default_rng(0).normal(size=(9, 5))[:, part] for part in (slice(3), slice(3, 5)))
+    start = jax.jit(network.init, static_argnums=1)(jax.random.key(2), jnp.float64)
+    found = jax.jit(lambda w: minimum_of_quadratic(lambda w: jnp.mean(objective(w, (x, y))), w, tol=1e-14))(start)
     exact = np.linalg.lstsq(np.column_stack([x, np.ones(9)]), np.asarray(y))[0]
     np.testing.assert_allclose(np.vstack([found["output"]["weight"], found["output"]["bias"]]), exact, rtol=1e-9)
 

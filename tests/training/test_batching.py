@@ -1,11 +1,8 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from nl_jax import batching
 
@@ -14,18 +11,16 @@ ORDERS = [jax.jit(order, static_argnums=(2, 3, 4)) for order in (batching.shuffl
 shuffled, uniform = ORDERS
 
 
-@settings(max_examples=4, deadline=None)
-@given(examples=st.integers(1, 12), batch=st.integers(1, 12), first=st.integers(0, 30), steps=st.integers(1, 8))
-@example(examples=6, batch=2, first=2, steps=2)  # the last step alone lies in the second pass
-def test_order_depends_on_the_step_alone(examples, batch, first, steps):
-    batch = min(batch, examples)
+@pytest.mark.parametrize(("examples", "batch"), [(6, 2), (7, 3), (4, 4)])
+def test_order_depends_on_the_step_alone(examples, batch):
+    """From any first step on, over the ends of one pass or several."""
     for order in ORDERS:
-        whole = np.asarray(order(KEY, 0, first + steps, examples, batch))
-        part = np.asarray(order(KEY, first, steps, examples, batch))
-        assert whole.shape == (first + steps, batch)
-        np.testing.assert_array_equal(part, whole[first:])
+        whole = np.asarray(order(KEY, 0, 14, examples, batch))
+        assert whole.shape == (14, batch)
         assert whole.min() >= 0
         assert whole.max() < examples
+        for first in range(10):
+            np.testing.assert_array_equal(order(KEY, first, 5, examples, batch), whole[first : first + 5])
 
 
 def test_a_pass_sees_no_example_twice():
@@ -41,8 +36,9 @@ def test_all_orders_are_as_likely_as_each_other(size):
 
     def deviation(**settings):
         passes, orders = 24_000, math.factorial(size)
-        numbers, positions = jnp.arange(passes), jnp.broadcast_to(jnp.arange(size), (passes, size))
-        found = np.asarray(batching._permuted(batching._words(KEY, numbers, **settings), positions, size))
+        positions = np.broadcast_to(np.arange(size), (passes, size))
+        permuted = lambda numbers, at: batching._permuted(batching._words(KEY, numbers, **settings), at, size)
+        found = np.asarray(jax.jit(permuted)(np.arange(passes), positions))
         assert np.array_equal(np.sort(found), positions)
         counts = np.unique(found, axis=0, return_counts=True)[1]
         expected = passes / orders
@@ -57,8 +53,9 @@ def test_neighbours_are_no_likelier_to_stay_neighbours():
     def neighbours(**settings):
         """How many pairs of neighbours are neighbours after the permutation, over their number expected, 2 a pass."""
         passes, size = 1000, 200
-        positions = jnp.broadcast_to(jnp.arange(size), (passes, size))
-        found = np.asarray(batching._permuted(batching._words(KEY, jnp.arange(passes), **settings), positions, size))
+        positions = np.broadcast_to(np.arange(size), (passes, size))
+        permuted = lambda numbers, at: batching._permuted(batching._words(KEY, numbers, **settings), at, size)
+        found = np.asarray(jax.jit(permuted)(np.arange(passes), positions))
         return (np.abs(np.diff(found, axis=1)) == 1).sum() / (passes * 2 * (size - 1) / size)
 
     assert abs(neighbours() - 1) < 4 / 2000**0.5

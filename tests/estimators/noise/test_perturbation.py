@@ -1,5 +1,7 @@
 """The perturbation engine: formulas to the letter, costs, and settings."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +22,14 @@ def test_weight_update_of_seed_000_to_the_letter(x64):
     """ΔW = −η Ẽ Ω with Ω ~ N(0, σ²): the gradient without baseline is Ẽ Ω/σ²."""
     problem, sigma = problems.chain(), 0.3
     estimator = nl.weight_perturbation(problem.objective, sigma=sigma, baseline=nl.baselines.none())
-    grads, _, info = estimator.estimate(KEY, (), problem.params, problem.batch)
-    omega = jax.tree.map(lambda xi: sigma * xi, normal(KEY, 0, problem.params))
-    perturbed = jax.tree.map(jnp.add, problem.params, omega)
-    error = jnp.mean(problem.objective(perturbed, problem.batch))
+
+    @jax.jit
+    def both(params, batch):
+        omega = jax.tree.map(lambda xi: sigma * xi, normal(KEY, 0, params))
+        error = jnp.mean(problem.objective(jax.tree.map(jnp.add, params, omega), batch))
+        return estimator.estimate(KEY, (), params, batch), omega, error
+
+    (grads, _, info), omega, error = both(problem.params, problem.batch)
     for got, noise in zip(jax.tree.leaves(grads), jax.tree.leaves(omega), strict=True):
         np.testing.assert_allclose(got, error * noise / sigma**2, rtol=1e-12)
     np.testing.assert_allclose(info.loss, error)
@@ -34,12 +40,16 @@ def test_node_update_of_seed_000_to_the_letter(x64):
     problem, sigma = problems.chain(), 0.3
     x, _ = problem.batch
     estimator = nl.node_perturbation(problem.objective, sigma=sigma)
-    grads, _, _ = estimator.estimate(KEY, (), problem.params, problem.batch)
-    template = {"hidden1": jnp.zeros(5), "output": jnp.zeros(3)}
-    draws = jax.vmap(lambda n: normal(jax.random.fold_in(KEY, n), 0, template))(jnp.arange(6))
-    gamma = jax.tree.map(lambda xi: sigma * xi, draws)
-    perturbed = nl.propagation.inject(problem.objective)(problem.params, problem.batch, gamma)
-    change = perturbed - problem.objective(problem.params, problem.batch)
+
+    @jax.jit
+    def both(params, batch):
+        template = {"hidden1": jnp.zeros(5), "output": jnp.zeros(3)}
+        draws = jax.vmap(lambda n: normal(jax.random.fold_in(KEY, n), 0, template))(jnp.arange(6))
+        gamma = jax.tree.map(lambda xi: sigma * xi, draws)
+        perturbed = nl.propagation.inject(problem.objective)(params, batch, gamma)
+        return estimator.estimate(KEY, (), params, batch)[0], gamma, perturbed - problem.objective(params, batch)
+
+    grads, gamma, change = jax.tree.map(np.asarray, both(problem.params, problem.batch))
     delta = change[:, None] * gamma["hidden1"] / sigma**2
     np.testing.assert_allclose(grads["hidden1"]["weight"], x.T @ delta / 6, rtol=1e-10)
     np.testing.assert_allclose(grads["hidden1"]["bias"], delta.mean(axis=0), rtol=1e-10)
@@ -48,7 +58,8 @@ def test_node_update_of_seed_000_to_the_letter(x64):
 def test_only_layers_that_learn_are_disturbed():
     """Noise on pooling or flattening would be noise alone: four layers, two of them displaced."""
     problem = problems.convolution()
-    direction = nl.spaces.nodes(problem.objective)(problem.params, problem.batch, nl.spaces.Noise(signs, KEY)).draw(0)
+    view = nl.spaces.nodes(problem.objective)
+    direction = jax.eval_shape(lambda: view(problem.params, problem.batch, nl.spaces.Noise(signs, KEY)).draw(0))
     assert {name: xi.shape for name, xi in direction.items()} == {"features": (4, 4, 4, 3), "output": (4, 3)}
 
 
@@ -57,7 +68,7 @@ def test_parameters_between_layers_learn_too(x64):
     problem = problems.tied()
     estimator = nl.node_perturbation(problem.objective, sigma=1e-5, num_samples=20_000, directions=signs, chunk=1000)
     grads = jax.jit(estimator.estimate)(KEY, (), problem.params, problem.batch)[0]
-    exact = nl.backprop(problem.objective).estimate(KEY, (), problem.params, problem.batch)[0]
+    exact = jax.jit(nl.backprop(problem.objective).estimate)(KEY, (), problem.params, problem.batch)[0]
     np.testing.assert_allclose(grads["gain"], exact["gain"], atol=0.01)
     np.testing.assert_allclose(grads["scale"], exact["scale"], rtol=1e-8)
     np.testing.assert_allclose(grads["shared"]["weight"], exact["shared"]["weight"], atol=0.1)
@@ -105,6 +116,24 @@ def test_evaluations_are_what_is_evaluated():
         assert len(calls) == int(info.evaluations) - local_gradients
 
 
+NETWORK = nl.mlp([64, 64, 64, 64], activation=nl.activations.tanh())
+SQUARE = nl.supervised(NETWORK.apply, nl.losses.cross_entropy)
+
+
+def _mean_loss(params, batch):
+    return jnp.mean(SQUARE(params, batch))
+
+
+def _square_problem():
+    params = jax.tree.map(lambda w: np.zeros(w.shape, w.dtype), jax.eval_shape(NETWORK.init, KEY))
+    return params, (np.ones((256, 64), np.float32), np.zeros(256, np.int32))
+
+
+@functools.cache
+def _compiled(function):
+    return jax.jit(function).lower(*_square_problem()).compile()
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -121,104 +150,113 @@ def test_evaluations_are_what_is_evaluated():
 )
 def test_evaluations_are_what_is_multiplied(make):
     """Derivative work is counted by its multiply-adds: the compiled FLOPs agree, save for noise and activations."""
-    network = nl.mlp([64, 64, 64, 64], activation=nl.activations.tanh())
-    objective = nl.supervised(network.apply, nl.losses.cross_entropy)
-    params, batch = network.init(KEY), (jnp.ones((256, 64)), jnp.zeros(256, int))
-    estimator = make(objective)
+    estimator = make(SQUARE)
 
     def estimate(params, batch):
         grads, _, info = estimator.estimate(KEY, (), params, batch)
-        return grads, info.loss
+        return grads, info.loss, info.evaluations
 
-    def flops(function):
-        return jax.jit(function).lower(params, batch).compile().cost_analysis()["flops"]
-
-    counted = int(estimator.estimate(KEY, (), params, batch)[2].evaluations)
-    spent = flops(estimate) / flops(lambda params, batch: jnp.mean(objective(params, batch)))
-    assert 0.75 < spent / counted < 1.25
+    estimate, mean = (_compiled(function) for function in (estimate, _mean_loss))
+    spent = estimate.cost_analysis()["flops"] / mean.cost_analysis()["flops"]
+    assert 0.75 < spent / int(estimate(*_square_problem())[2]) < 1.25
 
 
 def test_sums_of_half_precision_do_not_stop_growing():
     def ones(indices):
         return jnp.ones(indices.shape[0], jnp.bfloat16).sum()
 
-    for chunk in (1, 7):
-        assert float(sum_over_samples(ones, alone(5000).indices, chunk)) == 5000
+    totals = jax.jit(lambda: [sum_over_samples(ones, alone(5000).indices, chunk) for chunk in (1, 7)])()
+    assert [float(total) for total in totals] == [5000, 5000]
 
 
 @pytest.mark.parametrize("make", [nl.weight_perturbation, nl.node_perturbation])
 @pytest.mark.parametrize("baseline", [nl.baselines.clean(), nl.baselines.antithetic()], ids=["clean", "antithetic"])
 def test_a_difference_of_rounding_noise_is_refused(make, baseline):
     problem = problems.chain()
-    half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), (problem.params, problem.batch[0]))
+    half = jax.tree.map(lambda w: np.asarray(w).astype(jnp.bfloat16), (problem.params, problem.batch[0]))
     batch = half[1], problem.batch[1]
+    estimate = make(problem.objective, sigma=1e-3, baseline=baseline).estimate
     with pytest.raises(ValueError, match=r"sigma = 0\.001 is lost in bfloat16.* Leave sigma out for the default of"):
-        make(problem.objective, sigma=1e-3, baseline=baseline).estimate(KEY, (), half[0], batch)
-    make(problem.objective, sigma=1e-3, baseline=baseline).estimate(KEY, (), problem.params, problem.batch)
+        jax.eval_shape(estimate, KEY, (), half[0], batch)
+    jax.eval_shape(estimate, KEY, (), problem.params, problem.batch)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
-@pytest.mark.parametrize("make", [nl.weight_perturbation, nl.node_perturbation])
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        (nl.weight_perturbation, jnp.float16),
+        (nl.weight_perturbation, jnp.float32),
+        (nl.node_perturbation, jnp.bfloat16),
+        (nl.node_perturbation, jnp.float64),
+    ],
+)
 def test_the_default_step_suits_the_dtype(make, dtype, x64):
     """Against the exact derivative along the same directions: far better than steps 30 times longer or shorter."""
     problem = problems.chain()
-    params, inputs = jax.tree.map(lambda w: w.astype(dtype), (problem.params, problem.batch[0]))
-    wide = jax.tree.map(lambda w: w.astype(jnp.float64), (params, inputs))
+    params, inputs = jax.tree.map(lambda w: np.asarray(w).astype(dtype), (problem.params, problem.batch[0]))
+    wide = jax.tree.map(lambda w: w.astype(np.float64), (params, inputs))
     space = nl.spaces.weights if make is nl.weight_perturbation else nl.spaces.nodes
     exact = nl.forward_gradient(problem.objective, space=space, num_samples=8, directions=signs)
-    reference = jax.jit(exact.estimate)(KEY, (), wide[0], (wide[1], problem.batch[1]))[0]
+    default = step_size(None, balanced(2), [jnp.dtype(dtype)], 8 if make is nl.node_perturbation else 43)
 
-    def error(sigma):
-        estimator = make(
-            problem.objective, sigma=sigma, num_samples=8, directions=signs, baseline=nl.baselines.antithetic()
-        )
-        grads = jax.jit(estimator.estimate)(KEY, (), params, (inputs, problem.batch[1]))[0]
+    def measured(sigma, params, inputs):
+        settings = {"num_samples": 8, "directions": signs, "baseline": nl.baselines.antithetic()}
+        estimator = make(problem.objective, sigma=sigma, **settings)
+        return estimator.estimate(KEY, (), params, (inputs, problem.batch[1]))[0]
+
+    @jax.jit
+    def run(params, inputs, wide):
+        reference = exact.estimate(KEY, (), wide[0], (wide[1], problem.batch[1]))[0]
+        return reference, [measured(sigma, params, inputs) for sigma in (None, default, 30 * default)]
+
+    reference, found = run(params, inputs, wide)
+
+    def error(grads):
         difference = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b), grads, reference)
         return np.linalg.norm(flat(difference)) / np.linalg.norm(flat(reference))
 
-    resolution = float(jnp.finfo(dtype).eps)
-    size = 8 if make is nl.node_perturbation else 43
-    default = step_size(None, balanced(2), [jnp.dtype(dtype)], size)
-    found = error(None)
-    assert found == error(default) < 60 * resolution ** (2 / 3)
-    assert found < error(30 * default) / 3
+    by_default, given, longer = map(error, found)
+    assert by_default == given < 60 * float(jnp.finfo(dtype).eps) ** (2 / 3)
+    assert by_default < longer / 3
 
 
 def test_the_antithetic_loss_is_the_mean_of_both_sides():
     objective = lambda p, b: b * (p + 1)
     estimator = nl.weight_perturbation(objective, sigma=0.5, baseline=nl.baselines.antithetic())
-    np.testing.assert_allclose(estimator.estimate(KEY, (), jnp.zeros(()), jnp.ones(2))[2].loss, 1, rtol=1e-6)
+    info = jax.jit(estimator.estimate)(KEY, (), np.float32(0), np.ones(2, np.float32))[2]
+    np.testing.assert_allclose(info.loss, 1, rtol=1e-6)
 
 
 def test_leaves_of_different_dtypes_get_different_noise():
-    template = {"a": jnp.zeros(64, jnp.float32), "b": jnp.zeros(64, jnp.float16)}
-    draw = signs(KEY, 0, template)
-    assert 16 < int(jnp.sum(draw["a"] == draw["b"].astype(jnp.float32))) < 48
+    template = {name: jax.ShapeDtypeStruct((64,), dtype) for name, dtype in (("a", jnp.float32), ("b", jnp.float16))}
+    draw = jax.jit(lambda: signs(KEY, 0, template))()
+    assert 16 < np.sum(np.asarray(draw["a"]) == np.asarray(draw["b"])) < 48
 
 
 def test_mixed_precision_parameters():
-    params = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2, jnp.float32)}
+    params = {"a": jax.ShapeDtypeStruct((3,), jnp.bfloat16), "b": jax.ShapeDtypeStruct((2,), jnp.float32)}
 
     def objective(params, batch):
         return batch * (jnp.sum(params["a"].astype(jnp.float32)) + jnp.sum(params["b"]))
 
     for sampler in (normal, signs):
         estimator = nl.weight_perturbation(objective, directions=sampler)
-        grads, _, _ = estimator.estimate(KEY, (), params, jnp.ones(2))
-        assert jax.tree.map(lambda g: g.dtype, grads) == jax.tree.map(lambda p: p.dtype, params)
+        assert jax.eval_shape(estimator.estimate, KEY, (), params, np.ones(2, np.float32))[0] == params
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_sum_over_samples_is_the_sum(chunk, x64):
+def test_sum_over_samples_is_the_sum(x64):
     def sample(index):
         return {"x": jax.random.normal(jax.random.fold_in(KEY, index), (2,)), "y": jnp.asarray(index, float)}
 
-    total = sum_over_samples(
-        lambda i: jax.tree.map(lambda x: x.sum(axis=0), stacked(sample)(i)), alone(10).indices, chunk
-    )
-    one_by_one = [sample(i) for i in range(10)]
-    np.testing.assert_allclose(total["x"], np.sum([s["x"] for s in one_by_one], axis=0), rtol=1e-12)
-    np.testing.assert_allclose(total["y"], 45)
+    def total(chunk):
+        summed = lambda i: jax.tree.map(lambda x: x.sum(axis=0), stacked(sample)(i))
+        return sum_over_samples(summed, alone(10).indices, chunk)
+
+    one_by_one = jax.vmap(sample)
+    samples, totals = jax.jit(lambda: (one_by_one(jnp.arange(10)), [total(chunk) for chunk in (1, 3, 7, 100)]))()
+    for found in totals:
+        np.testing.assert_allclose(found["x"], np.sum(samples["x"], axis=0), rtol=1e-12)
+        np.testing.assert_allclose(found["y"], 45)
 
 
 def test_chunks_fit_the_backend(monkeypatch):
@@ -264,7 +302,7 @@ def test_bad_spaces_and_credits_are_errors_at_construction():
 def test_integer_parameters_are_named():
     with pytest.raises(ValueError, match="params leaf 'steps' is int32, not a floating-point array"):
         nl.weight_perturbation(lambda p, b: b * p["w"]).estimate(
-            KEY, (), {"w": jnp.ones(()), "steps": jnp.int32(1)}, jnp.ones(2)
+            KEY, (), {"w": np.float32(1), "steps": np.int32(1)}, np.ones(2, np.float32)
         )
 
 
@@ -273,17 +311,16 @@ def test_layers_without_the_batch_axis_need_batch_credit():
         doubled = propagate("constant", lambda p: p * 2, lambda nu: nu, params)
         return batch @ doubled
 
+    at = KEY, (), np.ones(3, np.float32), np.ones((2, 3), np.float32)
     with pytest.raises(ValueError, match="per-example credit needs every layer's first axis to be the batch of 2"):
-        nl.node_perturbation(objective).estimate(KEY, (), jnp.ones(3), jnp.ones((2, 3)))
-    nl.node_perturbation(objective, credit=nl.spaces.per_batch_credit()).estimate(
-        KEY, (), jnp.ones(3), jnp.ones((2, 3))
-    )
+        jax.eval_shape(nl.node_perturbation(objective).estimate, *at)
+    jax.eval_shape(nl.node_perturbation(objective, credit=nl.spaces.per_batch_credit()).estimate, *at)
 
 
 def test_losses_must_be_floating():
     objective = lambda params, batch: (batch * params > 0).astype(jnp.int32)
     with pytest.raises(ValueError, match="must return floating-point losses, got int32: cast them to float32"):
-        nl.weight_perturbation(objective).estimate(KEY, (), jnp.ones(()), jnp.ones(3))
+        jax.eval_shape(nl.weight_perturbation(objective).estimate, KEY, (), jnp.float32(1), jnp.ones(3))
 
 
 def test_an_exact_derivative_has_no_step():
@@ -308,6 +345,14 @@ def test_a_part_without_layers_of_its_own():
     problem = problems.tied()
     parts = {"scale": nl.node_perturbation, "*": nl.backprop}
     estimator = nl.partition(problem.objective, parts)
-    grads = estimator.estimate(KEY, estimator.init(KEY, problem.params), problem.params, problem.batch)[0]
-    exact = nl.backprop(problem.objective).estimate(KEY, (), problem.params, problem.batch)[0]
+
+    @jax.jit
+    def both(params, batch):
+        state = estimator.init(KEY, params)
+        return [
+            e.estimate(KEY, at, params, batch)[0]
+            for e, at in ((estimator, state), (nl.backprop(problem.objective), ()))
+        ]
+
+    grads, exact = both(problem.params, problem.batch)
     np.testing.assert_allclose(grads["scale"], exact["scale"], rtol=1e-5)

@@ -46,44 +46,60 @@ def fixed(Q):
     return nl.bases.Basis(lambda objective: None, lambda *_: nl.bases.Found({0: Q}, {0: 0}, None), evaluations=0)
 
 
-def inputs_by_layer(problem):
+def inputs_by_layer(problem, params, batch):
     """What every weight is multiplied with, from the layers as they are met: the mean of X Xᵀ is of this."""
 
     def layer(site, given):
         axons = site.axons()
         return axons, unfold(site.connection, site.params, *site.inputs)
 
-    return interpret(problem.objective, layer)(problem.params, problem.batch)[1]
+    return interpret(problem.objective, layer)(params, batch)[1]
 
 
-def test_a_sketch_is_that_of_the_inputs(x64):
+def of_convolution(found):
+    return {(name, "weight"): found[name][0].T @ found[name][0] for name in ("features", "output")}
+
+
+def of_recurrent(found):
+    """[steps, rows, inputs], by name: recurrent, weight."""
+    rows = [X.reshape(-1, X.shape[-1]) for X in found["time/hidden"]]
+    return {("hidden", name): X.T @ X for name, X in zip(("recurrent", "weight"), rows, strict=True)}
+
+
+def of_depth(found):
+    low = found["blocks/low"][0]
+    return {("blocks", "low", "weight"): jnp.einsum("lni,lnj->lij", low, low)}
+
+
+@pytest.mark.parametrize(
+    ("name", "grams"), [("convolution", of_convolution), ("recurrent", of_recurrent), ("depth", of_depth)]
+)
+def test_a_sketch_is_that_of_the_inputs(name, grams, x64):
     """XᵀX Ω, by the layers' own unfolded inputs: dense, of patches, summed over time, by block over depth."""
-    convolution, recurrent, depth = problems.convolution(), problems.recurrent(), problems.depth()
-    found = inputs_by_layer(convolution)
-    grams = {("features", "weight"): found["features"][0], ("output", "weight"): found["output"][0]}
-    check_sketches(convolution, {path: X.T @ X for path, X in grams.items()})
-    found = inputs_by_layer(recurrent)["time/hidden"]  # [steps, rows, inputs], by name: recurrent, weight
-    grams = {
-        ("hidden", name): X.reshape(-1, X.shape[-1]) for name, X in zip(("recurrent", "weight"), found, strict=True)
-    }
-    check_sketches(recurrent, {path: X.T @ X for path, X in grams.items()})
-    low = inputs_by_layer(depth)["blocks/low"][0]
-    check_sketches(depth, {("blocks", "low", "weight"): jnp.einsum("lni,lnj->lij", low, low)})
-
-
-def check_sketches(problem, grams):
+    problem = getattr(problems, name)()
     paths = [tuple(entry.key for entry in path) for path, _ in jax.tree_util.tree_leaves_with_path(problem.params)]
     leaves = jax.tree.leaves(problem.params)
-    ranks = {paths.index(path): 2 for path in grams}
-    run = jax.jit(lambda params, batch: sketches(problem.objective, params, batch, KEY, ranks))
+
+    @jax.jit
+    def run(params, batch):
+        found = grams(inputs_by_layer(problem, params, batch))
+        ranks = {paths.index(path): 2 for path in found}
+        losses, sketched = sketches(problem.objective, params, batch, KEY, ranks)
+        omegas = {place: jax.random.normal(jax.random.fold_in(KEY, place), _rows(leaves[place])) for place in ranks}
+        return (losses, problem.objective(params, batch)), [
+            (gram, sketched[place], omegas[place]) for place, gram in zip(ranks, found.values(), strict=True)
+        ]
+
     losses, found = run(problem.params, problem.batch)
-    np.testing.assert_allclose(losses, problem.objective(problem.params, problem.batch), rtol=1e-10)
-    for path, gram in grams.items():
-        place = paths.index(path)
-        omega = jax.random.normal(jax.random.fold_in(KEY, place), (*leaves[place].shape[:-1], 2), leaves[place].dtype)
+    np.testing.assert_allclose(*losses, rtol=1e-10)
+    for gram, sketch, omega in jax.tree.map(np.asarray, found):
         rows = omega.reshape(*gram.shape[:-1], 2)
-        np.testing.assert_allclose(found[place].reshape(rows.shape), gram @ rows, rtol=1e-9, atol=1e-12)
-        assert np.abs(found[place].reshape(rows.shape) - rows).max() > 0.1  # Ω itself would not do
+        np.testing.assert_allclose(sketch.reshape(rows.shape), gram @ rows, rtol=1e-9, atol=1e-12)
+        assert np.abs(sketch.reshape(rows.shape) - rows).max() > 0.1  # Ω itself would not do
+
+
+def _rows(weight):
+    return (*weight.shape[:-1], 2)
 
 
 SPANNED = {
@@ -120,12 +136,12 @@ def test_what_else_uses_a_weight_takes_it_out():
         hidden = hidden + propagate("decayed", lambda w, x: x @ w, jnp.tanh, params["decayed"], x)
         return jnp.sum(hidden, axis=1) + jnp.sum(params["decayed"] ** 2)
 
-    params = {name: jnp.ones((3, 4)) for name in ("both", "decayed", "own", "table")}
-    batch = jnp.ones((6, 3)), jnp.arange(6) % 3
+    params = {name: np.ones((3, 4), np.float32) for name in ("both", "decayed", "own", "table")}
+    batch = np.ones((6, 3), np.float32), np.arange(6) % 3
     assert inputs_of(objective, params, batch).keys() == {2}
 
 
-@pytest.mark.parametrize("K", [1, 4])
+@pytest.mark.parametrize("K", [1])
 def test_variance_law_of_a_covering_rank(K, x64):
     """Unbiased, with (P' + 1)/K of P' = rank · units + biases, and not (P + 1)/K: 6 + 2 numbers here, not 16 + 2."""
     estimator = nl.subspace_perturbation(linear, num_samples=K)
@@ -140,9 +156,9 @@ def test_variance_law_of_a_covering_rank(K, x64):
 
 def test_law_of_a_rank_below_the_batchs(x64):
     """Of a fixed subspace the mean is the projected gradient; bias and variance follow from what it holds of g."""
-    Q = nl.bases.orthonormal(jnp.stack([X[0], X[1]], axis=1), 0)
-    g = jax.grad(lambda p: jnp.mean(linear(p, X)))(LINEAR)
-    held = {"W": Q @ (Q.T @ g["W"]), "b": g["b"]}
+    Q = jax.jit(lambda columns: nl.bases.orthonormal(columns, 0))(np.asarray(X)[:2].T)
+    g = jax.tree.map(np.asarray, jax.jit(jax.grad(lambda p: jnp.mean(linear(p, X))))(LINEAR))
+    held = {"W": np.asarray(Q) @ (np.asarray(Q).T @ g["W"]), "b": g["b"]}
     flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
     captured = float((flat(held) ** 2).sum() / (flat(g) ** 2).sum())
     assert 0.3 < captured < 0.97
@@ -156,7 +172,7 @@ def test_law_of_a_rank_below_the_batchs(x64):
     assert deviation(squares, theory.projected(s, 2, captured=1.0)) > 5
 
 
-@pytest.mark.parametrize("K", [1, 4])
+@pytest.mark.parametrize("K", [4])
 def test_variance_law_of_a_random_subspace(K, x64):
     """φ + (P + 1 + φ)/K: unbiased, worse than isotropic noise, and never better than φ."""
     estimator = nl.subspace_perturbation(linear, basis=nl.bases.random(2), num_samples=K)
@@ -174,14 +190,14 @@ def test_cosine_is_three_times_that_of_isotropic_noise():
     """Of equal evaluations, 256 inputs and 8 examples; cos² of one sample is 1/P' where isotropic noise has 1/P."""
     network = nl.mlp([256, 10], activation=nl.activations.tanh())
     objective = nl.supervised(network.apply, nl.losses.cross_entropy)
-    params = network.init(jax.random.key(1))
-    batch = jax.random.normal(jax.random.key(2), (8, 256)), jnp.arange(8) % 10
-    g = nl.backprop(objective).estimate(KEY, (), params, batch)[0]
-    keys = jax.random.split(KEY, 1600)
+    params = jax.jit(network.init)(jax.random.key(1))
+    batch = np.random.default_rng(2).normal(size=(8, 256)).astype(np.float32), np.arange(8, dtype=np.int32) % 10
 
     @functools.partial(jax.jit, static_argnums=0)
     def cosines(estimator):
-        return jax.lax.map(lambda key: nl.diagnostics.cosine(estimator.estimate(key, (), params, batch)[0], g), keys)
+        g = jax.grad(lambda params: jnp.mean(objective(params, batch)))(params)
+        one = lambda n: estimator.estimate(jax.random.fold_in(KEY, n), (), params, batch)[0]
+        return jax.lax.map(lambda n: nl.diagnostics.cosine(one(n), g), np.arange(800))
 
     guided = np.asarray(cosines(nl.subspace_perturbation(objective, num_samples=1)))  # 3 evaluations
     isotropic = np.asarray(cosines(nl.weight_perturbation(objective, num_samples=2)))  # 3 as well
@@ -192,8 +208,11 @@ def test_cosine_is_three_times_that_of_isotropic_noise():
     assert deviation(guided**2, theory.squared_cosine(256 * 10 + 10)) > 5
 
 
-@pytest.mark.parametrize("basis", [nl.bases.inputs(2), nl.bases.random(2)], ids=["inputs", "random"])
-@pytest.mark.parametrize("name", ["convolution", "tied", "depth"])
+@pytest.mark.parametrize(
+    ("name", "basis"),
+    [(name, nl.bases.inputs(2)) for name in ("convolution", "depth")] + [("tied", nl.bases.random(2))],
+    ids=["convolution-inputs", "depth-inputs", "tied-random"],
+)
 def test_displaced_losses_are_those_of_the_formed_weights(name, basis, x64):
     """W + Q C, multiplied term by term: patches, transposed weights, stacked ones in a loop."""
     problem = getattr(problems, name)()
@@ -206,32 +225,40 @@ def test_displaced_losses_are_those_of_the_formed_weights(name, basis, x64):
         lifted = view.gradient(direction)
         # Other parameters' coordinates are themselves, those of weights begin at 0.
         moved = jax.tree.map(lambda w, xi: w + 0.3 * xi, problem.params, lifted)
-        return view.displaced(direction, 0.3), problem.objective(moved, problem.batch), view.clean()
+        formed = problem.objective(moved, problem.batch)
+        return view.displaced(direction, 0.3), formed, view.clean(), problem.objective(*at)
 
-    displaced, formed, clean = both()
+    displaced, formed, clean, losses = both()
     np.testing.assert_allclose(displaced, formed, rtol=1e-9)
-    np.testing.assert_allclose(clean, problem.objective(*at), rtol=1e-10)
+    np.testing.assert_allclose(clean, losses, rtol=1e-10)
     assert np.abs(displaced - clean).max() > 1e-2
 
 
 def test_orthogonalising_the_estimate_is_orthogonalising_its_coordinates(x64):
     """What makes optax's Muon the step of ZO-Muon: msign(Q C) = Q msign(C) for orthonormal columns Q."""
-    Q = nl.bases.orthonormal(jax.random.normal(KEY, (20, 3)), 0)
-    C = jax.random.normal(jax.random.fold_in(KEY, 1), (3, 7))
+    rng = np.random.default_rng(1)
+    C = rng.normal(size=(3, 7))
     muon = optax.contrib.scale_by_muon(beta=0.0, nesterov=False)
-    step = lambda G: muon.update(G, muon.init(G))[0]
+
+    @jax.jit
+    def steps(columns):
+        Q = nl.bases.orthonormal(columns, 0)
+        step = lambda G: muon.update(G, muon.init(G))[0]
+        return step(Q @ C), Q @ step(jnp.asarray(C)), Q @ C / jnp.linalg.norm(C)
+
     with jax.numpy_dtype_promotion("standard"):  # optax's count of steps is an integer
-        found, expected = step(Q @ C), Q @ step(C)
+        found, expected, normalised = steps(rng.normal(size=(20, 3)))
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
-    assert np.abs(found - Q @ C / jnp.linalg.norm(C)).max() > 0.05
+    assert np.abs(found - normalised).max() > 0.05
 
 
 def test_a_forward_gradient_is_the_limit_of_small_steps():
     """The same directions; of losses that are linear in the weights every step is small."""
     at = KEY, (), LINEAR, X
     space = functools.partial(nl.spaces.subspace, basis=nl.bases.inputs())
-    forward = jax.jit(nl.forward_gradient(linear, space=space, num_samples=2).estimate)(*at)[0]
-    measured = jax.jit(nl.subspace_perturbation(linear, sigma=0.1, num_samples=2).estimate)(*at)[0]
+    limit = nl.forward_gradient(linear, space=space, num_samples=2)
+    quotient = nl.subspace_perturbation(linear, sigma=0.1, num_samples=2)
+    forward, measured = jax.jit(lambda *at: [own.estimate(*at)[0] for own in (limit, quotient)])(*at)
     for a, b in zip(jax.tree.leaves(forward), jax.tree.leaves(measured), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
@@ -240,7 +267,8 @@ def test_layers_of_different_dtypes(x64):
     """Bases and estimates in each weight's own; they point where the gradient does."""
     problem = problems.chain()
     dtypes = {"hidden1": jnp.float32, "output": jnp.float64}
-    params = {name: jax.tree.map(lambda w, to=dtypes[name]: w.astype(to), own) for name, own in problem.params.items()}
+    to = lambda dtype: lambda w: np.asarray(w).astype(dtype)
+    params = {name: jax.tree.map(to(dtypes[name]), own) for name, own in problem.params.items()}
 
     def objective(params, batch, propagate=nl.propagation.feedforward):
         affine = lambda p, x: x.astype(p["weight"].dtype) @ p["weight"] + p["bias"][None]
@@ -250,18 +278,24 @@ def test_layers_of_different_dtypes(x64):
     estimator = nl.subspace_perturbation(objective, num_samples=512, baseline=nl.baselines.antithetic())
     grads = jax.jit(estimator.estimate)(KEY, (), params, problem.batch)[0]
     assert jax.tree.map(lambda g: g.dtype, grads) == jax.tree.map(lambda w: w.dtype, params)
-    g = jax.grad(lambda p: jnp.mean(objective(p, problem.batch)))(params)
-    wide = lambda tree: jax.tree.map(lambda leaf: leaf.astype(float), tree)
-    assert nl.diagnostics.cosine(wide(grads), wide(g)) > 0.9  # 1/√(1 + P'/K) is 0.95
+    g = exact(objective, params, problem.batch)
+    found = np.concatenate([np.asarray(leaf, float).ravel() for leaf in jax.tree.leaves(grads)])
+    assert found @ g / (np.linalg.norm(found) * np.linalg.norm(g)) > 0.9  # 1/√(1 + P'/K) is 0.95
 
 
 def test_bases_have_orthonormal_columns():
-    columns = jax.random.normal(KEY, (4, 5, 2, 3))
-    found = nl.bases.orthonormal(columns, 1).reshape(4, 10, 3)
-    np.testing.assert_allclose(jnp.einsum("sir,siq->srq", found, found), np.tile(np.eye(3), (4, 1, 1)), atol=1e-6)
-    one = nl.bases.orthonormal(columns[..., :1], 1)
-    np.testing.assert_allclose(jnp.sum(one**2, axis=(1, 2, 3)), 1, rtol=1e-6)
-    assert not np.any(np.asarray(nl.bases.orthonormal(jnp.zeros((5, 1)), 0)))
+    columns = np.random.default_rng(3).normal(size=(4, 5, 2, 3)).astype(np.float32)
+
+    @jax.jit
+    def run(columns):
+        of_zeros = nl.bases.orthonormal(jnp.zeros((5, 1)), 0)
+        return nl.bases.orthonormal(columns, 1), nl.bases.orthonormal(columns[..., :1], 1), of_zeros
+
+    found, one, of_zeros = map(np.asarray, run(columns))
+    found = found.reshape(4, 10, 3)
+    np.testing.assert_allclose(found.mT @ found, np.tile(np.eye(3), (4, 1, 1)), atol=1e-6)
+    np.testing.assert_allclose(np.sum(one**2, axis=(1, 2, 3)), 1, rtol=1e-6)
+    assert not np.any(of_zeros)
 
 
 def test_settings_that_will_not_do():
@@ -275,25 +309,27 @@ def test_settings_that_will_not_do():
         nl.subspace_perturbation(lambda params, batch: batch @ params)
     seeded = nl.seeded(nl.subspace_perturbation(linear), 0.1)
     with pytest.raises(ValueError, match="in a subspace of the batch's inputs, is no list of numbers"):
-        seeded.step(KEY, seeded.init(KEY, LINEAR), X)
+        jax.eval_shape(seeded.step, KEY, seeded.init(KEY, LINEAR), X)
     with pytest.raises(ValueError, match="this estimator has no credit of layers"):
         nl.subspace_perturbation(linear).credit(KEY, (), LINEAR, X)
 
 
 def test_columns_are_orthonormal_and_span_the_same(x64):
     """A dependent column adds nothing; a twin that projects once only is not orthogonal where columns are nearly so."""
-    columns = jax.random.normal(KEY, (3, 30, 6))
-    almost = columns.at[..., 1].set(columns[..., 0] + 1e-9 * columns[..., 1])
-    dependent = almost.at[..., 3].set(columns[..., 0] - 2 * columns[..., 2])
-    found = jax.jit(functools.partial(orthonormal, stacked=1))(dependent)
+    columns = np.random.default_rng(3).normal(size=(3, 30, 6))
+    almost = columns.copy()
+    almost[..., 1] = columns[..., 0] + 1e-9 * columns[..., 1]
+    dependent = almost.copy()
+    dependent[..., 3] = columns[..., 0] - 2 * columns[..., 2]
+    found = np.asarray(jax.jit(functools.partial(orthonormal, stacked=1))(dependent))
     kept = np.array([1, 1, 1, 0, 1, 1.0])
     np.testing.assert_allclose(found.mT @ found, np.broadcast_to(np.diag(kept), (3, 6, 6)), atol=1e-12)
     np.testing.assert_allclose(found @ (found.mT @ dependent), dependent, atol=1e-12)
 
-    first = almost[..., 0] / jnp.linalg.norm(almost[..., 0], axis=-1, keepdims=True)
-    once = almost[..., 1] - first * jnp.sum(first * almost[..., 1], axis=-1, keepdims=True)
-    once = once / jnp.linalg.norm(once, axis=-1, keepdims=True)
-    assert float(jnp.abs(jnp.sum(first * once, axis=-1)).max()) > 1e-9
+    first = almost[..., 0] / np.linalg.norm(almost[..., 0], axis=-1, keepdims=True)
+    once = almost[..., 1] - first * np.sum(first * almost[..., 1], axis=-1, keepdims=True)
+    once = once / np.linalg.norm(once, axis=-1, keepdims=True)
+    assert np.abs(np.sum(first * once, axis=-1)).max() > 1e-9
 
 
 def test_no_call_of_lapack():

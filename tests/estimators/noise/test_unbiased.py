@@ -25,8 +25,14 @@ def estimates(estimator, params, batch, keys=KEYS) -> np.ndarray:
     return sampler(estimator, problems.Problem(None, params, batch, None))(keys, state)
 
 
+@functools.cache
+def _gradient(objective):
+    """Compiled once for all tests of an objective."""
+    return jax.jit(jax.grad(lambda params, batch: jnp.mean(objective(params, batch))))
+
+
 def exact(objective, params, batch) -> np.ndarray:
-    return flat(jax.jit(jax.grad(lambda p: jnp.mean(objective(p, batch))))(params))
+    return flat(_gradient(objective)(params, batch))
 
 
 def test_shared_noise_across_examples_is_biased(x64):
@@ -56,8 +62,8 @@ def test_no_baseline_is_unbiased_too(make, x64):
     def objective(params, batch, propagate=nl.propagation.feedforward):
         return 3.0 + propagate("output", affine, lambda nu: nu, params, batch)[:, 0]
 
-    params = {"weight": jnp.array([[0.5], [-1.0], [2.0]])}
-    batch = jax.random.normal(jax.random.key(1), (2, 3))
+    params = {"weight": np.array([[0.5], [-1.0], [2.0]])}
+    batch = np.random.default_rng(1).normal(size=(2, 3))
     g = exact(objective, params, batch)
     keys = jax.random.split(jax.random.key(12), 20_000)
     samples = estimates(make(objective, sigma=1.0, baseline=nl.baselines.none()), params, batch, keys)
@@ -82,12 +88,9 @@ def test_examples_that_interact_need_batch_credit(x64):
         mixed = propagate("mixed", spread, jnp.tanh, {}, hidden)
         return propagate("output", lambda p, x: x @ p["weight"], lambda nu: nu, params["output"], mixed)
 
-    keys = jax.random.split(jax.random.key(2), 2)
-    params = {
-        "hidden": {"weight": jax.random.normal(keys[0], (3, 2))},
-        "output": {"weight": jax.random.normal(keys[1], (2, 1))},
-    }
-    batch = jax.random.normal(jax.random.key(5), (4, 3)), jnp.ones((4, 1))
+    rng = np.random.default_rng(2)
+    params = {"hidden": {"weight": rng.normal(size=(3, 2))}, "output": {"weight": rng.normal(size=(2, 1))}}
+    batch = rng.normal(size=(4, 3)), np.ones((4, 1))
     objective = nl.supervised(forward, nl.losses.half_squared_error)
     g = exact(objective, params, batch)
     make = functools.partial(nl.node_perturbation, objective, num_samples=4)
@@ -95,8 +98,9 @@ def test_examples_that_interact_need_batch_credit(x64):
     assert largest_deviation(estimates(make(), params, batch), g) > 5
 
 
-@pytest.mark.parametrize(("directions", "kurtosis"), [(normal, 3), (signs, 1)], ids=["gaussian", "rademacher"])
-@pytest.mark.parametrize("num_samples", [1, 4])
+@pytest.mark.parametrize(
+    ("directions", "kurtosis", "num_samples"), [(normal, 3, 1), (signs, 1, 4)], ids=["gaussian", "rademacher"]
+)
 def test_weight_space_variance_law(directions, kurtosis, num_samples, x64):
     """E‖ĝ − g‖²/‖g‖² = (P ± 1)/K."""
     problem = problems.chain()
@@ -114,11 +118,21 @@ def test_node_space_variance_law(directions, kurtosis, x64):
     """Var ĝ_ba = Σ_n x_nb² (‖δ_n‖² ± δ_na²) / (B² K), with ‖δ_n‖² over all nodes of example n; and of all layers."""
     problem = problems.chain()
     x, _ = problem.batch
-    _, preactivations, _, _ = local(problem.objective)(problem.params, problem.batch)
-    zeros = jax.tree.map(jnp.zeros_like, preactivations)
-    delta = jax.grad(lambda o: jnp.sum(inject(problem.objective)(problem.params, problem.batch, o)))(zeros)
-    power = sum(jnp.sum(d**2, axis=1) for d in delta.values())
-    predicted = np.asarray(theory.node_variance(x, delta["hidden1"], power, 2, kurtosis=kurtosis))
+
+    @jax.jit
+    def in_theory(params, batch):
+        """The variance of each weight of the lower layer, the second moment of all, and δ."""
+        _, preactivations, _, _ = local(problem.objective)(params, batch)
+        zeros = jax.tree.map(jnp.zeros_like, preactivations)
+        delta = jax.grad(lambda o: jnp.sum(inject(problem.objective)(params, batch, o)))(zeros)
+        power = sum(jnp.sum(d**2, axis=1) for d in delta.values())
+        _, axons = nl.propagation.record(problem.forward)(params, x)
+        ones = jnp.ones((len(x), 1))
+        below = {name: jnp.hstack([pre, ones]) for name, pre in zip(axons, [x, *axons.values()], strict=False)}
+        s = theory.nodes({name: (below[name], delta[name]) for name in axons}, kurtosis=kurtosis)
+        return theory.node_variance(x, delta["hidden1"], power, 2, kurtosis=kurtosis), s, delta
+
+    predicted, s, delta = jax.tree.map(np.asarray, in_theory(problem.params, problem.batch))
     estimator = nl.node_perturbation(problem.objective, sigma=1e-5, num_samples=2, directions=directions)
     grads = jax.jit(jax.vmap(lambda key: estimator.estimate(key, (), problem.params, problem.batch)[0]))(KEYS)
     deviations = np.asarray(grads["hidden1"]["weight"])
@@ -127,10 +141,6 @@ def test_node_space_variance_law(directions, kurtosis, x64):
     assert np.max(np.abs(squares.mean(axis=0) - predicted) / error) < 5
     assert np.max(np.abs(squares.mean(axis=0) - 2 * predicted) / error) > 5
 
-    _, axons = nl.propagation.record(problem.forward)(problem.params, x)
-    ones = jnp.ones((len(x), 1))
-    below = {name: jnp.hstack([pre, ones]) for name, pre in zip(axons, [x, *axons.values()], strict=False)}
-    s = float(theory.nodes({name: (below[name], delta[name]) for name in axons}, kurtosis=kurtosis))
     samples = np.concatenate([np.reshape(leaf, (NUM_KEYS, -1)) for leaf in jax.tree.leaves(grads)], axis=1)
     g = exact(problem.objective, problem.params, problem.batch)
     off = ((samples - g) ** 2).sum(axis=1) / (g**2).sum()
@@ -144,13 +154,18 @@ def test_node_space_variance_law(directions, kurtosis, x64):
 def test_perturbation_tends_to_the_forward_gradient(x64):
     """As σ → 0 the difference quotient is the derivative, with the same directions; antithetic faster."""
     problem = problems.chain()
-    at = jax.random.key(5), (), problem.params, problem.batch
-    limit = flat(nl.forward_gradient(problem.objective, num_samples=4).estimate(*at)[0])
 
-    def distance(baseline, sigma):
-        estimator = nl.weight_perturbation(problem.objective, num_samples=4, baseline=baseline, sigma=sigma)
-        return np.linalg.norm(flat(estimator.estimate(*at)[0]) - limit)
+    @jax.jit
+    def run(sigma, params, batch):
+        at = jax.random.key(5), (), params, batch
+        baselines = (nl.baselines.clean(), nl.baselines.antithetic())
+        make = functools.partial(nl.weight_perturbation, problem.objective, num_samples=4, sigma=sigma)
+        found = [make(baseline=baseline).estimate(*at)[0] for baseline in baselines]
+        return nl.forward_gradient(problem.objective, num_samples=4).estimate(*at)[0], found
 
-    first = distance(nl.baselines.clean(), 1e-2) / distance(nl.baselines.clean(), 1e-3)
-    second = distance(nl.baselines.antithetic(), 1e-2) / distance(nl.baselines.antithetic(), 1e-3)
+    def distances(sigma):
+        limit, found = run(jnp.asarray(sigma), problem.params, problem.batch)
+        return np.array([np.linalg.norm(flat(grads) - flat(limit)) for grads in found])
+
+    first, second = distances(1e-2) / distances(1e-3)
     np.testing.assert_allclose([first, second], [10, 100], rtol=0.1)
