@@ -26,6 +26,11 @@ from benchmarks.report import aligned
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder
 
+LAWS = {"Gaussian": nl.directions.gaussian(), "rank one": nl.directions.rank_one()}
+WAYS = {"scalars": False, "sum": True}
+NODES, WEIGHTS = "nodes, Gaussian", "weights, {}, {}"
+ESTIMATES = (NODES, *(WEIGHTS.format(law, way) for law in LAWS for way in WAYS))
+
 
 @dataclass(frozen=True)
 class Config:
@@ -44,6 +49,8 @@ class Config:
     """Units of the network's layers."""
     batch_size: int = 32
     """Examples."""
+    estimates: tuple[str, ...] = ESTIMATES
+    """Estimates to measure."""
     samples: tuple[int, ...] = (8,)
     """K, random directions per estimate: multiples of all numbers of devices and processes."""
     rounds: int = 3
@@ -70,6 +77,9 @@ def run(config: Config) -> list[dict[str, Any]]:
         raise ExperimentError(
             f"every one of --samples must be a multiple of all --devices and --processes; not so (K, number): {wrong}"
         )
+    unknown = set(config.estimates) - set(ESTIMATES)
+    if unknown or not config.estimates:
+        raise ExperimentError(f"--estimates must be of {'; '.join(ESTIMATES)}; got {'; '.join(sorted(unknown))}")
     folder = Folder(config.out, config, outputs=("devices.json",))
     rows = [row for devices in config.devices for row in _of_one_process(config, devices)]
     rows += [row for processes in config.processes for row in _of_processes(config, processes)]
@@ -98,8 +108,11 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["estimate"], *counts, f"{row['difference']:.1e}", size, f"{1e3 * row['seconds']:.1f}"]
 
 
+_OF_A_CHILD = ("estimates", "sizes", "batch_size", "samples", "sigma", "rounds")
+
+
 def _child(config: Config) -> list[str]:
-    settings = {name: getattr(config, name) for name in ("sizes", "batch_size", "samples", "sigma", "rounds")}
+    settings = {name: getattr(config, name) for name in _OF_A_CHILD}
     return ["-m", "benchmarks.devices", "--child", json.dumps(settings)]
 
 
@@ -142,7 +155,7 @@ def exchanged(text: str) -> dict[str, int]:
 
 
 def _estimates(
-    sizes: Sequence[int], batch_size: int, samples: Sequence[int], sigma: float, rounds: int
+    estimates: Sequence[str], sizes: Sequence[int], batch_size: int, samples: Sequence[int], sigma: float, rounds: int
 ) -> list[dict[str, Any]]:
     """Measures estimates on all available devices, in this process; returns a row for each."""
     devices = len(jax.devices())
@@ -155,14 +168,14 @@ def _estimates(
     rows = []
     for count in samples:
         settings: dict[str, Any] = {"num_samples": count, "sigma": sigma, "sharding": sharding}
-        cases = {"nodes, Gaussian": nl.node_perturbation(task.objective, **settings)}
-        for name, law in {"Gaussian": nl.directions.gaussian(), "rank one": nl.directions.rank_one()}.items():
-            for way, summed in {"scalars": False, "sum": True}.items():
-                cases[f"weights, {name}, {way}"] = nl.weight_perturbation(
+        cases = {NODES: nl.node_perturbation(task.objective, **settings)}
+        for name, law in LAWS.items():
+            for way, summed in WAYS.items():
+                cases[WEIGHTS.format(name, way)] = nl.weight_perturbation(
                     task.objective, directions=law, sum_updates=summed, **settings
                 )
-        for name, estimator in cases.items():
-            step = jax.jit(estimator.estimate).lower(*at).compile()
+        for name in estimates:
+            step = jax.jit(cases[name].estimate).lower(*at).compile()
             mine = lambda leaf: np.ravel(leaf.addressable_data(0))
             grads = np.concatenate([mine(leaf) for leaf in jax.tree.leaves(step(*at)[0])])
             seconds = []

@@ -115,10 +115,10 @@ def conjugate_gradients(function: Function, config: Config) -> list[Count]:
 
 def scipy_cg(function: Function, config: Config) -> Count:
     """`scipy.optimize.minimize(method="CG")`, Polak–Ribière."""
-    value, gradient = jax.jit(function.value), jax.jit(jax.grad(function.value))
-    of_numpy = {"fun": lambda x: float(value(x)), "jac": lambda x: np.asarray(gradient(x))}
+    value_and_grad = jax.jit(jax.value_and_grad(function.value))
+    of_numpy = lambda x: tuple(np.asarray(part) for part in value_and_grad(x))
     options = {"gtol": config.gtol, "maxiter": config.max_iterations}
-    found = scipy.optimize.minimize(x0=np.array(function.start), method="CG", options=options, **of_numpy)
+    found = scipy.optimize.minimize(of_numpy, np.array(function.start), method="CG", jac=True, options=options)
     return Count(found.nit, found.nfev, float(found.fun))
 
 

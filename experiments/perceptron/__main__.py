@@ -22,6 +22,7 @@ from experiments.perceptron.single_units import LAYERS, PERCEPTRON, Failure, exc
 from nl_jax.theory import perceptron as theory
 
 MOST_PASSES = 20_000  # far more than Novikoff's bound requires
+ORTHONORMAL = (4, 16, 64, 256)  # numbers of orthonormal inputs for which the bound is reached
 HALF = 0.02  # allowed final distance of a sigmoid unit's output from ½ on the exclusive or
 
 
@@ -80,7 +81,7 @@ def run(config: Config) -> tuple[list[Count], Failure]:
     folder = Folder(config.out, config, outputs=["perceptron.json", "perceptron.png"])
     with jax.enable_x64(True):
         counts = [count(margin, config) for margin in config.margins]
-        orthonormal = [_orthonormal(size) for size in (4, 16, 64, 256)]
+        orthonormal = [_orthonormal(size) for size in ORTHONORMAL]
         failure = exclusive_or(config.passes, config.seeds)
     found = deviations([*counts, *orthonormal], failure)
     data = {

@@ -36,7 +36,7 @@ def by_block(losses: Any, factory: Factory) -> GradientEstimator:
     >>> estimator = by_block(local, functools.partial(nl.node_perturbation, num_samples=8))
     >>> params = local.init(jax.random.key(0))
     >>> state, batch = estimator.init(jax.random.key(1), params), (jnp.ones([5, 3]), jnp.zeros(5, int))
-    >>> grads, state, info = estimator.estimate(jax.random.key(2), state, params, batch)
+    >>> grads, state, info = jax.jit(estimator.estimate)(jax.random.key(2), state, params, batch)
     >>> jax.tree.structure(grads) == jax.tree.structure(params), int(info.evaluations)
     (True, 11)
     """

@@ -116,7 +116,7 @@ def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEst
     >>> estimator = partition(objective, {"output/*": nl.backprop, "*": hidden})
     >>> key, params = jax.random.key(0), net.init(jax.random.key(1))
     >>> state = estimator.init(key, params)
-    >>> grads, state, info = estimator.estimate(key, state, params, (jnp.ones([5, 3]), jnp.zeros(5, int)))
+    >>> grads, state, info = jax.jit(estimator.estimate)(key, state, params, (jnp.ones([5, 3]), jnp.zeros(5, int)))
     >>> sorted(grads)
     ['hidden1', 'output']
     """

@@ -109,7 +109,7 @@ def local_losses(
     ((4, 2, 2), (5, 2))
     >>> estimator = nl.by_block(local, lambda objective: nl.forward_gradient(objective, space=nl.spaces.nodes))
     >>> state, batch = estimator.init(jax.random.key(1), params), (jnp.ones([5, 3]), jnp.zeros(5, int))
-    >>> grads, _, info = estimator.estimate(jax.random.key(2), state, params, batch)
+    >>> grads, _, info = jax.jit(estimator.estimate)(jax.random.key(2), state, params, batch)
     >>> sorted(grads)
     ['hidden1', 'hidden1.head', 'output', 'output.head']
     """

@@ -45,7 +45,7 @@ def decorrelation(objective: Objective, *, kappa: float = 0.0) -> GradientEstima
     >>> estimator = nl.partition(objective, {"*/decorrelation": nl.decorrelation, "*": nl.node_perturbation})
     >>> key, params = jax.random.key(0), net.init(jax.random.key(1))
     >>> state = estimator.init(key, params)
-    >>> grads, state, info = estimator.estimate(key, state, params, (jnp.ones([5, 3]), jnp.zeros(5, int)))
+    >>> grads, state, info = jax.jit(estimator.estimate)(key, state, params, (jnp.ones([5, 3]), jnp.zeros(5, int)))
     >>> (grads["hidden1"]["decorrelation"].round(1) + 0.0).tolist()  # all inputs alike
     [[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
     """

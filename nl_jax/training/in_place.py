@@ -82,9 +82,9 @@ def seeded(
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> objective = lambda w, batch: (batch @ w - 1) ** 2
     >>> learner = seeded(nl.weight_perturbation(objective, num_samples=4), 0.05)
-    >>> state = learner.init(jax.random.key(0), jnp.zeros(2))
+    >>> state, step = learner.init(jax.random.key(0), jnp.zeros(2)), jax.jit(learner.step)
     >>> for t in range(100):
-    ...     state, info = learner.step(jax.random.key(t), state, jnp.eye(2))
+    ...     state, info = step(jax.random.key(t), state, jnp.eye(2))
     >>> bool(info.loss < 0.01), info.update.rates.shape
     (True, (4, 1))
     """

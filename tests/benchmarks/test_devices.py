@@ -5,7 +5,15 @@ from benchmarks import devices
 
 def test_devices_agree_and_their_bytes_are_told(tmp_path, capsys):
     small = ["--sizes", "8", "4", "3", "--batch-size", "4", "--samples", "2", "--rounds", "1"]
-    small += ["--devices", "1", "--processes", "2"]
+    small += [
+        "--devices",
+        "1",
+        "--processes",
+        "2",
+        "--estimates",
+        "weights, Gaussian, scalars",
+        "weights, Gaussian, sum",
+    ]
     assert devices.main([*small, "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "devices.json").read_text())
     assert {(row["processes"], row["devices"]) for row in rows} == {(1, 1), (2, 2)}
@@ -24,3 +32,5 @@ def test_disagreement_is_an_error(tmp_path, capsys, monkeypatch):
     assert "gradients differ by more than" in capsys.readouterr().err
     assert devices.main(["--samples", "9", "--out", str(tmp_path)]) == 1
     assert "must be a multiple" in capsys.readouterr().err
+    assert devices.main(["--estimates", "magic", "--out", str(tmp_path)]) == 1
+    assert "--estimates must be of nodes, Gaussian; weights, Gaussian, scalars" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from experiments.harness.language_model import Model
 
 pytestmark = pytest.mark.usefixtures("lenient")
 SMALL = [
-    *("--vocabulary", "4096", "--width", "96", "--depth", "4", "--heads", "3", "--hidden", "288"),
+    *("--vocabulary", "4096", "--width", "96", "--depth", "2", "--heads", "3", "--hidden", "288"),
     *("--batch-size", "1", "--length", "4", "--rounds", "1"),
 ]  # fmt: skip
 

@@ -8,7 +8,7 @@ from benchmarks import recurrent
 @pytest.mark.slow
 @pytest.mark.usefixtures("lenient")
 def test_prints_a_table_and_saves_it(tmp_path, capsys, monkeypatch):
-    few = {name: recurrent.RULES[name] for name in (recurrent.REFERENCE, "node perturbation", "RTRL")}
+    few = {name: recurrent.RULES[name] for name in (recurrent.REFERENCE, "RTRL")}
     monkeypatch.setattr(recurrent, "RULES", few)
     sizes = ["--units", "3", "5", "--steps", "4", "6", "--most-steps", "4", "--most-influence", "3", "--rounds", "2"]
     assert recurrent.main([*sizes, "--batch-size", "2", "--inputs", "2", "--out", str(tmp_path)]) == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import nl_jax as nl
 from experiments.compare import __main__ as compare
@@ -32,11 +33,19 @@ def small(out, *arguments: str) -> list[str]:
     return [*settings, *arguments]
 
 
-def test_help_is_worth_reading():
-    shown = command("--help")
-    assert shown.returncode == 0
+@pytest.fixture
+def no_picture(monkeypatch):
+    """An empty one in its place, which takes a second to draw."""
+    monkeypatch.setattr(compare, "plot", lambda curves, name: Figure(figsize=(1, 1)))
+
+
+def test_help_is_worth_reading(capsys):
+    with pytest.raises(SystemExit) as ended:
+        compare.main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
     for words in ("--data-dir", "--quick", "--estimators", "MNIST-style IDX files", "side by side"):
-        assert words in shown.stdout
+        assert words in shown
 
 
 def mine(objective):
@@ -44,7 +53,7 @@ def mine(objective):
     return nl.backprop(objective)
 
 
-def test_an_estimator_of_ones_own(tmp_path):
+def test_an_estimator_of_ones_own(tmp_path, no_picture):
     own = f"{__name__}:mine"
     assert compare.main(small(tmp_path, "--estimators", own)) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -56,8 +65,9 @@ def test_an_estimator_of_ones_own(tmp_path):
 @pytest.mark.slow
 def test_quick_run_end_to_end(tmp_path):
     began = time.monotonic()
-    tried = ("backprop", "lagrangian_backprop", "node_perturbation", "weight_perturbation")  # .ci/run tries all
-    done = command("--quick", "--out", str(tmp_path), "--estimators", *tried)
+    tried = ("backprop", "node_perturbation")  # .ci/run tries all
+    shorter = ("--updates", "100", "--learning-rate", "0.03")
+    done = command("--quick", *shorter, "--out", str(tmp_path), "--estimators", *tried)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began < 240  # a hang, not a speed: a minute is the aim
     rows = [line.split() for line in done.stdout.splitlines()]
@@ -65,9 +75,7 @@ def test_quick_run_end_to_end(tmp_path):
     assert list(table) == list(tried)
     accuracy = {name: float(row[1]) for name, row in table.items()}
     assert accuracy["backprop"] > 94
-    assert accuracy["lagrangian_backprop"] == accuracy["backprop"]
     assert accuracy["node_perturbation"] > 90
-    assert accuracy["weight_perturbation"] > 60
 
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["config"]["quick"] is True
@@ -76,12 +84,12 @@ def test_quick_run_end_to_end(tmp_path):
     assert {line["estimator"] for line in lines} == set(tried)
     assert all(len(line["cosine"]) == 3 for line in lines)
     final = [line for line in lines if line["estimator"] == "node_perturbation"][-1]
-    assert (final["update"], final["evaluations"]) == (300, 300 * 18)
-    assert np.load(tmp_path / "backprop.npz")["loss"].shape == (3, 300)
+    assert (final["update"], final["evaluations"]) == (100, 100 * 18)
+    assert np.load(tmp_path / "backprop.npz")["loss"].shape == (3, 100)
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch, no_picture):
     """The second estimator is interrupted; what the first left is the same as in a run of both."""
     train, asked = compare.train_with, []
 
@@ -102,11 +110,16 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert (tmp_path / "lagrangian_backprop.npz").exists()
 
 
-def test_idx_files(tmp_path, capsys):
+def test_idx_files(tmp_path, capsys, monkeypatch):
+    """They are what is trained on; that it is trained on anything is the other tests'."""
     write_set(tmp_path, "t10k", 150, compress=True)
+    trained_on = []
+    monkeypatch.setattr(compare, "train_with", lambda name, settings, dataset, *rest: trained_on.append(dataset) or {})
     arguments = small(tmp_path / "out", "--data-dir", str(tmp_path), "--estimators", "backprop", "--batch-size", "20")
     assert compare.main(arguments) == 0
     assert "120 images to train, 30 to test" in capsys.readouterr().out
+    ((_, train, test),) = trained_on
+    assert (len(train.images), len(test.images)) == (120, 30)
 
 
 def test_the_table_says_what_the_curves_say():
@@ -137,8 +150,8 @@ def test_the_picture_shows_each_curve_against_its_own_axis():
         np.testing.assert_allclose(axes.lines[0].get_ydata(), y)
 
 
-def test_results_of_an_earlier_run_do_not_mix_in(tmp_path):
-    assert compare.main(small(tmp_path, "--estimators", "backprop", "lagrangian_backprop")) == 0
+def test_results_of_an_earlier_run_do_not_mix_in(tmp_path, no_picture):
+    assert compare.main(small(tmp_path, "--estimators", "lagrangian_backprop")) == 0
     assert (tmp_path / "lagrangian_backprop.npz").exists()
     (tmp_path / "notes.txt").write_text("the user's own")
     assert compare.main(small(tmp_path, "--estimators", "backprop")) == 0
@@ -179,7 +192,7 @@ def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
         assert shown.count("\n") == 1
 
 
-def test_a_lost_run_is_an_error_and_leaves_what_was_done(tmp_path, monkeypatch, capsys):
+def test_a_lost_run_is_an_error_and_leaves_what_was_done(tmp_path, monkeypatch, capsys, no_picture):
     broken = lambda objective, samples: nl.backprop(lambda *at, **how: objective(*at, **how) * np.float32(1e30))
     monkeypatch.setitem(compare.ESTIMATORS, "broken", broken)
     arguments = small(tmp_path, "--estimators", "backprop", "broken", "--learning-rate", "1e38")
@@ -192,7 +205,7 @@ def test_a_lost_run_is_an_error_and_leaves_what_was_done(tmp_path, monkeypatch, 
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_what_was_done(tmp_path):
-    arguments = ["--updates", "100000", "--seeds", "2", "--hidden", "5", "--estimators", "backprop"]
+    arguments = ["--updates", "20000", "--seeds", "2", "--hidden", "5", "--estimators", "backprop"]
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.compare", *arguments, "--out", str(tmp_path)],
         cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -206,8 +219,8 @@ def test_ctrl_c_leaves_what_was_done(tmp_path):
     assert process.returncode == 130, err
     assert "interrupted: what had been written is kept" in err
     assert "backprop" in out
-    assert [json.loads(line)["update"] for line in metrics.read_text().splitlines()][:2] == [0, 4000]
-    assert np.load(tmp_path / "backprop.npz")["loss"].shape[1] >= 4000
+    assert [json.loads(line)["update"] for line in metrics.read_text().splitlines()][:2] == [0, 800]
+    assert np.load(tmp_path / "backprop.npz")["loss"].shape[1] >= 800
 
 
 def test_settings_are_checked_before_anything_is_written(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.perceptron import __main__ as perceptron
 from experiments.perceptron import single_units
@@ -13,6 +14,14 @@ from experiments.perceptron.single_units import LAYERS, PERCEPTRON, UNIT, Failur
 pytestmark = pytest.mark.usefixtures("lenient")
 
 SMALL = ["--inputs", "4", "--examples", "30", "--margins", "0.05", "0.3", "--seeds", "3", "--passes", "600"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_sizes():
+    """Of orthonormal inputs: each size compiles another program."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(perceptron, "ORTHONORMAL", (4, 64))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +114,7 @@ def test_more_mistakes_than_allowed_are_a_non_zero_exit(tmp_path, monkeypatch, c
     bound = perceptron.theory.mistake_bound
     monkeypatch.setattr(perceptron.theory, "mistake_bound", lambda x, y, teacher: bound(x, y, teacher) / 2)
     monkeypatch.setattr(perceptron, "exclusive_or", lambda passes, seeds: FAILURE)
+    monkeypatch.setattr(perceptron, "plot", lambda *results: Figure(figsize=(1, 1)))
     assert perceptron.main([*SMALL, "--out", str(tmp_path)]) == 1
     assert 'disagree: "mistakes over Novikoff\'s bound" is off by 2.0 times what is allowed' in capsys.readouterr().err
     assert (tmp_path / "perceptron.png").exists()

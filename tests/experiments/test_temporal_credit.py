@@ -1,6 +1,7 @@
 """Credit through time, tiny: what is judged, that forged results fail, and that finished lessons are kept."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -24,9 +25,13 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory):
-    """What a small run leaves, and where."""
+    """What a small run leaves, and where; the memory of the first rule is measured, at two lengths, the others' not."""
     out = tmp_path_factory.mktemp("temporal_credit")
-    assert temporal_credit.main([*SMALL, "--out", str(out)]) == 0
+    measured, calls = temporal_training.temporary_bytes, itertools.count()
+    with pytest.MonkeyPatch.context() as patched:
+        few = lambda *at: measured(*at) if next(calls) < 2 else 1000
+        patched.setattr(temporal_training, "temporary_bytes", few)
+        assert temporal_credit.main([*SMALL, "--out", str(out)]) == 0
     return out, json.loads((out / "temporal_credit.json").read_text())
 
 

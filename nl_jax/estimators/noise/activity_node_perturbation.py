@@ -83,7 +83,7 @@ def activity_node_perturbation(
     >>> objective = nl.supervised(net.apply, nl.losses.half_squared_error)
     >>> estimator = activity_node_perturbation(objective, num_samples=10)
     >>> batch = jnp.ones([4, 2]), jnp.zeros([4, 1])
-    >>> grads, _, info = estimator.estimate(jax.random.key(0), (), net.init(jax.random.key(1)), batch)
+    >>> grads, _, info = jax.jit(estimator.estimate)(jax.random.key(0), (), net.init(jax.random.key(1)), batch)
     >>> round(float(grads["output"]["bias"][0]), 2), int(info.evaluations)
     (2.0, 12)
     """

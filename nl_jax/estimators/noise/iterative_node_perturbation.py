@@ -61,7 +61,7 @@ def iterative_node_perturbation(
     >>> objective = nl.supervised(net.apply, nl.losses.half_squared_error)
     >>> estimator = iterative_node_perturbation(objective, num_samples=10)
     >>> batch = jnp.ones([4, 2]), jnp.zeros([4, 1])
-    >>> grads, _, info = estimator.estimate(jax.random.key(0), (), net.init(jax.random.key(1)), batch)
+    >>> grads, _, info = jax.jit(estimator.estimate)(jax.random.key(0), (), net.init(jax.random.key(1)), batch)
     >>> int(info.evaluations)  # two layers
     22
     """

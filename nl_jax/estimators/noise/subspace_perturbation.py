@@ -56,7 +56,7 @@ def subspace_perturbation(
     >>> objective = nl.supervised(net.apply, nl.losses.half_squared_error)
     >>> estimator = subspace_perturbation(objective, num_samples=1000)  # of 2 examples: 2 numbers, and the bias
     >>> at = (), net.init(jax.random.key(1)), (jnp.eye(2, 50), jnp.zeros([2, 1]))
-    >>> guided = estimator.estimate(jax.random.key(0), *at)[0]
+    >>> guided = jax.jit(estimator.estimate)(jax.random.key(0), *at)[0]
     >>> bool(nl.diagnostics.cosine(guided, nl.backprop(objective).estimate(jax.random.key(0), *at)[0]) > 0.99)
     True
     """

@@ -71,8 +71,9 @@ def certify(
       TypeError: if the factory does not return an estimator.
 
     >>> import nl_jax as nl
-    >>> from nl_jax.evaluation.conformance import Claims, certify
-    >>> certificate = certify(nl.backprop, Claims(evaluations=3))  # print(certificate)
+    >>> from nl_jax.evaluation.conformance import Claims, calibration, certify, contract
+    >>> some = [contract.info, contract.randomness, calibration.calibration]  # all, if left out
+    >>> certificate = certify(nl.backprop, Claims(evaluations=3), checks=some)  # print(certificate)
     >>> certificate.passed, certificate.rows["randomness"].said
     (True, 'does not use its key')
     """

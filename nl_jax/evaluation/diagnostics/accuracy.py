@@ -125,7 +125,7 @@ def measure(
     >>> objective = lambda w, batch: jnp.sum(w**2) * batch
     >>> estimator = nl.forward_gradient(objective, num_samples=10)
     >>> at = jax.random.key(0), jnp.ones(8), jnp.ones(1)
-    >>> m = measure(estimator, nl.backprop(objective), *at, num_estimates=1000)
+    >>> m = jax.jit(lambda *at: measure(estimator, nl.backprop(objective), *at, num_estimates=1000))(*at)
     >>> predicted = (8 + 1) / 10  # (P + 1)/K
     >>> bool(abs(m.relative_variance - predicted) < 5 * m.relative_variance_error)
     True
