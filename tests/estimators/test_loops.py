@@ -12,10 +12,10 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.estimators.feedback.target_propagation import Decoders
-from nl_jax.evaluation.conformance.calibration import largest_deviation
 from nl_jax.evaluation.conformance.subject import flat, keys, sampler
 from nl_jax.propagation import feedforward, interpret
 from tests import problems
+from tests.deviation import largest_deviation
 from tests.equations import equations
 from tests.estimators.online import programs
 from tests.registry import ESTIMATORS

@@ -7,10 +7,10 @@ import pytest
 from jax.experimental import io_callback
 
 import nl_jax as nl
-from nl_jax.evaluation.conformance.calibration import largest_deviation
 from nl_jax.propagation import Around, feedforward, inject
 from nl_jax.theory import activity_perturbation as theory
 from tests import problems
+from tests.deviation import largest_deviation
 from tests.estimators.noise.test_unbiased import estimates, exact
 
 KEY = jax.random.key(1)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from nl_jax.evaluation.conformance.calibration import largest_deviation
 from nl_jax.propagation import inject, record
 from nl_jax.theory import perturbation as theory
 from tests import problems
+from tests.deviation import largest_deviation
 from tests.estimators.noise.test_unbiased import estimates, exact
 
 KEY = jax.random.key(1)

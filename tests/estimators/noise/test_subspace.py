@@ -14,10 +14,10 @@ from nl_jax._core.products import unfold
 from nl_jax.estimators.noise.spaces import Noise
 from nl_jax.estimators.noise.spaces.bases import orthonormal
 from nl_jax.estimators.noise.spaces.input_span import inputs_of, sketches
-from nl_jax.evaluation.conformance.calibration import largest_deviation
 from nl_jax.propagation import interpret
 from nl_jax.theory import perturbation as theory
 from tests import problems
+from tests.deviation import largest_deviation
 from tests.estimators.noise.test_unbiased import estimates, exact
 
 KEY = jax.random.key(3)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from nl_jax.evaluation.conformance.calibration import largest_deviation
 from nl_jax.evaluation.conformance.subject import flat, sampler
 from nl_jax.propagation import inject, local
 from nl_jax.theory import perturbation as theory
 from tests import problems
+from tests.deviation import largest_deviation
 
 NUM_KEYS = 3000
 KEYS = jax.random.split(jax.random.key(11), NUM_KEYS)

@@ -11,11 +11,11 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.estimators.online.three_factor import cubed
-from nl_jax.evaluation.conformance.calibration import largest_deviation
 from nl_jax.evaluation.conformance.problem import Problem
 from nl_jax.evaluation.conformance.subject import keys, sampler
 from nl_jax.propagation import feedforward
 from tests import problems
+from tests.deviation import largest_deviation
 from tests.estimators.online import programs
 
 CELLS = {

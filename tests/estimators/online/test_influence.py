@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from nl_jax.evaluation.conformance.calibration import largest_deviation
 from nl_jax.evaluation.conformance.subject import keys, sampler
 from tests import problems
+from tests.deviation import largest_deviation
 from tests.estimators.online import programs
 
 PROGRAMS = {
