@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -104,6 +105,7 @@ class _Interpreter:
     ) -> None:
         self.layer, self.loop, self.summed, self.scope, self.steps = layer, loop, summed, scope, steps
         self.given = given
+        self.around = _trace_state()
         self.values = given(scope, steps) if callable(given) else given
         self.found: dict[str, Any] = {}
         self.met: dict[str, Array | None] = {}
@@ -113,6 +115,8 @@ class _Interpreter:
         self, name: str, connection: Connection, activation: ActivationFn, params: Params, /, *inputs: Array
     ) -> Array:
         own = self._named(name)
+        if _trace_state() != self.around:
+            raise ValueError(_UNREACHED.format(own))
         site = Site(own, connection, activation, params, inputs, self.steps)
         axons, found = self.layer(site, self.values.get(own))
         self.met[own] = axons
@@ -218,6 +222,17 @@ def places(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int | np.nd
     return found, count
 
 
+# Identifies the innermost transformation that is being traced. Before JAX 0.10 it is not public: then a program is only
+# refused by name if it runs eagerly, by `_require_own_body`.
+_trace_state = getattr(jax.extend.core, "get_opaque_trace_state", lambda: None)
+
+_UNREACHED = (
+    "layer {!r} is propagated inside a jax.vmap, lax.scan or other transformation of the program's own, where it "
+    "cannot be reached: for a loop use nl.scan, which hands its step a propagate of its own; otherwise call propagate "
+    "in the forward function's body, on the whole batch"
+)
+
+
 def _require_own_body(name: str, axons: Array | None) -> None:
     """Raises ValueError for a layer whose values exist only inside a transformation of the program's own."""
     if axons is None:
@@ -225,8 +240,4 @@ def _require_own_body(name: str, axons: Array | None) -> None:
     try:
         jnp.negative(axons)  # any use raises the error; jit removes it
     except jax.errors.UnexpectedTracerError as error:
-        raise ValueError(
-            f"layer {name!r} is propagated inside a jax.vmap, lax.scan or other transformation of the program's "
-            "own, where it cannot be reached: for a loop use nl.scan, which hands its step a propagate of its own; "
-            "otherwise call propagate in the forward function's body, on the whole batch"
-        ) from error
+        raise ValueError(_UNREACHED.format(name)) from error

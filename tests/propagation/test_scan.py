@@ -2,6 +2,7 @@
 
 import chex
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -143,6 +144,10 @@ def test_wrong_programs_are_refused_with_a_remedy():
     run = lambda program: propagation.record(program)(jnp.eye(2), jnp.ones((3, 2)))
     with pytest.raises(ValueError, match=r"layer 'unit' is propagated inside a jax\.vmap, lax\.scan.*use nl\.scan"):
         run(inside)
+    told = hasattr(jax.extend.core, "get_opaque_trace_state")  # from JAX 0.10
+    for traced in (jax.eval_shape, lambda f, x: jax.jit(f)(x)) if told else ():
+        with pytest.raises(ValueError, match=r"layer 'unit' is propagated inside a jax\.vmap, lax\.scan.*use nl\.scan"):
+            traced(lambda x: propagation.record(inside)(jnp.eye(2), x), np.ones((3, 2), np.float32))
     with pytest.raises(ValueError, match="layer 'a/b': a name must not contain '/'"):
         run(named("a/b"))
     with pytest.raises(ValueError, match="layer 'a/b': a name must not contain '/'"):
