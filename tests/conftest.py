@@ -27,6 +27,13 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def pytest_collection_modifyitems(items):
+    """Documents and examples of docstrings run as a user would run them, and are slow for that."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish():
     """Tracing makes many objects and little garbage: what is imported is not searched for it, the rest seldom."""
     gc.collect()

@@ -92,6 +92,7 @@ def _exclusive_or():
     return network, nl.supervised(network.apply, nl.losses.cross_entropy), batch
 
 
+@pytest.mark.slow
 def test_node_perturbation_trains_sign_units():
     """No read-out of odd features has more than 3 of XOR's 4 examples right: with 4, the hidden layer has learned.
 

@@ -11,6 +11,8 @@ import pytest
 
 import nl_jax as nl
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(nl.__file__).parent
 REPOSITORY = ROOT.parent
 

@@ -54,6 +54,7 @@ def calls_to_the_host(module: str) -> list[str]:
     return [target or operation for target, operation in named if operation or "callback" in target]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_estimators_export_for_accelerators(name):
     make, problem = CASES[name]

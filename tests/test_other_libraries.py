@@ -38,6 +38,7 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [flax_model, equinox_model])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_learns(model, name, lenient):

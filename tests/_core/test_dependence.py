@@ -301,6 +301,7 @@ def answers():
     return np.array(said), np.array([in_truth(seed)[2] for seed in SEEDS])
 
 
+@pytest.mark.slow
 def test_no_is_never_wrong_and_yes_is_seldom():
     said, real = answers()
     assert not (real & ~said).any()

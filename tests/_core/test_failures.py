@@ -101,6 +101,7 @@ def test_fit_raises_after_the_dispatch_and_names_the_step():
         fit(state, num_steps=1)
 
 
+@pytest.mark.slow
 def test_restarts_fail_only_if_all_do_and_say_why():
     learner = _grown(2.5)["alone"]
 
@@ -137,6 +138,7 @@ WILD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WILD)
 def test_eager_steps_raise_at_once(name):
     """Also where the iterations themselves are traced, and cannot."""

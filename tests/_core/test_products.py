@@ -67,6 +67,7 @@ def test_a_stand_in_is_no_tree_and_no_array():
         jnp.sum(Shifted(W, SHIFT, 0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "multiplied", "reads_data", "values"),
     [

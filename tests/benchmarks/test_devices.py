@@ -1,8 +1,11 @@
 import json
 
+import pytest
+
 from benchmarks import devices
 
 
+@pytest.mark.slow
 def test_devices_agree_and_their_bytes_are_told(tmp_path, capsys):
     small = ["--sizes", "8", "4", "3", "--batch-size", "4", "--samples", "2", "--rounds", "1"]
     small += [

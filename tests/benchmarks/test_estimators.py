@@ -8,7 +8,7 @@ import pytest
 from benchmarks import estimators, scaling, throughput
 from nl_jax.evaluation.diagnostics import timing
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 
 def only(monkeypatch, module, makes, *names):
@@ -17,7 +17,6 @@ def only(monkeypatch, module, makes, *names):
     monkeypatch.setattr(module, makes, lambda *at: {name: of for name, of in make(*at).items() if name in names})
 
 
-@pytest.mark.slow
 def test_estimators_print_a_table_and_save_it(tmp_path, capsys, monkeypatch):
     measured = {estimators.NAIVE, "nodes: signs"}  # and of the third the signal is not
     only(monkeypatch, estimators, "_sampled", *measured, "weights: flipout")
@@ -38,7 +37,6 @@ def test_estimators_print_a_table_and_save_it(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "estimators.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
 def test_scaling_varies_one_size_at_a_time(tmp_path, capsys, monkeypatch):
     only(monkeypatch, scaling, "_estimators", "weights: rank-one signs", "nodes: signs")
     sizes = ["--widths", "4", "--batch-sizes", "2", "--samples", "2"]
@@ -50,7 +48,6 @@ def test_scaling_varies_one_size_at_a_time(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
 def test_throughput_is_a_fraction_of_inference(tmp_path, capsys, monkeypatch):
     only(monkeypatch, throughput, "_estimators", "weights: rank-one signs", "nodes: signs")
     small = ["--sizes", "6", "5", "3", "--num-samples", "2", "--batch-size", "4", "--rounds", "2"]

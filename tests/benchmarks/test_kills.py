@@ -4,8 +4,9 @@ import pytest
 
 from benchmarks import kills
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_a_run_killed_at_random_instants_goes_on_to_the_same_bits(tmp_path, capsys):
     assert kills.main(["--kills", "2", "--steps", "400", "--longest", "0.3", "--out", str(tmp_path)]) == 0
     assert "equal the uninterrupted run's in every bit" in capsys.readouterr().out

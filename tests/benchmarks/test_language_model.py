@@ -8,7 +8,7 @@ import pytest
 from benchmarks import language_model
 from experiments.harness.language_model import Model
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 SMALL = [
     *("--vocabulary", "4096", "--width", "96", "--depth", "2", "--heads", "3", "--hidden", "288"),
     *("--batch-size", "1", "--length", "4", "--rounds", "1"),

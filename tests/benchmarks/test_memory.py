@@ -1,8 +1,11 @@
 import json
 
+import pytest
+
 from benchmarks import memory
 
 
+@pytest.mark.slow
 def test_prints_a_table_and_saves_it(tmp_path, capsys, monkeypatch):
     all_of_them = memory._estimators
     some = ("nodes", "weights, rank one")

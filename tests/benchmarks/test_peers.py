@@ -15,6 +15,7 @@ def installed(*names):
     return pytest.mark.skipif(not all(map(importlib.util.find_spec, names)), reason=f"needs {' and '.join(names)}")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lenient")
 def test_missing_peers_are_said_and_left_out(tmp_path, capsys, monkeypatch):
     find = importlib.util.find_spec
@@ -35,7 +36,6 @@ def test_missing_peers_are_said_and_left_out(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "peers.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("lenient")
 @installed("evosax", "torch")
 def test_all_peers(tmp_path, capsys):
@@ -58,7 +58,6 @@ def check(saved, shown):
     assert all(-1.001 < cosine < 1.001 and error >= 0 for cosine, error in saved["cosine_and_error"].values())
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("lenient")
 @installed("evosax")
 def test_estimates_of_jax_peers_point_along_the_gradient():

@@ -28,6 +28,7 @@ def test_missing_peers_are_said_and_left_out(tmp_path, capsys, monkeypatch):
     assert "none of the peers is installed" in shown.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", [recurrent_peers.tanh_network, recurrent_peers.spiking_layer])
 def test_what_is_measured_is_the_loss_of_every_step(problem):
     """Against the steps written out."""
@@ -50,7 +51,6 @@ def test_what_is_measured_is_the_loss_of_every_step(problem):
     assert np.linalg.norm(recurrent_peers.stacked(gradient)) > 0
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("lenient")
 @installed("braintrace", "snntorch", "torch")
 def test_peers_have_our_gradients(tmp_path):

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from benchmarks import resident
 
 
@@ -8,6 +10,7 @@ def test_sizes():
         assert abs(resident._bytes(millions) / 4e6 / millions - 1) < 0.1
 
 
+@pytest.mark.slow
 def test_prints_a_table_and_saves_it(tmp_path, capsys, monkeypatch):
     some = (resident.FLOOR, "nl.learner, backprop, SGD")
     monkeypatch.setattr(resident, "RULES", {name: resident.RULES[name] for name in some})

@@ -8,10 +8,11 @@ import pytest
 from benchmarks import report, training
 from nl_jax.evaluation.diagnostics.timing import Spread
 
+pytestmark = pytest.mark.slow
+
 CASE = training.Case((6, 5, 3), examples=9, batch_size=4, steps=5)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("has_torch", [True, False])
 def test_prints_a_table_and_saves_it(tmp_path, capsys, monkeypatch, has_torch):

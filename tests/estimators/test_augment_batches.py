@@ -8,6 +8,7 @@ import nl_jax as nl
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_each_estimate_sees_noise_of_its_own_and_all_its_evaluations_the_same():
     objective = lambda w, batch: w * batch
     augment = lambda key, batch: batch + jax.random.normal(key, batch.shape)

@@ -33,6 +33,7 @@ def estimates(found):
     return {name: of for name, of in found["estimates"].items() if "gap" in of}
 
 
+@pytest.mark.slow
 def test_the_update_does_not_depend_on_the_devices(runs):
     assert sorted(runs) == [1, 2, 4, 8]
     for devices in (2, 4, 8):

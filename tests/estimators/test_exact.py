@@ -72,6 +72,7 @@ def test_backprop_costs_what_autodiff_costs():
     assert _flops(ours, problem.params, problem.batch) == _flops(by_hand, problem.params, problem.batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", LAYERED)
 def test_layered_sweeps_cost_little_more(make):
     """No product is done twice: on a network of wide layers the sweep costs the FLOPs of autodiff."""
@@ -90,6 +91,7 @@ def test_layered_sweeps_cost_little_more(make):
     assert cost(make) < 1.05 * cost(nl.backprop)
 
 
+@pytest.mark.slow
 def test_recursion_uses_the_derivative_from_the_value():
     """A wrong derivative-from-value must show: the sweep does not fall back on autodiff."""
     wrong = nl.activations.Activation(jnp.tanh, lambda x: 2 * (1 - x**2), surrogate=True)

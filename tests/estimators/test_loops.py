@@ -20,6 +20,8 @@ from tests.equations import equations
 from tests.estimators.online import programs
 from tests.registry import ESTIMATORS
 
+pytestmark = pytest.mark.slow
+
 REFUSES = {
     "zero_divergence": "fixed_prediction",
     "admm": "augmented_lagrangian",

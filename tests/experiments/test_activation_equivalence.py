@@ -13,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("lenient")
 SMALL = ["--depths", "1", "--networks", "3", "--runs", "2", "--steps", "600", "--rate", "2"]
 
 
+@pytest.mark.slow
 def test_equal_functions_learn_differently(tmp_path, capsys):
     assert experiment.main([*SMALL, "--out", str(tmp_path)]) == 0
     data = json.loads((tmp_path / "activation_equivalence.json").read_text())

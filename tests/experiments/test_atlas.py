@@ -22,7 +22,7 @@ from experiments.atlas.workers import Order, all_done
 from experiments.harness.failure import ExperimentError
 from nl_jax.propagation import feedforward
 
-pytestmark = pytest.mark.usefixtures("lenient")  # optax promotes
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]  # optax promotes
 
 
 def refusing(objective):

@@ -26,6 +26,7 @@ CURVES = [
 ]
 
 
+@pytest.mark.slow
 def test_runs_and_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(batch_norm, "RULES", {"node perturbation": (ALTERNATING,)})
     settings = ["--hidden", "4", "3", "--updates", "4", "--seeds", "2", "--num-samples", "2", "--batch-size", "20"]

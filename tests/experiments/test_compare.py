@@ -18,7 +18,7 @@ from experiments.harness.failure import ExperimentError
 from tests.experiments.test_data import idx, write_set
 
 REPOSITORY = Path(compare.__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 
 def command(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -62,7 +62,6 @@ def test_an_estimator_of_ones_own(tmp_path, no_picture):
     assert (tmp_path / f"{__name__}.mine.npz").exists()
 
 
-@pytest.mark.slow
 def test_quick_run_end_to_end(tmp_path):
     began = time.monotonic()
     tried = ("backprop", "node_perturbation")  # .ci/run tries all
@@ -203,7 +202,6 @@ def test_a_lost_run_is_an_error_and_leaves_what_was_done(tmp_path, monkeypatch, 
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
 def test_ctrl_c_leaves_what_was_done(tmp_path):
     arguments = ["--updates", "20000", "--seeds", "2", "--hidden", "5", "--estimators", "backprop"]
     process = subprocess.Popen(

@@ -45,6 +45,7 @@ def left(tmp_path_factory):
     return out, json.loads((out / "conditioning.json").read_text())
 
 
+@pytest.mark.slow
 def test_linear_units_follow_the_law(left):
     out, found = left
     assert found["largest_deviation"] < 1e-10

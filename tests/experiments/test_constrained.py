@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments.constrained import __main__ as constrained
 from experiments.constrained.family import EXACT, GROUPS, MEMBERS, SOLVERS
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 SMALL = {
     "members": ("fixed_prediction", "random"), "solvers": ("fixed_prediction",), "hidden": (4,), "seeds": 2,
     "penalties": (10.0, 1e3, 1e4), "iterations": (1, 32), "updates": 10, "batch_size": 8,

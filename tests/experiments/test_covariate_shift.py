@@ -34,6 +34,7 @@ def left(tmp_path_factory):
         return out, covariate_shift.run(config)
 
 
+@pytest.mark.slow
 def test_normalised_units_follow_the_law(left):
     out, results = left
     found = json.loads((out / "covariate_shift.json").read_text())

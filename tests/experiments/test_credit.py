@@ -13,7 +13,7 @@ from experiments.credit.comparison import Comparison
 from experiments.credit.step import RATE
 from experiments.harness.plotting import figure
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 SMALL = ["--units", "5", "--depth", "1", "--images", "8", "--samples", "4", "--estimates", "60"]
 

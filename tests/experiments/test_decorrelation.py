@@ -13,7 +13,7 @@ from experiments.decorrelation.__main__ import Config
 from experiments.decorrelation.findings import Chosen, Lesson, choose, findings, settled
 from experiments.decorrelation.training import METHODS, TASKS, Trained, Trial
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 SMALL = ["--tasks", "student_teacher", "--methods", "backprop", "ANP", "--updates", "20", "--measured", "2",
          "--trials", "4", "--lowest", "0.01", "--highest", "0.03", "--seeds", "2", "--batch-size", "20"]  # fmt: skip

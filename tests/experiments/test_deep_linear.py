@@ -23,6 +23,7 @@ def left(tmp_path_factory):
     return out, course
 
 
+@pytest.mark.slow
 def test_measured_and_law_agree(left):
     _, course = left
     assert course.deviation < 1

@@ -15,6 +15,7 @@ from experiments.harness.sweep import Scores
 pytestmark = pytest.mark.usefixtures("lenient")
 
 
+@pytest.mark.slow
 def test_runs_and_writes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(depth_width, "_mnist_1d", depth_width._digits)
     arguments = ["--parameters", "200", "--depths", "2", "--rates", "0.5", "--updates", "3", "--seeds", "2"]

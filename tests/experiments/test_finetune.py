@@ -17,7 +17,7 @@ from experiments.finetune import training as finetune_training
 from experiments.harness.failure import ExperimentError
 from experiments.harness.language_model import Model
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 TINY = Model(vocabulary=97, width=8, depth=2, heads=2, groups=1, hidden=8)
 SMALL = ["--quick", "--methods", "all weights"]
 

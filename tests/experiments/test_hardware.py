@@ -49,6 +49,7 @@ def few_images(monkeypatch):
     monkeypatch.setattr(hardware, "mnist_5000", lambda: data.Dataset("few", split(40), split(20)))
 
 
+@pytest.mark.slow
 def test_every_way_is_measured_and_resumed(few_images, tmp_path, capsys, monkeypatch):
     small = ["--quick", "--updates", "2", "--hidden", "3", "--batch-size", "10", "--out", str(tmp_path)]
     assert hardware.main(small) == 0
@@ -82,6 +83,7 @@ def test_settings_that_will_not_do(settings, words, tmp_path, capsys):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_activity_way_sees_noise_of_the_circuit_alone():
     """Without noise in the circuit nothing changes from pass to pass, and nothing is learned."""
     made = circuit((3, 4, 2), NONE, seed=0)

@@ -26,6 +26,7 @@ def digits():
     return learning.Digits()
 
 
+@pytest.mark.slow
 def test_rules_follow_their_flows(left, digits):
     _, found = left
     for followed in (found.hebb, found.oja):

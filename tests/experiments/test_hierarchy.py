@@ -13,7 +13,7 @@ from experiments.hierarchy import network as hierarchy_network
 from experiments.hierarchy.network import Answers, Size
 from experiments.hierarchy.scoring import KINDS, Scores, hidden, names, turned
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 
 def test_each_concept_is_named_by_one_label():
@@ -40,7 +40,6 @@ def few(monkeypatch):
     monkeypatch.setattr(data, "mnist_5000", lambda: data.Dataset(dataset.name, *short))
 
 
-@pytest.mark.slow
 def test_it_learns_and_answers(few):
     """Without labels, better than random weights by far; what each layer learned has its rule's form."""
     images, labels = data.mnist_5000().train
@@ -77,7 +76,6 @@ def test_it_is_judged():
     assert hierarchy.judge(_scores(0.1, 0.7, 0.7, 0.9, 0.8))[3]["deviation"] > 1
 
 
-@pytest.mark.slow
 def test_a_small_run(few, tmp_path, capsys, monkeypatch):
     """Of every kind one hierarchy is taught; a second seed's scores are a little higher."""
     answered, first = hierarchy.answered, {}

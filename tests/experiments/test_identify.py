@@ -10,7 +10,7 @@ from experiments.identify.__main__ import Config
 from experiments.identify.report import Cases, calibration
 from experiments.identify.simulation import CANDIDATES
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 RULES = ("backprop", "Oja’s rule")
 

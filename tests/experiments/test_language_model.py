@@ -10,7 +10,7 @@ from experiments.harness import language_model_files as files
 from experiments.harness.failure import ExperimentError
 from experiments.harness.language_model import Model, adapted, adapters, next_token_loss
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 MODEL = Model(vocabulary=11, width=8, depth=2, heads=4, groups=2, hidden=12)
 KEY = jax.random.key(0)
 installed = pytest.mark.skipif(files.available() is None, reason="the language model is not installed")
@@ -80,7 +80,6 @@ def test_a_damaged_file_is_refused(tmp_path):
 
 
 @installed
-@pytest.mark.slow
 def test_it_knows_a_capital():
     found = files.load(files.available())
     ids = found.tokenizer.encode("The capital of Germany is")

@@ -20,6 +20,7 @@ def left(tmp_path_factory):
     return out, dict(np.load(out / "linear_neuron.npz"))
 
 
+@pytest.mark.slow
 def test_measured_and_law_agree(left):
     _, data = left
     N, D = data["examples"], 12

@@ -10,7 +10,7 @@ from experiments.local_losses import __main__ as local_losses
 from experiments.local_losses.__main__ import Config
 from experiments.local_losses.learning import RULES, WAYS, Noise, Result, trunk, units_per_loss
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 
 def test_quick_agrees_with_its_law(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 from experiments.loss_surfaces import __main__ as loss_surfaces
 from experiments.loss_surfaces.formulas import NORMALISED, SURFACES
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 TARGETS = np.array([0.5, 0.3, 0.2])
 

@@ -34,6 +34,7 @@ def left(tmp_path_factory):
     return out, json.loads((out / "minibatch.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_student_follows_its_law(left):
     """Of sums: the best rates are 1/(B + N + 1)."""
     out, found = left

@@ -8,6 +8,7 @@ from experiments import optimizers
 pytestmark = pytest.mark.usefixtures("lenient")
 
 
+@pytest.mark.slow
 def test_down_the_valleys(tmp_path, capsys):
     settings = ["--evaluations", "200", "--rates", "13", "--target", "1e-10", "--out", str(tmp_path)]
     assert optimizers.main(settings) == 0

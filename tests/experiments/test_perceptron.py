@@ -11,7 +11,7 @@ from experiments.perceptron import single_units
 from experiments.perceptron.__main__ import Config, Count
 from experiments.perceptron.single_units import LAYERS, PERCEPTRON, UNIT, Failure
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 SMALL = ["--inputs", "4", "--examples", "30", "--margins", "0.05", "0.3", "--seeds", "3", "--passes", "600"]
 

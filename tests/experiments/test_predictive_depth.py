@@ -10,7 +10,7 @@ from experiments.predictive_depth.__main__ import factor, regret, shift
 from experiments.predictive_depth.inference import Descent, descents
 from experiments.predictive_depth.training import Curve, lowest_of_parabola
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 SMALL = [
     *("--layers", "4", "--units", "6", "--inference-rates", "0.05", "0.1", "--steps-in-axons", "256"),
     *("--steps-in-errors", "1024", "--examples", "3", "--depths", "4", "5", "--rates", "0.01", "0.1"),
@@ -18,7 +18,6 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_runs_and_writes(tmp_path, capsys):
     assert predictive_depth.main([*SMALL, "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "predictive_depth.json").read_text())

@@ -36,6 +36,7 @@ def test_the_landscape():
     assert loss(here.best) <= everywhere.min() < loss(here.worse) < loss(here.barrier)
 
 
+@pytest.mark.slow
 def test_runs_end_where_theory_says(left):
     _, data = left
     assert data["largest_deviation"] < data["allowed"] == 4.5

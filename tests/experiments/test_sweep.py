@@ -36,6 +36,7 @@ def swept(sets):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "seed"), [(0, 1), (1, 2)])
 def test_a_run_is_the_learner_walked(rate, seed, sets, swept):
     """Step by step, on the batches that the seed draws."""

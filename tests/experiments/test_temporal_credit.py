@@ -15,7 +15,7 @@ from experiments.temporal_credit import training as temporal_training
 from experiments.temporal_credit.report import BACKPROP, RTRL, Lesson
 from experiments.temporal_credit.training import Trained
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 SMALL = [
     "--tasks", "delayed_xor", "--rules", BACKPROP, RTRL, "--steps", "5", "--units", "3", "--spiking-units", "8",

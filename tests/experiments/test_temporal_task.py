@@ -8,7 +8,7 @@ import pytest
 from experiments.temporal_task import __main__ as temporal_task
 from experiments.temporal_task.measuring import Curve
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 SMALL = [
     "--outputs", "3", "--inputs", "6", "--steps", "4", "--dimension", "2", "--dimensions", "2", "6",

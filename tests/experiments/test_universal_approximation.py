@@ -10,7 +10,7 @@ import pytest
 from experiments.universal_approximation import __main__ as approximation
 from experiments.universal_approximation import fitting
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 
 @pytest.fixture(scope="module")

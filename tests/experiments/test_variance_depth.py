@@ -11,7 +11,7 @@ from experiments.variance_depth import __main__ as variance_depth
 from experiments.variance_depth import figure, measuring, report
 from experiments.variance_depth.measuring import Measurement, Sampled
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 SMALL = ["--depths", "1", "4", "--widths", "5", "--networks", "8", "--estimates", "400"]
 

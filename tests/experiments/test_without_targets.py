@@ -25,6 +25,7 @@ def test_every_method_stands_on_one_rung():
     assert on_rungs == list(METHODS) == list(ladder.LABELS)
 
 
+@pytest.mark.slow
 def test_what_each_update_sees_is_what_its_rung_says():
     at = ladder.Settings(hidden=3, updates=10, num_samples=2), ladder.Images(jnp.eye(4, 9), jnp.arange(4), 4)
     seen = {name: ladder.seen(make(*at)) for name, make in METHODS.items()}
@@ -40,6 +41,7 @@ def test_what_each_update_sees_is_what_its_rung_says():
     assert "other weights" not in seen["forward_forward"]
 
 
+@pytest.mark.slow
 def test_runs_and_writes(tmp_path, capsys):
     methods = ["pca", "soft_hebb", "reward_reinforce", "forward_forward", "error_backprop"]
     settings = ["--hidden", "8", "--updates", "150", "--seeds", "2", "--num-samples", "2", "--batch-size", "40"]

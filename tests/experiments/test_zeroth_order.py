@@ -14,7 +14,7 @@ from experiments.harness.language_model import Model
 from experiments.zeroth_order import __main__ as zeroth_order
 from experiments.zeroth_order import claims, training
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 TINY = Model(vocabulary=97, width=8, depth=2, heads=2, groups=1, hidden=8)
 SETTINGS = training.Settings(sigma=1e-3, samples=4, queries=2, subspace=2, rank=1)
 

@@ -78,6 +78,7 @@ def test_a_citation_belongs_to_the_function_around_it():
     assert ("Oja 1982", "nl_jax.theory.hebbian.hebb_flow") not in spread
 
 
+@pytest.mark.slow
 def test_the_page_holds_every_citation_both_ways():
     page = papers.page(reference.names())
     to_functions, to_papers = page.split("## From function to paper")

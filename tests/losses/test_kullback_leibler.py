@@ -44,6 +44,7 @@ def test_binary_kullback_leibler_is_the_seeds_with_its_derivatives(x64):
     np.testing.assert_array_equal([value[1], slope[1]], 0)
 
 
+@pytest.mark.slow
 def test_forward_and_reverse_mode_agree_with_differences(x64):
     for loss in (losses.kullback_leibler, losses.binary_kullback_leibler):
         check_grads(jax.jit(loss), (jnp.asarray(X)[None], jnp.asarray(TARGETS)[None]), order=1, eps=1e-6, rtol=1e-6)

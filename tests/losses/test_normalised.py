@@ -45,6 +45,7 @@ def test_normalised_kullback_leibler_is_the_seeds(x64):
         np.testing.assert_allclose(found, 0, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_no_shares_are_infinitely_wrong_and_teach_nothing():
     """X = 0, of an ℓ without a derivative at 0 or 1 too; the other example is as ever."""
     x = jnp.array([[0, 0, 0], [1, -1, 0], X[1]], jnp.float32)

@@ -42,6 +42,7 @@ def test_rate_units(rate, x64):
     np.testing.assert_allclose(carry["h"], h, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_gated_units(x64):
     x = X.astype(float)
     params, _, outputs = _run(nl.cells.gru(3), x)
@@ -124,6 +125,7 @@ def test_read_outs(read):
     assert names == ["time/hidden", "output" if read is nl.cells.last else "time/output"]
 
 
+@pytest.mark.slow
 def test_spiking_networks_learn_without_a_surrogate(lenient):
     """Two classes of currents, told apart by node perturbation through spikes that have no derivative."""
     cell = nl.cells.lif(16, spike=nl.surrogates.heaviside(), threshold=0.5)

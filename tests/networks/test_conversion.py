@@ -25,6 +25,7 @@ def _functions(network):
     return [getattr(layer.activation, "function", layer.activation) for layer in network.layers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "output"), [(1, None), (2, sigmoid()), (5, None)], ids=["1", "2 sigmoid", "5"])
 def test_a_network_of_sigmoids_is_one_of_tanh(depth, output, x64):
     """Seed 000, at any depth."""
@@ -50,6 +51,7 @@ def test_the_new_weights_are_the_seeds(x64):
     np.testing.assert_allclose(converted.axons(tanh_params, jnp.asarray(X))["hidden1"], np.tanh(hidden / 2), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_hierarchy_is_converted_where_it_reads_sigmoids(x64):
     """Skip connections, one bias for several or one each, other units between, batch norm, a plain function."""
     network = nl.network(

@@ -12,6 +12,8 @@ from jax.flatten_util import ravel_pytree
 import nl_jax as nl
 from tests.networks import adapted as models
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (5, 3))
 

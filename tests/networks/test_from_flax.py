@@ -15,12 +15,14 @@ KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (5, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linen_convolution", "linen_transformer"])
 def test_outputs_and_gradients_are_linens(name, x64, lenient):
     models.check_layers(name)
     models.check_gradients(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", models.NODE_SPACE[0::3])
 def test_node_space_estimators_reach_the_layers(estimator, x64, lenient):
     models.check_estimator("linen_convolution", estimator)
@@ -45,6 +47,7 @@ def in_training(module, x):
     return module(x, train=True)
 
 
+@pytest.mark.slow
 def test_batch_normalisation_by_the_batch_mixes_examples(lenient):
     model = nl.from_flax(Normalised(), call=in_training)
     params = model.init(KEY, X)
@@ -96,6 +99,7 @@ def test_a_layer_alone_is_named_by_its_class(lenient):
     assert list(nl.propagation.record(model.apply)(model.init(KEY, X), X)[1]) == ["Dense"]
 
 
+@pytest.mark.slow
 def test_a_layer_without_the_batch_is_not_propagated_but_learns(lenient):
     """No noise is put into a table of places; the layers above teach it."""
 

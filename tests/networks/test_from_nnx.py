@@ -10,6 +10,8 @@ from flax import nnx
 import nl_jax as nl
 from tests.networks import adapted as models
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (5, 3))
 

@@ -15,6 +15,7 @@ KEY = jax.random.key(0)
 c = nl.connections
 
 
+@pytest.mark.slow
 def test_a_network_in_a_network_is_its_layers():
     inner = nl.network(
         nl.Layer("in", 4), nl.Layer("a", 3, c.dense(), nl.activations.tanh()),
@@ -62,6 +63,7 @@ HIERARCHY = nl.network(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_summary_counts_all_parameters():
     text = str(HIERARCHY)
     assert text == HIERARCHY.summary()
@@ -143,6 +145,7 @@ def test_true_derivatives_pass_and_their_doubles_do_not(name):
         nl.Layer("a", 3, c.dense(), double)
 
 
+@pytest.mark.slow
 def test_a_network_may_be_made_inside_vmap_and_is_checked_there():
     keys = jax.random.split(jax.random.key(0), 3)
     made = lambda activation: lambda key: nl.mlp([2, 3, 2], activation=activation).init(key)

@@ -15,6 +15,7 @@ def image_network(connection, shape=None, source=(6, 5, 2)):
     return nl.network(nl.Layer("image", source), nl.Layer("output", shape, connection))
 
 
+@pytest.mark.slow
 def test_mlp_is_the_seeds_recursion(x64):
     """x^l = f(W^l x^{l-1} + b^l), l = 1 … L."""
     network = nl.mlp([4, 5, 6, 3], activation=nl.activations.tanh())
@@ -32,6 +33,7 @@ def test_mlp_is_the_seeds_recursion(x64):
     np.testing.assert_allclose(axons["output"], expected)
 
 
+@pytest.mark.slow
 def test_a_layer_adds_up_its_connections(x64):
     network = nl.network(
         nl.Layer("input", 3),
@@ -66,6 +68,7 @@ def test_lateral_units_inhibit_those_after_them(x64):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -97,6 +100,7 @@ def test_conv_and_max_pool_agree_with_jax(kernel, stride, padding):
     np.testing.assert_array_equal(found, pooled)
 
 
+@pytest.mark.slow
 def test_max_pool_credits_the_first_winner_alone():
     """Seed 003 eq. 11: weight 1 on the largest, 0 elsewhere; of equals, the first."""
     network = image_network(c.max_pool(2), source=(2, 2, 1))
@@ -158,6 +162,7 @@ def test_flatten_and_reshape_are_inverse():
     assert network.shapes["flat"] == (12,)
 
 
+@pytest.mark.slow
 def test_initialisers_and_dtype():
     network = nl.mlp([300, 200, 2], activation=nl.activations.relu(), weight_init=jax.nn.initializers.he_normal())
     init = jax.jit(network.init, static_argnums=1)

@@ -77,6 +77,7 @@ def test_exact_estimators_are_exact(make, x64):
     chex.assert_trees_all_close(grads, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [1e-14, 0.5])
 def test_the_weights_scale_does_not_matter(epsilon, x64):
     """z̃(a W) = z̃(W) but for ε: unit by unit, Σ_i W_iq ∂L/∂W_iq = γ_q ∂L/∂γ_q ε/(σ_q² + ε)."""
@@ -160,6 +161,7 @@ def test_population_averages_what_training_saw(x64):
         np.testing.assert_allclose(statistics[name].variance, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_in_inference_examples_do_not_interact():
     problem = problems.batch_normed()
     x = problem.batch[0]

@@ -12,6 +12,8 @@ import nl_jax as nl
 from nl_jax.propagation import record
 from tests.equations import equations
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 TANH = nl.activations.tanh()
 

@@ -57,6 +57,7 @@ EVALUATING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVALUATING)
 def test_the_label_is_known_by_the_reward_alone(name):
     """Labels under other names, and an environment that knows these: the same rewards, the same estimate to the bit."""

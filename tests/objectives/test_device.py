@@ -8,6 +8,8 @@ import pytest
 import nl_jax as nl
 from nl_jax.propagation import feedforward
 
+pytestmark = pytest.mark.slow
+
 BATCH = jax.random.normal(jax.random.key(0), (6, 3)), jnp.ones([6, 2])
 PARAMS = {"output": {"weight": jax.random.normal(jax.random.key(1), (3, 2))}}
 KEY = jax.random.key(2)

@@ -41,6 +41,7 @@ def _cross_derivatives(objective, params, batch):
     return [curvature[a]["weight"][b]["weight"] for a, b in (("hidden1", "output"), ("output", "hidden1"))]
 
 
+@pytest.mark.slow
 def test_no_credit_crosses_layers(x64):
     """The lower layer's gradient does not know the weights above it; the twin's, which backpropagates, does."""
     params, batch = _problem()
@@ -153,6 +154,7 @@ def test_what_it_is_given_is_checked():
         nl.objectives.contrast(1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lenient")
 def test_digits_are_learned_layer_by_layer(digits):
     network = nl.mlp([64, 40, 40], activation=nl.activations.relu(), output_activation=nl.activations.relu())

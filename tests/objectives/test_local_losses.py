@@ -10,6 +10,8 @@ import pytest
 import nl_jax as nl
 from nl_jax.theory import perturbation
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 TANH = nl.activations.tanh()
 MLP = nl.mlp([3, 6, 4], activation=TANH, output_activation=TANH)

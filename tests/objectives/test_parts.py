@@ -7,6 +7,8 @@ import pytest
 import nl_jax as nl
 from nl_jax._core.paths import by_path
 
+pytestmark = pytest.mark.slow
+
 WIDTH, RANK = 128, 2
 KEY = jax.random.key(0)
 

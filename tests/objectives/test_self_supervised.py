@@ -9,6 +9,7 @@ import nl_jax as nl
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_reconstruction_is_supervision_by_the_input():
     network = nl.mlp([3, 2, 3], activation=nl.activations.tanh())
     params, x = network.init(KEY), jax.random.normal(jax.random.key(1), (4, 3))
@@ -45,6 +46,7 @@ def test_fraction_is_checked(fraction):
         nl.objectives.masking_noise(fraction)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lenient")
 def test_digits_are_restored(digits):
     """A linear autoencoder learns, by noise that is new at every step, to make of masked digits whole ones."""

@@ -29,6 +29,7 @@ def test_a_search_keeps_shapes_and_dtypes(name):
     assert info.loss.shape == info.evaluations.shape == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "search"),
     [

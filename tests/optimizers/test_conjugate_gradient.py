@@ -13,6 +13,8 @@ from benchmarks.functions import powell_singular
 from nl_jax import optimizers
 from tests import problems
 
+pytestmark = pytest.mark.slow
+
 BETAS = {
     f.__name__: f
     for f in (

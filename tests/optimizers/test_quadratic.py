@@ -9,6 +9,8 @@ import nl_jax as nl
 from nl_jax.optimizers import minimum_of_quadratic
 from tests.optimizers.test_conjugate_gradient import X0, A, B, N
 
+pytestmark = pytest.mark.slow
+
 
 def quadratic(x):
     flat = jnp.concatenate([jnp.ravel(x["a"]), x["b"]])

@@ -27,6 +27,7 @@ def test_steepest_descent(x64):
     np.testing.assert_allclose((f(x - alpha * g) - f(x)) / alpha, -(g @ g), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_adam(x64):
     """Eq. 38, 41, 42 with the values of eq. 43; resolved, eq. 39, and for a constant gradient eq. 40."""
     beta_1, beta_2, alpha, epsilon = 0.9, 0.999, 0.001, 1e-8

@@ -31,6 +31,7 @@ def test_found_values_have_an_axis_of_steps_and_the_order_of_propagation():
     assert order == ["input", "blocks/low", "blocks/high", "output"]
 
 
+@pytest.mark.slow
 def test_what_is_given_is_sliced_along_the_steps(x64):
     """Held axons, offsets and their derivatives are those of the unrolled program."""
     p = problems.recurrent()
@@ -104,6 +105,7 @@ def test_loops_nest(x64):
     chex.assert_trees_all_close(*gradients(weights, x), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_credit_of_layers_is_accumulated_and_right(x64):
     """With exact node credit the local gradient is the gradient, through time and depth, learned starts included."""
     for p in (problems.recurrent(), problems.depth(), problems.learned_start()):

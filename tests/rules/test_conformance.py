@@ -47,6 +47,7 @@ def case(request):
     return RULES[request.param](), estimator, estimator.init(KEY, PARAMS), estimate, traces, request.param
 
 
+@pytest.mark.slow
 def test_follows_the_contract(case):
     rule, estimator, state, estimate, traces, name = case
     assert isinstance(rule, rules.Rule)

@@ -50,6 +50,7 @@ def by_hand(R, x, kappa):
     return (total / len(x)).T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kappa", [0.0, 0.5])
 def test_change_is_the_papers_equation(kappa, x64):
     _, objective, params, (x, labels) = problem()
@@ -129,6 +130,7 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_composes_with_any_estimator(name, x64):
     """Weights learn as by the estimator alone, R by the rule alone."""
@@ -178,6 +180,7 @@ def test_feedback_alignment_sends_credit_through_its_own_weights_and_r(x64):
     np.testing.assert_allclose(grads["output"]["decorrelation"], rule["output"]["decorrelation"], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_it_is_local():
     _, objective, params, batch = problem()
     audit = nl.audit(nl.decorrelation, objective, params, batch)

@@ -92,6 +92,7 @@ EVERY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["oja", "soft_hebb", "bcm", "delta"])  # with a bias, a state, a teacher and without
 def test_several_connections_are_one_from_all_sources_side_by_side(name, x64):
     """in → a → b with in → b, beside a layer on [a, in]."""
@@ -125,6 +126,7 @@ def test_several_connections_are_one_from_all_sources_side_by_side(name, x64):
     np.testing.assert_array_equal(grads["a"]["weight"], 0)
 
 
+@pytest.mark.slow
 def test_two_convolutions_into_one_layer(x64):
     images = normal(3, 6, 6, 2)
     net = nl.network(
@@ -141,6 +143,7 @@ def test_two_convolutions_into_one_layer(x64):
         np.testing.assert_allclose(grads["b"][source]["weight"], expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bcm"])
 def test_steps_of_a_loop_are_more_examples(name, x64):
     """A recurrent layer, whose rule sees inputs and its own units' past side by side, at all steps."""
@@ -254,6 +257,7 @@ def unrest(params, start):
     return {name: (_unrest(params, name), _unrest({**params, name: start[name]}, name)) for name in DEEP_RULES}
 
 
+@pytest.mark.slow
 def test_a_deep_stack_learns_at_once_or_layer_by_layer():
     """Either way each layer comes to rest on what those below it send."""
     start = jax.jit(DEEP.init)(KEY)
@@ -314,6 +318,7 @@ def test_bcm_units_become_selective():
     np.testing.assert_allclose(patterns @ params["output"]["weight"], 2 * np.eye(2), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_perceptron_makes_no_more_mistakes_than_novikoff_allows():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 3)).astype(np.float32)

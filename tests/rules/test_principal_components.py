@@ -77,6 +77,7 @@ def cosines(W, V):
     return np.abs((W / np.linalg.norm(W, axis=0)).T @ V)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", DATA)
 def test_hebb_grows_without_bound_along_the_first_eigenvector(data):
     before, after = (taught(rules.hebb(), data, steps)["weight"] for steps in (800, 801))

@@ -12,7 +12,7 @@ import pytest
 import nl_jax as nl
 from nl_jax.theory import conservation, deep_linear
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("x64")]
 
 KEY = jax.random.key(1)
 SIZES = [3, 4, 4, 2]

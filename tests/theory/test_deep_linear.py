@@ -91,6 +91,7 @@ def test_modes_written_in_time_solve_it_too(depth):
     np.testing.assert_allclose(*both(np.linspace(0.0, 12.0, 7)), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_two_layers_are_the_formula_of_the_paper():
     """u(t) = s e^{2st/τ} / (e^{2st/τ} − 1 + s/u₀), which ends at s, however late."""
     t = np.linspace(0, 12, 7)
@@ -172,6 +173,7 @@ def descent(depth):
     return walk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3])
 def test_descent_lies_on_the_modes(depth):
     """By Euler's method: half the step, half the error; and not if τ were 1/η, as it is of half the loss."""

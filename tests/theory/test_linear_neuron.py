@@ -143,6 +143,7 @@ def test_expected_training_error(N, D, x64):
     np.testing.assert_allclose(np.mean(error(noise)), expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @regimes
 def test_expected_excess_error(N, D):
     """Within 5 standard errors of the mean; far enough from N = D for the standard error to be one."""

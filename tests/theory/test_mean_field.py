@@ -10,6 +10,8 @@ import pytest
 import nl_jax as nl
 from nl_jax.theory import mean_field
 
+pytestmark = pytest.mark.slow
+
 DEPTH, WIDTH, NETWORKS = 5, 100, 60
 
 

@@ -12,6 +12,8 @@ import pytest
 import nl_jax as nl
 from nl_jax.theory import mismatch
 
+pytestmark = pytest.mark.slow
+
 SIZES = N, H, M = mismatch.Sizes(3, 5, 2)
 RATE, V = 0.02, 1.5
 STUDENTS, TRIALS = 1500, 150

@@ -38,6 +38,7 @@ def _run(make, loss, steps, start=0.0):
     return run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("a", "c"), [(0.3, 0.4), (1.0, 1.0), (1.5, 2.0)])
 def test_damped_multipliers_follow_the_flow_and_oscillate_below_the_threshold(a, c, x64):
     errors = []
@@ -58,6 +59,7 @@ def test_damped_multipliers_follow_the_flow_and_oscillate_below_the_threshold(a,
         assert changes <= 1  # from this start the slow mode is crossed at most once
 
 
+@pytest.mark.slow
 def test_the_flow_solves_its_equation(x64):
     """u(0) and u̇(0) as given, and ü + (a + c)u̇ + u = 0, on both sides of the threshold and on it."""
     for a, c in ((0.3, 0.4), (1.0, 1.0), (1.5, 2.0)):

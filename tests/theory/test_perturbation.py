@@ -119,6 +119,7 @@ def test_random_subspaces():
     assert theory.random_subspace(6, K, {(3, 3): 1.0}) == isotropic
 
 
+@pytest.mark.slow
 def test_flipout_of_one_example_is_shared_signs(x64):
     """So it is of many without weights; of B examples alike with weights alone, all but B times less noise."""
     weights, others = jnp.asarray(G).reshape(1, 6), jnp.ones((1, 4))
@@ -128,6 +129,7 @@ def test_flipout_of_one_example_is_shared_signs(x64):
     np.testing.assert_allclose(theory.flipout(jnp.tile(weights, (5, 1)), nothing), 1 + 5 / 5, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_node_variance_of_one_example_by_enumeration(x64):
     """Of all signs on three nodes: x_b (δᵀξ) ξ_a."""
     x, delta = jnp.array([[2.0, -1.0]]), np.array([0.5, -1.0, 2.0])

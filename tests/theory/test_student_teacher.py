@@ -12,6 +12,8 @@ import pytest
 import nl_jax as nl
 from nl_jax.theory import student_teacher as theory
 
+pytestmark = pytest.mark.slow
+
 M, N = 2, 3
 NETWORK = nl.mlp([N, M], activation=nl.activations.tanh(), bias=False)  # no hidden layer, a linear output
 OBJECTIVE = nl.supervised(NETWORK.apply, nl.losses.half_squared_error)

@@ -75,6 +75,7 @@ def _twin(rule, kind):
     }[rule]
 
 
+@pytest.mark.slow
 @laws
 @inputs
 @pytest.mark.parametrize("part", ["gain", "curvature_noise", "residual_noise"])

@@ -10,6 +10,8 @@ import pytest
 import nl_jax as nl
 from tests import problems
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 SCALES = ("*/gamma", "*/beta")
 noisy = functools.partial(nl.weight_perturbation, num_samples=2)

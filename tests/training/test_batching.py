@@ -11,6 +11,7 @@ ORDERS = [jax.jit(order, static_argnums=(2, 3, 4)) for order in (batching.shuffl
 shuffled, uniform = ORDERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("examples", "batch"), [(6, 2), (7, 3), (4, 4)])
 def test_order_depends_on_the_step_alone(examples, batch):
     """From any first step on, over the ends of one pass or several."""
@@ -30,6 +31,7 @@ def test_a_pass_sees_no_example_twice():
     assert not np.array_equal(indices[:3], indices[3:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_all_orders_are_as_likely_as_each_other(size):
     """Pearson's statistic against its standard deviation; few rounds are the wrong twin."""

@@ -19,6 +19,8 @@ import nl_jax as nl
 from nl_jax.training import checkpoints, files
 from tests.training.problem import DATA, KEY, LEARNER, STEPS, fit, objective, same
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def whole():

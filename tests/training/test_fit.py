@@ -9,6 +9,8 @@ import pytest
 import nl_jax as nl
 from nl_jax import batching
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 X = np.random.default_rng(1).normal(size=(24, 3)).astype(np.float32)
 Y = X @ np.array([[1.0], [-2.0], [0.5]], np.float32)

@@ -11,6 +11,8 @@ import pytest
 import nl_jax as nl
 from tests.training.problem import DATA, KEY, LEARNER, fit, objective
 
+pytestmark = pytest.mark.slow
+
 
 def _record(state, info):
     return {"loss": info.loss, "norm": jnp.sum(state.params**2), "weights": state.params[:, 0]}

@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_mesh_of_four_devices(tmp_path):
     """The same run as on one device, compiled once, whatever the axes and whether they divide the batch or not."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"

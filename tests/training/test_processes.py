@@ -2,9 +2,13 @@
 
 import json
 
+import pytest
+
 import nl_jax as nl
 from benchmarks.processes import joined
 from tests.training.processes import digest, first_params, make_network, run
+
+pytestmark = pytest.mark.slow
 
 
 def launched(folder, dies_at=0, processes=2):

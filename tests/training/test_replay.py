@@ -11,6 +11,8 @@ import pytest
 import nl_jax as nl
 from tests.estimators.noise.test_blocks import DEEP, SAMPLERS, _temporaries
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(5)
 NETWORK = nl.mlp([300, 250, 4], activation=nl.activations.tanh())  # 75,000 weights: two blocks
 OBJECTIVE = nl.supervised(NETWORK.apply, nl.losses.cross_entropy)

@@ -45,6 +45,7 @@ def _fit(data, learner=SGD, **settings):
     return nl.fit(learner, KEY, learner.init(KEY, START), data, **{"num_steps": 10, "progress": False} | settings)
 
 
+@pytest.mark.slow
 def test_the_same_run_as_from_arrays():
     def in_turn(key, first_step, num_steps, num_examples, batch_size):
         return (first_step + jnp.arange(num_steps))[:, None] * batch_size + jnp.arange(batch_size)[None]
@@ -105,6 +106,7 @@ def test_memory_does_not_grow_with_the_data():
     assert max(alive) <= 5
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_the_data_was(tmp_path):
     """Two batches are ahead of the step when a dispatch ends; they are drawn again."""
 
@@ -121,6 +123,7 @@ def test_a_killed_run_goes_on_where_the_data_was(tmp_path):
     same(fit(tmp_path, data=Batches(), num_steps=30), whole)
 
 
+@pytest.mark.slow
 def test_restarts_share_the_batches():
     found = nl.restarts(
         SGD, KEY, lambda key: jax.random.normal(key, (3, 1)), Batches(), score=lambda w: jnp.sum(w**2), num_restarts=2,
@@ -170,6 +173,7 @@ def test_positions_may_be_bytes(tmp_path):
     same(fit(tmp_path, data=InBytes(), num_steps=8), fit(data=Batches(), num_steps=8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dataset", "loader"])
 def test_grain(tmp_path, kind):
     grain = pytest.importorskip("grain")

@@ -7,6 +7,8 @@ import pytest
 import nl_jax as nl
 from nl_jax.training import sweep as module
 
+pytestmark = pytest.mark.slow
+
 X = jax.random.normal(jax.random.key(0), [40, 3])
 DATA = X[:30], X[:30] @ jnp.ones([3, 1])
 HELD_OUT = X[30:], X[30:] @ jnp.ones([3, 1])

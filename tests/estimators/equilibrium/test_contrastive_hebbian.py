@@ -35,6 +35,7 @@ def case():
         return lambda gamma: estimate(jnp.float64(gamma)), params, batch, nl.backprop(objective)
 
 
+@pytest.mark.slow
 def test_error_is_of_the_order_of_the_feedback(case, x64):
     estimate, params, batch, backprop = case
     exact, _, _ = jax.jit(backprop.estimate)(KEY, (), params, batch)
@@ -77,6 +78,7 @@ def test_is_the_rule_of_xie_and_seung(case, x64):
     chex.assert_trees_all_close(estimate(gamma)[0], by_hand(params), rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_one_layer_has_no_feedback_and_is_backprop(x64):
     """Outputs that are not linear are clamped to x − ∂C/∂ν, not to their target."""
     problem = problems.one_layer()

@@ -10,6 +10,8 @@ import nl_jax as nl
 from nl_jax.propagation import feedforward
 from tests import problems
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 
 

@@ -12,6 +12,8 @@ import nl_jax as nl
 from nl_jax.propagation import feedforward
 from tests import problems
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 GAMMA = 0.7  # feedback that matters
 STENCILS = {

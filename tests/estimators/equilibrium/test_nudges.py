@@ -33,6 +33,7 @@ def factors():
         return np.asarray(jax.jit(estimates)(w, batch))
 
 
+@pytest.mark.slow
 def test_closed_form_of_every_stencil(factors):
     products = [np.prod([beta / (1 + beta) for beta in nudge.strengths]) for nudge in NUDGES]
     np.testing.assert_allclose(factors, 1 - np.asarray(products), rtol=1e-13)

@@ -36,6 +36,7 @@ def preactivations(problem, params, batch, given):
     return nus
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", problems.PROBLEMS)
 def test_with_the_jacobians_of_one_example_it_is_backprop(name, x64):
     """B = ∂ν^L/∂x^l, all ways up counted, is what backprop multiplies e by."""
@@ -63,6 +64,7 @@ def test_with_the_jacobians_of_one_example_it_is_backprop(name, x64):
     assert all(jax.tree.leaves(same)) == (name == "one_layer")
 
 
+@pytest.mark.slow
 def test_in_a_linear_network_products_of_weights_are_backprop(x64):
     network = nl.mlp([3, 5, 4, 2], activation=lambda nu: nu)
     objective = nl.supervised(network.apply, nl.losses.cross_entropy)
@@ -132,6 +134,7 @@ def test_a_state_of_ones_own_has_the_layers_and_shapes_of_the_batch():
         estimator.init(jnp.zeros(2, jnp.uint32), params)
 
 
+@pytest.mark.slow
 def test_every_estimate_has_the_same_weights(x64):
     """With the drawn weights handed in, every step of training is the same; from another seed it is not."""
     problem = problems.chain()

@@ -11,6 +11,8 @@ import nl_jax as nl
 from nl_jax.theory import conservation
 from tests import problems
 
+pytestmark = pytest.mark.slow
+
 KEY, OTHER = jax.random.key(0), jax.random.key(5)
 ALL = {**problems.PROBLEMS, "batch_normed": problems.batch_normed}
 

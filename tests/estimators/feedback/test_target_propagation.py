@@ -13,6 +13,8 @@ import nl_jax as nl
 from nl_jax.estimators.feedback.target_propagation import Decoders
 from tests import problems
 
+pytestmark = pytest.mark.slow
+
 KEY, OTHER = jax.random.key(0), jax.random.key(5)
 SGD = optax.sgd(0.1)
 identity = lambda nu: nu

@@ -73,6 +73,7 @@ def test_backprop_shows_the_derivatives(name, x64):
         chex.assert_trees_all_close(credit, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_of_loops_all_steps_are_shown(x64):
     problem = problems.recurrent()
     *found, exact = credits_of(BACKPROPS, problem, by_autodiff(problems.unrolled(problem).objective))
@@ -112,6 +113,7 @@ def assert_teaches(make, problem):
     return credit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TAUGHT)
 def test_the_credit_that_is_shown_is_what_teaches(name, x64):
     credit = assert_teaches(ESTIMATORS[name].make, problems.chain())
@@ -119,11 +121,13 @@ def test_the_credit_that_is_shown_is_what_teaches(name, x64):
     assert (credit["output"].z is None) == name.startswith(("node", "forward", "direct"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [nl.node_perturbation, nl.feedback_alignment])
 def test_in_loops_as_well(make, x64):
     assert_teaches(make, problems.recurrent())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN)
 def test_all_layers_are_shown_in_their_order(name):
     problem = problems.chain()
@@ -214,6 +218,7 @@ def test_predictive_coding_shows_its_errors(x64):
     assert np.abs(hidden.axons - predicted).max() > 0.01
 
 
+@pytest.mark.slow
 def test_node_perturbation_shows_the_gradient_on_average(x64):
     problem = problems.chain()
     estimator = nl.node_perturbation(problem.objective, sigma=1e-5, num_samples=4)
@@ -255,6 +260,7 @@ def biased(program):
     return run
 
 
+@pytest.mark.slow
 def test_equilibrium_propagation_shows_credit_at_rest(x64):
     """δ is the derivative of the loss at rest by a bias of the example's own."""
     problem = problems.chain()

@@ -13,6 +13,8 @@ import nl_jax as nl
 from nl_jax.propagation import displace, record
 from tests import problems
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 MOMENTUM = optax.sgd(0.1, momentum=0.8)
 CONVERGED = {"optimizer": MOMENTUM, "num_steps": 4000, "tolerance": 1e-10}

@@ -28,6 +28,7 @@ def relaxed():
         return jax.device_get(run(problem.params, problem.batch))  # numpy's, to be judged outside x64
 
 
+@pytest.mark.slow
 def test_slower_rates_converge_geometrically(relaxed):
     exact, estimates = relaxed
     grads, _, info = estimates["three"]

@@ -17,6 +17,8 @@ from nl_jax.propagation import feedforward, record
 from nl_jax.theory.predictive_coding import equilibrium_energy
 from tests import problems
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 PENALTIES = jnp.array([1.0, 1000.0, 2000.0])
 CONVERGED = {"num_steps": 1000, "tolerance": 1e-11}

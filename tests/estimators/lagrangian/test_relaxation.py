@@ -101,6 +101,7 @@ def test_distance_of_layers_in_half_precision():
     np.testing.assert_allclose(distance(gradients), np.sqrt(2 * 300**2 + 100**2), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_runs_on_a_device_s_own_part_of_the_batch():
     """The residual varies over the devices of a `jax.shard_map`, as what is iterated does."""
     mesh = jax.make_mesh((1,), ("devices",), axis_types=(AxisType.Auto,))

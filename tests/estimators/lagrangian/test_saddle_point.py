@@ -27,6 +27,7 @@ def _flat(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
@@ -66,6 +67,7 @@ SHORT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_examples_do_not_see_one_another(name, x64):
     """Far from convergence the estimate of a batch is the mean of its examples' own."""
@@ -142,6 +144,7 @@ def test_divergence_names_the_step_size():
         nl.raise_if_failed(info.failures)
 
 
+@pytest.mark.slow
 def test_what_mixes_examples_is_refused_by_admm_alone():
     problem = problems.batch_normed()
     at = KEY, (), problem.params, problem.batch
@@ -201,6 +204,7 @@ MAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKES)
 def test_layers_may_compute_in_different_precisions(name, x64):
     """Half precision below, float32 above, settings of numpy's float64: nothing is promoted on the way."""

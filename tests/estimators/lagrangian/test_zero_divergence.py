@@ -11,6 +11,7 @@ from tests.problems import PROBLEMS
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_both_are_backprop(name, x64):
     """Whatever the program: skip connections, tied weights, convolutions, parameters outside layers."""

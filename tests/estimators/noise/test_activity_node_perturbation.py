@@ -23,6 +23,7 @@ def drawn(sigma, sampler, key=KEY):
     return jax.tree.map(lambda xi: sigma * np.asarray(xi), draws)
 
 
+@pytest.mark.slow
 def test_update_of_the_paper_to_the_letter(x64):
     """δ^l = N (Ẽ − E) Δν^l/‖Δν‖², Δν of two forward passes written out by hand, N = 5 + 3."""
     problem, sigma = problems.chain(), 0.3
@@ -68,6 +69,7 @@ def linear_chain():
     return network, objective, params, batch
 
 
+@pytest.mark.slow
 def test_mean_in_linear_networks_is_that_of_theory(x64):
     """E δ = N M e at a large σ, of all three layers; the true gradient is not its mean."""
     network, objective, params, batch = linear_chain()

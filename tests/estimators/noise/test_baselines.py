@@ -9,6 +9,8 @@ import nl_jax as nl
 from tests import problems
 from tests.estimators.noise.test_unbiased import exact, largest_deviation
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(1)
 OFFSET = 3.0
 

@@ -16,6 +16,8 @@ from nl_jax.estimators.noise.spaces import Noise
 from tests.estimators.noise.test_directions import SAMPLERS
 from tests.formed import formed
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(3)
 
 

@@ -13,6 +13,8 @@ from nl_jax._core.products import use
 from tests import problems
 from tests.estimators.noise.test_unbiased import estimates, exact, largest_deviation
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 c = nl.connections
 signs, batch_credit = nl.directions.rademacher(), nl.spaces.per_batch_credit()

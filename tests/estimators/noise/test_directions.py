@@ -17,6 +17,8 @@ from tests import problems
 from tests.estimators.noise.test_unbiased import estimates, exact, largest_deviation
 from tests.formed import formed
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(1)
 d = nl.directions
 SAMPLERS = {

@@ -14,6 +14,8 @@ from tests import problems
 from tests.estimators.noise.test_unbiased import exact
 from tests.formed import formed
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(2)
 ranks, scores = (jax.jit(shaping) for shaping in (nl.shaping.centred_ranks, nl.shaping.z_scores))
 

@@ -14,6 +14,8 @@ from tests import problems
 from tests.deviation import largest_deviation
 from tests.estimators.noise.test_unbiased import estimates, exact
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(1)
 SIZES = 5, 3  # units of the chain's two layers
 

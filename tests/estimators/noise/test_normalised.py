@@ -16,6 +16,7 @@ def objective(w, x):
     return jnp.sin(x @ w) + (x @ w) ** 2
 
 
+@pytest.mark.slow
 def test_it_is_the_step_of_fzoo(x64):
     """Σ (ℓ_k − ℓ_0) ξ_k / (K std(ℓ)), with the losses at W + σ ξ_k, and std that of a sample."""
     w, x = W.astype(float), X.astype(float)

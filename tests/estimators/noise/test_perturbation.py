@@ -18,6 +18,7 @@ KEY = jax.random.key(1)
 signs, normal = nl.directions.rademacher(), nl.directions.gaussian()
 
 
+@pytest.mark.slow
 def test_weight_update_of_seed_000_to_the_letter(x64):
     """ΔW = −η Ẽ Ω with Ω ~ N(0, σ²): the gradient without baseline is Ẽ Ω/σ²."""
     problem, sigma = problems.chain(), 0.3
@@ -35,6 +36,7 @@ def test_weight_update_of_seed_000_to_the_letter(x64):
     np.testing.assert_allclose(info.loss, error)
 
 
+@pytest.mark.slow
 def test_node_update_of_seed_000_to_the_letter(x64):
     """∂E/∂W = (Ẽ − E) γ x / σ² for each example, averaged over the batch."""
     problem, sigma = problems.chain(), 0.3
@@ -63,6 +65,7 @@ def test_only_layers_that_learn_are_disturbed():
     assert {name: xi.shape for name, xi in direction.items()} == {"features": (4, 4, 4, 3), "output": (4, 3)}
 
 
+@pytest.mark.slow
 def test_parameters_between_layers_learn_too(x64):
     """A gain between two layers and a scale after the last one are part of no layer, and still right."""
     problem = problems.tied()
@@ -75,6 +78,7 @@ def test_parameters_between_layers_learn_too(x64):
     assert abs(exact["gain"]) > 0.08
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [nl.weight_perturbation, nl.node_perturbation, nl.forward_gradient])
 def test_memory_does_not_grow_with_samples(make):
     """But for a few numbers each, in weights: its number, its rate of change, its loss."""
@@ -89,6 +93,7 @@ def test_memory_does_not_grow_with_samples(make):
     assert temporary_bytes(16) <= temporary_bytes(4096) <= temporary_bytes(16) + numbers
 
 
+@pytest.mark.slow
 def test_evaluations_are_what_is_evaluated():
     """The counted passes are the passes made: every run of the objective calls back."""
     calls = []
@@ -181,6 +186,7 @@ def test_a_difference_of_rounding_noise_is_refused(make, baseline):
     jax.eval_shape(estimate, KEY, (), problem.params, problem.batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "dtype"),
     [
@@ -244,6 +250,7 @@ def test_mixed_precision_parameters():
         assert jax.eval_shape(estimator.estimate, KEY, (), params, np.ones(2, np.float32))[0] == params
 
 
+@pytest.mark.slow
 def test_sum_over_samples_is_the_sum(x64):
     def sample(index):
         return {"x": jax.random.normal(jax.random.fold_in(KEY, index), (2,)), "y": jnp.asarray(index, float)}

@@ -15,6 +15,8 @@ from tests import problems
 from tests.estimators.noise.test_unbiased import estimates, exact, largest_deviation
 from tests.problems import Problem
 
+pytestmark = pytest.mark.slow
+
 b, units = nl.reward_baselines, nl.units
 KEY = jax.random.key(1)
 KEYS = jax.random.split(jax.random.key(2), 6000)

@@ -20,6 +20,8 @@ from tests import problems
 from tests.deviation import largest_deviation
 from tests.estimators.noise.test_unbiased import estimates, exact
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(3)
 B, M, UNITS = 3, 8, 2  # examples, inputs, units of the linear problem
 X, V = (

@@ -14,6 +14,8 @@ from nl_jax.theory import perturbation as theory
 from tests import problems
 from tests.deviation import largest_deviation
 
+pytestmark = pytest.mark.slow
+
 NUM_KEYS = 3000
 KEYS = jax.random.split(jax.random.key(11), NUM_KEYS)
 signs, normal = nl.directions.rademacher(), nl.directions.gaussian()

@@ -18,6 +18,8 @@ from tests import problems
 from tests.deviation import largest_deviation
 from tests.estimators.online import programs
 
+pytestmark = pytest.mark.slow
+
 CELLS = {
     "leaky": nl.cells.leaky(3, rate=0.3),
     "lif": nl.cells.lif(3, threshold=0.5),

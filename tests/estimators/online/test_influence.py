@@ -14,6 +14,8 @@ from tests import problems
 from tests.deviation import largest_deviation
 from tests.estimators.online import programs
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = {
     "summed": lambda: programs.leaky(),
     "traced": lambda: programs.leaky(summed=False),

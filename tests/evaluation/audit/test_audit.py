@@ -29,6 +29,7 @@ def named(row, column):
     return {source.name for source in row.sources[column]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", registry.ESTIMATORS)
 def test_every_estimator_is_judged_as_its_formula_says(name):
     audit = of(registry.ESTIMATORS[name].make)

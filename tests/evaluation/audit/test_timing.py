@@ -58,6 +58,7 @@ def test_the_table_holds_every_rule():
     assert set(_table()) == set(RULES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_the_table_is_true(name):
     assert tuple(of(RULES[name])) == _table()[name]
@@ -189,6 +190,7 @@ def test_an_error_that_comes_at_the_end_alone_is_no_present_error():
     assert of(several, problem).when == "online, judged at the end"
 
 
+@pytest.mark.slow
 def test_it_is_asked_with_a_loop_and_told_apart_axes():
     problem = programs.leaky(STEPS)
     at = problem.objective, problem.params, problem.batch
@@ -215,6 +217,7 @@ NAMES = (
 """One of each verdict and of each family."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_verdicts_of_locality_are_those_of_the_unrolled_program(name):
     """But that steps of a loop over time are not said to share their weights."""

@@ -88,6 +88,7 @@ def test_a_certificate_that_cannot_be_saved_is_told_in_a_line(tmp_path, capsys):
     assert f"--json {tmp_path} cannot be written to" in said.err
 
 
+@pytest.mark.slow
 def test_the_command_certifies(tmp_path, capsys):
     file = tmp_path / "certificate.json"
     assert main(["nl_jax:backprop", "--evaluations", "3", "--json", str(file)]) == 0
@@ -104,6 +105,7 @@ def test_the_command_certifies(tmp_path, capsys):
 USUAL = ["--checks", "shapes", "calibration", "training", "derivatives", "locality"]
 
 
+@pytest.mark.slow
 def test_rules_in_time_are_certified_on_a_recurrent_network(capsys):
     assert main(["nl_jax:rtrl", "--recurrent", *USUAL]) == 0
     assert "certified: 5 checks" in capsys.readouterr().out
@@ -116,6 +118,7 @@ def test_the_command_fails_what_is_not_as_claimed(capsys):
     assert "NOT certified: 2 failed of 5 checks" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_too_few_draws_have_an_exit_status_of_their_own(capsys):
     arguments = ["nl_jax:weight_perturbation", "--num-keys", "50", "--max-keys", "50", "--checks", "calibration"]
     assert main(arguments) == 3

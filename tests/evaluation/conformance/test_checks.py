@@ -17,6 +17,8 @@ from nl_jax.evaluation.conformance.problem import chain, recurrent
 from nl_jax.evaluation.conformance.subject import subject
 from nl_jax.propagation import interpret
 
+pytestmark = pytest.mark.slow
+
 honest = functools.partial(nl.node_perturbation, num_samples=2, directions=nl.directions.rademacher())
 
 

@@ -13,6 +13,8 @@ from nl_jax.evaluation.conformance.power import MISSED, LeafBias, Moments, chi_s
 from nl_jax.evaluation.conformance.problem import chain
 from nl_jax.evaluation.conformance.subject import subject
 
+pytestmark = pytest.mark.slow
+
 GRADIENT = {"long": np.array([1.0, 2.0, 0.0, 0.5]), "short": np.array([0.1, 0.2])}
 MIXED = np.random.default_rng(0).standard_normal((6, 6)) / 2
 ERROR, RUNS, BLOCK = 0.05, 400, 200

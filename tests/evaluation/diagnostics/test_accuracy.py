@@ -44,6 +44,7 @@ def test_measures_a_known_law(x64):
     assert 0 < m.cosine_error < 0.01
 
 
+@pytest.mark.slow
 def test_the_error_of_a_relative_bias_is_its_spread(x64):
     """Over many measurements its mean is the true one, unless the noise's own share is counted as bias."""
     params, spread, n, runs = np.linspace(-1, 1, 20), 0.7, 200, 400
@@ -110,6 +111,7 @@ def _silent(share, broken=False):
     return nl.GradientEstimator(lambda key, params: (), estimate)
 
 
+@pytest.mark.slow
 def test_an_estimate_of_zero_counts_as_a_cosine_of_0_and_is_counted():
     n, params = 400, np.array([1.0, -2.0], np.float32)
     m = _measured(_silent(0.25), _noisy(0.0), params, n)
@@ -120,6 +122,7 @@ def test_an_estimate_of_zero_counts_as_a_cosine_of_0_and_is_counted():
     assert _measured(_noisy(0.1), _noisy(0.0), params, 9).zero_estimates == 0
 
 
+@pytest.mark.slow
 def test_where_there_is_no_gradient_or_no_estimate_there_is_no_cosine():
     """No 0 in place of a cosine with a gradient of zero, nor of one that failed."""
     for pair in ((_silent(0.5), _silent(1.0)), (_silent(0.5, broken=True), _noisy(0.0))):

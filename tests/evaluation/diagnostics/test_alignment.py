@@ -42,6 +42,7 @@ def test_by_layer_and_by_leaf():
         alignment(fixed(a), fixed(b), jnp.zeros(2, jnp.uint32), (), a, ())
 
 
+@pytest.mark.slow
 def test_is_traced_through_training_as_it_is_measured_at_each_point():
     problem = problems.chain()
     estimator, exact = nl.feedback_alignment(problem.objective), nl.backprop(problem.objective)

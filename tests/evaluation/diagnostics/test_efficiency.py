@@ -14,6 +14,8 @@ from nl_jax.evaluation.diagnostics.timing import Spread
 from nl_jax.theory import perturbation as theory
 from tests import problems
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 
 

@@ -13,6 +13,8 @@ import nl_jax as nl
 from nl_jax.evaluation.diagnostics import Trajectory, identify
 from nl_jax.evaluation.diagnostics.identify import evidence
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 NET = nl.mlp([3, 2], activation=nl.activations.identity(), bias=False)
 RULES = {"hebb": nl.rules.hebb(), "oja": nl.rules.oja(), "instar": nl.rules.instar()}

@@ -11,7 +11,7 @@ import nl_jax as nl
 from nl_jax.evaluation.diagnostics import plasticity_from_activity, plasticity_from_readings, plasticity_from_weights
 from nl_jax.evaluation.diagnostics.plasticity import ALL_TERMS
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("x64")]
 
 RATE, SIGMA = 0.1, 0.02
 OJA = {(1, 1, 0): RATE, (0, 2, 1): -RATE}

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.integrate
 import scipy.stats
 
@@ -12,6 +13,8 @@ import nl_jax as nl
 from nl_jax.evaluation.diagnostics import Trajectory, identify
 from nl_jax.evaluation.diagnostics.identify import evidence
 from nl_jax.evaluation.diagnostics.scatter import Scatter, scatter, scattered_evidence
+
+pytestmark = pytest.mark.slow
 
 KEY = jax.random.key(0)
 NET = nl.mlp([4, 3], activation=nl.activations.identity(), bias=False)
