@@ -11,6 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import nl_jax as nl
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = 120 * 200 + 200 + 200 * 4 + 4
 
 
@@ -33,7 +35,6 @@ def estimates(found):
     return {name: of for name, of in found["estimates"].items() if "gap" in of}
 
 
-@pytest.mark.slow
 def test_the_update_does_not_depend_on_the_devices(runs):
     assert sorted(runs) == [1, 2, 4, 8]
     for devices in (2, 4, 8):

@@ -14,7 +14,7 @@ from experiments.covariate_shift.__main__ import Results, shift
 from experiments.covariate_shift.network import PLAIN, SCHEMES, Measured, jolts
 from experiments.harness.sweep import Scores
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 _, NORMALISED, JOLTED = SCHEMES
 SMALL = ["--hidden", "4", "3", "--rates", "0.5", "--updates", "3", "--seeds", "2", "--jolt", "0.2"]
 
@@ -34,7 +34,6 @@ def left(tmp_path_factory):
         return out, covariate_shift.run(config)
 
 
-@pytest.mark.slow
 def test_normalised_units_follow_the_law(left):
     out, results = left
     found = json.loads((out / "covariate_shift.json").read_text())

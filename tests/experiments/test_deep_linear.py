@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments import deep_linear
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,6 @@ def left(tmp_path_factory):
     return out, course
 
 
-@pytest.mark.slow
 def test_measured_and_law_agree(left):
     _, course = left
     assert course.deviation < 1

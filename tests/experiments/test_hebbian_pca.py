@@ -11,7 +11,7 @@ import nl_jax as nl
 from experiments.hebbian_pca import __main__ as hebbian_pca
 from experiments.hebbian_pca import learning
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,6 @@ def digits():
     return learning.Digits()
 
 
-@pytest.mark.slow
 def test_rules_follow_their_flows(left, digits):
     _, found = left
     for followed in (found.hebb, found.oja):

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import linear_neuron
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,6 @@ def left(tmp_path_factory):
     return out, dict(np.load(out / "linear_neuron.npz"))
 
 
-@pytest.mark.slow
 def test_measured_and_law_agree(left):
     _, data = left
     N, D = data["examples"], 12

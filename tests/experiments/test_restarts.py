@@ -11,7 +11,7 @@ from experiments.restarts import __main__ as restarts
 from experiments.restarts.theory import landscape, law, loss, losses_of_levels, needed
 from experiments.restarts.training import Runs
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 SMALL = ["--inputs", "2", "--restarts", "300", "--steps", "5000", "--conjugate-steps", "30"]
 
@@ -36,7 +36,6 @@ def test_the_landscape():
     assert loss(here.best) <= everywhere.min() < loss(here.worse) < loss(here.barrier)
 
 
-@pytest.mark.slow
 def test_runs_end_where_theory_says(left):
     _, data = left
     assert data["largest_deviation"] < data["allowed"] == 4.5

@@ -11,7 +11,7 @@ from experiments.student_teacher import figure as student_teacher_figure
 from experiments.student_teacher import measuring
 from nl_jax.theory import student_teacher as theory
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
 SMALL = ["--outputs", "4", "8", "--inputs", "4", "8"]
 
@@ -58,7 +58,6 @@ def left(tmp_path_factory):
     return out, dict(np.load(out / "student_teacher.npz"))
 
 
-@pytest.mark.slow
 def test_measured_and_theory_agree(left):
     """Curves and best rates within 4 standard errors; the rates of backprop must fail."""
     out, data = left
@@ -130,7 +129,6 @@ def test_the_table_and_the_picture_show_what_was_measured():
         np.testing.assert_allclose(axes.containers[0].lines[0].get_ydata()[0], np.exp(found[0].log_best_rate[0]))
 
 
-@pytest.mark.slow
 def test_disagreement_is_a_non_zero_exit(tmp_path, monkeypatch, capsys):
     """Said after all is saved."""
     monkeypatch.setattr(student_teacher, "measure", lambda rule, M, N, **settings: measurement(rule, M, N, off=6.0))

@@ -49,6 +49,7 @@ def test_delayed_xor():
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("mnist1d"), reason="needs mnist1d")
+@pytest.mark.slow
 def test_mnist_1d(monkeypatch):
     """Made without a network, and without a trace in the global generators, which its package seeds."""
     monkeypatch.setattr("socket.socket.connect", lambda *rest: pytest.fail("no network is needed"))
