@@ -70,7 +70,8 @@ def fit(
         always saved.
 
     Returns:
-      (state, history): the final state, and the records as numpy arrays with a leading axis of steps.
+      (state, history): the final state, and the records as numpy arrays with a leading axis of steps; by default an
+      `nl.Info` with `history.loss` and `history.evaluations`, both [num_steps].
 
     Raises:
       ValueError: for settings out of range, data of unequal lengths, or a `checkpoint` folder of another run.
