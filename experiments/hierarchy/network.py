@@ -191,15 +191,15 @@ def _competed(
 ) -> Params:
     """Trains a layer: each unit starts at one of its inputs and moves to the mean direction of the inputs it wins."""
     forward, learner = taught_by
-    of_inputs, of_batches = jax.random.split(key)
+    of_examples, of_inputs, of_batches = jax.random.split(key, 3)
     examples_seen = min(3 * how["batch_size"], len(known["image"]))
-    own = _begun(forward, name, examples_seen, of_inputs, params, known)
+    own = _begun(forward, name, examples_seen, (of_examples, of_inputs), params, known)
     return _fitted(of_batches, learner, params | {name: own}, known, **how)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _begun(
-    forward: Forward, name: str, examples_seen: int, key: Key, params: Params, known: Mapping[str, Array]
+    forward: Forward, name: str, examples_seen: int, keys: tuple[Key, Key], params: Params, known: Mapping[str, Array]
 ) -> Params:
     """A layer's parameters when each unit has the direction of one of its inputs."""
 
@@ -207,7 +207,7 @@ def _begun(
         axons = site.axons()
         return axons, examples(site, axons)[0] if site.name == name else None
 
-    of_examples, of_inputs = jax.random.split(key)
+    of_examples, of_inputs = keys
     some = jax.random.choice(of_examples, len(known["image"]), (examples_seen,), replace=False)
     received = interpret(forward, layer)(params, {of: x[some] for of, x in known.items()})[1][name]
     parts = Stacked(name, params[name])
