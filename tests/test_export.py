@@ -70,7 +70,7 @@ def host_calls(source: str) -> list[str]:
 
 
 def test_no_source_calls_the_host():
-    """But for `nl.on_device`, an objective whose whole purpose it is."""
+    """But for `nl.device`, an objective whose whole purpose it is."""
     root = Path(nl.__file__).parent
     for room in ("estimators", "rules", "propagation", "_core"):
         for path in (root / room).rglob("*.py"):
