@@ -4,20 +4,17 @@ python -m experiments.atlas --help
 """
 
 import dataclasses
-import functools
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 import tyro
 from tqdm.auto import tqdm
 
-import nl_jax as nl
 from experiments.atlas import page as atlas_page
 from experiments.atlas.cell import Effort
 from experiments.atlas.methods import METHODS, Method, of_user
@@ -25,7 +22,7 @@ from experiments.atlas.tasks import TASKS, Task
 from experiments.atlas.workers import IMAGES, Order, all_done, task_of
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.finished import Finished
-from experiments.harness.results import Folder, judge, verdict
+from experiments.harness.results import Folder, judge, plain, verdict
 from nl_jax._core.numerics import mean_and_error
 
 QUICK_TASKS = ("student_teacher", "digits")
@@ -41,9 +38,9 @@ class Config:
     """Train every network with every method, and plot each method's error against its cost.
 
     Each method gets the same number of trials: Adam at the same learning rates and from the same initialisations.
-    Validation examples choose the rate. Prints a table for each task and writes atlas.html, atlas.png, atlas.json and
-    a file for each cell (one method on one task) to --out. The whole atlas takes hours; --resume continues it, cell by
-    cell.
+    Validation examples choose the rate. Prints a table for each task and writes atlas.html, atlas.png, atlas.json (the
+    verdict) and a file for each cell (one method on one task) to --out. The whole atlas takes hours; --resume continues
+    it, cell by cell.
     """
 
     tasks: Names = tuple(TASKS)
@@ -87,20 +84,13 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
         )  # fmt: skip
     tasks, methods = _chosen(config)
     folder = Folder(config.out, config, outputs=("atlas.html", "atlas.png", "atlas.json"))
-    finished = Finished(
-        config.out, config, resume=config.resume, but=("tasks", "methods", "estimator", "data_dir", "processes")
-    )
-    (config.out / "cells").mkdir(exist_ok=True)
-    versions = f"jax {jax.__version__} and nl_jax {nl.__version__}"
+    free = "tasks", "methods", "estimator", "data_dir", "processes"
+    finished = Finished(config.out, config, resume=config.resume, but=free, parts="cells")
     efforts = {
         name: Effort(config.rates, config.seeds, config.updates or task.updates, config.samples)
         for name, task in tasks.items()
     }
-    about = {
-        "rates": len(config.rates), "seeds": config.seeds, "versions": versions,
-        "updates": ", ".join(sorted({f"{effort.updates:,}" for effort in efforts.values()}, reverse=True)),
-    }  # fmt: skip
-    made_by = functools.partial(command, config)
+    about = {"rates": len(config.rates), "seeds": config.seeds}
     orders = [Order(task, method, config.data_dir, efforts[task]) for task, method in itertools.product(tasks, methods)]
     cells = {order.cell: finished[order.cell] for order in orders if order.cell in finished}
     lost: dict[str, Exception] = {}
@@ -113,12 +103,12 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
                 if isinstance(cell, Exception):
                     lost[order.cell] = cell
                     continue
-                finished[order.cell] = cell
+                finished[order.cell] = {"made by": command(config, order.task, order.method), **plain(cell)}
                 cells[order.cell] = finished[order.cell]
-                atlas_page.write(config.out, cells, tasks, methods, about, made_by)
+                atlas_page.write(config.out, cells, tasks, methods, about)
     finally:  # also after Ctrl-C: show the finished cells
         cells = {order.cell: cells[order.cell] for order in orders if order.cell in cells}
-        judged = _shown(folder, cells, tasks, methods, about, made_by, quick=config.quick)
+        judged = _shown(folder, cells, tasks, methods, about, quick=config.quick)
     if lost:
         name, error = next(iter(lost.items()))
         raise ExperimentError(
@@ -135,15 +125,11 @@ def _shown(
     tasks: Mapping[str, Task],
     methods: Mapping[str, Method],
     about: Mapping[str, Any],
-    made_by: Callable[[str, str], str],
     *,
     quick: bool,
 ) -> dict[str, float]:
-    """Prints and writes all finished cells; returns the deviations to judge, empty for a quick run."""
-    for cell, values in cells.items():
-        task, method = cell.split("/", 1)
-        folder.data(f"cells/{task}-{method}", {"made by": made_by(task, method), **values})
-    atlas_page.write(folder.path, cells, tasks, methods, about, made_by)
+    """Prints all finished cells, writes their page and map; returns the deviations to judge, empty for a quick run."""
+    atlas_page.write(folder.path, cells, tasks, methods, about)
     for task in tasks:
         print(f"\n{tasks[task].title}; error: {tasks[task].unit}\n{table(cells, task, methods)}")
     mapped = {x.split("/", 1)[0] for x, cell in cells.items() if cell["status"] == "measured"}
@@ -151,8 +137,8 @@ def _shown(
         shown = {name: task for name, task in tasks.items() if name in mapped}
         folder.picture("atlas", atlas_page.plot(cells, shown, methods))
     deviations = {} if quick else _from_anchors(cells, tasks)
-    folder.data("atlas", {**(verdict(deviations)._asdict() if deviations else {}), "cells": cells})
-    print(f"\npage, map and data: {folder.path} (atlas.html, atlas.png, atlas.json, a file for each cell)")
+    folder.data("atlas", verdict(deviations)._asdict() if deviations else {})
+    print(f"\npage, map and data: {folder.path} (atlas.html, atlas.png, atlas.json, a file for each of the cells/)")
     return deviations
 
 

@@ -38,7 +38,8 @@ def measured(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
     every rate. Adam trains from each initialisation at each learning rate, which decays to zero as a cosine. All other
     results, including the test error, are those of the rate with the least validation error.
     """
-    made = {"date": datetime.date.today().isoformat(), "device": str(jax.devices()[0].device_kind)}
+    versions = f"jax {jax.__version__}, nl_jax {nl.__version__}"
+    made = {"date": datetime.date.today().isoformat(), "versions": versions, "device": jax.devices()[0].device_kind}
     if method.in_time and not task.recurrent:
         return {"status": "not for it", "why": "it is made for networks with a loop over time", **made}
     try:

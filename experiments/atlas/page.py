@@ -3,7 +3,7 @@
 import html
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,76 +81,9 @@ def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Mapping[st
     return canvas
 
 
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>nl_jax: which rule for which network</title>
-<style>
-{style}
-table {{ border-collapse: collapse; font-size: 0.85rem; }}
-th, td {{ padding: 0.2rem 0.6rem; text-align: left; white-space: nowrap; }}
-th {{ cursor: pointer; position: sticky; top: 0; background: Canvas; }}
-td.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-tbody tr:nth-child(odd) {{ background: #8881; }}
-.wide {{ overflow-x: auto; }}
-.dot {{ display: inline-block; width: 0.7em; height: 0.7em; border-radius: 50%; margin-right: 0.4em; }}
-main {{ max-width: none; }}
-</style>
-</head>
-<body>
-<header>
-<h1>Which rule for which network</h1>
-<p>Every method was given the same trials: Adam at {rates} learning rates, which fall to zero as a cosine, from {seeds}
-beginnings, as many updates on a task ({updates}). The rate was chosen on validation examples; errors are of test
-examples, ± standard errors over beginnings.</p>
-<p class="faint">An evaluation is one pass of a batch through the network; a reverse sweep counts as two. “To the goal”
-is the price of staying below a validation error of {goals}. The cosine is of one estimate to the exact gradient, at the
-beginning and at the end. “Time” is that of one update over that of one by backprop, taken in turns. Measured with
-{versions}.</p>
-</header>
-<main>
-<figure tabindex="0"><a href="atlas.png"><img src="atlas.png" alt="test error against evaluations, by task"></a>
-</figure>
-<p><label>task <select id="task"><option value="">all</option>{options}</select></label>
-<label>filter <input id="filter" type="search" placeholder="method, family, verdict …"></label>
-<span id="count" class="faint"></span></p>
-<div class="wide"><table>
-<thead><tr>{heads}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table></div>
-</main>
-<script>
-const body = document.querySelector("tbody"), rows = [...body.rows], order = {{}};
-const value = (row, i) => "key" in row.cells[i].dataset ? Number(row.cells[i].dataset.key) : row.cells[i].textContent;
-document.querySelectorAll("th").forEach((head, i) => head.onclick = () => {{
-  order[i] = -(order[i] || -1);
-  rows.sort((a, b) => {{ const x = value(a, i), y = value(b, i); return (x > y) - (x < y); }});
-  if (order[i] < 0) rows.reverse();
-  body.append(...rows);
-}});
-const show = () => {{
-  const task = document.getElementById("task").value, text = document.getElementById("filter").value.toLowerCase();
-  let shown = 0;
-  for (const row of rows) {{
-    row.hidden = (task && row.dataset.task !== task) || !row.textContent.toLowerCase().includes(text);
-    shown += !row.hidden;
-  }}
-  document.getElementById("count").textContent = `${{shown}} of ${{rows.length}} cells`;
-}};
-document.getElementById("task").onchange = document.getElementById("filter").oninput = show;
-show();
-</script>
-</body>
-</html>
-"""
-
 HEADS = (
     "task", "method", "family", "an update may see", "test error", "behind backprop", "updates", "evaluations",
-    "to the goal", "seconds to the goal", "time", "MB", "cosine", "rate", "date", "on", "data", "made by",
+    "to the goal", "seconds to the goal", "time", "MB", "cosine", "rate", "measured", "data", "made by",
 )  # fmt: skip
 
 
@@ -160,50 +93,58 @@ def write(
     tasks: Mapping[str, Any],
     methods: Mapping[str, Method],
     about: Mapping[str, Any],
-    command: Callable[[str, str], str],
 ) -> Path:
     """Writes `atlas.html` from the finished cells; returns its path.
 
     Args:
-      out: the folder.
+      out: the folder; the page links to its `atlas.png` and `cells`.
       cells: results by "task/method".
       tasks, methods: the tasks and methods by name.
-      about: `rates`, `seeds`, `updates` and `versions`.
-      command: `command(task, method)`, returns the command that makes a cell.
+      about: `rates` and `seeds`, their numbers.
     """
-    rows = [
-        _row(cells, task, tasks[task].title, method, methods[method].family, command(task, method))
-        for task, method in (cell.split("/", 1) for cell in cells)
-    ]
-    page = PAGE.format(
-        style=page_style(),
-        **{name: html.escape(str(value)) for name, value in about.items()},
-        goals=html.escape(", ".join(f"{task.goal:g} ({task.title})" for task in tasks.values())),
-        options="".join(f'<option value="{name}">{html.escape(task.title)}</option>' for name, task in tasks.items()),
-        heads="".join(f"<th>{head}</th>" for head in HEADS),
-        rows="\n".join(rows),
+    options = (
+        f'<option value="{name}" data-goal="{task.goal:g}">{html.escape(task.title)}</option>'
+        for name, task in tasks.items()
     )
+    keys = (f'<span class="key">{_dot(colour)}{words}</span>' for words, colour, _ in SEES.values())
+    parts = {
+        "style": page_style(),
+        **{name: html.escape(str(value)) for name, value in about.items()},
+        "options": "".join(options),
+        "keys": "".join(keys),
+        "heads": "".join(f"<th>{head}</th>" for head in HEADS),
+        "rows": "\n".join(_row(cells, cell, tasks, methods) for cell in cells),
+    }
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    for name, text in parts.items():
+        page = page.replace(f"[[{name}]]", text)
     path = out / "atlas.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _row(cells: Mapping[str, Any], task: str, title: str, method: str, family: str, made_by: str) -> str:
-    cell = cells[f"{task}/{method}"]
-    ends = [_text(title), _text(method.replace("_", " ")), _text(family)]
-    links = [_text(cell["date"]), _text(cell["device"])]
-    links += [
-        f'<td><a href="cells/{task}-{method}.json">json</a></td>',
-        f"<td><code>{html.escape(made_by)}</code></td>",
+def _row(cells: Mapping[str, Any], name: str, tasks: Mapping[str, Any], methods: Mapping[str, Method]) -> str:
+    cell = cells[name]
+    task, method = name.split("/", 1)
+    ends = [_text(tasks[task].title), _text(method.replace("_", " ")), _text(methods[method].family)]
+    links = [
+        _text(f"{cell['date']}, {cell['device']}, {cell['versions']}"),
+        f'<td><a href="cells/{html.escape(name)}.json">json</a></td>',
+        f"<td><code>{html.escape(cell['made by'])}</code></td>",
     ]
+    about = {"task": task}
     if cell["status"] != "measured":
         why = f"{cell['status']}: {cell['why'].splitlines()[0]}"
-        middle = [f'<td title="{html.escape(cell["why"])}">{html.escape(why[:80])}</td>']
+        middle = [f'<td class="why" title="{html.escape(cell["why"])}">{html.escape(why[:80])}</td>']
         middle += [_number(math.inf, "")] * (len(HEADS) - len(ends) - len(middle) - len(links))
     else:
-        words, colour, _ = SEES[sees(cell["verdict"])]
-        dot = f'<span class="dot" style="background:{colour}"></span>'
+        words, colour, marker = SEES[sees(cell["verdict"])]
         errors = np.asarray(cell["test errors"])
+        mean, error = mean_and_error(errors)
+        about |= {
+            "unit": tasks[task].unit, "error": f"{mean:.6g}", "bar": f"{error:.6g}", "colour": colour,
+            "marker": marker, "cost": cell["evaluations"],
+        }  # fmt: skip
         exact = cells.get(f"{task}/backprop", {})
         behind = errors - np.asarray(exact["test errors"]) if exact.get("status") == "measured" else None
         slower = cell["times backprop's seconds"]
@@ -211,7 +152,7 @@ def _row(cells: Mapping[str, Any], task: str, title: str, method: str, family: s
         angle = np.mean(np.asarray(cell["cosine along training"], float), axis=1)[[0, -1]]
         own = "" if np.isnan(angle).any() else f"{angle[0]:.2f} → {angle[-1]:.2f}"
         middle = [
-            f'<td title="{html.escape(cell["verdict"])}">{dot}{html.escape(words)}</td>',
+            f'<td title="{html.escape(cell["verdict"])}">{_dot(colour)}{html.escape(words)}</td>',
             _with_error(errors),
             _with_error(behind),
             _number(cell["updates"][-1], f"{cell['updates'][-1]:,}"),
@@ -223,7 +164,12 @@ def _row(cells: Mapping[str, Any], task: str, title: str, method: str, family: s
             _number(angle[-1], own),
             _number(cell["rate"], f"{cell['rate']:g}{' (end)' if cell['rate at the end of the range'] else ''}"),
         ]
-    return f'<tr data-task="{task}">{"".join([*ends, *middle, *links])}</tr>'
+    known = " ".join(f'data-{key}="{html.escape(str(value))}"' for key, value in about.items())
+    return f"<tr {known}>{''.join([*ends, *middle, *links])}</tr>"
+
+
+def _dot(colour: str) -> str:
+    return f'<span class="dot" style="background:{colour}"></span>'
 
 
 def _text(text: str) -> str:

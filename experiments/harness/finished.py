@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,40 +12,56 @@ import numpy as np
 import nl_jax as nl
 from experiments.harness.failure import ExperimentError
 
-FILE = "finished.json"
+SETTINGS = "settings"
 
 
 class Finished:
-    """The finished parts of a run by name, stored in a file that is replaced atomically.
+    """The finished parts of a run by name: a folder with `settings.json` and a file for each part.
+
+    A part "a/b" is the file `a/b.json`; it is written atomically.
 
     Args:
       folder: the run's folder.
       config: the run's settings, a dataclass instance.
-      resume: whether to continue from the parts in the file; otherwise the run starts anew.
+      resume: whether to continue from the parts that are there; otherwise they are removed and the run starts anew.
       but: names of settings that may differ between the interrupted and the resumed run.
+      parts: name of the folder of parts in the run's folder.
 
     Raises:
-      ExperimentError: if the run to resume had other settings, or its file cannot be read.
+      ExperimentError: if the run to resume had other settings, or a file cannot be read.
     """
 
-    def __init__(self, folder: Path, config: Any, *, resume: bool, but: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, config: Any, *, resume: bool, but: tuple[str, ...] = (), parts: str = "finished"
+    ) -> None:
+        self._folder = folder / parts
         own = {name: value for name, value in dataclasses.asdict(config).items() if name not in (*but, "out", "resume")}
-        self._path = folder / FILE
-        self._settings = json.loads(json.dumps({**own, "version": nl.__version__}, default=str))
-        self._parts: dict[str, Any] = self._read() if resume and self._path.exists() else {}
+        settings = json.loads(json.dumps({**own, "version": nl.__version__}, default=str))
+        begun = self._file(SETTINGS).exists()
+        if resume and begun:
+            self._require(settings)
+            return
+        if begun:
+            shutil.rmtree(self._folder)
+        self[SETTINGS] = settings
 
     def __contains__(self, name: str) -> bool:
-        return name in self._parts
+        return self._file(name).exists()
 
     def __getitem__(self, name: str) -> Any:
-        return self._parts[name]
+        path = self._file(name)
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ExperimentError(f"--resume: {path} cannot be read ({error}); remove it") from error
 
     def __setitem__(self, name: str, part: Any) -> None:
         """Stores a part, a tree of dicts, lists, numbers, strings and arrays; arrays become lists of numbers."""
-        self._parts[name] = json.loads(json.dumps(part, default=_listed))
-        beside = self._path.with_suffix(".new")
-        beside.write_text(json.dumps({"settings": self._settings, "finished": self._parts}) + "\n")
-        beside.replace(self._path)
+        path = self._file(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.new")
+        beside.write_text(json.dumps(part, default=lambda value: np.asarray(value).tolist(), indent=2) + "\n")
+        beside.replace(path)
 
     def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
         """Returns a finished part; computes and stores it if it is missing."""
@@ -52,18 +69,12 @@ class Finished:
             self[name] = compute()
         return self[name]
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            left = json.loads(self._path.read_text())
-            there, parts = left["settings"], left["finished"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ExperimentError(f"--resume: {self._path} cannot be read ({error}); start without it") from error
-        for name in there.keys() | self._settings.keys():
-            if there.get(name) != self._settings.get(name):
-                differ = f"{name} is {there.get(name)} there, {self._settings.get(name)} here"
-                raise ExperimentError(f"--resume: the run in {self._path.parent} has other settings, {differ}")
-        return parts
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
 
-
-def _listed(value: Any) -> Any:
-    return np.asarray(value).tolist()
+    def _require(self, settings: dict[str, Any]) -> None:
+        there = self[SETTINGS]
+        for name in there.keys() | settings.keys():
+            if there.get(name) != settings.get(name):
+                differ = f"{name} is {there.get(name)} there, {settings.get(name)} here"
+                raise ExperimentError(f"--resume: the run in {self._folder.parent} has other settings, {differ}")

@@ -127,11 +127,11 @@ class Folder:
     def metric(self, **values: Any) -> None:
         """Appends one line to `metrics.jsonl`; arrays become lists; NaN and infinity become null."""
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(_plain(values), allow_nan=False) + "\n")
+            file.write(json.dumps(plain(values), allow_nan=False) + "\n")
 
     def data(self, name: str, values: Any) -> None:
         """Writes `name.json`; arrays become lists; NaN and infinity become null."""
-        (self.path / f"{name}.json").write_text(json.dumps(_plain(values), indent=2, allow_nan=False) + "\n")
+        (self.path / f"{name}.json").write_text(json.dumps(plain(values), indent=2, allow_nan=False) + "\n")
 
     def arrays(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes `name.npz`."""
@@ -154,11 +154,12 @@ class Folder:
         return path
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Returns a tree as standard JSON has it: arrays become lists; NaN and infinity become None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -155,7 +155,7 @@ def test_results_of_an_earlier_run_do_not_mix_in(tmp_path, no_picture):
     (tmp_path / "notes.txt").write_text("the user's own")
     assert compare.main(small(tmp_path, "--estimators", "backprop")) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "backprop.npz", "compare.png", "config.json", "finished.json", "metrics.jsonl", "notes.txt",
+        "backprop.npz", "compare.png", "config.json", "finished", "metrics.jsonl", "notes.txt",
     ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.harness.failure import ExperimentError
-from experiments.harness.finished import FILE, Finished
+from experiments.harness.finished import Finished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,17 @@ def test_what_cannot_be_resumed(tmp_path):
     _opened(tmp_path, resume=False)("one", lambda: 1)
     with pytest.raises(ExperimentError, match=r"has other settings, rate is 0\.1 there, 0\.2 here"):
         _opened(tmp_path, rate=0.2)
-    (tmp_path / FILE).write_text("{")
-    with pytest.raises(ExperimentError, match=r"--resume: .*finished\.json cannot be read"):
+    (tmp_path / "finished/one.json").write_text("{")
+    with pytest.raises(ExperimentError, match=r"--resume: .*one\.json cannot be read"):
+        _opened(tmp_path)["one"]
+    (tmp_path / "finished/settings.json").write_text("{")
+    with pytest.raises(ExperimentError, match=r"--resume: .*settings\.json cannot be read"):
         _opened(tmp_path)
+
+
+def test_a_folder_of_the_same_name_that_no_run_made_is_left_alone(tmp_path):
+    (tmp_path / "finished").mkdir()
+    (tmp_path / "finished/notes.txt").write_text("the user's own")
+    _opened(tmp_path, resume=False)("a/b", lambda: 1)
+    assert (tmp_path / "finished/notes.txt").exists()
+    assert (tmp_path / "finished/a/b.json").read_text() == "1\n"
