@@ -1,7 +1,7 @@
-"""The atlas's methods: every estimator, at the settings its documentation advises."""
+"""The atlas's methods: every estimator of the library, at the settings its documentation advises, and every rule."""
 
-import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import optax
@@ -10,6 +10,7 @@ import nl_jax as nl
 from experiments.atlas import lessons as atlas_lessons
 from experiments.atlas.tasks import Task
 from experiments.harness.users_own import factory_at
+from nl_jax import estimators
 from nl_jax.base import GradientEstimator
 
 Make = Callable[[Task, int], GradientEstimator]
@@ -33,18 +34,80 @@ class Method(NamedTuple):
     lesson: Callable[[Task], Task] = lambda task: task
 
 
-def _plain(make: Callable[..., GradientEstimator], family: str, in_time: bool = False, **settings: Any) -> Method:
-    return Method(lambda task, samples: make(task.objective, **settings), family, in_time)
+GRADIENT, NOISE, ONLINE, RULE = "gradient", "noise", "online", "local rule"
+FAMILIES = (GRADIENT, NOISE, "feedback", "lagrangian", "equilibrium", ONLINE, RULE)
+"""Groups of methods in the order of the map; `ONLINE` ones need a loop over time."""
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "reinforce": {"units": nl.units.gaussian(sigma=0.1)},
+    "difference_target_propagation": {"optimizer": optax.sgd(0.1)},
+    "predictive_coding": {"num_steps": 50},
+    "error_predictive_coding": {"num_steps": 10},
+    "primal_dual": {"num_steps": 50},
+    "extragradient": {"num_steps": 50},
+    "augmented_lagrangian": {"num_outer": 5, "num_inner": 10},
+    "admm": {"num_steps": 10},
+    "equilibrium_propagation": {"feedback_strength": 0.1},
+    "truncated_backprop": {"window": 5},
+    "snap": {"order": 1},
+    "three_factor": {"sigma": 0.1},
+}
+"""Settings by estimator; the others are made with their defaults."""
+
+VARIANTS: dict[str, tuple[Callable[..., GradientEstimator], dict[str, Any]]] = {
+    "weight_perturbation_rank_one": (nl.weight_perturbation, {"directions": nl.directions.rank_one()}),
+    "node_perturbation_orthogonal": (nl.node_perturbation, {"directions": nl.directions.orthogonal()}),
+    "forward_gradient_nodes": (nl.forward_gradient, {"space": nl.spaces.nodes}),
+    "sign_symmetric": (nl.feedback_alignment, {"feedback": nl.feedback.sign_symmetric()}),
+    "kolen_pollack": (nl.feedback_alignment, {"feedback": nl.feedback.kolen_pollack(optax.sgd(0.1))}),
+    "weight_mirror": (nl.feedback_alignment, {"feedback": nl.feedback.weight_mirror(optax.sgd(0.1))}),
+}
+"""Estimators of the library at other settings, under names of their own."""
 
 
-def _of_example(make: Callable[..., GradientEstimator], family: str, **settings: Any) -> Method:
-    """Returns a method that is shown a batch's shapes: the weights of convolutional tasks do not tell them."""
-    return Method(lambda task, samples: make(task.objective, task.example, **settings), family)
+def family(factory: Callable[..., Any]) -> str:
+    """Returns an estimator's family: its folder in `nl_jax/estimators`; "gradient" for those that lie in none."""
+    folder, *file = factory.__module__.removeprefix(f"{estimators.__name__}.").split(".")
+    return folder if file else GRADIENT
 
 
-def _sampled(make: Callable[..., GradientEstimator], family: str, in_time: bool = False, **settings: Any) -> Method:
-    make = functools.partial(make, **settings)
-    return Method(lambda task, samples: make(task.objective, num_samples=samples), family, in_time)
+def of_library() -> dict[str, Callable[..., GradientEstimator]]:
+    """Returns the library's estimators by name: its public factories whose first argument is an objective.
+
+    Factories that need more than `SETTINGS` gives them are left out: they combine other estimators.
+    """
+    found = {}
+    for name in nl.__all__:
+        factory = getattr(nl, name)
+        if not inspect.isfunction(factory) or not factory.__module__.startswith(f"{estimators.__name__}."):
+            continue
+        signature = inspect.signature(factory)
+        if signature.return_annotation is not GradientEstimator:
+            continue
+        first, *others = signature.parameters.values()
+        needed = {of.name for of in others if of.default is of.empty} - SETTINGS.get(name, {}).keys() - {_SAMPLES}
+        if first.name == "objective" and not needed:
+            found[name] = factory
+    return found
+
+
+def method(factory: Callable[..., GradientEstimator], settings: Mapping[str, Any], family: str) -> Method:
+    """Returns the method of an estimator's factory.
+
+    A factory that takes `num_samples` is told how many directions to draw; one that takes `example` is shown a batch,
+    because the weights of a convolution do not tell the shapes of its layers.
+    """
+    takes = inspect.signature(factory).parameters
+
+    def make(task: Task, samples: int) -> GradientEstimator:
+        told: dict[str, Any] = {_SAMPLES: samples} if _SAMPLES in takes else {}
+        shown: dict[str, Any] = {"example": task.example} if "example" in takes else {}
+        return factory(task.objective, **told, **shown, **settings)
+
+    return Method(make, family, family == ONLINE)
+
+
+_SAMPLES = "num_samples"
 
 
 def _rule(hidden: Callable[[], nl.rules.Rule] | None) -> Method:
@@ -64,59 +127,17 @@ def _forward_forward(task: Task, samples: int) -> GradientEstimator:
     return nl.augment_batches(nl.backprop(task.objective), nl.objectives.contrast(task.widths[-1]))
 
 
-GRADIENT, NOISE, FEEDBACK = "gradient", "noise", "feedback"
-CONSTRAINED, EQUILIBRIUM, ONLINE = "constrained", "equilibrium", "online"
-RULE = "local rule"
-
-METHODS: dict[str, Method] = {
-    "backprop": _plain(nl.backprop, GRADIENT),
-    "backprop_recursion": _plain(nl.backprop_recursion, GRADIENT),
-    "lagrangian_backprop": _plain(nl.lagrangian_backprop, GRADIENT),
+OF_THEIR_OWN: dict[str, Method] = {
     "local_losses": Method(
         lambda task, samples: nl.backprop(task.objective), GRADIENT, lesson=atlas_lessons.local_losses
     ),
-    "weight_perturbation": _sampled(nl.weight_perturbation, NOISE),
-    "weight_perturbation_rank_one": _sampled(nl.weight_perturbation, NOISE, directions=nl.directions.rank_one()),
-    "subspace_perturbation": _sampled(nl.subspace_perturbation, NOISE),
-    "node_perturbation": _sampled(nl.node_perturbation, NOISE),
-    "node_perturbation_orthogonal": _sampled(nl.node_perturbation, NOISE, directions=nl.directions.orthogonal()),
     "iterative_node_perturbation": Method(
         lambda task, samples: nl.iterative_node_perturbation(task.objective, num_samples=max(1, samples // 4)),
         NOISE,
     ),
-    "activity_node_perturbation": _sampled(nl.activity_node_perturbation, NOISE),
-    "forward_gradient_weights": _sampled(nl.forward_gradient, NOISE, space=nl.spaces.weights),
-    "forward_gradient_nodes": _sampled(nl.forward_gradient, NOISE, space=nl.spaces.nodes),
-    "reinforce": _sampled(nl.reinforce, NOISE, units=nl.units.gaussian(sigma=0.1)),
-    "evolution_strategy": _sampled(nl.evolution_strategy, NOISE),
     "fzoo": Method(
         lambda task, samples: nl.normalised(nl.weight_perturbation(task.objective, num_samples=samples)), NOISE
     ),
-    "feedback_alignment": _plain(nl.feedback_alignment, FEEDBACK),
-    "sign_symmetric": _plain(nl.feedback_alignment, FEEDBACK, feedback=nl.feedback.sign_symmetric()),
-    "kolen_pollack": _plain(nl.feedback_alignment, FEEDBACK, feedback=nl.feedback.kolen_pollack(optax.sgd(0.1))),
-    "weight_mirror": _plain(nl.feedback_alignment, FEEDBACK, feedback=nl.feedback.weight_mirror(optax.sgd(0.1))),
-    "direct_feedback_alignment": _plain(nl.direct_feedback_alignment, FEEDBACK),
-    "target_propagation": _of_example(nl.difference_target_propagation, FEEDBACK, optimizer=optax.sgd(0.1)),
-    "predictive_coding": _plain(nl.predictive_coding, CONSTRAINED, num_steps=50),
-    "error_predictive_coding": _plain(nl.error_predictive_coding, CONSTRAINED, num_steps=10),
-    "fixed_prediction": _plain(nl.fixed_prediction, CONSTRAINED),
-    "zero_divergence": _plain(nl.zero_divergence, CONSTRAINED),
-    "auxiliary_coordinates": _plain(nl.auxiliary_coordinates, CONSTRAINED),
-    "primal_dual": _plain(nl.primal_dual, CONSTRAINED, num_steps=50),
-    "extragradient": _plain(nl.extragradient, CONSTRAINED, num_steps=50),
-    "augmented_lagrangian": _plain(nl.augmented_lagrangian, CONSTRAINED, num_outer=5, num_inner=10),
-    "admm": _plain(nl.admm, CONSTRAINED, num_steps=10),
-    "equilibrium_propagation": _plain(nl.equilibrium_propagation, EQUILIBRIUM, feedback_strength=0.1),
-    "contrastive_hebbian": _plain(nl.contrastive_hebbian, EQUILIBRIUM),
-    "dual_propagation": _plain(nl.dual_propagation, EQUILIBRIUM),
-    "truncated_backprop": _plain(nl.truncated_backprop, ONLINE, True, window=5),
-    "rtrl": _plain(nl.rtrl, ONLINE, True),
-    "snap": _plain(nl.snap, ONLINE, True, order=1),
-    "uoro": _sampled(nl.uoro, ONLINE, True),
-    "e_prop": _plain(nl.e_prop, ONLINE, True),
-    "rflo": _plain(nl.rflo, ONLINE, True),
-    "three_factor": _sampled(nl.three_factor, ONLINE, True, sigma=0.1),
     "forward_forward": Method(_forward_forward, RULE, lesson=atlas_lessons.forward_forward),
     "delta": _rule(None),
     "hebb": _rule(nl.rules.hebb),
@@ -129,6 +150,16 @@ METHODS: dict[str, Method] = {
     "spherical": _rule(nl.rules.spherical),
     "soft_hebb": _rule(nl.rules.soft_hebb),
 }
+"""Methods with an objective, or a number of directions, of their own; and local rules."""
+
+_ALL = {
+    **{name: method(factory, SETTINGS.get(name, {}), family(factory)) for name, factory in of_library().items()},
+    **{name: method(factory, settings, family(factory)) for name, (factory, settings) in VARIANTS.items()},
+    **OF_THEIR_OWN,
+}
+
+METHODS = dict(sorted(_ALL.items(), key=lambda item: FAMILIES.index(item[1].family)))
+"""All methods by name, family by family."""
 
 
 def of_user(place: str) -> Method:
@@ -137,4 +168,4 @@ def of_user(place: str) -> Method:
     Raises:
       ExperimentError: if the factory cannot be found.
     """
-    return _plain(factory_at("--estimator", place), "yours")
+    return method(factory_at("--estimator", place), {}, "yours")

@@ -196,27 +196,33 @@ def test_what_an_update_may_see():
 
 
 def test_every_estimator_is_a_method():
-    """But those that only compose others, and the rules that need a program of their own."""
-    left_out = {
-        "average",
-        "mix",
-        "partition",
-        "batch_sum",
-        "by_block",
-        "augment_batches",
-        "at_equilibrium",
-        "local_learning",
-    }
+    """But those that only combine others; a new one becomes a method by being exported."""
+    combining = {"average", "mix", "partition", "batch_sum", "by_block", "augment_batches", "normalised"}
     made = set()
-    for module in ("estimators", "rules"):
-        for path in (Path(nl.__file__).parent / module).rglob("*.py"):
-            for node in ast.parse(path.read_text()).body:
-                returns = node.returns if isinstance(node, ast.FunctionDef) else None
-                if returns is not None and ast.unparse(returns) == "GradientEstimator" and node.name in nl.__all__:
-                    made.add(node.name)
+    for path in (Path(nl.__file__).parent / "estimators").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            returns = node.returns if isinstance(node, ast.FunctionDef) else None
+            if returns is not None and ast.unparse(returns) == "GradientEstimator" and node.name in nl.__all__:
+                made.add(node.name)
     assert len(made) > 30
-    source = Path(atlas_methods.__file__).read_text()
-    assert {name for name in made - left_out if f"nl.{name}" not in source} == {"decorrelation"}  # teaches R alone
+    assert made - combining == set(atlas_methods.of_library()) == made & set(METHODS)
+    assert {METHODS[name].family for name in made & set(METHODS)} == {*atlas_methods.FAMILIES} - {atlas_methods.RULE}
+
+
+def test_a_method_is_told_what_its_factory_takes():
+    told = {}
+
+    def factory(objective, num_samples, example=None, *, rate=0):
+        told.update(objective=objective, num_samples=num_samples, example=example, rate=rate)
+        return nl.backprop(objective)
+
+    task = small_task()
+    own = atlas_methods.method(factory, {"rate": 2}, "noise")
+    assert isinstance(own.make(task, 7), nl.GradientEstimator)
+    assert (told["objective"], told["num_samples"], told["rate"]) == (task.objective, 7, 2)
+    assert told["example"][0].shape == (20, 4)
+    assert not own.in_time
+    assert atlas_methods.method(factory, {}, atlas_methods.ONLINE).in_time
 
 
 def test_every_rule_of_an_ordinary_layer_is_a_method():
