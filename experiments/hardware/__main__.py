@@ -144,7 +144,7 @@ def _estimator(way: str, made: Circuit, samples: int) -> nl.GradientEstimator:
         del key  # the circuit makes its own noise
         return hardware(params, batch, propagate=propagate)
 
-    return nl.activity_node_perturbation(hardware, noisy=noisy, num_samples=samples)
+    return nl.activity_node_perturbation(hardware, noisy=noisy, num_samples=samples, reference="mean")
 
 
 def table(found: Mapping[str, Mapping[str, Any]], behind: Mapping[str, np.ndarray]) -> str:

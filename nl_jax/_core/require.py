@@ -71,7 +71,7 @@ def nonzero_number(name: str, value: Any) -> float:
     return float(value)
 
 
-def require_optimizer(optimizer: optax.GradientTransformation) -> None:
+def gradient_transformation(optimizer: optax.GradientTransformation) -> None:
     """Raises ValueError unless `optimizer` is an optax optimizer."""
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(f"optimizer must be an optax optimizer such as optax.sgd(0.1), got {optimizer!r}")

@@ -84,6 +84,24 @@ def test_noise_of_the_device_is_enough_to_learn_by():
     assert deviations(2 * exact) > 6  # the wrong twin
 
 
+@pytest.mark.parametrize("reference", ["clean", "mean"])
+def test_every_sample_is_a_pass_of_its_own(reference):
+    """Though the device ignores the key: it is run K + 1 times, and its noise is averaged over K passes."""
+    rng, passes = np.random.default_rng(3), []
+
+    def circuit(params, x):
+        passes.append(rng.standard_normal((len(x), 2), np.float32))
+        return x @ params["weight"] + 1e-2 * passes[-1]
+
+    objective = program(nl.device(circuit, like=ideal))
+    noisy = lambda key, params, batch, propagate: objective(params, batch, propagate=propagate)
+    estimator = nl.activity_node_perturbation(objective, noisy=noisy, num_samples=4, reference=reference)
+    credit = jax.jit(lambda: estimator.estimate(KEY, (), PARAMS, BATCH))
+    jax.block_until_ready(credit())
+    assert len(passes) == 5
+    assert not any(np.array_equal(passes[0], other) for other in passes[1:])
+
+
 def test_what_a_device_may_not_return_or_be():
     with pytest.raises(ValueError, match="run must be a function"):
         nl.device(3)

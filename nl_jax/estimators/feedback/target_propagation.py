@@ -8,7 +8,7 @@ import optax
 from jax.nn import initializers
 
 from nl_jax._core.drawing import continuous, drawn, normal_like, own_key
-from nl_jax._core.require import layered, positive_number, require_optimizer, takes, typed_key
+from nl_jax._core.require import gradient_transformation, layered, positive_number, takes, typed_key
 from nl_jax.base import (
     ActivationFn,
     Array,
@@ -112,7 +112,7 @@ def difference_target_propagation(
     layered("difference_target_propagation", objective)
     positive_number("eta", eta)
     positive_number("sigma", sigma)
-    require_optimizer(optimizer)
+    gradient_transformation(optimizer)
     takes("activation", activation, 1, "hand in jnp.tanh, lambda nu: nu or nl.activations.tanh()")
     report = stationarity(objective)
 

@@ -14,7 +14,7 @@ import optax
 from jax.nn import initializers
 
 from nl_jax._core.drawing import continuous, drawn, normal_like, own_key
-from nl_jax._core.require import require_optimizer, typed_key
+from nl_jax._core.require import gradient_transformation, typed_key
 from nl_jax.base import Array, EstimatorInitFn, Initializer, Key, Params, State
 from nl_jax.estimators.feedback.feedback_path import Find, Seen
 
@@ -100,7 +100,7 @@ def kolen_pollack(
     Raises:
       ValueError: if `optimizer` is not one of optax's.
     """
-    require_optimizer(optimizer)
+    gradient_transformation(optimizer)
 
     def update(key: Key, state: State, params: Params, grads: Params, look: Look) -> State:
         del key, params, look
@@ -130,7 +130,7 @@ def weight_mirror(
     Raises:
       ValueError: if `optimizer` is not one of optax's.
     """
-    require_optimizer(optimizer)
+    gradient_transformation(optimizer)
 
     def agreement(layer: Seen, key: Key) -> Array | None:
         """Computes ⟨B ξ, y⟩ of one layer, averaged over examples and positions."""

@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from nl_jax._core.require import layered, positive_count, positive_integer, positive_number, require_optimizer
+from nl_jax._core.require import gradient_transformation, layered, positive_count, positive_integer, positive_number
 from nl_jax.base import Array, Axons, Batch, GradientEstimator, Objective, Params
 from nl_jax.estimators.lagrangian import initial_activity
 from nl_jax.estimators.lagrangian.lagrangian import gradients
@@ -49,7 +49,7 @@ def augmented_lagrangian(
     layered("augmented_lagrangian", objective)
     penalty = positive_number("penalty", penalty)
     inner = optax.sgd(0.05 / penalty, momentum=0.9, nesterov=True) if optimizer is None else optimizer
-    require_optimizer(inner)
+    gradient_transformation(inner)
     positive_integer("num_inner", num_inner)
     positive_count("num_outer", num_outer)
     return saddle_point(

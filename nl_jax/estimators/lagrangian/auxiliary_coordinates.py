@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax._core.failures import ever, raise_if_known
-from nl_jax._core.require import layered, positive_number, require_optimizer
+from nl_jax._core.require import gradient_transformation, layered, positive_number
 from nl_jax.base import Array, Axons, Batch, Failure, GradientEstimator, Objective, Params
 from nl_jax.estimators.lagrangian.freedom import free_axons
 from nl_jax.estimators.lagrangian.penalty import infer, learning_point
@@ -73,7 +73,7 @@ def auxiliary_coordinates(
     schedule = [positive_number("each of penalties", penalty) for penalty in penalties]
     if any(lower >= higher for lower, higher in itertools.pairwise(schedule)):
         raise ValueError(f"penalties must rise from each to the next, got {penalties!r}: sort them")
-    require_optimizer(optimizer)
+    gradient_transformation(optimizer)
     relaxation = Relaxation(num_steps, tolerance).checked()
 
     def solve(params: Params, batch: Batch) -> Point:

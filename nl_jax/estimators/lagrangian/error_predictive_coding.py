@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax._core.require import layered, per_example, positive_hyperparameter, require_optimizer
+from nl_jax._core.require import gradient_transformation, layered, per_example, positive_hyperparameter
 from nl_jax.base import Array, Axons, Batch, GradientEstimator, Objective, Params
 from nl_jax.estimators.lagrangian.freedom import Freedom, free_axons
 from nl_jax.estimators.lagrangian.lagrangian import inner
@@ -70,7 +70,7 @@ def error_predictive_coding(
     """
     layered("error_predictive_coding", objective)
     positive_hyperparameter("penalty", penalty)
-    require_optimizer(optimizer)
+    gradient_transformation(optimizer)
     relaxation = Relaxation(num_steps, tolerance).checked()
 
     def solve(params: Params, batch: Batch) -> Point:

@@ -2,7 +2,7 @@
 
 import optax
 
-from nl_jax._core.require import layered, positive_hyperparameter, require_optimizer, takes
+from nl_jax._core.require import gradient_transformation, layered, positive_hyperparameter, takes
 from nl_jax.base import Array, Batch, GradientEstimator, Objective, Params
 from nl_jax.estimators.lagrangian import initial_activity
 from nl_jax.estimators.lagrangian.freedom import free_axons
@@ -68,7 +68,7 @@ def predictive_coding(
     """
     layered("predictive_coding", objective)
     positive_hyperparameter("penalty", penalty)
-    require_optimizer(optimizer)
+    gradient_transformation(optimizer)
     relaxation = Relaxation(num_steps, tolerance).checked()
     takes("start", start, 1, "choose nl.initial_activity.feedforward or nl.initial_activity.zeros")
 

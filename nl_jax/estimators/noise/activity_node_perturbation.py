@@ -1,7 +1,7 @@
 """Node perturbation by measured changes of activity (Dalm et al. 2023)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,9 @@ _GAUSSIAN = gaussian()
 NoisyProgram = Callable[..., Array]
 """`noisy(key, params, batch, propagate=feedforward) -> losses`, [batch]."""
 
+Reference = Literal["clean", "mean"]
+"""What noisy passes are compared with: a clean pass, or their own mean."""
+
 
 def activity_node_perturbation(
     objective: Objective,
@@ -39,6 +42,7 @@ def activity_node_perturbation(
     num_samples: int = 1,
     directions: Sampler = _GAUSSIAN,
     noisy: NoisyProgram | None = None,
+    reference: Reference = "clean",
     chunk: int | None = None,
 ) -> GradientEstimator:
     """Estimates credit from the measured change of all pre-activations between a noisy and a clean pass.
@@ -64,19 +68,24 @@ def activity_node_perturbation(
       directions: sampler of the injected noise, from `nl.directions`.
       noisy: `noisy(key, params, batch, propagate) -> losses`, a program of the same layers with its own noise, used
         instead of the injected noise. It may be a model of a noisy device, or the device itself, which may ignore the
-        key. Only noise in connections is measured as a layer's own; noise in an activation is seen only by the layers
-        above. If the clean pass is noisy as well, pass a noisy `objective`: Δν is then the difference of two noisy
-        passes.
-      chunk: passes evaluated at once; by default chosen for the backend. The result does not depend on it.
+        key: its passes run one after another. Only noise in connections is measured as a layer's own; noise in an
+        activation is seen only by the layers above.
+      reference: "clean" compares each noisy pass with the pass of `objective`. "mean" compares it with the mean of
+        the noisy passes, for a device that has no clean pass: the noise of a reference that is itself noisy would be
+        common to all changes, and more samples would not average it out. Its Δν has the same direction statistics, so
+        the expected estimate for a linear network is the same. Needs two samples, and stores the activity of all of
+        them.
+      chunk: passes evaluated at once, without `noisy`; by default chosen for the backend. The result does not depend
+        on it.
 
     Returns:
       An estimator without state: K + 2 evaluations (one clean pass, K noisy ones, a local gradient). An example whose
       activity does not change contributes nothing. In a loop, the pre-activations of all steps are stored.
 
     Raises:
-      ValueError: if a setting is out of range, the objective takes no `propagate`, or `sigma` or `directions` are given
-        together with `noisy`; when run, if a layer's first axis is not the batch, noise reaches a layer that mixes
-        examples, or the layers of `noisy` differ from the objective's.
+      ValueError: if a setting is out of range, the objective takes no `propagate`, `sigma`, `directions` or `chunk` is
+        given together with `noisy`, or `reference` is "mean" with one sample; when run, if a layer's first axis is not
+        the batch, noise reaches a layer that mixes examples, or the layers of `noisy` differ from the objective's.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([2, 1], activation=nl.activations.tanh(), weight_init=jax.nn.initializers.ones)
@@ -98,6 +107,12 @@ def activity_node_perturbation(
         layered("noisy of activity_node_perturbation", noisy)
         if sigma is not None or directions is not _GAUSSIAN:
             raise ValueError("sigma and directions must be left out with noisy, a program with noise of its own")
+        if chunk is not None:
+            raise ValueError("chunk must be left out with noisy, whose passes run one after another")
+    if reference not in get_args(Reference):
+        raise ValueError(f"reference must be one of {', '.join(map(repr, get_args(Reference)))}; got {reference!r}")
+    if reference == "mean" and num_samples < 2:
+        raise ValueError("num_samples must be at least 2 with reference='mean': the mean of one pass is that pass")
 
     def judged(key: Key, params: Params, batch: Batch) -> tuple[Local, dict[str, Array]]:
         """Returns the clean run, and δ by layer, averaged over samples."""
@@ -111,7 +126,8 @@ def activity_node_perturbation(
         units = sum(nu.size for nu in nodes.values()) // examples
         draw = _injected(nodes, directions, sigma, units, Noise(directions, key, num_samples))
 
-        def sample(index: Array) -> dict[str, Array]:
+        def measured(index: Array) -> tuple[Array, dict[str, Array]]:
+            """Returns the losses and the pre-activations of one noisy pass."""
             if noisy is None:
                 noisy_losses, found = _measured(objective, nodes)(params, batch, draw(index))
             else:
@@ -119,15 +135,29 @@ def activity_node_perturbation(
                 program = lambda params, batch, propagate: noisy(own, params, batch, propagate=propagate)
                 noisy_losses, found = _measured(program, nodes)(params, batch)
                 _require_same(found, nodes)
-            change = {name: _wide(found[name]) - _wide(nu) for name, nu in nodes.items()}
-            return credit_of(_wide(per_example(noisy_losses)) - _wide(losses), change, units)
+            return _wide(per_example(noisy_losses)), jax.tree.map(_wide, found)
 
-        def partial_sum(indices: Array) -> State:
-            return jax.tree.map(lambda delta: jnp.sum(delta, axis=0), stacked(sample)(indices))
+        # vmap would run a device that ignores its key once for all samples.
+        usual = default_chunk(num_samples, Footprint(occupied(nodes), weights_of_its_own=False))
+        at_once = 1 if noisy is not None else chunk or usual
+        indices = alone(num_samples).indices
 
-        one = Footprint(occupied(nodes), weights_of_its_own=False)
-        at_once = chunk or default_chunk(num_samples, one)
-        total = sum_over_samples(partial_sum, alone(num_samples).indices, at_once)
+        def total_around(centre: tuple[Array, dict[str, Array]], of: Callable[[Array], Any]) -> State:
+            """Sums the credit of passes `of(index)`, each seen from `centre`."""
+
+            def sample(index: Array) -> dict[str, Array]:
+                loss_change, change = jax.tree.map(jnp.subtract, of(index), centre)
+                return credit_of(loss_change, change, units)
+
+            sums = lambda some: jax.tree.map(lambda delta: jnp.sum(delta, axis=0), stacked(sample)(some))
+            return sum_over_samples(sums, indices, at_once)
+
+        if reference == "clean":
+            total = total_around(jax.tree.map(_wide, (losses, nodes)), measured)
+        else:
+            passes = jax.lax.map(measured, indices, batch_size=None if at_once == 1 else at_once)
+            mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), passes)
+            total = total_around(mean, lambda index: jax.tree.map(lambda x: x[index], passes))
         return clean, jax.tree.map(lambda delta, nu: (delta / num_samples).astype(nu.dtype), total, nodes)
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:

@@ -16,39 +16,80 @@ from tests.estimators.noise.test_unbiased import estimates, exact
 KEY = jax.random.key(1)
 
 
-def drawn(sigma, sampler, key=KEY):
-    """γ of the chain's layers in the first sample, [batch, units]."""
+def drawn(sigma, sampler, key=KEY, index=0):
+    """γ of the chain's layers in one sample, [batch, units]."""
     template = {"hidden1": jax.ShapeDtypeStruct((5,), float), "output": jax.ShapeDtypeStruct((3,), float)}
-    draws = jax.jit(jax.vmap(lambda n: sampler(jax.random.fold_in(key, n), 0, template)))(np.arange(6))
+    draws = jax.jit(jax.vmap(lambda n: sampler(jax.random.fold_in(key, n), index, template)))(np.arange(6))
     return jax.tree.map(lambda xi: sigma * np.asarray(xi), draws)
 
 
 @pytest.mark.slow
-def test_update_of_the_paper_to_the_letter(x64):
-    """δ^l = N (Ẽ − E) Δν^l/‖Δν‖², Δν of two forward passes written out by hand, N = 5 + 3."""
+@pytest.mark.parametrize("reference", ["clean", "mean"])
+def test_update_to_the_letter(reference, x64):
+    """δ^l = N ⟨(Ẽ − E) Δν^l/‖Δν‖²⟩ of three passes by hand, N = 5 + 3; Δ from a clean pass or from their mean."""
     problem, sigma = problems.chain(), 0.3
     params, x = jax.tree.map(np.asarray, (problem.params, problem.batch[0]))
-    gamma = drawn(sigma, nl.directions.gaussian())
+    gammas = [drawn(sigma, nl.directions.gaussian(), index=index) for index in range(3)]
     affine = lambda p, x: x @ p["weight"] + p["bias"][None, :]
 
     def by_hand(noise):
         low = affine(params["hidden1"], x) + noise["hidden1"]
         return np.concatenate([low, affine(params["output"], np.tanh(low)) + noise["output"]], axis=1)
 
-    estimator = nl.activity_node_perturbation(problem.objective, sigma=sigma)
+    estimator = nl.activity_node_perturbation(problem.objective, sigma=sigma, num_samples=3, reference=reference)
 
     @jax.jit
     def run(params, batch):
-        losses = inject(problem.objective)(params, batch, gamma), problem.objective(params, batch)
-        return losses, estimator.estimate(KEY, (), params, batch)
+        noisy = jnp.stack([inject(problem.objective)(params, batch, gamma) for gamma in gammas])
+        return noisy, problem.objective(params, batch), estimator.estimate(KEY, (), params, batch)
 
-    (noisy, clean), (grads, _, info) = jax.tree.map(np.asarray, run(problem.params, problem.batch))
-    change = by_hand(gamma) - by_hand(jax.tree.map(np.zeros_like, gamma))
-    delta = 8 * (noisy - clean)[:, None] * change / np.sum(change**2, axis=1, keepdims=True)
-    np.testing.assert_allclose(grads["hidden1"]["weight"], x.T @ delta[:, :5] / 6, rtol=1e-10)
+    noisy, clean, (grads, _, info) = jax.tree.map(np.asarray, run(problem.params, problem.batch))
+    passes = np.stack([by_hand(gamma) for gamma in gammas])
+    if reference == "clean":
+        change, difference = passes - by_hand(jax.tree.map(np.zeros_like, gammas[0]))[None], noisy - clean[None]
+    else:
+        change, difference = passes - passes.mean(axis=0)[None], noisy - noisy.mean(axis=0)[None]
+    delta = np.mean(8 * difference[..., None] * change / np.sum(change**2, axis=-1, keepdims=True), axis=0)
+    np.testing.assert_allclose(grads["hidden1"]["weight"], x.T @ delta[:, :5] / 6, rtol=1e-9)
     hidden = np.tanh(affine(params["hidden1"], x))
-    np.testing.assert_allclose(grads["output"]["weight"], hidden.T @ delta[:, 5:] / 6, rtol=1e-10)
+    np.testing.assert_allclose(grads["output"]["weight"], hidden.T @ delta[:, 5:] / 6, rtol=1e-9)
     np.testing.assert_allclose(info.loss, clean.mean(), rtol=1e-12)
+    assert info.evaluations == 5
+
+
+@pytest.mark.slow
+def test_the_mean_is_a_reference_where_no_pass_is_clean(x64):
+    """A disturbed clean pass biases the estimate by its own noise, however many samples; the mean of passes does not.
+
+    One layer, for which the true credit is known; the disturbance of the clean pass is as large as that of the others.
+    """
+    problem, sigma = problems.one_layer(), 1e-5
+    disturbance = sigma * np.random.default_rng(0).normal(size=(5, 3))
+
+    def disturbed(params, batch, propagate=feedforward):
+        def connection(p, x):
+            return x @ p["weight"] + p["bias"][None, :] + disturbance
+
+        out = propagate("output", connection, jax.nn.sigmoid, params["output"], batch[0])
+        return nl.losses.half_squared_error(out, batch[1])
+
+    def noisy(key, params, batch, propagate=feedforward):
+        gamma = sigma * jax.random.normal(key, (5, 3))
+
+        def connection(p, x):
+            return x @ p["weight"] + p["bias"][None, :] + gamma
+
+        out = propagate("output", connection, jax.nn.sigmoid, params["output"], batch[0])
+        return nl.losses.half_squared_error(out, batch[1])
+
+    g = exact(problem.objective, problem.params, problem.batch)
+    made = {
+        reference: nl.activity_node_perturbation(disturbed, noisy=noisy, num_samples=8, reference=reference)
+        for reference in ("mean", "clean")
+    }
+    found = {name: estimates(estimator, problem.params, problem.batch) for name, estimator in made.items()}
+    assert largest_deviation(found["mean"], g) < 5
+    assert largest_deviation(found["clean"], g) > 5
 
 
 def test_one_layer_is_estimated_without_bias(x64):
@@ -133,7 +174,7 @@ def test_a_device_s_noise_is_averaged_over_samples(x64):
         out = propagate("output", connection, jax.nn.sigmoid, params["output"], batch[0])
         return nl.losses.half_squared_error(out, batch[1])
 
-    estimator = nl.activity_node_perturbation(problem.objective, noisy=noisy, num_samples=8, chunk=1)
+    estimator = nl.activity_node_perturbation(problem.objective, noisy=noisy, num_samples=8)
     estimate = jax.jit(estimator.estimate)
     found = np.stack(
         [
@@ -187,8 +228,11 @@ def test_loops_are_measured_step_by_step(x64):
             {"noisy": lambda key, params, batch, propagate: batch, "sigma": 0.1},
             "sigma and directions must be left out with noisy",
         ),
+        ({"noisy": lambda key, params, batch, propagate: batch, "chunk": 2}, "chunk must be left out with noisy"),
+        ({"reference": "first"}, "reference must be one of 'clean', 'mean'; got 'first'"),
+        ({"reference": "mean"}, "num_samples must be at least 2 with reference='mean'"),
     ],
-    ids=["samples", "sigma", "chunk", "directions", "noisy", "both"],
+    ids=["samples", "sigma", "chunk", "directions", "noisy", "both", "chunks", "reference", "one"],
 )
 def test_bad_settings_are_errors_at_construction(settings, message):
     with pytest.raises(ValueError, match=message):
