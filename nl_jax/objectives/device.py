@@ -27,7 +27,9 @@ def device(run: Callable[..., Any], like: Callable[..., Any] | None = None) -> C
 
     Args:
       run: `run(*arrays) -> arrays`, called with NumPy arrays (trees of them) and never traced. It may keep a state and
-        return different results for the same arguments. The order of calls from compiled code is undefined.
+        return different results for the same arguments. The order of calls from compiled code is undefined. In a
+        callback, the threads of NumPy's matrix products compete with those of XLA: one thread
+        (`threadpoolctl.threadpool_limits(1)`) was 8 times faster in `experiments.hardware`.
       like: a JAX function of the same arguments, whose result has the shapes and dtypes of that of `run`: an ideal
         model. By default the result is one float32 loss for each example of the last argument.
 

@@ -76,7 +76,7 @@ def test_falling_behind_is_an_error(few_images, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [(["--seeds", "1"], "--seeds at least 2"), (["--samples", "0"], "at least 1")]
+    ("settings", "words"), [(["--seeds", "1"], "--seeds and --samples at least 2"), (["--hidden", "0"], "at least 1")]
 )
 def test_settings_that_will_not_do(settings, words, tmp_path, capsys):
     assert hardware.main([*settings, "--out", str(tmp_path)]) == 1
