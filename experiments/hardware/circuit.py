@@ -41,18 +41,29 @@ class Crossbar:
         self._faults, self._random = faults, np.random.default_rng(seed)
         self._made = 1 + faults.mismatch * self._random.standard_normal(shape, np.float32)
         self._wandered = np.zeros(shape, np.float32)
+        self._conducting = self._made
+        self._asked = np.full(shape, np.nan, np.float32)  # the weights written last; nothing is written yet
         self.passes = 0
 
     def __call__(self, params: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-        faults, levels = self._faults, 2 ** (self._faults.bits - 1) - 1
-        written = np.clip(np.rint(params["weight"] * levels), -levels, levels) / levels
-        if self.passes % _WANDERS == 0:
-            keep = np.exp(-_WANDERS / 1000)
-            step = faults.drift * np.sqrt(1 - keep**2) * self._random.standard_normal(self._made.shape, np.float32)
-            self._wandered = keep * self._wandered + step
+        wanders = self.passes % _WANDERS == 0
         self.passes += 1
-        ideal = x @ ((self._made + self._wandered) * written) + params["bias"]
-        return ideal + faults.noise * self._random.standard_normal(ideal.shape, np.float32)
+        if wanders:
+            self._wander()
+        if wanders or not np.array_equal(params["weight"], self._asked):  # weights are written when they change
+            self._conducting = (self._made + self._wandered) * self._quantised(params["weight"])
+            self._asked = params["weight"].copy()
+        ideal = x @ self._conducting + params["bias"]
+        return ideal + self._faults.noise * self._random.standard_normal(ideal.shape, np.float32)
+
+    def _quantised(self, weight: np.ndarray) -> np.ndarray:
+        levels = 2 ** (self._faults.bits - 1) - 1
+        return np.clip(np.rint(weight * levels), -levels, levels) / levels
+
+    def _wander(self) -> None:
+        keep = np.exp(-_WANDERS / 1000)
+        step = self._random.standard_normal(self._made.shape, np.float32)
+        self._wandered = keep * self._wandered + self._faults.drift * np.sqrt(1 - keep**2) * step
 
 
 _WANDERS = 10
