@@ -77,9 +77,8 @@ def estimates(devices: int) -> dict[str, Any]:
 
     nodes = functools.partial(nl.node_perturbation, objective, num_samples=8)
     forward = functools.partial(nl.forward_gradient, objective, num_samples=8, space=nl.spaces.nodes)
-    for samples in (8, 16):
-        case(f"weights, rademacher, scalars, K = {samples}", Weights("rademacher", False, samples))
-        case(f"weights, rademacher, sum, K = {samples}", Weights("rademacher", True, samples))
+    case("weights, rademacher, scalars, K = 8", Weights("rademacher", False))
+    case("weights, rademacher, sum, K = 16", Weights("rademacher", True, 16))
     case("weights, rank one, sum, K = 8", Weights("rank_one", True))
     case("weights, rademacher, by default, K = 8", Weights("rademacher", None))
     case("weights, rank one, by default, K = 8", Weights("rank_one", None))
@@ -91,9 +90,8 @@ def estimates(devices: int) -> dict[str, Any]:
     case("within set_mesh", Weights("rademacher", True), within="set_mesh")
     case("within shard_map", Weights("rademacher", True), within="shard_map")
     if devices % 2 == 0:
-        for kind in (AxisType.Auto, AxisType.Explicit):
-            case(f"two axes, weights, {kind.name}", Weights("rademacher", True), kind, 2)
-            case(f"two axes, nodes, {kind.name}", nodes, kind, 2)
+        case("two axes, weights", Weights("rademacher", True), AxisType.Explicit, 2)
+        case("two axes, nodes", nodes, AxisType.Auto, 2)
     return found
 
 
@@ -111,7 +109,7 @@ def laid_out(devices: int) -> dict[str, Any]:
         ((2, devices, 64, 320), (None, "model", None, None)),
     ]:  # fmt: skip
         sharding = NamedSharding(mesh, PartitionSpec(*axes))
-        weight = jax.random.normal(KEY, shape)
+        weight = np.random.default_rng(8).normal(size=shape)
 
         def moved(sharding: NamedSharding | None, weight: jax.Array) -> jax.Array:
             noise = law.draw(KEY, jnp.int32(3), jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=sharding))
@@ -122,8 +120,8 @@ def laid_out(devices: int) -> dict[str, Any]:
         compiled = jax.jit(functools.partial(moved, sharding)).lower(jax.device_put(weight, sharding)).compile()
         divided = compiled(jax.device_put(weight, sharding))
         found[f"{shape} by {axes}"] = {
-            "noise gap": float(jnp.max(jnp.abs(np.asarray(divided) - np.asarray(whole)))),
-            "moved": float(jnp.max(jnp.abs(whole - weight))),
+            "noise gap": float(np.max(np.abs(np.asarray(divided) - np.asarray(whole)))),
+            "moved": float(np.max(np.abs(np.asarray(whole) - weight))),
             "bytes": exchanged(compiled.as_text()),
             "stays": divided.sharding.is_equivalent_to(sharding, len(shape)),
             "temporaries": compiled.memory_analysis().temp_size_in_bytes / weight.nbytes,
@@ -135,7 +133,8 @@ def layers_laid_out(devices: int) -> dict[str, Any]:
     """Steps of descent in place with layers that lie over devices, beside those of whole ones, by name."""
     network = nl.mlp([128, 512, 512, 4], activation=nl.activations.tanh())  # one block, four blocks, and small
     objective = nl.supervised(network.apply, nl.losses.cross_entropy)
-    params, batch = network.init(KEY, float), (jax.random.normal(KEY, (8, 128)), jnp.arange(8) % 4)
+    params = jax.jit(network.init, static_argnums=1)(KEY, float)
+    batch = np.random.default_rng(8).normal(size=(8, 128)), np.arange(8) % 4
     none, found = PartitionSpec(), {}
     for law, kind in [("rademacher", AxisType.Auto), ("rank_one", AxisType.Auto), ("rademacher", AxisType.Explicit)]:
         mesh = jax.make_mesh((devices // 2, 2), ("samples", "model"), axis_types=(kind, kind))
@@ -185,8 +184,9 @@ def runs(devices: int, settings: Sequence[tuple[int, int, str, AxisType]]) -> di
         )  # fmt: skip
         learner = nl.seeded(estimator, 0.05)
         everywhere = NamedSharding(mesh, PartitionSpec())
-        batch = jax.device_put((jax.random.normal(KEY, (6, 120)), jnp.arange(6) % 4), everywhere)
-        state = jax.device_put(learner.init(KEY, network.init(KEY, float)), everywhere)
+        batch = jax.device_put((np.random.default_rng(8).normal(size=(6, 120)), np.arange(6) % 4), everywhere)
+        first = jax.jit(lambda init=network.init, learner=learner: learner.init(KEY, init(KEY, float)))
+        state = jax.device_put(first(), everywhere)
         step = jax.jit(learner.step).lower(KEY, state, batch).compile()
         for _ in range(3):
             state, info = step(KEY, state, batch)

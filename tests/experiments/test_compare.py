@@ -1,4 +1,4 @@
-"""The main job as a user runs it, in a process of its own."""
+"""The main job as a user runs it; once in a process of its own."""
 
 import json
 import signal
@@ -202,23 +202,26 @@ def test_a_lost_run_is_an_error_and_leaves_what_was_done(tmp_path, monkeypatch, 
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_ctrl_c_leaves_what_was_done(tmp_path):
-    arguments = ["--updates", "20000", "--seeds", "2", "--hidden", "5", "--estimators", "backprop"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.compare", *arguments, "--out", str(tmp_path)],
-        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    metrics = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") > 1) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert "interrupted: what had been written is kept" in err
-    assert "backprop" in out
-    assert [json.loads(line)["update"] for line in metrics.read_text().splitlines()][:2] == [0, 800]
-    assert np.load(tmp_path / "backprop.npz")["loss"].shape[1] >= 800
+def test_ctrl_c_leaves_what_was_done(tmp_path, monkeypatch, capsys):
+    """A signal, as from the terminal, when the second line has been written."""
+    metric = compare.Folder.metric
+
+    def interrupted(folder, **values):
+        metric(folder, **values)
+        if values["update"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(compare.Folder, "metric", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        assert compare.main(small(tmp_path, "--estimators", "backprop", "--updates", "50")) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    shown = capsys.readouterr()
+    assert "interrupted: what had been written is kept" in shown.err
+    assert "backprop" in shown.out
+    assert [json.loads(line)["update"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 2]
+    assert np.load(tmp_path / "backprop.npz")["loss"].shape == (2, 2)
 
 
 def test_settings_are_checked_before_anything_is_written(tmp_path):

@@ -34,7 +34,10 @@ SIZE = Size(features=8, memories=60, neighbours=2)  # one size and number of ima
 
 @pytest.fixture
 def few(monkeypatch):
-    """300 images to learn from, and as many to test on."""
+    """300 images to learn from, as many to test on, and fewer steps of each layer."""
+    competed = hierarchy_network._competed
+    fewer = lambda *at, num_steps, **how: competed(*at, num_steps=min(num_steps, 60), **how)
+    monkeypatch.setattr(hierarchy_network, "_competed", fewer)
     dataset = data.mnist_5000()
     short = [data.Split(*(part[:300] for part in split)) for split in dataset[1:]]
     monkeypatch.setattr(data, "mnist_5000", lambda: data.Dataset(dataset.name, *short))

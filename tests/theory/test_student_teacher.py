@@ -116,7 +116,7 @@ def test_one_step_is_as_predicted(name):
         baseline=case.baseline(),
         chunk=case.num_samples,
     )
-    samples = many(estimator, case.batch, 1, 200_000, 1.0)[:, 0]
+    samples = many(estimator, case.batch, 1, 100_000, 1.0)[:, 0]
     assert deviation(samples, second_moment(case) - START) < 4
     other_noise = {theory.GAUSSIAN: theory.RADEMACHER, theory.RADEMACHER: theory.GAUSSIAN}[case.noise]
     other_baseline = nl.baselines.antithetic if case.baseline is nl.baselines.clean else nl.baselines.clean
@@ -137,7 +137,7 @@ def test_learning_curves(name):
     """The whole curve lies on the theory at its best rate, and not on that of another rate or another N."""
     estimator, recursion = RULES[name]
     best, steps = recursion.best_rate, 1 + np.arange(30)
-    measured = many(estimator, 1, 30, 20_000, best)
+    measured = many(estimator, 1, 30, 10_000, best)
     assert deviation(measured, recursion.curve(START, best, steps)) < 4.5
     for wrong in (recursion.curve(START, 1.3 * best, steps), recursion.curve(START, best, steps + 1)):
         assert deviation(measured, wrong) > 5

@@ -64,7 +64,7 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_non_zero(tmp_path, whole):
         f"SIGTERM: training stopped after step {step}, which is saved in {tmp_path}: the same call goes on from there"
     )
     assert step < STEPS
-    same(fit(tmp_path), whole)
+    same(fit(tmp_path, every=20), whole)
 
 
 def test_sigterm_is_a_documented_exception_and_the_old_handler_comes_back(tmp_path, whole, capsys):
@@ -72,7 +72,11 @@ def test_sigterm_is_a_documented_exception_and_the_old_handler_comes_back(tmp_pa
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
         with pytest.raises(nl.Terminated) as caught:
-            fit(tmp_path, log=lambda report: os.kill(os.getpid(), signal.SIGTERM) if report.step == 8 else None)
+            fit(
+                tmp_path,
+                every=100,
+                log=lambda report: os.kill(os.getpid(), signal.SIGTERM) if report.step == 8 else None,
+            )
         assert (caught.value.code, int(caught.value.state.step), len(caught.value.history.loss)) == (143, 8, 8)
         assert "the same call goes on" in capsys.readouterr().err
         assert not heard
@@ -80,14 +84,14 @@ def test_sigterm_is_a_documented_exception_and_the_old_handler_comes_back(tmp_pa
         assert heard
     finally:
         signal.signal(signal.SIGTERM, before)
-    same(fit(tmp_path), whole)
+    same(fit(tmp_path, every=20), whole)
 
 
 def test_a_finished_run_is_handed_back_and_a_longer_one_goes_on(stopped):
     told = []
     same(fit(stopped, num_steps=30, log=told.append), fit(num_steps=30))
     assert told == []
-    same(fit(stopped, num_steps=40), fit(num_steps=40))
+    same(fit(stopped, num_steps=40, every=20), fit(num_steps=40))
     with pytest.raises(ValueError, match="has 40 steps, more than num_steps=30: ask for at least so many"):
         fit(stopped, num_steps=30)
 
@@ -111,7 +115,7 @@ def test_ctrl_c_saves_too(tmp_path, whole):
 
     with pytest.raises(nl.Interrupted, match=r"interrupted after step 8, which is saved in .*: the same call goes on"):
         fit(tmp_path, log=log, every=100)
-    same(fit(tmp_path), whole)
+    same(fit(tmp_path, every=20), whole)
 
 
 def test_a_run_that_log_stopped_is_finished(tmp_path):
@@ -143,7 +147,7 @@ def test_a_full_disk(stopped, whole, monkeypatch):
     assert "\n" not in str(caught.value)
     tensorstore = "RESOURCE_EXHAUSTED: Error writing \"0\"\nFailed to write 7 bytes [os_error_code='28']"
     assert files.reason(ValueError(tensorstore)) == "No space left on device"
-    same(fit(stopped), whole)
+    same(fit(stopped, every=20), whole)
 
 
 def test_a_write_that_the_kernel_refuses_orbax(stopped, whole):
@@ -158,7 +162,7 @@ def test_a_write_that_the_kernel_refuses_orbax(stopped, whole):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(caught.value)
-    same(fit(stopped), whole)
+    same(fit(stopped, every=20), whole)
 
 
 def _damage(path, how):
@@ -186,7 +190,7 @@ def test_damaged_files_of_the_newest_state(stopped, whole, how):
         path.write_bytes(content)
     _damage(files[-1], how)
     shutil.rmtree(stopped / "steps" / "30")
-    same(fit(stopped), whole)
+    same(fit(stopped, every=20), whole)
 
 
 def test_a_damaged_history_costs_the_history_alone(stopped, whole):
@@ -196,7 +200,7 @@ def test_a_damaged_history_costs_the_history_alone(stopped, whole):
         fit(stopped)
     assert str(damaged) in str(caught.value)
     damaged.unlink()
-    state, history = fit(stopped)
+    state, history = fit(stopped, every=20)
     same(state, whole[0])
     np.testing.assert_array_equal(history.loss, whole[1].loss[20:])
 
@@ -206,7 +210,7 @@ def test_a_damaged_description_is_made_anew(stopped, whole):
     with pytest.raises(OSError, match=r"run\.json cannot be read .*: remove this file if the folder is of this run$"):
         fit(stopped)
     (stopped / "run.json").unlink()
-    same(fit(stopped), whole)
+    same(fit(stopped, every=20), whole)
 
 
 def test_the_only_state_damaged(tmp_path):
