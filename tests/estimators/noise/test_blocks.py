@@ -128,7 +128,7 @@ def test_moments_in_blocks(name, small_blocks):
         arrays = formed(draw(jax.random.fold_in(KEY, number), jnp.int32(0), template), 1)
         return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(arrays)])
 
-    flat = np.asarray(vectors(np.arange(6_000)), np.float64)
+    flat = np.asarray(vectors(np.arange(20_000)), np.float64)
 
     def deviation(flat):
         outer = flat[:, :, None] * flat[:, None, :]

@@ -67,7 +67,7 @@ def test_directions_have_the_parameters_shapes_and_dtypes(name, x64):
 )
 def test_unit_covariance(name, dtype, x64):
     template = {"a": shaped(3, dtype=dtype), "b": {"c": shaped(2, 3, dtype=dtype)}}
-    flat = vectors(SAMPLERS[name], template, 6_000)
+    flat = vectors(SAMPLERS[name], template, 20_000)
 
     def deviation(flat):
         outer = flat[:, :, None] * flat[:, None, :]
