@@ -161,7 +161,7 @@ def batch_normed() -> Problem:
     return _labelled(network.apply, params, _inputs(4, 2), 2)
 
 
-STEPS = 4
+STEPS = 3
 
 
 def _recurrent(looped: bool) -> Problem:

@@ -62,7 +62,7 @@ LIKE = {
 """Those that differ from another in nothing that loops concern; their certificate runs them over time as well."""
 
 FADING = ("equilibrium_propagation", "contrastive_hebbian")
-"""Credit fades by γ a layer on its way down, and rounding counts 1/γ times as much: γ = 0.1, ten layers."""
+"""Credit fades by γ a layer on its way down, and rounding counts 1/γ times as much: γ = 0.1, eight layers."""
 
 KEY = jax.random.key(0)
 LOOPS = {"time": problems.recurrent, "depth": problems.depth}

@@ -1,15 +1,15 @@
 """Checks whether an estimator's mean is the gradient and whether averaging reduces its variance."""
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.base import Batch, Objective, Params, State
+from nl_jax.base import Params, State
 from nl_jax.evaluation.conformance.certificate import CheckResult, Outcome
 from nl_jax.evaluation.conformance.contract import is_random, rounding
+from nl_jax.evaluation.conformance.exact import gradient
 from nl_jax.evaluation.conformance.power import Bias, sequential
 from nl_jax.evaluation.conformance.subject import Subject, by_leaf, keys, made, sampler, setting
 
@@ -26,12 +26,12 @@ def calibration(s: Subject) -> CheckResult:
 
 def drawn(s: Subject, check: str, state: State, params: Params) -> CheckResult:
     """Checks whether the mean is the gradient; draws until that is shown or the budget is spent; see `power`."""
-    g = gradient(s, params)
+    g = gradient(s.problem, params)
     ends = np.cumsum([part.size for part in g.values()])[:-1]
-    first = s.sample(keys(s.num_keys), state, params).astype(np.float64)
+    initial = state is s.state and params is s.problem.params
 
     def draw(block: int) -> dict[str, np.ndarray]:
-        found = first if block == 0 else s.sample(keys(s.num_keys, block), state, params)
+        found = s.estimates() if block == 0 and initial else s.sample(keys(s.num_keys, block), state, params)
         return dict(zip(g, np.split(found, ends, axis=1), strict=True))
 
     budget = s.max_keys if s.claims.calibrated else s.num_keys
@@ -66,7 +66,7 @@ def _verdict(bias: Bias, claimed: bool) -> tuple[Outcome, str]:
 
 def exact(s: Subject, check: str, state: State, params: Params) -> CheckResult:
     """Checks whether a single estimate is the gradient up to rounding, leaf by leaf."""
-    estimate, g = by_leaf(s.estimate(keys(1)[0], state, params, s.problem.batch)[0]), gradient(s, params)
+    estimate, g = by_leaf(s.estimate(keys(1)[0], state, params, s.problem.batch)[0]), gradient(s.problem, params)
     whole = float(np.linalg.norm(np.concatenate(list(g.values()))))
     leaves = {}
     for name, part in g.items():
@@ -91,7 +91,7 @@ def variance(s: Subject) -> CheckResult:
     """Measures E‖ĝ − E ĝ‖²/‖g‖², and checks that it falls at least as 1/K if there is a setting `num_samples`."""
     if not is_random(s):
         return CheckResult("variance", "noted", "none: it does not use its key")
-    g = np.concatenate(list(gradient(s, s.problem.params).values()))
+    g = np.concatenate(list(gradient(s.problem, s.problem.params).values()))
     relative, error = spread(s.estimates(), g)
     few = setting(s.factory, "num_samples")
     if few is None:
@@ -113,21 +113,6 @@ def variance(s: Subject) -> CheckResult:
     if ratio > MORE - LIMIT * ratio_error:
         return CheckResult("variance", "passed", said, figures)
     return CheckResult("variance", "failed", f"{said}: it falls slower than 1/K", figures)
-
-
-def gradient(s: Subject, params: Params) -> dict[str, np.ndarray]:
-    """Computes g, the exact gradient of the mean loss by leaf, at least in single precision."""
-
-    def widened(x: jax.Array) -> jax.Array:
-        return x.astype(jnp.result_type(float)) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x
-
-    params, batch = jax.tree.map(widened, (params, s.problem.batch))
-    return by_leaf(_gradient(s.problem.objective, params, batch))
-
-
-@functools.partial(jax.jit, static_argnums=0)  # compiled once for all checks and all estimators on one problem
-def _gradient(objective: Objective, params: Params, batch: Batch) -> Params:
-    return jax.grad(lambda p: jnp.mean(objective(p, batch)))(params)
 
 
 def spread(found: np.ndarray, g: np.ndarray) -> tuple[float, float]:

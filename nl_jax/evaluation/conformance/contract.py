@@ -10,7 +10,8 @@ import numpy as np
 
 from nl_jax.base import Array, Batch, EstimateFn, EstimatorInitFn, Info, Key, Params, State
 from nl_jax.evaluation.conformance.certificate import CheckResult
-from nl_jax.evaluation.conformance.subject import Subject, flat, keys, made, other_chunk, sampler
+from nl_jax.evaluation.conformance.exact import mean_loss
+from nl_jax.evaluation.conformance.subject import Subject, by_leaf, flat, keys, made, other_chunk, sampler
 from nl_jax.propagation import feedforward
 
 
@@ -44,7 +45,7 @@ def shapes(s: Subject) -> CheckResult:
                 for (path, a), b in zip(leaves(ours), jax.tree.leaves(theirs), strict=True)
                 if (jnp.shape(a), jnp.result_type(a)) != (jnp.shape(b), jnp.result_type(b))
             ]
-    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads)):
+    if not all(np.all(np.isfinite(leaf)) for leaf in by_leaf(grads).values()):
         found.append("grads are not finite")
     return _row("shapes", found, "grads have the parameters' tree, shapes and dtypes, state that of the state before")
 
@@ -54,7 +55,7 @@ def info(s: Subject) -> CheckResult:
     _, _, info = _once(s)
     if not isinstance(info, Info):
         return _row("info", [f"is {type(info).__name__}, must be nl.Info(loss, evaluations)"], "")
-    loss = float(jnp.mean(s.problem.objective(s.problem.params, s.problem.batch)))
+    loss = mean_loss(s.problem)
     evaluations = jnp.asarray(info.evaluations)
     found = []
     if jnp.shape(info.loss) != () or abs(float(info.loss) - loss) > 0.1 * abs(loss):

@@ -20,7 +20,7 @@ from nl_jax.networks.cells.recurrent import recurrent as in_time
 from nl_jax.networks.layers import Layer
 from nl_jax.networks.mlp import mlp
 from nl_jax.networks.normalisation import batch_norm as normalised
-from nl_jax.networks.wiring import network
+from nl_jax.networks.wiring import Network, network
 from nl_jax.objectives import supervised
 from nl_jax.propagation import feedforward
 
@@ -46,7 +46,8 @@ def chain(activation: ActivationFn | None = None, loss: Any = losses.cross_entro
 @functools.cache  # one objective for all estimators, so that its gradient is compiled once
 def _chain(activation: ActivationFn | None, loss: Any, precision: Any) -> Problem:
     net = mlp([4, 5, 3], activation=tanh() if activation is None else activation)
-    return Problem(supervised(net.apply, loss), net.init(jax.random.key(4), precision), _examples(0.7, 0, 4), net.apply)
+    at = _drawn(lambda: (net.init(jax.random.key(4), precision), _examples(0.7, 0, 4)))
+    return Problem(supervised(net.apply, loss), *at, net.apply)
 
 
 def recurrent(activation: ActivationFn | None = None, loss: Any = losses.cross_entropy) -> Problem:
@@ -61,8 +62,8 @@ def _recurrent(activation: ActivationFn | None, loss: Any, precision: Any) -> Pr
     def forward(params: Params, inputs: Array, propagate: Propagate = feedforward) -> Array:
         return net.apply(params, inputs[..., None], propagate)
 
-    params = net.init(jax.random.key(10), precision)
-    return Problem(supervised(forward, loss), params, _examples(1.5, 0.5, 4), forward)
+    at = _drawn(lambda: (net.init(jax.random.key(10), precision), _examples(1.5, 0.5, 4)))
+    return Problem(supervised(forward, loss), *at, forward)
 
 
 def convolution() -> Problem:
@@ -78,8 +79,7 @@ def _convolution(precision: Any) -> Problem:
         Layer("vector", None, connections.flatten()),
         Layer("output", 3, connections.dense()),
     )
-    inputs, labels = _examples(0.7, 0, 4, 4, 1)
-    return _on(net.apply, net.init(jax.random.key(KEYS["convolution"]), precision), (inputs, labels))
+    return _on(net, KEYS["convolution"], precision, 4, 4, 1)
 
 
 def batch_norm() -> Problem:
@@ -94,7 +94,7 @@ def _batch_norm(precision: Any) -> Problem:
         normalised(Layer("hidden", 3, connections.dense(bias=False), tanh()), epsilon=0.1),
         Layer("output", 3, connections.dense()),
     )
-    return _on(net.apply, net.init(jax.random.key(KEYS["batch_norm"]), precision), _examples(0.7, 0, 4))
+    return _on(net, KEYS["batch_norm"], precision, 4)
 
 
 def two_heads() -> Problem:
@@ -113,13 +113,15 @@ def _two_heads(precision: Any) -> Problem:
         value = jax.nn.one_hot(labels, 1, dtype=outputs[1].dtype)  # whether it is the first class
         return losses.cross_entropy(outputs[0], labels) + losses.half_squared_error(outputs[1], value)
 
-    keys = jax.random.split(jax.random.key(KEYS["two_heads"]), 3)
-    sizes = {"hidden": (4, 4), "class": (4, 3), "value": (4, 1)}
-    params = {
-        name: {"weight": jax.random.normal(key, shape, precision) / 2, "bias": jnp.zeros(shape[1], precision)}
-        for key, (name, shape) in zip(keys, sizes.items(), strict=True)
-    }
-    return Problem(supervised(forward, loss), params, _examples(0.7, 0, 4), forward)
+    def init() -> Params:
+        keys = jax.random.split(jax.random.key(KEYS["two_heads"]), 3)
+        sizes = {"hidden": (4, 4), "class": (4, 3), "value": (4, 1)}
+        return {
+            name: {"weight": jax.random.normal(key, shape, precision) / 2, "bias": jnp.zeros(shape[1], precision)}
+            for key, (name, shape) in zip(keys, sizes.items(), strict=True)
+        }
+
+    return Problem(supervised(forward, loss), *_drawn(lambda: (init(), _examples(0.7, 0, 4))), forward)
 
 
 def half_precision() -> Problem:
@@ -132,7 +134,7 @@ def _half_precision(precision: Any) -> Problem:
     del precision
     problem = chain()
     params, (inputs, labels) = problem.params, problem.batch
-    halved, inputs = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, inputs))
+    halved, inputs = _drawn(lambda: jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, inputs)))
     return problem._replace(params=halved, batch=(inputs, labels))
 
 
@@ -140,8 +142,14 @@ KEYS = {"convolution": 5, "batch_norm": 5, "two_heads": 0}
 """Seeds of the initial parameters: of the first sixty, those whose leaf with the smallest gradient has the largest."""
 
 
-def _on(forward: Any, params: Params, batch: Batch) -> Problem:
-    return Problem(supervised(forward, losses.cross_entropy), params, batch, forward)
+def _on(net: Network, seed: int, precision: Any, *shape: int) -> Problem:
+    at = _drawn(lambda: (net.init(jax.random.key(seed), precision), _examples(0.7, 0, *shape)))
+    return Problem(supervised(net.apply, losses.cross_entropy), *at, net.apply)
+
+
+def _drawn(make: Callable[[], tuple[Params, Batch]]) -> tuple[Params, Batch]:
+    """Runs it as one program, where each operation would otherwise be compiled on its own."""
+    return jax.jit(make)()
 
 
 _affine: Connection = lambda params, x: x @ params["weight"] + params["bias"][None, :]

@@ -323,6 +323,18 @@ def test_without_randomness_one_comparison_does():
     assert not calls
 
 
+def test_what_was_drawn_from_the_initial_state_is_drawn_once():
+    def no_more(*_):
+        raise AssertionError("drawn again")
+
+    s = subject(honest, Claims(), chain, 600)
+    s.estimates()
+    s = s._replace(sample=no_more)
+    assert calibration.calibration(s).outcome == "not shown"
+    with pytest.raises(AssertionError, match="drawn again"):
+        breadth.training(s)  # from parameters and a state of its own
+
+
 def test_uncalibrated_estimators_are_measured_not_judged():
     row = run(calibration.calibration, LONGER, calibrated=False)
     assert row.outcome == "noted"
