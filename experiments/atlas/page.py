@@ -48,20 +48,22 @@ def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Mapping[st
     for axes, name in zip(np.ravel(panels), tasks, strict=False):
         of_task = {m: c for m in methods if (c := cells.get(f"{name}/{m}", {})).get("status") == "measured"}
         costs = [cell["evaluations"] for cell in of_task.values()]
+        means = [float(np.mean(cell["test errors"])) for cell in of_task.values()]
         for i, (method, cell) in enumerate(of_task.items()):
             mean, error = mean_and_error(np.asarray(cell["test errors"]))
             _, colour, marker = SEES[sees(cell["verdict"])]
             cost = costs[i] * _BESIDE ** costs[:i].count(costs[i])
             axes.errorbar(cost, mean, error, fmt=marker, color=colour, markersize=13, alpha=0.75)
             axes.annotate(numbers[method], (cost, mean), ha="center", va="center", fontsize=7, zorder=3)
+        solved = min(means, default=1) == 0  # no logarithm has room for an error of 0
         axes.set(
             xscale="log",
-            yscale="log",
+            yscale="linear" if solved else "log",
             title=tasks[name].title,
             xlabel="objective evaluations (forward passes of a batch)",
+            ylabel=f"test error ({tasks[name].unit})",
         )
-        axes.set(ylabel=f"test error ({tasks[name].unit})")
-        for axis in (axes.xaxis, axes.yaxis):
+        for axis in (axes.xaxis,) if solved else (axes.xaxis, axes.yaxis):
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter("{x:,g}")
             axis.set_minor_formatter("")
