@@ -76,7 +76,7 @@ def of_library() -> dict[str, Callable[..., GradientEstimator]]:
 
     Factories that need more than `SETTINGS` gives them are left out: they combine other estimators.
     """
-    found = {}
+    found: dict[str, Callable[..., GradientEstimator]] = {}
     for name in nl.__all__:
         factory = getattr(nl, name)
         if not inspect.isfunction(factory) or not factory.__module__.startswith(f"{estimators.__name__}."):
