@@ -109,7 +109,11 @@ SPANNED = {
     "convolution": {"features/weight": (64, 0), "output/weight": (4, 0)},
     "tied": {"mix/weight": (6, 0)},  # the shared weight is transposed as well
     "closed_over": {"hidden": (6, 0), "output": (6, 0)},
-    "recurrent": {"hidden/recurrent": (20, 0), "hidden/weight": (20, 0), "output/weight": (5, 0)},
+    "recurrent": {  # five examples in every step
+        "hidden/recurrent": (5 * problems.STEPS, 0),
+        "hidden/weight": (5 * problems.STEPS, 0),
+        "output/weight": (5, 0),
+    },
     "depth": {
         "blocks/high/weight": (5, 1),
         "blocks/low/weight": (5, 1),
