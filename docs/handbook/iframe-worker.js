@@ -17,8 +17,7 @@ if (location.protocol === "file:") {
         inside.postMessage = data => this.dispatchEvent(new MessageEvent("message", { data }));
         return load(inside, url);
       });
-      addEventListener("DOMContentLoaded", () => document.body.append(this.frame));
-      if (document.body) document.body.append(this.frame);
+      document.documentElement.append(this.frame);  // there before the body is; appending twice would load it anew
     }
     postMessage(data) {
       this.ready.then(() => {
