@@ -65,8 +65,9 @@ Layer = Callable[[Site, Any], tuple[Array, Any]]
 Given = Mapping[str, Any] | Callable[[str, tuple[Array, ...]], Mapping[str, Any]]
 """Values given to layers, by name: trees of arrays, with a leading axis of steps for every loop around the layer.
 
-Or a function that computes them where they are needed, so that they are never stored:
-`given(scope, steps) -> {layer: tree}`, for one step, with scope "" outside loops and "time/" inside."""
+Or a function that computes them step by step, so that no more than one step's are stored:
+`given(scope, steps) -> {layer: tree}`, for one step, with scope "" outside loops and "time/" inside. It is also called
+for the step after the last one, whose values are not used."""
 
 
 def interpret(
@@ -90,7 +91,8 @@ def interpret(
     """
 
     def run(params: Params, inputs: Any, given: Given | None = None) -> tuple[Any, dict[str, Any]]:
-        interpreter = _Interpreter(layer, loop, summed, given or {})
+        compute = given if callable(given) else None
+        interpreter = _Interpreter(layer, loop, summed, compute, given("", ()) if callable(given) else given or {})
         outputs = program(params, inputs, propagate=interpreter)
         return outputs, interpreter.close()
 
@@ -101,12 +103,18 @@ class _Interpreter:
     """A `propagate` that passes each layer its given value and keeps the found one."""
 
     def __init__(
-        self, layer: Layer, loop: Loop, summed: bool, given: Given, scope: str = "", steps: tuple[Array, ...] = ()
+        self,
+        layer: Layer,
+        loop: Loop,
+        summed: bool,
+        compute: Callable[[str, tuple[Array, ...]], Mapping[str, Any]] | None,
+        values: Mapping[str, Any],
+        scope: str = "",
+        steps: tuple[Array, ...] = (),
     ) -> None:
         self.layer, self.loop, self.summed, self.scope, self.steps = layer, loop, summed, scope, steps
-        self.given = given
+        self.compute, self.values = compute, values
         self.around = _trace_state()
-        self.values = given(scope, steps) if callable(given) else given
         self.found: dict[str, Any] = {}
         self.met: dict[str, Array | None] = {}
         self.loops: list[str] = []
@@ -128,31 +136,35 @@ class _Interpreter:
         scope = self._named(name) + SEPARATOR
         self.met[scope.removesuffix(SEPARATOR)] = None
         self.loops.append(scope)
-        stacked = {} if callable(self.given) else {k: v for k, v in self.values.items() if k.startswith(scope)}
+        stacked = {name: value for name, value in self.values.items() if name.startswith(scope)}
         names: list[str] = []
 
-        def body(state: tuple[Array, Any], slices: tuple[Any, Any]) -> tuple[tuple[Array, Any], tuple[Any, Any]]:
-            (index, carry), (x, values) = state, slices
-            given = self.given if callable(self.given) else values
-            inner = _Interpreter(self.layer, self.loop, self.summed, given, scope, (*self.steps, index))
+        def computed(index: Array) -> dict[str, Any]:
+            return {} if self.compute is None else dict(self.compute(scope, (*self.steps, index)))
+
+        def body(state: tuple[Array, Any, Any], slices: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
+            (index, ready, carry), (x, values) = state, slices
+            steps = *self.steps, index
+            inner = _Interpreter(self.layer, self.loop, self.summed, self.compute, ready | values, scope, steps)
             carry, y = step(carry, x, inner)
             found = inner.close()
             names[:] = found  # a dict would come back from the loop with its names sorted
-            return (index + 1, carry), (y, tuple(found.values()))
+            return (index + 1, computed(index + 1), carry), (y, tuple(found.values()))
 
-        begin = jnp.int32(0), carry
+        # Values are computed a step ahead and carried: XLA would otherwise compute noise anew wherever it is read.
+        begin = jnp.int32(0), computed(jnp.int32(0)), carry
         run = functools.partial(self.loop, scope.removesuffix(SEPARATOR))
         if self.summed:
-            (_, carry), ys, found = _summing(run, body, begin, (xs, stacked), length)
+            (_, _, carry), ys, found = _summing(run, body, begin, (xs, stacked), length)
         else:
-            (_, carry), (ys, found) = run(body, begin, (xs, stacked), length)
+            (_, _, carry), (ys, found) = run(body, begin, (xs, stacked), length)
         self.found |= dict(zip(names, found, strict=True))
         return carry, ys
 
     def close(self) -> dict[str, Any]:
         """Returns the found values; called after the program's last layer."""
-        if not callable(self.given):
-            for name in self.given:
+        if self.compute is None:
+            for name in self.values:
                 if name not in self.met and not any(name.startswith(scope) for scope in self.loops):
                     layers = ", ".join(self.met)
                     raise ValueError(f"no layer is named {name!r}; the layers are {layers}")

@@ -391,12 +391,14 @@ def test_closures_over_names_that_are_bound_again_have_their_gradient(x64):
         chex.assert_trees_all_close(grads, exact, rtol=1e-10, atol=1e-12)
 
 
-def _silent(steps, units=16):
+def _silent(steps, units=16, layers=1):
     """A network that runs for so many steps on what it is given at the first, and the shapes of what it takes."""
 
     def forward(params, x, propagate=feedforward):
         def step(h, _, propagate):
-            return propagate("hidden", lambda w, h: h @ w, jnp.tanh, params["hidden"], h), None
+            for i in range(layers):
+                h = propagate(f"hidden{i}", lambda w, h: h @ w, jnp.tanh, params["hidden"], h)
+            return h, None
 
         h = propagate("input", lambda w, x: x @ w, jnp.tanh, params["input"], x)
         h, _ = nl.scan("time", step, h, None, propagate, length=steps)
@@ -432,6 +434,18 @@ def test_what_is_compiled_does_not_depend_on_the_number_of_steps(name):
         return equations(estimator.estimate, KEY, state, *at)
 
     assert count(25) == count(10_000)
+
+
+@pytest.mark.parametrize("credit", [nl.spaces.per_example_credit, nl.spaces.per_batch_credit])
+def test_noise_of_a_step_is_drawn_once_for_all_its_layers(credit):
+    """To perturb it and to judge it: not once for each layer."""
+
+    def draws(layers):
+        objective, *at = _silent(5, layers=layers)
+        estimator = nl.node_perturbation(objective, num_samples=4, credit=credit(), chunk=4)
+        return str(jax.make_jaxpr(lambda *at: estimator.estimate(KEY, (), *at))(*at)).count("erf_inv")
+
+    assert draws(1) == draws(3) > 0
 
 
 GRADIENT_FREE = {

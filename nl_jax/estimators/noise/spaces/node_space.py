@@ -113,6 +113,7 @@ class NodeView(View):
         self.in_loops = _by_loop(self.displaceable)
         self.straight = self.in_loops.pop("", {})
         self.examples = jax.eval_shape(lambda: per_example(objective(params, batch))).shape[0]
+        self._of_this_step: dict[str, Array] = {}
         self.losses, self.responses, _, self.pull = local(objective, self._respond)(params, batch)
         if not judge.together:
             mixing = mixing_layers(objective)
@@ -167,23 +168,22 @@ class NodeView(View):
     def gradient(self, judged: Params) -> Params:
         per_loss = jnp.full_like(self.losses, 1 / self.examples)
         scaled = {
-            name: (self._of_layer(name, judged) / self.examples).astype(response.dtype)
+            name: (self._of_response(name, judged) / self.examples).astype(response.dtype)
             for name, response in self.responses.items()
         }
         return self.pull(per_loss, scaled)
 
     def credit(self, judged: Params) -> dict[str, LayerCredit]:
-        def layer(site: Site, given: None) -> tuple[Array, LayerCredit | None]:
-            nu = site.preactivation()
-            axons = site.activation(nu)
-            if site.name not in self.displaceable:
-                return axons, None
-            response: Any
-            response, to_preactivation = jax.vjp(functools.partial(self._respond, site), nu)
-            own = self._of_layer(site.name, judged).astype(response.dtype)
-            return axons, LayerCredit(axons, None, to_preactivation(own)[0])
+        def given(scope: str, steps: tuple[Array, ...]) -> dict[str, Array]:
+            if scope not in self.in_loops:
+                return {} if scope else {name: judged[name] for name in self.straight}
+            return self._credit_of_step(scope, self._key_of_step(scope, steps), judged[scope])
 
-        return interpret(self.objective, layer)(self.params, self.batch)[1]
+        def layer(site: Site, given: Array | None) -> tuple[Array, LayerCredit | None]:
+            axons = site.axons()
+            return axons, None if given is None else LayerCredit(axons, None, given)
+
+        return interpret(self.objective, layer)(self.params, self.batch, given)[1]
 
     def _credited(self, change: Array, directions: Direction) -> Params:
         """Returns the summed credit of some samples."""
@@ -192,20 +192,25 @@ class NodeView(View):
         blank = jnp.zeros((self.noise.num_samples, change.shape[1]), wide_dtype(change.dtype))
         return found | {scope: blank.at[directions[scope]].set(change.astype(blank.dtype)) for scope in self.in_loops}
 
-    def _of_layer(self, name: str, credit: Params) -> Array:
-        """Returns the credit of a layer's response."""
+    def _of_response(self, name: str, credit: Params) -> Array:
+        """Returns the credit of the response that the layer called `name` returned."""
         return credit[name if name in self.straight else _scope(name)]
 
     def _respond(self, site: Site, nu: Array) -> Array | None:
-        """Returns ν outside loops; in a loop, one number for each sample and example, whose credit is enough."""
+        """Returns ν outside loops; in a loop, a step's last layer returns the response of all layers of the step."""
         if not site.steps:
             return nu
         if site.name not in self.displaceable:
             return None
         scope = _scope(site.name)
-        draw = lambda key, index: self._of_step(scope, key, index)[site.name]
+        self._of_this_step |= {site.name: nu}
+        layers = list(self.in_loops[scope])
+        if site.name != layers[-1]:
+            return None
+        nus = {name: self._of_this_step.pop(name) for name in layers}
         shape = self.noise.num_samples, self.examples
-        return _response(self.judge.judge, draw, shape, nu, self._key_of_step(scope, site.steps))
+        credit = functools.partial(self._credit_of_step, scope)
+        return _response(credit, shape, nus, self._key_of_step(scope, site.steps))
 
     def _of_step(self, scope: str, key: Key, index: Array) -> dict[str, Array]:
         """Draws the directions of sample `index` at one step of a loop, by the key of that step."""
@@ -214,6 +219,18 @@ class NodeView(View):
     def _key_of_step(self, scope: str, steps: tuple[Array, ...]) -> Key:
         key = jax.random.fold_in(self.noise.key, 1 + list(self.in_loops).index(scope))
         return functools.reduce(jax.random.fold_in, steps, key)
+
+    def _credit_of_step(self, scope: str, key: Key, change: Array) -> dict[str, Array]:
+        """Returns Σ_k c_kn ξ_kn for each layer of a step, with noise drawn again, some samples at a time."""
+        draw = functools.partial(self._of_step, scope, key)
+
+        def partial_sum(indices: Array) -> dict[str, Array]:
+            return jax.tree.map(functools.partial(self.judge.judge, change[indices]), stacked(draw)(indices))
+
+        one = jax.eval_shape(draw, jnp.int32(0))
+        at_once = default_chunk(len(change), Footprint(occupied(one), weights_of_its_own=False))
+        summed = sum_over_samples(partial_sum, alone(len(change)).indices, at_once)
+        return jax.tree.map(lambda credit, xi: credit.astype(xi.dtype), summed, one)
 
 
 def layers_at_once(objective: Objective, params: Params, batch: Batch) -> int:
@@ -230,35 +247,23 @@ def _measured(measure: Measure, direction: Direction) -> tuple[Direction, Array,
 
 
 def _response(
-    judge: Callable[[Array, Array], Array],
-    draw: Callable[[Key, Array], Array],
-    shape: tuple[int, int],
-    nu: Array,
-    key: Key,
+    credit: Callable[[Key, Array], dict[str, Array]], shape: tuple[int, int], nus: dict[str, Array], key: Key
 ) -> Array:
-    """R_kn = ⟨ξ_k, ν⟩_n, of which only the derivative is used: Σ_k c_kn ξ_kn, with noise drawn again."""
-    dtype = nu.dtype
+    """R_kn = Σ_l ⟨ξ_k^l, ν^l⟩_n over the layers of a step, of which only the derivative, `credit(key, c)`, is used."""
+    dtype = wide_dtype(jnp.result_type(*nus.values()))
 
     @jax.custom_vjp
-    def response(nu: Array, key: Key) -> Array:
-        return jnp.zeros(shape, wide_dtype(dtype))
+    def response(nus: dict[str, Array], key: Key) -> Array:
+        return jnp.zeros(shape, dtype)
 
-    def forward(nu: Array, key: Key) -> tuple[Array, Key]:
-        return response(nu, key), key
+    def forward(nus: dict[str, Array], key: Key) -> tuple[Array, Key]:
+        return response(nus, key), key
 
-    def backward(key: Key, change: Array) -> tuple[Array, None]:
-        own = functools.partial(draw, key)
-
-        def partial_sum(indices: Array) -> Array:
-            return judge(change[indices], stacked(own)(indices))
-
-        samples = shape[0]
-        one = jax.eval_shape(own, jnp.int32(0))
-        at_once = default_chunk(samples, Footprint(occupied(one), weights_of_its_own=False))
-        return sum_over_samples(partial_sum, alone(samples).indices, at_once).astype(dtype), None
+    def backward(key: Key, change: Array) -> tuple[dict[str, Array], None]:
+        return credit(key, change), None
 
     response.defvjp(forward, backward)
-    return response(nu, key)
+    return response(nus, key)
 
 
 def _by_loop(displaceable: Template) -> dict[str, Template]:
