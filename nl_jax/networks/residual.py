@@ -17,7 +17,7 @@ class Residual(NamedTuple):
     """A residual network as pure functions.
 
     Attributes:
-      init: `init(key, dtype=float32) -> params`: "first" and "output" hold one weight each; "blocks" holds the stacked
+      init: `init(key, dtype=float32) -> params`: "first" and "output" hold one weight each; "block" holds the stacked
         weights of all layers between them, [layers − 2, units, units].
       apply: `apply(params, inputs, propagate=feedforward) -> outputs`, [batch, inputs] to [batch, outputs].
       scaling: the initial deviations and the multipliers of its weights.
@@ -65,7 +65,7 @@ def residual(
     >>> import jax, nl_jax as nl
     >>> net = residual(64, 32, 10, layers=100, activation=nl.activations.tanh())
     >>> params = net.init(jax.random.key(0))
-    >>> params["blocks"]["weight"].shape
+    >>> params["block"]["weight"].shape
     (98, 32, 32)
     >>> net.apply(params, jax.numpy.ones([5, 64])).shape
     (5, 10)
@@ -85,10 +85,10 @@ def residual(
         def drawn(key: Key, weight: Weight, *shape: int) -> Params:
             return {"weight": jnp.asarray(weight.deviation, dtype) * jax.random.normal(key, shape, dtype)}
 
-        first, blocks, output = jax.random.split(key, 3)
+        first, block, output = jax.random.split(key, 3)
         return {
             "first": drawn(first, of.first, inputs, units),
-            "blocks": drawn(blocks, of.block, layers - 2, units, units),
+            "block": drawn(block, of.block, layers - 2, units, units),
             "output": drawn(output, of.output, units, outputs),
         }
 
@@ -109,7 +109,7 @@ def residual(
             return propagate("block", add, identity(), own, x), None
 
         x = propagate("first", enter, identity(), params["first"], x)
-        x, _ = scan("depth", block, x, params["blocks"], propagate)
+        x, _ = scan("depth", block, x, params["block"], propagate)
         return propagate("output", read, identity(), params["output"], x)
 
     return Residual(init, apply, of)

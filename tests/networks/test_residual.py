@@ -30,7 +30,7 @@ def test_is_what_is_written(x64):
     weights = jax.tree.map(np.asarray, params)
     x = inputs @ weights["first"]["weight"] / 2
     found = [x]
-    for W in weights["blocks"]["weight"]:
+    for W in weights["block"]["weight"]:
         x = x + np.tanh(x) @ W / np.sqrt(16 * 6)
         found.append(x)
     outputs, axons = jax.jit(record(network.apply))(params, inputs)
@@ -79,6 +79,22 @@ def _too_large(inputs, units, layers):
 
 
 DEPTHS = 8, 128
+
+
+def test_local_rules_reach_every_layer(x64):
+    """ΔW_l = ⟨f(x_{l−1})ᵀ x_l⟩ by Hebb's rule: one change for each layer of the stack."""
+    network = _network(5)
+    params = jax.jit(network.init, static_argnums=1)(KEY, jnp.float64)
+    inputs = jax.random.normal(KEY, (7, 4))
+    estimator = nl.local_learning(network.apply, {"block": nl.rules.hebb()})
+    run = jax.jit(
+        lambda *at: (estimator.estimate(KEY, estimator.init(KEY, at[0]), *at)[0], record(network.apply)(*at)[1])
+    )
+    grads, axons = run(params, inputs)
+    x = np.concatenate([axons["first"][None], axons["depth/block"]])
+    expected = np.einsum("lni,lnj->lij", np.tanh(x[:-1]), x[1:]) / 7
+    np.testing.assert_allclose(grads["block"]["weight"], -expected, rtol=1e-12)
+    assert not np.any(grads["first"]["weight"])
 
 
 def test_axons_keep_their_size_at_any_depth():
@@ -138,7 +154,7 @@ def test_sixty_four_layers_learn(make, everywhere):
 
     state, info = train(state)
     assert float(info.loss[-1]) < 0.25 * float(info.loss[0])
-    now, then = (np.asarray(params["blocks"]["weight"]) for params in (state.params, begun))
+    now, then = (np.asarray(params["block"]["weight"]) for params in (state.params, begun))
     moved = np.abs(now - then).max(axis=(1, 2)) > 0.01
     assert moved.any()
     assert moved.all() == everywhere
