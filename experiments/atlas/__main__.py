@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from experiments.atlas import page as atlas_page
 from experiments.atlas.cell import Effort
-from experiments.atlas.methods import METHODS, Method, of_user
+from experiments.atlas.methods import METHODS, YOURS, Method, of_user
 from experiments.atlas.tasks import TASKS, Task
 from experiments.atlas.workers import IMAGES, Order, all_done, task_of
 from experiments.harness.failure import ExperimentError, exit_code
@@ -72,6 +72,8 @@ class Config:
 def run(config: Config) -> dict[str, dict[str, Any]]:
     """Measures all cells, updating the page after each one; returns the cells by "task/method".
 
+    The page, the map and atlas.json show all cells in --out, also those of earlier runs.
+
     Raises:
       ExperimentError: if a setting is invalid, a cell could not be measured, or backprop misses its known error.
     """
@@ -90,13 +92,13 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
         name: Effort(config.rates, config.seeds, config.updates or task.updates, config.samples)
         for name, task in tasks.items()
     }
-    about = {"rates": len(config.rates), "seeds": config.seeds}
     orders = [Order(task, method, config.data_dir, efforts[task]) for task, method in itertools.product(tasks, methods)]
-    cells = {order.cell: finished[order.cell] for order in orders if order.cell in finished}
+    shown = _beside_earlier(finished, tasks, methods)
+    about = {"rates": len(config.rates), "seeds": config.seeds}
     lost: dict[str, Exception] = {}
-    todo = [order for order in orders if order.cell not in cells]
+    todo = [order for order in orders if order.cell not in finished]
     try:
-        with tqdm(total=len(orders), initial=len(cells), unit="cell") as bar:
+        with tqdm(total=len(orders), initial=len(orders) - len(todo), unit="cell") as bar:
             for order, cell in all_done(todo, config.processes):
                 bar.set_postfix_str(order.cell)
                 bar.update()
@@ -104,42 +106,60 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
                     lost[order.cell] = cell
                     continue
                 finished[order.cell] = {"made by": command(config, order.task, order.method), **plain(cell)}
-                cells[order.cell] = finished[order.cell]
-                atlas_page.write(config.out, cells, tasks, methods, about)
+                shown.cells[order.cell] = finished[order.cell]
+                atlas_page.write(config.out, *shown, about)
     finally:  # also after Ctrl-C: show the finished cells
-        cells = {order.cell: cells[order.cell] for order in orders if order.cell in cells}
-        judged = _shown(folder, cells, tasks, methods, about, quick=config.quick)
+        cells = {order.cell: finished[order.cell] for order in orders if order.cell in finished}
+        for task in tasks:
+            print(f"\n{tasks[task].title}; error: {tasks[task].unit}\n{table(cells, task, methods)}")
+        _write(folder, shown, about, judged={} if config.quick else _from_anchors(shown.cells, shown.tasks))
     if lost:
         name, error = next(iter(lost.items()))
         raise ExperimentError(
             f"{len(lost)} cells could not be measured, {', '.join(lost)}; {name}: {error!r}; try them again by --resume"
         )
-    if judged:
-        judge(judged)
+    own = {} if config.quick else _from_anchors(cells, tasks)
+    if own:
+        judge(own)
     return cells
 
 
-def _shown(
-    folder: Folder,
-    cells: dict[str, Any],
-    tasks: Mapping[str, Task],
-    methods: Mapping[str, Method],
-    about: Mapping[str, Any],
-    *,
-    quick: bool,
-) -> dict[str, float]:
-    """Prints all finished cells, writes their page and map; returns the deviations to judge, empty for a quick run."""
-    atlas_page.write(folder.path, cells, tasks, methods, about)
-    for task in tasks:
-        print(f"\n{tasks[task].title}; error: {tasks[task].unit}\n{table(cells, task, methods)}")
-    mapped = {x.split("/", 1)[0] for x, cell in cells.items() if cell["status"] == "measured"}
+class Shown(NamedTuple):
+    """What the page and the map show.
+
+    Attributes:
+      cells: finished cells by "task/method".
+      tasks: tasks by name.
+      families: each method's family.
+    """
+
+    cells: dict[str, Any]
+    tasks: dict[str, Task]
+    families: dict[str, str]
+
+
+def _beside_earlier(finished: Finished, tasks: Mapping[str, Task], methods: Mapping[str, Method]) -> Shown:
+    """Returns the tasks and methods of this run and of the finished cells in its folder, with these cells."""
+    places = {cell: cell.split("/", 1) for cell in finished}
+    there = [name for name in TASKS if name in tasks or name in {task for task, _ in places.values()}]
+    known = {name: tasks[name] if name in tasks else task_of(name, None) for name in there} | dict(tasks)
+    used = {method for _, method in places.values()}
+    families = {name: method.family for name, method in METHODS.items() if name in methods or name in used}
+    families |= {name: YOURS for name in [*methods, *sorted(used)] if name not in families}
+    return Shown({cell: finished[cell] for cell, (task, _) in places.items() if task in known}, known, families)
+
+
+def _write(folder: Folder, shown: Shown, about: Mapping[str, Any], judged: Mapping[str, float]) -> None:
+    """Writes the page, the map and the verdict."""
+    order = (f"{task}/{method}" for task, method in itertools.product(shown.tasks, shown.families))
+    cells = {name: shown.cells[name] for name in order if name in shown.cells}
+    atlas_page.write(folder.path, cells, shown.tasks, shown.families, about)
+    mapped = {cell.split("/", 1)[0] for cell, of in cells.items() if of["status"] == "measured"}
     if mapped:
-        shown = {name: task for name, task in tasks.items() if name in mapped}
-        folder.picture("atlas", atlas_page.plot(cells, shown, methods))
-    deviations = {} if quick else _from_anchors(cells, tasks)
-    folder.data("atlas", verdict(deviations)._asdict() if deviations else {})
+        tasks = {name: task for name, task in shown.tasks.items() if name in mapped}
+        folder.picture("atlas", atlas_page.plot(cells, tasks, shown.families))
+    folder.data("atlas", verdict(judged)._asdict() if judged else {})
     print(f"\npage, map and data: {folder.path} (atlas.html, atlas.png, atlas.json, a file for each of the cells/)")
-    return deviations
 
 
 def _chosen(config: Config) -> tuple[dict[str, Task], dict[str, Method]]:

@@ -34,7 +34,7 @@ class Method(NamedTuple):
     lesson: Callable[[Task], Task] = lambda task: task
 
 
-GRADIENT, NOISE, ONLINE, RULE = "gradient", "noise", "online", "local rule"
+GRADIENT, NOISE, ONLINE, RULE, YOURS = "gradient", "noise", "online", "local rule", "yours"
 FAMILIES = (GRADIENT, NOISE, "feedback", "lagrangian", "equilibrium", ONLINE, RULE)
 """Groups of methods in the order of the map; `ONLINE` ones need a loop over time."""
 
@@ -168,4 +168,4 @@ def of_user(place: str) -> Method:
     Raises:
       ExperimentError: if the factory cannot be found.
     """
-    return method(factory_at("--estimator", place), {}, "yours")
+    return method(factory_at("--estimator", place), {}, YOURS)

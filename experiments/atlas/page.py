@@ -3,13 +3,12 @@
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.atlas.methods import Method
 from experiments.harness.results import page_style
 from nl_jax._core.numerics import mean_and_error
 
@@ -32,7 +31,7 @@ def sees(verdict: str) -> str:
     return "weight transport" if "weight transport" in verdict else "others"
 
 
-def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Mapping[str, Method]) -> Any:
+def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Iterable[str]) -> Any:
     """Plots test error against evaluations, one panel per task; numbers name the methods.
 
     Methods of equal cost are drawn side by side, each slightly to the right of the previous one.
@@ -46,7 +45,7 @@ def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Mapping[st
     canvas, panels = figure(rows, columns, size=(5.2 * columns + 2.6, 4.0 * rows + 0.8))
     numbers = {name: str(i) for i, name in enumerate(methods, 1)}
     for axes, name in zip(np.ravel(panels), tasks, strict=False):
-        of_task = {m: c for m in methods if (c := cells.get(f"{name}/{m}", {})).get("status") == "measured"}
+        of_task = {m: c for m in numbers if (c := cells.get(f"{name}/{m}", {})).get("status") == "measured"}
         costs = [cell["evaluations"] for cell in of_task.values()]
         means = [float(np.mean(cell["test errors"])) for cell in of_task.values()]
         for i, (method, cell) in enumerate(of_task.items()):
@@ -93,7 +92,7 @@ def write(
     out: Path,
     cells: Mapping[str, Any],
     tasks: Mapping[str, Any],
-    methods: Mapping[str, Method],
+    families: Mapping[str, str],
     about: Mapping[str, Any],
 ) -> Path:
     """Writes `atlas.html` from the finished cells; returns its path.
@@ -101,7 +100,8 @@ def write(
     Args:
       out: the folder; the page links to its `atlas.png` and `cells`.
       cells: results by "task/method".
-      tasks, methods: the tasks and methods by name.
+      tasks: the tasks by name.
+      families: each method's family.
       about: `rates` and `seeds`, their numbers.
     """
     options = (
@@ -115,7 +115,7 @@ def write(
         "options": "".join(options),
         "keys": "".join(keys),
         "heads": "".join(f"<th>{head}</th>" for head in HEADS),
-        "rows": "\n".join(_row(cells, cell, tasks, methods) for cell in cells),
+        "rows": "\n".join(_row(cells, cell, tasks, families) for cell in cells),
     }
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     for name, text in parts.items():
@@ -125,10 +125,10 @@ def write(
     return path
 
 
-def _row(cells: Mapping[str, Any], name: str, tasks: Mapping[str, Any], methods: Mapping[str, Method]) -> str:
+def _row(cells: Mapping[str, Any], name: str, tasks: Mapping[str, Any], families: Mapping[str, str]) -> str:
     cell = cells[name]
     task, method = name.split("/", 1)
-    ends = [_text(tasks[task].title), _text(method.replace("_", " ")), _text(methods[method].family)]
+    ends = [_text(tasks[task].title), _text(method.replace("_", " ")), _text(families[method])]
     links = [
         _text(f"{cell['date']}, {cell['device']}, {cell['versions']}"),
         f'<td><a href="cells/{html.escape(name)}.json">json</a></td>',

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,11 @@ class Finished:
 
     def __contains__(self, name: str) -> bool:
         return self._file(name).exists()
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterates over the names of all finished parts, also those of earlier runs."""
+        names = (path.relative_to(self._folder).with_suffix("") for path in self._folder.rglob("*.json"))
+        return iter(sorted(name.as_posix() for name in names if name.as_posix() != SETTINGS))
 
     def __getitem__(self, name: str) -> Any:
         path = self._file(name)

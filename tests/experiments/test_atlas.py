@@ -93,6 +93,11 @@ def test_every_cell_is_measured_or_says_why_not(small, tmp_path, capsys, monkeyp
     monkeypatch.setattr(atlas_workers, "measured", lambda *of: pytest.fail("measured again"))
     atlas.main([*small, "--out", str(tmp_path), "--resume"])
     assert cells_in(tmp_path) == found
+    # A part of it, resumed, shows all that is finished, and prints and judges its own.
+    capsys.readouterr()
+    atlas.main([*small, "--out", str(tmp_path), "--resume", "--methods", "refusing"])
+    assert "\nbackprop " not in capsys.readouterr().out
+    assert (tmp_path / "atlas.html").read_text() == page
 
 
 def test_a_cell_in_which_every_rate_is_lost_says_so():
