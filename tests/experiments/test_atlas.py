@@ -17,9 +17,10 @@ from experiments.atlas import page as atlas_page
 from experiments.atlas import workers as atlas_workers
 from experiments.atlas.cell import Effort
 from experiments.atlas.methods import METHODS, Method
-from experiments.atlas.tasks import TASKS, Task, wrong_answers
+from experiments.atlas.tasks import TASKS, Anchor, Task, wrong_answers
 from experiments.atlas.workers import Order, all_done
 from experiments.harness.failure import ExperimentError
+from experiments.harness.finished import Finished
 from nl_jax.propagation import feedforward
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]  # optax promotes
@@ -43,7 +44,7 @@ def small_task():
     return Task(
         "small", network.init, network.apply, objective, wrong_answers(network.apply), "wrong answers",
         of(slice(40)), of(slice(40, 50)),
-        of(slice(50, None)), goal=0.2, anchor=0.1, batch_size=20, network=network,
+        of(slice(50, None)), goal=0.2, anchor=Anchor(0.1, 70), batch_size=20, network=network,
     )  # fmt: skip
 
 
@@ -179,13 +180,20 @@ def test_an_interrupted_atlas_shows_what_is_there(small, tmp_path, monkeypatch):
     assert (tmp_path / "atlas.html").exists()
 
 
-def test_an_anchor_that_is_missed_fails():
-    task = small_task()
-    cell = {"status": "measured", "test errors": [0.15, 0.13]}
-    of = lambda cell: atlas._from_anchors({"small/backprop": cell}, {"small": task})
-    assert of(cell)["small, backprop"] == pytest.approx(2)
-    assert of({**cell, "test errors": [0.05, 0.05]})["small, backprop"] == 0
-    assert of({"status": "diverged"}) == {}
+def test_an_anchor_that_is_missed_fails(tmp_path):
+    finished = Finished(tmp_path, atlas.Config(), resume=False)
+    of = lambda: atlas._from_anchors(finished, {"small": None})
+    assert of() == {}
+    finished["anchors/small"] = {"known": 0.1, "test errors": [0.15, 0.13]}
+    assert of()["small, backprop"] == pytest.approx(2)
+    finished["anchors/small"] = {"known": 0.1, "test errors": [0.05, 0.05]}
+    assert of()["small, backprop"] == 0
+
+
+def test_an_anchor_is_met_with_all_examples_and_its_own_updates():
+    found = atlas_cell.beside_anchor(small_task(), 0.1, 2)
+    assert (found["known"], found["examples"], found["updates"], len(found["test errors"])) == (0.1, 50, 70, 2)
+    assert max(found["test errors"]) <= 0.1  # it learns
 
 
 def test_what_an_update_may_see():
