@@ -4,7 +4,6 @@ python -m experiments.atlas --help
 """
 
 import dataclasses
-import functools
 import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -116,8 +115,10 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
                 atlas_page.write(config.out, *shown, about)
         for name, task in anchored.items():
             cell = shown.cells.get(f"{name}/{BACKPROP}", {})
-            if cell.get("status") == "measured":
-                finished(f"{ANCHORS}/{name}", functools.partial(beside_anchor, task, cell["rate"], config.seeds))
+            part = f"{ANCHORS}/{name}"
+            if cell.get("status") == "measured" and part not in finished:
+                made_by = {"made by": command(config, name, BACKPROP)}
+                finished[part] = {**made_by, **beside_anchor(task, cell["rate"], config.seeds)}
     finally:  # also after Ctrl-C: show the finished cells
         cells = {order.cell: finished[order.cell] for order in orders if order.cell in finished}
         for name, task in tasks.items():
