@@ -37,8 +37,8 @@ class Config:
     """Run the small versions, in about ten minutes in total."""
     keep: bool = False
     """Skip experiments that the gallery has already run successfully with the same command."""
-    thumbnails: Path | None = None
-    """Also write one small PNG of all figures to this path."""
+    publish: Path | None = None
+    """Also write a light copy of the page, without most of the data, to this folder; the handbook's is docs/gallery."""
 
 
 def run(config: Config) -> list[Outcome]:
@@ -60,9 +60,8 @@ def run(config: Config) -> list[Outcome]:
                 shown = page.write(exhibits.EXHIBITS, config.out)
             bar.write(f"{exhibit.name:26}{outcomes[-1].status}")
     print(f"page: {shown}")
-    if config.thumbnails:
-        page.thumbnails(exhibits.EXHIBITS, config.out, config.thumbnails)
-        print(f"thumbnails: {config.thumbnails}")
+    if config.publish:
+        print(f"published: {page.publish(exhibits.EXHIBITS, config.out, config.publish)}")
     bad = [f"{outcome.folder.name} ({outcome.status})" for outcome in outcomes if not outcome.good]
     if bad:
         raise ExperimentError(f"not all is well with {', '.join(bad)}; see {LOG} in their folders")

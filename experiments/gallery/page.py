@@ -1,14 +1,14 @@
 """The gallery's page: plain HTML that depends on nothing but the folders beside it."""
 
 import html
-import math
 import shlex
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.gallery.exhibits import Exhibit
-from experiments.gallery.outcome import Outcome
+from experiments.gallery.outcome import LOG, RECORD, Outcome
 from experiments.harness.failure import ExperimentError
 from experiments.harness.results import page_style
 
@@ -140,29 +140,26 @@ def _facts(exhibit: Exhibit, outcome: Outcome) -> dict[str, str]:
     return facts
 
 
-def thumbnails(exhibits: Sequence[Exhibit], out: Path, path: Path, columns: int = 4, size: int = 240) -> None:
-    """Writes a sheet of thumbnails: the left of every exhibit's first figure, `size` pixels wide, under its title.
+def publish(exhibits: Sequence[Exhibit], out: Path, to: Path) -> Path:
+    """Writes a light copy of the page: figures in 256 colours, verdicts and printed text, without other data.
 
     Raises:
       ExperimentError: if there are no figures.
     """
-    from matplotlib import font_manager
-    from PIL import Image, ImageDraw, ImageFont, ImageOps
+    from PIL import Image
 
-    shown = [(exhibit, outcome) for exhibit in exhibits if (outcome := Outcome.read(exhibit, out)).pictures]
-    if not shown:
-        raise ExperimentError(f"there are no figures in {out} to make thumbnails of")
-    height, caption, gap = size * 5 // 8, 18, 10
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 10)
-    columns = min(columns, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    sheet = Image.new("RGB", (columns * (size + gap) - gap, rows * (height + caption + gap) - gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (exhibit, outcome) in enumerate(shown):
-        x, y = i % columns * (size + gap), i // columns * (height + caption + gap)
-        with Image.open(outcome.folder / outcome.pictures[0]) as picture:
-            left = ImageOps.fit(picture.convert("RGB"), (size, height), centering=(0, 0.5))
-        sheet.paste(left, (x, y + caption))
-        draw.text((x + size / 2, y + caption / 2), exhibit.title, fill="black", font=font, anchor="mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)  # which keeps rare hues
+    outcomes = {exhibit.name: Outcome.read(exhibit, out) for exhibit in exhibits}
+    if not any(outcome.pictures for outcome in outcomes.values()):
+        raise ExperimentError(f"there are no figures in {out} to publish")
+    for name, outcome in outcomes.items():
+        folder = to / name
+        shutil.rmtree(folder, ignore_errors=True)
+        for kept in {f"{name}.json", "config.json", RECORD, LOG}:
+            if (outcome.folder / kept).exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(outcome.folder / kept, folder)
+        for picture in outcome.pictures:
+            with Image.open(outcome.folder / picture) as image:
+                light = image.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE)  # which keeps rare hues
+                light.save(folder / picture, optimize=True)
+    return write(exhibits, to)

@@ -195,21 +195,26 @@ def test_keep_runs_only_what_is_not_there(out, show):
     assert (out / "runs").read_text().split()[6:] == ["agreeing"]
 
 
-def test_thumbnails(out, show, tmp_path):
+def test_a_light_copy_is_published(out, show, tmp_path):
     show("agreeing", "broken", "plain")
-    picture = tmp_path / "docs" / "gallery.png"
-    assert run(out, "--only", "agreeing", "plain", "--thumbnails", str(picture)) == 0
-    with Image.open(picture) as image:
-        pixels = np.asarray(image.convert("L"))
-    assert pixels.shape == (18 + 150, 240 + 10 + 240)
-    figures = np.abs(pixels[18:] - 200.0) < 8  # as drawn: two beside each other, below their titles
-    assert figures.sum() == 150 * (240 + 240)
-    assert not figures[:, 240:250].any()
+    copy = tmp_path / "docs" / "gallery"
+    assert run(out, "--only", "agreeing", "plain", "--publish", str(copy)) == 0
+    there = lambda folder: {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert there(copy) < there(out) | {"index.html"}
+    assert len(Page(copy).pictures) == 4  # with their thumbnails
+    assert all((copy / link).is_file() for link in Page(copy).links if not link.startswith("#"))
+    for exhibit in exhibits.EXHIBITS:
+        before, after = Outcome.read(exhibit, out), Outcome.read(exhibit, copy)
+        assert (after.status, after.pictures, after.verdict) == (before.status, before.pictures, before.verdict)
+    with Image.open(out / "plain" / "plain.png") as drawn, Image.open(copy / "plain" / "plain.png") as light:
+        assert light.mode == "P"
+        difference = np.asarray(light.convert("RGB"), int) - np.asarray(drawn.convert("RGB"), int)
+    assert np.abs(difference).max() <= 16
 
 
-def test_no_thumbnails_of_nothing(out, show, tmp_path, capsys):
+def test_nothing_is_published_of_nothing(out, show, tmp_path, capsys):
     show("broken")
-    assert run(out, "--thumbnails", str(tmp_path / "gallery.png")) == 1
+    assert run(out, "--publish", str(tmp_path / "gallery")) == 1
     assert "error: there are no figures" in capsys.readouterr().err
 
 
