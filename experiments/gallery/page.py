@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from experiments.gallery.exhibits import Exhibit
 from experiments.gallery.outcome import LOG, RECORD, Outcome
 from experiments.harness.failure import ExperimentError
@@ -99,7 +101,8 @@ def _entry(exhibit: Exhibit, outcome: Outcome) -> str:
 def _section(exhibit: Exhibit, outcome: Outcome) -> str:
     figures = [
         f'<figure tabindex="0"><a href="{exhibit.name}/{picture}"><img src="{exhibit.name}/{picture}" '
-        f'alt="{html.escape(exhibit.figures[picture.removesuffix(".png")])}" loading="lazy"></a></figure>'
+        f'alt="{html.escape(exhibit.figures[picture.removesuffix(".png")])}" {_size(outcome.folder / picture)} '
+        'loading="lazy"></a></figure>'
         for picture in outcome.pictures
     ]
     log = ""
@@ -117,6 +120,12 @@ def _section(exhibit: Exhibit, outcome: Outcome) -> str:
         facts="\n".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in _facts(exhibit, outcome).items()),
         log=log,
     )
+
+
+def _size(picture: Path) -> str:
+    """Returns a picture's size as attributes, so that the page keeps its place while pictures load."""
+    with Image.open(picture) as image:
+        return f'width="{image.width}" height="{image.height}"'
 
 
 def _facts(exhibit: Exhibit, outcome: Outcome) -> dict[str, str]:
@@ -146,8 +155,6 @@ def publish(exhibits: Sequence[Exhibit], out: Path, to: Path) -> Path:
     Raises:
       ExperimentError: if there are no figures.
     """
-    from PIL import Image
-
     outcomes = {exhibit.name: Outcome.read(exhibit, out) for exhibit in exhibits}
     if not any(outcome.pictures for outcome in outcomes.values()):
         raise ExperimentError(f"there are no figures in {out} to publish")
