@@ -266,7 +266,7 @@ def plot(comparisons: Mapping[str, Comparison], descent: Descent, config: Config
     look = style(0)
     learning.plot(
         step[every], descent.chained.mean(axis=0)[every], color=look["color"], marker="o", markersize=4.5,
-        fillstyle="none", linestyle="none", label="tanh, under the sigmoid network's gradient",
+        fillstyle="none", linestyle="none", label="tanh, trained with the sigmoid network's gradient",
     )  # fmt: skip
     learning.set(
         xlabel=f"steps at rate {config.rate:g}", ylabel="loss", yscale="log",

@@ -267,7 +267,7 @@ def plot(courses: Sequence[Course], config: Config) -> Any:
     by_rate.set(xscale="log", yscale="log", xlabel="rate η", title="largest |u − law|: half the step, half the error")
     by_rate.xaxis.set_minor_formatter("")
     by_rate.legend(frameon=False)
-    by_time.set(yscale="log", xlabel="time, as a part of the run", title="|u − law| at η → 0; dotted: its error bar")
+    by_time.set(yscale="log", xlabel="fraction of the run", title="|u − law| at η → 0; dotted: its error bar")
     handles = [handle for axis in axes[:, 0] for handle in axis.get_legend_handles_labels()[0]]
     canvas.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     canvas.suptitle(f"Deep linear networks learn mode by mode: $u_0$ = {config.start:g}, {config.hidden} units a layer")

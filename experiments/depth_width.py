@@ -210,7 +210,7 @@ def plot(found: Sequence[Stopped]) -> Any:
             for one in ours:
                 where = one.shape.depth, mean_and_error(100 * one.test_error)[0]
                 column[0].annotate(f"{one.shape.width}", where, xytext=(6, 4), textcoords="offset points", fontsize=8)
-        column[0].set(ylabel="test error (%)", title=f"{task} (at the points: width)")
+        column[0].set(ylabel="test error (%)", title=f"{task} (numbers: width)")
         column[1].set(ylabel="updates to the least validation loss", yscale="log")
         for panel in column:
             panel.set(xlabel="hidden layers")

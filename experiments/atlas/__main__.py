@@ -88,7 +88,7 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
             samples=min(config.samples, 8),
         )  # fmt: skip
     tasks, methods = _chosen(config)
-    folder = Folder(config.out, config, outputs=("atlas.html", "atlas.png", "atlas.json"))
+    folder = Folder(config.out, config)
     free = "tasks", "methods", "estimator", "data_dir", "processes"
     finished = Finished(config.out, config, resume=config.resume, but=free, parts="cells")
     efforts = {
@@ -96,9 +96,10 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
         for name, task in tasks.items()
     }
     orders = [Order(task, method, config.data_dir, efforts[task]) for task, method in itertools.product(tasks, methods)]
+    shown = _beside_earlier(finished, tasks, methods)
+    _from_anchors(finished, shown.tasks)  # unreadable files are errors now, not after hours
     anchored = {name: task for name, task in tasks.items() if task.anchor is not None and BACKPROP in methods}
     anchored = {} if config.quick else anchored
-    shown = _beside_earlier(finished, tasks, methods)
     about = {"rates": len(config.rates), "seeds": config.seeds}
     lost: dict[str, Exception] = {}
     todo = [order for order in orders if order.cell not in finished]
@@ -118,7 +119,10 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
             part = f"{ANCHORS}/{name}"
             if cell.get("status") == "measured" and part not in finished:
                 made_by = {"made by": command(config, name, BACKPROP)}
-                finished[part] = {**made_by, **beside_anchor(task, cell["rate"], config.seeds)}
+                try:
+                    finished[part] = {**made_by, **beside_anchor(task, cell["rate"], config.seeds)}
+                except Exception as failure:  # as of a cell
+                    lost[part] = failure
     finally:  # also after Ctrl-C: show the finished cells
         cells = {order.cell: finished[order.cell] for order in orders if order.cell in finished}
         for name, task in tasks.items():
@@ -151,14 +155,34 @@ class Shown(NamedTuple):
 
 
 def _beside_earlier(finished: Finished, tasks: Mapping[str, Task], methods: Mapping[str, Method]) -> Shown:
-    """Returns the tasks and methods of this run and of the finished cells in its folder, with these cells."""
-    places = {cell: cell.split("/", 1) for cell in finished}
-    there = [name for name in TASKS if name in tasks or name in {task for task, _ in places.values()}]
-    known = {name: tasks[name] if name in tasks else task_of(name, None) for name in there} | dict(tasks)
-    used = {method for _, method in places.values()}
-    families = {name: method.family for name, method in METHODS.items() if name in methods or name in used}
-    families |= {name: YOURS for name in [*methods, *sorted(used)] if name not in families}
-    return Shown({cell: finished[cell] for cell, (task, _) in places.items() if task in known}, known, families)
+    """Returns the tasks and methods of this run and of the finished cells in its folder, with these cells.
+
+    Cells of other runs whose file cannot be read, or whose task's data are not installed, are left out with a line.
+    Images of other runs are left out too, because their folder is not known here.
+    """
+    there: dict[str, list[str]] = {}
+    for task, _, method in (cell.partition("/") for cell in finished):
+        if method and task in (*TASKS, *tasks):
+            there.setdefault(task, []).append(method)
+    known, cells = dict(tasks), dict[str, Any]()
+    for task, of_task in there.items():
+        for cell in [f"{task}/{method}" for method in of_task]:
+            try:
+                known[task] = known[task] if task in known else task_of(task, None)
+                cells[cell] = finished[cell]
+            except ExperimentError as error:
+                if task in tasks and cell.split("/", 1)[1] in methods:
+                    raise
+                print(f"not on the page: {cell}: {error}")
+                if task not in known:
+                    break
+    used = {cell.split("/", 1)[1] for cell in cells} | methods.keys()
+    families = {name: METHODS[name].family if name in METHODS else YOURS for name in [*METHODS, *sorted(used)]}
+    return Shown(
+        cells,
+        {name: known[name] for name in [*TASKS, *tasks] if name in known},
+        {name: family for name, family in families.items() if name in used},
+    )
 
 
 def _write(folder: Folder, shown: Shown, about: Mapping[str, Any], judged: Mapping[str, float]) -> None:
@@ -170,6 +194,8 @@ def _write(folder: Folder, shown: Shown, about: Mapping[str, Any], judged: Mappi
     if mapped:
         tasks = {name: task for name, task in shown.tasks.items() if name in mapped}
         folder.picture("atlas", atlas_page.plot(cells, tasks, shown.families))
+    else:
+        (folder.path / "atlas.png").unlink(missing_ok=True)
     folder.data("atlas", verdict(judged)._asdict() if judged else {})
     print(f"\npage, map and data: {folder.path} (atlas.html, atlas.png, atlas.json, a file for each of the cells/)")
 

@@ -38,7 +38,7 @@ def rules_of(task: Task, hidden: nl.rules.Rule | None) -> dict[str, nl.rules.Rul
     """
     layers = hidden_layers(task)
     if not layers:
-        raise ValueError("a rule for hidden layers has none here: the network is one of outputs alone")
+        raise ValueError("a rule for hidden layers needs one: the network has only its output layer")
     return {**({} if hidden is None else dict.fromkeys(layers, hidden)), OUTPUT: nl.rules.delta()}
 
 
@@ -58,7 +58,7 @@ def forward_forward(task: Task) -> Task:
       ValueError: if the task's network is not dense, or has no hidden layer.
     """
     if task.widths is None or len(task.widths) < 3:
-        raise ValueError("forward-forward is given the label as inputs of a dense network with hidden layers")
+        raise ValueError("forward-forward needs a dense network with hidden layers, to give it labels as inputs")
     inputs, *hidden, classes = task.widths
     relu, dense = nl.activations.relu(), nl.connections.dense()
     layers = [nl.Layer(f"hidden{i}", width, dense, relu) for i, width in enumerate(hidden, 1)]
@@ -88,7 +88,7 @@ def local_losses(task: Task) -> Task:
       ValueError: if the task has no classes, or its network no hierarchy of hidden layers.
     """
     if task.network is None or len(task.network.layers) < 3 or not np.issubdtype(task.train[1].dtype, np.integer):
-        raise ValueError("local losses are given to classes and a hierarchy of layers, one of them hidden at least")
+        raise ValueError("local losses need class labels and a hierarchy of layers, at least one of them hidden")
     classes = task.network.shapes[OUTPUT][0]
     trunk = nl.network(*task.network.layers[:-1])
     local = nl.local_losses(trunk, nl.losses.cross_entropy, classes)

@@ -13,10 +13,10 @@ from experiments.harness.results import page_style
 from nl_jax._core.numerics import mean_and_error
 
 SEES = {
-    "local": ("one synapse's neurons alone", "#009E73", "o"),
-    "three-factor": ("… and a loss told to all", "#0072B2", "s"),
+    "local": ("only the synapse's own neurons", "#009E73", "o"),
+    "three-factor": ("… and the loss", "#0072B2", "s"),
     "others": ("other neurons or the target", "#E69F00", "^"),
-    "weight transport": ("… and the weights of others", "#D55E00", "D"),
+    "weight transport": ("… and other layers' weights", "#D55E00", "D"),
 }
 """What an update may see, from least to most: label, colour and marker."""
 

@@ -46,7 +46,7 @@ class Results(NamedTuple):
 
 def verdict(results: Results) -> Verdict:
     """Judges the largest deviation of a linear unit's loss from theory."""
-    return Verdict(float(np.max(list(results.deviations.values()))), ALLOWED, "parts of the excess loss at the start")
+    return Verdict(float(np.max(list(results.deviations.values()))), ALLOWED, "of the initial excess loss")
 
 
 def rows(results: Results, settings: Settings) -> dict[str, dict[str, Any]]:
@@ -119,7 +119,7 @@ def plot(results: Results, settings: Settings) -> Any:
         look = style(i)
         curves.plot(found.moments[1:], found.law[1, 1:], color=look["color"], linewidth=1.2)
         curves.plot(found.moments[1:], found.measured[1, 1:], **{**look, **points, "markersize": 4}, label=name)
-    curves.set(xlabel="steps of gradient descent", ylabel="excess loss, in parts of that at the start")
+    curves.set(xlabel="steps of gradient descent", ylabel="excess loss / initial excess loss")
     curves.set(title="linear units from zero (whitened: one step)", ylim=(0.3 / settings.reduction, 1.5))
 
     descents = [*results.linear.values(), *results.given.values()]

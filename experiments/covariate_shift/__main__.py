@@ -234,7 +234,7 @@ def plot(results: Results, config: Config) -> Any:
     tests.set(xlabel="updates", ylabel="test loss (nats)", title="the same runs")
     laws.axline((0, 0), slope=1, color="black", linewidth=1.2, zorder=1)
     laws.set(xlabel="by law, from γ and β", ylabel="measured", xscale="log", yscale="log")
-    laws.set(title="shift of what normalised units receive")
+    laws.set(title="shift of the inputs of normalised units")
     canvas.legend(*through.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     canvas.suptitle(
         f"digits, {len(layers)} hidden layers ({config.activation}): shift of the layers' inputs by an update"

@@ -70,7 +70,7 @@ def run(config: Config) -> Comparison:
             estimates=config.estimates,
         )  # fmt: skip
     parts = max(max(roundings.values()) / ROUNDINGS, compared.deviation / ERRORS)
-    verdict = Verdict(parts, 1.0, "parts of what is allowed")
+    verdict = Verdict(parts, 1.0, "times the allowed deviation")
     judged = {"roundings": roundings, "standard_errors": compared.deviation, "step": step._asdict()}
     measured = {name: value for name, value in compared._asdict().items() if name != "delta"}
     folder.data("credit", {**verdict._asdict(), **judged, **measured})

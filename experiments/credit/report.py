@@ -76,5 +76,5 @@ def show(compared: Comparison) -> Any:
             if row == len(compared.delta) - 1:
                 axes.set_xlabel("unit")
         panels[row][0].set_ylabel(f"{name}\nexample", fontsize=9)
-    canvas.suptitle("Credit δ of the first examples, on backprop’s scale of each layer")
+    canvas.suptitle("Credit δ of the first examples; each layer has the colour scale of backprop")
     return canvas

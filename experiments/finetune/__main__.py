@@ -150,7 +150,7 @@ def _check(config: Config) -> None:
     if not config.methods:
         raise ExperimentError("--methods must name one or more")
     if len(config.rates) != len(METHODS) or not all(0 < rate < np.inf for rate in (*config.rates, config.sigma)):
-        raise ExperimentError(f"--rates must be {len(METHODS)} finite numbers above 0, and so --sigma")
+        raise ExperimentError(f"--rates must be {len(METHODS)} finite numbers above 0, and --sigma one")
     if not config.factors or not all(0 < factor < np.inf for factor in config.factors):
         raise ExperimentError("--factors must be one or more finite numbers above 0")
     if config.evaluations // max(cost(method, config.settings) for method in METHODS) < config.moments:

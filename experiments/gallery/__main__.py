@@ -64,7 +64,7 @@ def run(config: Config) -> list[Outcome]:
         print(f"published: {page.publish(exhibits.EXHIBITS, config.out, config.publish)}")
     bad = [f"{outcome.folder.name} ({outcome.status})" for outcome in outcomes if not outcome.good]
     if bad:
-        raise ExperimentError(f"not all is well with {', '.join(bad)}; see {LOG} in their folders")
+        raise ExperimentError(f"some experiments did not succeed: {', '.join(bad)}; see {LOG} in their folders")
     return outcomes
 
 

@@ -31,7 +31,7 @@ EXHIBITS = (
         "⟨(<i>Ẽ</i> − <i>E</i>) Ω⟩ / σ² &nbsp;≈&nbsp; ⟨(∇<i>E</i> · <i>ξ</i>) <i>ξ</i>⟩ &nbsp;≈&nbsp; "
         "∂<i>E</i>/∂<i>w</i>",
         "The same network learns the same digits by backprop, Lagrangian backprop, node and weight perturbation and "
-        "forward gradients. All have the same gradient on average; what differs is the price of an update (seed 000).",
+        "forward gradients. All estimate the same gradient; they differ in the cost of an update (seed 000).",
         {
             "compare": "Training loss against updates and against objective evaluations, and the cosine of each "
             "estimate to the exact gradient, for six estimators"
@@ -39,15 +39,15 @@ EXHIBITS = (
     ),
     Exhibit(
         "experiments.credit",
-        "Who is held responsible, layer by layer",
+        "Credit assignment, layer by layer",
         "<i>δ<sub>k</sub></i> &nbsp;=&nbsp; (<i>ŷ<sub>k</sub></i> − <i>y<sub>k</sub></i>) <i>ŷ<sub>k</sub></i> (1 − "
         "<i>ŷ<sub>k</sub></i>), &emsp; <i>γ<sub>m</sub></i> &nbsp;=&nbsp; Σ<sub><i>k</i></sub> <i>δ<sub>k</sub> "
         "v<sub>km</sub> h<sub>m</sub></i> (1 − <i>h<sub>m</sub></i>)",
-        "One step of backprop on a drawn network: what every unit answers, and what the loss owes to it (seed 001 §2). "
-        "In a deeper network feedback alignment, predictive coding and node perturbation give credit of other "
-        "directions and sizes; node perturbation errs by its law.",
+        "One step of backprop on a small network: the value and the credit of each unit (seed 001 §2). "
+        "In a deeper network feedback alignment, predictive coding and node perturbation assign credit of "
+        "another direction and size; the error of node perturbation follows its law.",
         {
-            "credit": "A drawn network with the values of its units, and with their credit; below, cosine and size of "
+            "credit": "A network with the values of its units, and with their credit; below, cosine and size of "
             "four estimators’ credit against backprop’s, by layer",
             "layers": "Credit of each unit on eight examples as colours, a row for each estimator, a column for each "
             "layer",
@@ -59,9 +59,9 @@ EXHIBITS = (
         "<i>L</i> &nbsp;=&nbsp; <i>C</i>(<i>x<sub>L</sub></i>) + Σ <i>λ<sub>l</sub></i><sup>T</sup> "
         "<i>r<sub>l</sub></i> + μ/2 Σ ‖<i>r<sub>l</sub></i>‖², &emsp; <i>r<sub>l</sub></i> = <i>x<sub>l</sub></i> − "
         "<i>f</i>(<i>W<sub>l</sub> x</i><sub><i>l</i> − 1</sub> + <i>b<sub>l</sub></i>)",
-        "Backprop is its stationary point by substitution. Multiplier methods come to the same point by iterating; "
-        "a penalty alone, which is predictive coding, misses it by an error that falls as 1/μ, in linear networks by "
-        "that of theory (seed 000; LeCun 1988; Innocenti et al. 2024).",
+        "Backprop is its stationary point by substitution. Multiplier methods reach the same point by iteration; "
+        "a penalty alone, which is predictive coding, misses it by an error that falls as 1/μ and, in linear networks, "
+        "agrees with theory (seed 000; LeCun 1988; Innocenti et al. 2024).",
         {
             "constrained": "Cosine and error of predictive coding’s estimate against μ, beside theory; test accuracy "
             "against μ; errors of seven solvers against iterations and evaluations; residuals of each layer",
@@ -74,8 +74,8 @@ EXHIBITS = (
         "Predictive coding in deep networks",
         "<i>F</i> &nbsp;=&nbsp; <i>C</i> + μ/2 Σ ‖<i>e<sub>l</sub></i>‖², &emsp; <i>x<sub>l</sub></i> = "
         "<i>f</i>(<i>W<sub>l</sub> x</i><sub><i>l</i> − 1</sub>) + <i>e<sub>l</sub></i>",
-        "The same equilibrium is inferred in axons, where a signal crosses a layer a step, and in errors, which hear "
-        "of the loss at once; each at its best rate (Goemaere et al. 2025). Networks of several depths then learn by "
+        "The same equilibrium is inferred in axons, where a signal crosses one layer per step, and in errors, which "
+        "the loss reaches at once, at the best rates (Goemaere et al. 2025). Networks of several depths then learn by "
         "it, with the multipliers of μPC and with standard ones (Innocenti et al. 2025).",
         {
             "predictive_depth": "‖∂F/∂x‖ and the error of the weights’ gradient against evaluations, in axons and in "
@@ -85,13 +85,13 @@ EXHIBITS = (
     ),
     Exhibit(
         "experiments.student_teacher",
-        "What it costs to be told a single number",
+        "Learning speed of node and weight perturbation",
         "E ‖Δ′‖² &nbsp;=&nbsp; (1 − 2η + η²<i>C</i>) ‖Δ‖² + η²<i>S</i><br>"
-        "<i>C</i> &nbsp;=&nbsp; <i>N</i> + 2 of backprop, &ensp; (<i>M</i> + 2)(<i>N</i> + 2) of nodes, &ensp; "
-        "(<i>MN</i> + 2)(<i>N</i> + 2) of weights",
+        "<i>C</i> &nbsp;=&nbsp; <i>N</i> + 2 for backprop, &ensp; (<i>M</i> + 2)(<i>N</i> + 2) for nodes, &ensp; "
+        "(<i>MN</i> + 2)(<i>N</i> + 2) for weights",
         "A linear student of M outputs and N inputs learns from a linear teacher. Every learning curve is known, and "
-        "so is the best rate, 1/C: nodes are slower than backprop by about the number of outputs, weights by about the "
-        "number of weights (seed 000; Werfel, Xie &amp; Seung 2004). The loss is ½‖<i>y</i> − <i>y</i>*‖²; without the "
+        "so is the best rate, 1/C: node perturbation is about M times slower than backprop, weight perturbation "
+        "about MN times (seed 000; Werfel, Xie &amp; Seung 2004). The loss is ½‖<i>y</i> − <i>y</i>*‖²; without the "
         "½, as in seed 000, every rate is half as large.",
         {
             "student_teacher": "Learning curves of backprop, node and weight perturbation on those of theory; the "
@@ -100,13 +100,13 @@ EXHIBITS = (
     ),
     Exhibit(
         "experiments.variance_depth",
-        "Which of them scales with depth",
-        "E ‖<i>ĝ</i> − <i>g</i>‖² / ‖<i>g</i>‖² &nbsp;=&nbsp; <i>P</i> + 1 of weights<br>"
+        "Variance of node and weight perturbation against depth",
+        "E ‖<i>ĝ</i> − <i>g</i>‖² / ‖<i>g</i>‖² &nbsp;=&nbsp; <i>P</i> + 1 for weights<br>"
         "1 + Σ<sub><i>l</i></sub> ‖<i>x<sub>l</sub></i>‖² (<i>M<sub>l</sub></i> ‖<i>δ</i>‖² + "
-        "‖<i>δ<sub>l</sub></i>‖²) / ‖<i>g</i>‖² − 1 of nodes",
+        "‖<i>δ<sub>l</sub></i>‖²) / ‖<i>g</i>‖² − 1 for nodes",
         "Weight perturbation’s variance is the number of weights P in every network, linear or not. Node "
         "perturbation’s is the number of nodes only where axons and credit keep their norms from layer to layer. Where "
-        "both fade it grows exponentially with depth, and is soon the larger one (seed 000’s open question; mean "
+        "both shrink, it grows exponentially with depth and soon exceeds P (seed 000’s open question; mean "
         "squares of wide networks: Poole et al. 2016).",
         {
             "variance_depth": "Relative variance of weight and node perturbation against depth and against width in "
@@ -115,7 +115,7 @@ EXHIBITS = (
     ),
     Exhibit(
         "experiments.temporal_task",
-        "Nodes or weights, in tasks that take time",
+        "Node and weight perturbation in temporal tasks",
         "E ‖Δ′‖² &nbsp;=&nbsp; (1 − 2η + η²<i>K</i>) ‖Δ‖² + η² (σ²<i>F</i>/4 + 2<i>E</i><sub>opt</sub><i>H</i>)<br>"
         "<i>H</i><sub>nodes</sub> / <i>H</i><sub>weights</sub> &nbsp;=&nbsp; (<i>MT</i> + 2) / (<i>Mn</i> + 2)",
         "A trial of T steps is judged by one number, and inputs span n dimensions. With fresh inputs, node "
@@ -130,12 +130,12 @@ EXHIBITS = (
         "experiments.perceptron",
         "A perceptron’s mistakes are bounded",
         "mistakes &nbsp;≤&nbsp; (<i>R</i> / <i>γ</i>)²",
-        "Where a plane parts two classes with a margin γ, a perceptron errs at most as often as Novikoff’s bound says, "
-        "and orthonormal inputs reach it. On the exclusive or its weights come back to where they were and err for "
-        "ever; the delta rule’s sigmoid unit comes to rest at ½; two layers learn it (seeds 000, 001; Novikoff 1962).",
+        "If a plane separates two classes with margin γ, a perceptron’s mistakes do not exceed Novikoff’s bound, "
+        "and orthonormal inputs reach it. On the exclusive or its weights cycle, and it makes mistakes for "
+        "ever; the delta rule’s sigmoid unit converges to ½; two layers learn it (seeds 000, 001; Novikoff 1962).",
         {
-            "perceptron": "Mistakes of perceptrons against Novikoff’s bound; mistakes through the passes; and how many "
-            "of the exclusive or’s four examples three learners have wrong"
+            "perceptron": "Mistakes of perceptrons against Novikoff’s bound; mistakes against passes; and errors of "
+            "three learners on the four examples of the exclusive or"
         },
     ),
     Exhibit(
@@ -146,7 +146,7 @@ EXHIBITS = (
         "E ‖<i>w</i> − <i>w</i>*‖² &nbsp;=&nbsp; (1 − <i>N</i>/<i>D</i>) ‖<i>w</i>*‖² + "
         "σ² <i>N</i> / (<i>D</i> − <i>N</i> − 1) &ensp; for <i>N</i> &lt; <i>D</i> − 1",
         "With as many examples as inputs a linear neuron fits its training data and errs most on new data; with fewer "
-        "or more it is better, by a law exact for finite N and D (seed 000; Hastie et al. 2022).",
+        "or more it errs less. The law is exact for finite N and D (seed 000; Hastie et al. 2022).",
         {
             "linear_neuron": "Test and training error against N/D: measured points on the curves of the law, which "
             "rise to infinity at N = D"
@@ -157,7 +157,7 @@ EXHIBITS = (
         "Deep linear networks learn mode by mode",
         "τ d<i>u</i>/d<i>t</i> &nbsp;=&nbsp; <i>L</i> <i>u</i><sup>2 − 2/<i>L</i></sup> (<i>s</i> − <i>u</i>)",
         "Each singular mode of the map to be learned, of strength s, follows a sigmoid curve of its own, the strongest "
-        "first: the loss falls in stairs, the steeper the deeper the network (seed 000; Saxe et al. 2014).",
+        "first: the loss falls in steps, which are steeper in deeper networks (seed 000; Saxe et al. 2014).",
         {
             "deep_linear": "For networks of several depths, strengths of modes and the loss against time on the curves "
             "of the law, and the distance from it against the learning rate"
@@ -168,11 +168,11 @@ EXHIBITS = (
         "Principal components by Hebbian rules",
         "Hebb: &nbsp;d<i>w</i>/d<i>t</i> = <i>Cw</i><br>Oja: &nbsp;d<i>w</i>/d<i>t</i> = <i>Cw</i> − "
         "(<i>w</i>ᵀ<i>Cw</i>) <i>w</i><br>Sanger: &nbsp;<i>w<sub>j</sub></i> → ± <i>v<sub>j</sub></i>",
-        "On digits, without labels: weights diverge along every eigenvector by Hebb’s rule, turn to the first by Oja’s "
-        "and to the first few in order by Sanger’s (seed 000; Oja 1982, Sanger 1989).",
+        "On digits, without labels: by Hebb’s rule weights diverge along every eigenvector; by Oja’s they converge to "
+        "the first, by Sanger’s to the first few in order (seed 000; Oja 1982, Sanger 1989).",
         {
             "hebbian_pca": "Growth of eigen-components by Hebb’s rule and their fading by Oja’s on the curves of the "
-            "flow, distances of Sanger’s units from the eigenvectors, and what both look like"
+            "flow, distances of Sanger’s units from the eigenvectors, and both as images"
         },
     ),
     Exhibit(
@@ -180,43 +180,43 @@ EXHIBITS = (
         "One function, two networks",
         "1 / (1 + e<sup>−ν</sup>) &nbsp;=&nbsp; ½ + ½ tanh(ν/2)",
         "Sigmoid networks and the tanh networks they convert to have the same outputs, and by the chain rule the same "
-        "gradients, to rounding. They do not learn alike at the same rate (seed 000).",
+        "gradients, to rounding. At the same learning rate they learn differently (seed 000).",
         {
             "activation_equivalence": "Differences of outputs and gradients in units of rounding, and learning curves "
-            "of a sigmoid network, of its tanh twin, and of that by the chain rule"
+            "of a sigmoid network, of its tanh twin, and of the twin with the sigmoid network’s gradient"
         },
     ),
     Exhibit(
         "experiments.restarts",
-        "Local minima, counted",
+        "How many restarts reach each local minimum",
         "P(<i>k</i> of <i>D</i> weights in the worse minimum) &nbsp;=&nbsp; <i>D</i>! / (<i>k</i>! (<i>D</i> − "
         "<i>k</i>)!) &nbsp;<i>q</i><sup><i>k</i></sup> (1 − <i>q</i>)<sup><i>D</i> − <i>k</i></sup>",
         "A single sigmoid unit with 2<sup>D</sup> minima, trained from many random weights. Gradient descent ends in "
-        "the minimum on whose side of all barriers it begins; q is a weight’s chance to begin on the wrong one "
+        "the minimum on its side of every barrier; q is the probability that a weight starts on the wrong side "
         "(Auer et al. 1996).",
         {
-            "restarts": "The loss along one weight with its two minima; how many restarts end at which loss, beside "
-            "the law; and the chance not to have found the best minimum against restarts"
+            "restarts": "The loss along one weight with its two minima; the fraction of restarts at each loss, beside "
+            "the law; and the probability of missing the best minimum against restarts"
         },
     ),
     Exhibit(
         "experiments.universal_approximation",
-        "One hidden layer approximates any function",
+        "One hidden layer approximates any continuous function",
         "<i>G</i>(<i>x</i>) = Σ<sub><i>m</i></sub> <i>v<sub>m</sub></i> σ(Σ<sub><i>j</i></sub> "
         "<i>w<sub>jm</sub></i> <i>x<sub>j</sub></i>), &emsp; max |<i>G</i> − <i>g</i>| → 0 as <i>M</i> → ∞",
         "The more sigmoid units in the one hidden layer, the smaller the largest error, for smooth, kinked and "
         "oscillating functions alike (seed 001; Hornik 1991).",
         {
-            "universal_approximation": "Four functions and what networks of 1, 2 and 4 units make of them; below, "
+            "universal_approximation": "Four functions and their approximations by 1, 2 and 4 units; below, "
             "largest and mean error falling with the number of units"
         },
     ),
     Exhibit(
         "experiments.batch_norm",
-        "Batch normalisation, by two rules",
+        "Batch normalisation under two learning rules",
         "<i>y</i> = γ (ν − μ<sub>B</sub>) / √(σ²<sub>B</sub> + ε) + β",
         "A deep sigmoid network that hardly learns without batch normalisation learns with it, by backprop and by node "
-        "perturbation, where the whole batch has to judge all noise (seed 001 §5; Ioffe &amp; Szegedy 2015).",
+        "perturbation, where the loss of the whole batch must judge all noise (seed 001 §5; Ioffe &amp; Szegedy 2015).",
         {
             "batch_norm": "Training loss and test accuracy against updates, and loss against learning rate, with and "
             "without batch normalisation, by backprop and by node perturbation"
@@ -229,10 +229,10 @@ EXHIBITS = (
         "ℓ<sub>KL</sub> = Σ <i>x<sub>i</sub></i> log <i>x<sub>i</sub></i>/<i>x̄<sub>i</sub></i>, &emsp; "
         "<i>L</i>(<i>x</i>) = ℓ(<i>x</i>/<i>X</i>) &nbsp;⇒&nbsp; Σ <i>x<sub>i</sub></i> ∂<i><sub>i</sub>L</i> = 0",
         "The library’s losses have the derivatives of the seed’s formulas, to rounding. Each is least at the targets, "
-        "but for Kullback and Leibler’s of outputs that are not normalised, at x̄/e (seed 003 eq. 13–18).",
+        "except the Kullback–Leibler divergence of unnormalised outputs, least at x̄/e (seed 003 eq. 13–18).",
         {
             "loss_surfaces": "Contours and negative gradients of three losses on the simplex of three outputs; of "
-            "Kullback and Leibler’s, as it is and normalised, for two outputs of any length; and L, L′ and L″ of one"
+            "Kullback–Leibler, as it is and normalised, for two outputs of any sum; and L, L′ and L″ of one output"
         },
     ),
     Exhibit(
@@ -241,8 +241,8 @@ EXHIBITS = (
         "excess loss &nbsp;→&nbsp; ((κ − 1) / (κ + 1))² &nbsp;excess loss, &emsp; κ = "
         "<i>λ</i><sub>max</sub> / <i>λ</i><sub>min</sub> of ⟨(<i>x</i>, 1)(<i>x</i>, 1)<sup>T</sup>⟩",
         "The first reason for batch normalisation. Linear units learn from raw, centred, standardised and whitened "
-        "images as the condition number of these says; κ is 1 for zero mean and unit variance without correlations "
-        "alone. A network gains as well, but far less (seed 001 §5; LeCun, Kanter &amp; Solla 1991).",
+        "images at the speed that their condition number κ predicts; κ is 1 only for zero mean, unit variance and "
+        "no correlations. A network gains as well, but far less (seed 001 §5; LeCun, Kanter &amp; Solla 1991).",
         {
             "conditioning": "Excess losses of linear units and their steps to a small one on the law, against the "
             "condition number, the mean and the deviation of inputs; below, losses of a network with each kind of "
@@ -251,11 +251,11 @@ EXHIBITS = (
     ),
     Exhibit(
         "experiments.covariate_shift",
-        "What layers see, and how it shifts",
+        "Internal covariate shift",
         "<i>W</i><sub>2</sub>² &nbsp;=&nbsp; (μ′ − μ)² + (σ′ − σ)², &emsp; with batch norm (β′ − β)² + (|γ′| − |γ|)²",
-        "The second reason for batch normalisation. Every update of lower layers moves what a layer receives, by many "
+        "The second reason for batch normalisation. Every update of lower layers shifts a layer’s inputs, by many "
         "standard deviations in a deep sigmoid network, and by next to nothing with batch normalisation. But a network "
-        "whose γ and β are disturbed on purpose learns nearly as fast: to move less is not what makes it fast "
+        "whose γ and β are disturbed on purpose learns nearly as fast: a smaller shift is not what makes it fast "
         "(seed 001 §5; Ioffe &amp; Szegedy 2015; Santurkar et al. 2018).",
         {
             "covariate_shift": "Shift in one update against updates, layer and learning rate, without batch "
@@ -267,9 +267,9 @@ EXHIBITS = (
         "experiments.minibatch",
         "Single examples or minibatches",
         "E ‖Δ′‖² &nbsp;=&nbsp; (1 − 2<i>Bη</i> + <i>Bη</i>² (<i>B</i> + <i>N</i> + 1)) ‖Δ‖²",
-        "Descent by the sum over B examples, at equal numbers of examples. Of a linear student’s error the law is "
+        "Descent by the sum over B examples, at equal numbers of examples. The law of a linear student’s error is "
         "known: the best rate, 1/(B + N + 1), hardly depends on B below the number N of inputs, and there B examples "
-        "are worth B single ones. A network behaves alike (seed 001 §4).",
+        "are worth B single ones. A network behaves similarly (seed 001 §4).",
         {
             "minibatch": "Errors of a linear student against examples, its error after one step against the rate, and "
             "the examples it needs against B, on the law; below, the same of a network"
@@ -289,10 +289,10 @@ EXHIBITS = (
     ),
     Exhibit(
         "experiments.optimizers",
-        "Down a narrow valley",
+        "Optimizers in a narrow valley",
         "<i>d<sub>n</sub></i> = −<i>g<sub>n</sub></i> + β<sub><i>n</i></sub> <i>d</i><sub><i>n</i> − 1</sub>",
-        "Steepest descent zigzags; conjugate gradients end in two line searches where the valley is straight, and find "
-        "their way where it bends (seed 003 §3).",
+        "Steepest descent zigzags; conjugate gradients reach the straight valley’s minimum in two line searches, and "
+        "follow the bend of the other valley (seed 003 §3).",
         {
             "optimizers": "Paths of the optimizers over the contours of a straight valley and of Rosenbrock’s, and the "
             "function’s value against evaluations"
@@ -300,12 +300,12 @@ EXHIBITS = (
     ),
     Exhibit(
         "experiments.decorrelation",
-        "Decorrelated inputs, beside four estimators",
+        "Decorrelated inputs with four estimators",
         "<i>R</i> &nbsp;←&nbsp; <i>R</i> − <i>η R</i> [(1 − <i>κ</i>) <i>C</i> + <i>κ V</i>], &emsp; <i>δ</i> = "
         "<i>N</i> (<i>Ẽ</i> − <i>E</i>) Δ<i>ν</i> / ‖Δ<i>ν</i>‖²",
         "Every layer’s inputs are decorrelated by a local rule, and the weights learn by backprop, by node "
-        "perturbation, layer by layer, or by what noise did to activity. How many updates and evaluations each takes "
-        "to a loss, with decorrelation and without, tuned by as many trials (Dalm et al. 2023; Ahmad et al. 2022).",
+        "perturbation, layer by layer, or from measured changes of activity. The figure counts updates and evaluations "
+        "to a target loss, with and without decorrelation, all equally tuned (Dalm et al. 2023; Ahmad et al. 2022).",
         {
             "decorrelation": "Test losses of four methods against updates on three tasks, with decorrelated inputs and "
             "without; and updates and evaluations to a target loss"
@@ -316,8 +316,8 @@ EXHIBITS = (
         "Credit through time",
         "<i>J<sub>t</sub></i> = <i>A J</i><sub><i>t</i> − 1</sub> + <i>D</i>: &ensp; exact · where a parameter soon "
         "reaches · <i>h̃ θ̃</i><sup>T</sup> · a trace for each weight",
-        "Backpropagation through time keeps all steps and goes back. What rules come to that go forward, or are told "
-        "a single number at the end, on tasks that take time. RTRL has the losses of backprop to rounding "
+        "Backpropagation through time stores all steps and goes back. Rules that go forward, or receive "
+        "a single number at the end, are compared with it. RTRL has the losses of backprop to rounding "
         "(Williams and Zipser 1989).",
         {
             "temporal_credit": "Test errors of twelve rules on three tasks, each tuned by as many trials, the price of "
@@ -327,12 +327,12 @@ EXHIBITS = (
     ),
     Exhibit(
         "experiments.local_losses",
-        "Losses near the units they judge",
+        "Forward gradients with local losses",
         "E ‖<i>δ̂</i> − <i>δ</i>‖² &nbsp;=&nbsp; Σ<sub><i>b</i></sub> (<i>N<sub>b</sub></i> − 1) "
         "‖<i>δ<sub>b</sub></i>‖² / <i>K</i>, &emsp; <i>N<sub>b</sub></i> units that feed a loss",
         "Forward gradients of noise in the units, with one loss at the top and with losses for each block, group of "
         "channels and position of an image. The fewer units feed a loss, the less noise is in its gradient, by law; "
-        "backprop shows what the losses themselves are worth (Ren et al. 2022).",
+        "backprop of the same losses is the reference (Ren et al. 2022).",
         {
             "local_losses": "Noise of the units’ credit beside its law, cosine to the gradient, and test accuracies of "
             "forward gradients and backprop, by the position of the losses"
@@ -358,22 +358,22 @@ EXHIBITS = (
         "Δ<i>c<sub>ij</sub></i> = ⟨<i>f<sub>i</sub> n<sub>j</sub></i> + <i>n<sub>i</sub> f<sub>j</sub></i>⟩ − "
         "<i>c<sub>ij</sub></i>",
         "Convolutions, prototypes, links and concepts learn one after another by local rules, without labels. Ten "
-        "labels name the concepts; prototypes complete half-hidden images and tell turned ones from upright ones. "
-        "Beside it stand hierarchies with random weights and with fewer convolutions.",
+        "labels name the concepts; prototypes complete half-hidden images and detect rotated ones. "
+        "It is compared with hierarchies of random weights and of fewer convolutions.",
         {
-            "hierarchy": "Images named rightly, named from their upper half, hidden variance explained and turned "
-            "images told, for five hierarchies",
+            "hierarchy": "Accuracy on whole images and on upper halves, hidden variance explained, and detection of "
+            "rotated images, for five hierarchies",
             "completion": "Upper halves of images, their completions, and the whole images",
         },
     ),
     Exhibit(
         "experiments.identify",
-        "Which rule was it?",
+        "Identifying the learning rule",
         "<i>P</i>(rule | <i>d</i>) &nbsp;∝&nbsp; ∫ Π<sub><i>t</i></sub> <i>p</i>(<i>d<sub>t</sub></i> | "
         "−<i>η ĝ<sub>t</sub></i>, <i>σ</i>) d<i>A</i>, &emsp; <i>A</i>² = <i>η</i>² Σ E‖<i>ĝ<sub>t</sub></i>‖²",
-        "Networks trained by a rule that is drawn; the changes of their weights are read with noise, and part of the "
-        "hidden units are not seen. Bayes’ rule names the rule, random ones included, and its probabilities come true "
-        "as often as they say (after Nayebi et al. 2020; Portes et al. 2022).",
+        "Each network is trained by one of several rules; weight changes are observed with noise, and some hidden "
+        "units are not observed. Bayes’ rule gives the posterior over rules, stochastic ones included; it is "
+        "calibrated (after Nayebi et al. 2020; Portes et al. 2022).",
         {
             "identify": "Mean posterior of each rule by the rule that trained, stated probabilities against how many "
             "came true, and the posterior of the true rule against the strength of learning"
@@ -390,13 +390,13 @@ EXHIBITS = (
         "(Malladi et al. 2023; Dang et al. 2025).",
         {
             "finetune": "Held-out loss against evaluations and against seconds for several estimators; in the full "
-            "form also what a step of each holds beside the parameters"
+            "form also the memory of a step beyond the parameters"
         },
     ),
     Exhibit(
         "experiments.zeroth_order",
-        "Fewer forward passes, claimed and found",
-        "AGZO: <i>W</i> + <i>σ Q G</i>, &nbsp;<i>Q</i> of the span of what <i>W</i> receives; &emsp; ZO-Muon: "
+        "Forward passes of zeroth-order methods, claimed and measured",
+        "AGZO: <i>W</i> + <i>σ Q G</i>, &nbsp;<i>Q</i> spans the inputs of <i>W</i>; &emsp; ZO-Muon: "
         "<i>W</i> &nbsp;←&nbsp; <i>W</i> − <i>η Q</i> msign ⟨(<i>ℓ<sub>k</sub></i> − <i>ℓ</i><sub>0</sub>) "
         "<i>G<sub>k</sub></i>⟩/<i>σ</i>",
         "How many forward passes zeroth-order methods take to fine-tune a language model to a given loss, beside what "
@@ -404,7 +404,7 @@ EXHIBITS = (
         "validation prompts, in the full form also for ZO-Muon.",
         {
             "zeroth_order": "Held-out loss against evaluations for MeZO and the methods that are compared with it, and "
-            "the evaluations that each takes to the loss of most of MeZO's fall"
+            "the evaluations until each reaches the target loss"
         },
     ),
     Exhibit(
@@ -412,8 +412,8 @@ EXHIBITS = (
         "Which rule for which network",
         "<i>η</i>* = argmin<sub><i>η</i></sub> ⟨<i>E</i><sub>validation</sub>(<i>η</i>)⟩, &emsp; reported: "
         "<i>E</i><sub>test</sub>(<i>η</i>*) ± its standard error",
-        "Every estimator on every network, all given the same trials of Adam’s rate: what each comes to, what it costs "
-        "and what its updates may see. atlas.html has the table, to be sorted and filtered; each of its cells links to "
+        "Every estimator on every network, all given the same trials of Adam’s rate: each one’s error, its cost "
+        "and what its updates may see. atlas.html has a table to sort and filter; each of its cells links to "
         "its data and to the command that makes it.",
         {"atlas": "Test errors of all methods against evaluations spent, by task, marked by what an update may see"},
     ),
@@ -421,11 +421,11 @@ EXHIBITS = (
         "experiments.hardware",
         "Hardware in the loop",
         "<i>δ<sup>l</sup></i> = <i>N</i> ⟨(<i>Ẽ</i> − <i>E</i>) Δ<i>ν<sup>l</sup></i> / ‖Δ<i>ν</i>‖²⟩, &emsp; "
-        "Δ<i>ν</i> = <i>ν̃</i> − <i>ν</i> as the circuit shows it",
+        "Δ<i>ν</i> = <i>ν̃</i> − <i>ν</i> as measured on the circuit",
         "A simulated analogue circuit with mismatch, drift, coarse weights and noise of its own learns 5,000 MNIST "
-        "images. Node perturbation by measured activity uses the circuit’s noise and knows nothing of it (Dalm et al. "
-        "2023); beside it stand backprop in software, its weights written to the circuit, and backprop through a model "
+        "images. Node perturbation by measured activity uses the circuit’s noise without a model of it (Dalm et al. "
+        "2023); the others are backprop in software, its weights written to the circuit, and backprop through a model "
         "of the circuit (Wright et al. 2022).",
-        {"hardware": "Test accuracies of a circuit trained in the loop, by a model, and of a faultless network"},
+        {"hardware": "Test accuracies of a circuit trained in the loop or by its model, and of a faultless network"},
     ),
 )

@@ -36,8 +36,8 @@ apart.</p>
 <main>
 {sections}
 </main>
-<footer class="faint">Made by <code>python -m experiments.gallery</code>. A deviation is of the measurement from its
-theory, the largest of all that were compared.</footer>
+<footer class="faint">Made by <code>python -m experiments.gallery</code>. A deviation is the largest difference of a
+measurement from its theory.</footer>
 </body>
 </html>
 """

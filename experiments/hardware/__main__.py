@@ -34,7 +34,7 @@ ALLOWED = 0.01
 WAYS: dict[str, str] = {
     "software": "backprop, no circuit at all",
     "transferred": "backprop in the model, the weights written to the circuit",
-    "physics_aware": "backprop through the model of what the circuit answers",
+    "physics_aware": "backprop through a model, with the circuit's answers",
     "activity": "node perturbation by measured activity; noise is the circuit's own",
 }
 

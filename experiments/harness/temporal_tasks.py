@@ -118,7 +118,7 @@ def mnist_1d(seed: int, num_validation: int = 500) -> Task:
       ExperimentError: if the package is not installed, or for an invalid number.
     """
     if not 0 <= num_validation < 4000:
-        raise ExperimentError(f"MNIST-1D has 4,000 examples to train, of which {num_validation} cannot be set apart")
+        raise ExperimentError(f"MNIST-1D has 4,000 training examples, of which {num_validation} cannot be held out")
     made = _made_by_the_package()
     chosen = np.random.default_rng(seed).permutation(len(made["y"]))
     mean, deviation = made["x"].mean(), made["x"].std()

@@ -76,9 +76,9 @@ def plot(found: Found, digits: Digits) -> Any:
         settling.plot(sanger.time, distance, **{**style(1 + j % 6), "marker": None}, label=f"unit {j + 1}")
     gap = np.min(-np.diff(digits.values[: len(sanger.distance) + 1]))
     settling.plot(
-        sanger.time, np.exp(-gap * sanger.time), label="slope of the smallest gap", **{**law, "linestyle": ":"}
+        sanger.time, np.exp(-gap * sanger.time), label="slope: smallest eigenvalue gap", **{**law, "linestyle": ":"}
     )
-    settling.set(yscale="log", title="Sanger: unit $j$ comes to eigenvector $j$", ylabel="$\\|w_j ∓ v_j\\|$")
+    settling.set(yscale="log", title="Sanger: unit $j$ converges to eigenvector $j$", ylabel="$\\|w_j ∓ v_j\\|$")
     settling.legend(frameon=False)
     for axes in (growth, turning, settling):
         axes.set(xlabel="time, steps × η")

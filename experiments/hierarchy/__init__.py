@@ -1,1 +1,1 @@
-"""A hierarchy that learns by local rules alone, without labels, and answers for itself."""
+"""A hierarchy that learns by local rules alone, without labels, and classifies images itself."""

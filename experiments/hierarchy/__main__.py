@@ -1,4 +1,4 @@
-"""A hierarchy that learns by local rules alone, without labels, and answers for itself.
+"""A hierarchy that learns by local rules alone, without labels, and classifies images itself.
 
 python -m experiments.hierarchy --help
 """
@@ -27,7 +27,7 @@ from experiments.hierarchy.scoring import KINDS, SHOWN, WHOLE, Scores, answered
 
 @dataclass(frozen=True)
 class Config:
-    """Teach a hierarchy by local rules alone, without labels, and let it answer for itself.
+    """Teach a hierarchy by local rules alone, without labels, and classify images with it.
 
     Two convolutions, and a layer of prototypes that reads both, learn by competition. Links between the prototypes
     learn by competitive Hebbian learning. Concepts are clusters of prototypes and learn by competition. Each concept is
@@ -89,7 +89,7 @@ def run(config: Config) -> dict[str, Scores]:
                 bar.update()
     results = {name: Scores(*np.array(scores).T) for name, scores in found.items()}
     judged = judge(results)[:2] if config.quick else judge(results)  # two seeds cannot resolve the others
-    verdict = Verdict(max(one["deviation"] for one in judged), 1.0, "parts of what is allowed")
+    verdict = Verdict(max(one["deviation"] for one in judged), 1.0, "times the allowed deviation")
     folder.data(
         "hierarchy", {**verdict._asdict(), "judged": judged, "scores": {k: v._asdict() for k, v in results.items()}}
     )
@@ -100,7 +100,7 @@ def run(config: Config) -> dict[str, Scores]:
     print(f"pictures and data: {folder.path} (hierarchy.png, completion.png, hierarchy.json, config.json)")
     wrong = [f"{one['statement']} ({one['figure']})" for one in judged if not one["deviation"] <= 1]
     if wrong:
-        raise ExperimentError(f"not so: {'; '.join(wrong)}")
+        raise ExperimentError(f"not confirmed: {'; '.join(wrong)}")
     return results
 
 

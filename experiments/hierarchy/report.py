@@ -11,8 +11,8 @@ TARGET = 0.10  # required gain in named images over the random hierarchies
 
 
 TITLES = {
-    "named": "images named rightly", "from_half": "named from the upper half",
-    "completed": "hidden variance explained", "novelty": "turned images told (AUC)",
+    "named": "images named correctly", "from_half": "named from the upper half",
+    "completed": "hidden variance explained", "novelty": "rotated images found (AUC)",
 }  # fmt: skip
 CHANCE = {"named": 10, "from_half": 10, "completed": 0, "novelty": 50}
 
@@ -29,7 +29,7 @@ def judge(results: Mapping[str, Scores]) -> list[dict[str, Any]]:
         })  # fmt: skip
     means = [results[name].named.mean() for name in LADDER]
     judged.append({
-        "statement": "each convolution that is added raises how many images are named rightly",
+        "statement": "each added convolution raises the fraction of images named correctly",
         "figure": ", ".join(f"{100 * mean:.1f} %" for mean in means),
         "deviation": 0.0 if all(np.diff(means) > 0) else np.inf,
     })  # fmt: skip

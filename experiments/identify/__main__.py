@@ -100,7 +100,7 @@ def run(config: Config) -> Cases:
     print(f"picture and data: {picture.parent} ({picture.name}, .json, metrics.jsonl, config.json)")
     if not verdict.agrees:
         raise ExperimentError(
-            f"probabilities are not right as often as they say: off by {verdict.largest_deviation:.1f} standard "
+            f"probabilities are not calibrated: off by {verdict.largest_deviation:.1f} standard "
             f"errors, where chance allows {verdict.allowed:.1f}"
         )
     return found

@@ -101,7 +101,7 @@ def plot(found: Cases, settings: Settings) -> Any:
     matrix.grid(visible=False)
     matrix.set(title="mean posterior", xlabel="candidate", ylabel="rule that trained the network")
     bins = calibration(found)
-    curve.plot([0, 1], [0, 1], color="grey", linewidth=1.2, label="as often as stated")
+    curve.plot([0, 1], [0, 1], color="grey", linewidth=1.2, label="perfect calibration")
     curve.errorbar(
         [one.stated for one in bins], [one.right for one in bins], [one.error for one in bins],
         **{**style(2), "linestyle": "none", "markevery": None}, capsize=3, label="came true, ± binomial error",

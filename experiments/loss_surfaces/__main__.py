@@ -218,7 +218,7 @@ def plot(arrays: Mapping[str, np.ndarray], targets: np.ndarray) -> Any:
     one.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.13, 1))
     canvas.suptitle(
         f"Losses of outputs x for targets x̄ = ({', '.join(f'{t:g}' for t in targets)}), below "
-        "for the first two as shares. Arrows: −∂L/∂x, as long as its root; star: the least loss"
+        "for the first two, normalised. Arrows: −∂L/∂x, of length ∝ √‖∂L/∂x‖; star: the minimum"
     )
     return canvas
 

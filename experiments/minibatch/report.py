@@ -103,7 +103,7 @@ def plot(results: Results, settings: Settings) -> Any:
         factors.plot(rates / B, student.law.factor(rates), color=look["color"], linewidth=1.2)
         means, errors = np.transpose([mean_and_error(after) for after in student.errors[:, 1]])
         factors.errorbar(tried(student.law) / B, means, errors, **dots)
-    curves.set(xscale="log", yscale="log", xlabel="examples seen", ylabel="squared error ‖Δ‖², in parts of the first")
+    curves.set(xscale="log", yscale="log", xlabel="examples seen", ylabel="‖Δ‖² / initial ‖Δ‖²")
     curves.set(title="linear student at its best rate: dots measured, lines law")
     factors.axhline(1, color="#888888", linewidth=1, linestyle=":")
     factors.set(xlabel="learning rate of the sum over B examples", ylabel="‖Δ′‖² / ‖Δ‖² after one step")
@@ -114,7 +114,7 @@ def plot(results: Results, settings: Settings) -> Any:
     needed.plot(every, [examples_of(one, B) for one, B in zip(recursions, every, strict=True)], **law, label="law")
     taken = [B * crossed(student) for B, student in results.student.items()]
     needed.plot(batches, taken, **{**style(2), **points}, label="measured")
-    needed.axvline(settings.inputs + 1, color="#888888", linewidth=1, linestyle=":", label="N + 1, inputs and 1 more")
+    needed.axvline(settings.inputs + 1, color="#888888", linewidth=1, linestyle=":", label="B = N + 1")
     needed.set(ylabel="examples to 1/1000 of the error", title="linear student: examples needed")
     needed.legend(frameon=False)
 

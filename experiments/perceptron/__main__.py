@@ -198,8 +198,8 @@ def plot(counts: Sequence[Count], orthonormal: Sequence[Count], failure: Failure
         xscale="log",
         yscale="log",
         xlabel="(R/γ)², radius over margin",
-        ylabel="mistakes until the end",
-        title="growing margin, to the left",
+        ylabel="total mistakes",
+        title="mistakes and bound; margins grow to the left",
     )
     bounds.legend(frameon=False)
     for index, one in enumerate(counts[:: max(1, (len(counts) - 1) // 2)]):
@@ -222,7 +222,7 @@ def plot(counts: Sequence[Count], orthonormal: Sequence[Count], failure: Failure
         mean, error = wrong.mean(axis=1), wrong.std(axis=1, ddof=1) / wrong.shape[1] ** 0.5 if wrong.shape[1] > 1 else 0
         failing.plot(steps, mean, color=look["color"], linestyle=dashes, linewidth=2, label=name)
         failing.fill_between(steps, mean - error, mean + error, color=look["color"], alpha=0.2, linewidth=0)
-    failing.set(xscale="log", ylim=(-0.1, 4.6), xlabel="passes", ylabel="wrong, of four", title="the exclusive or")
+    failing.set(xscale="log", ylim=(-0.1, 4.6), xlabel="passes", ylabel="errors out of 4", title="the exclusive or")
     failing.legend(frameon=False, loc="center left", bbox_to_anchor=(0, 0.3))
     canvas.suptitle("Perceptrons that learn from mistakes, one example after the other")
     return canvas

@@ -190,7 +190,7 @@ def _show_inference(panels: Any, inferred: Sequence[Descent]) -> None:
             axes.plot(2 * of.steps + 3, np.exp(of_seeds.mean(axis=0)), label=f"{of.network}, in {of.variables}", **look)
     residual.axhline(RESIDUAL, color="grey", linestyle=":")
     error.axhline(ERROR, color="grey", linestyle=":")
-    residual.set(ylabel="‖∂F/∂x‖, the first is 1", title="progress of inference", ylim=(1e-8, 3))
+    residual.set(ylabel="‖∂F/∂x‖ / initial ‖∂F/∂x‖", title="progress of inference", ylim=(1e-8, 3))
     error.set(ylabel="‖g − g*‖ / ‖g*‖ of the worst layer", title="error of g = ∂F/∂W", ylim=(1e-8, 30))
     for axes in (residual, error):
         axes.set(xlabel="evaluations", xscale="log", yscale="log")

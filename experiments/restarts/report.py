@@ -109,7 +109,7 @@ def plot(runs: Mapping[str, Runs], settings: Settings) -> Any:
     distribution.legend(frameon=False)
     chance.plot(tries, (1 - expected[0]) ** tries, "k--", linewidth=1.2, label="law of gradient descent")
     chance.axhline(0.01, color="grey", linestyle=":", linewidth=1.4, label="1 %")
-    chance.set(xlabel="restarts", yscale="log", ylabel="chance not to have found the best", title="restarts needed")
+    chance.set(xlabel="restarts", yscale="log", ylabel="P(best minimum not found)", title="restarts needed")
     chance.legend(frameon=False)
     canvas.suptitle(f"One sigmoid unit of {settings.inputs} inputs, {2 * settings.inputs} examples")
     return canvas

@@ -93,7 +93,7 @@ def _check(config: Config) -> None:
             raise ExperimentError(f"--{name} must be two or more rising numbers of at least 1, got {values}")
     positive(config, "sigma", "time")
     if config.runs < 200:
-        raise ExperimentError(f"--runs must be at least 200, for means to be all but Gaussian; got {config.runs}")
+        raise ExperimentError(f"--runs must be at least 200, so that means are nearly Gaussian; got {config.runs}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

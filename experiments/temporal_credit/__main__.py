@@ -104,7 +104,7 @@ def run(config: Config) -> Results:
             folder.picture("curves", curves(results))
             print(table(results, facts, tasks))
     judged = judge(results, _exactness(tasks, config, store), tasks)
-    verdict = Verdict(max((one["deviation"] for one in judged), default=0.0), 1.0, "parts of what is allowed")
+    verdict = Verdict(max((one["deviation"] for one in judged), default=0.0), 1.0, "times the allowed deviation")
     every = [{**lesson._asdict(), "chosen_rate": of.rates[of.best], **of._asdict()} for lesson, of in results.items()]
     rules = [{"network": network, "rule": rule, **of} for (network, rule), of in facts.items()]
     folder.data("temporal_credit", {**verdict._asdict(), "judged": judged, "rules": rules, "lessons": every})
@@ -112,7 +112,7 @@ def run(config: Config) -> Results:
     print(f"pictures and data: {folder.path} (temporal_credit.png, curves.png, temporal_credit.json, config.json)")
     wrong = [f"{one['statement']} ({one['figure']})" for one in judged if not one["deviation"] <= 1]
     if wrong:
-        raise ExperimentError(f"not so: {'; '.join(wrong)}")
+        raise ExperimentError(f"not confirmed: {'; '.join(wrong)}")
     return results
 
 

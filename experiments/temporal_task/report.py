@@ -64,7 +64,7 @@ def plot(curves: Results, dimension: int, length: int, outputs: int) -> Any:
                 part, look = curve.trials / curve.trials[-1], looks[rule]
                 learning.plot(part, curve.law, color=look["color"], linestyle="--" if hollow else "-", linewidth=1.3)
                 _dots(learning, part, curve.measured, look, f"{rule}, T = {T}", hollow)
-        learning.set(yscale="log", xlabel="trials, in parts of the run", ylabel=EXCESS, title=title)
+        learning.set(yscale="log", xlabel="fraction of trials", ylabel=EXCESS, title=title)
         learning.legend(frameon=False, fontsize=9)
         _final(against_steps, {(s.steps, rule): curve for (s, rule), curve in by_steps.items()}, looks)
         _final(against_dimension, {(s.dimension, rule): curve for (s, rule), curve in by_dimension.items()}, looks)

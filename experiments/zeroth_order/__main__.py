@@ -193,7 +193,7 @@ def _check(config: Config) -> None:
     if "MeZO" not in config.methods and config.target is None:
         raise ExperimentError("--methods must have MeZO, whose loss is to be reached, or give a loss by --target")
     if len(config.rates) != len(METHODS) or not all(0 < rate < np.inf for rate in (*config.rates, config.sigma)):
-        raise ExperimentError(f"--rates must be {len(METHODS)} finite numbers above 0, and so --sigma")
+        raise ExperimentError(f"--rates must be {len(METHODS)} finite numbers above 0, and --sigma one")
     if not 0 < config.fraction <= 1:
         raise ExperimentError(f"--fraction must be above 0 and at most 1, got {config.fraction}")
     if not config.minutes > 0:

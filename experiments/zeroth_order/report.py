@@ -88,7 +88,7 @@ def plot(results: Results, target: float, model: str) -> Any:
     losses.axhline(target, color="0.5", linewidth=1, linestyle=":")
     losses.set(xlabel="evaluations of the objective", ylabel="held-out loss (nats)", title=model)
     losses.annotate(
-        "to be reached",
+        "target loss",
         (1, target),
         xycoords=("axes fraction", "data"),
         ha="right",

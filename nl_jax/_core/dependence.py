@@ -87,7 +87,7 @@ def severed(value: Array) -> Array:
 
 
 def mark_tangent(name: str, tangent: Array) -> Array:
-    """Returns `tangent` unchanged, but gate in forward mode; in reverse mode its cotangent is not marked.
+    """Returns `tangent` unchanged, but visible as a gate in forward mode; in reverse mode its cotangent is not marked.
 
     A name has no transpose, so the tangent is contracted with a named 1 × 1 matrix: with the matrix's first axis in
     forward mode, and with its second when transposed.

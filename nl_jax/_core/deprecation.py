@@ -24,7 +24,7 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         new = names[name]
         warnings.warn(
-            f"{module}.{name} is now {module}.{new}; the old name ends with the next release",
+            f"{module}.{name} is now {module}.{new}; the next release removes the old name",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -40,7 +40,7 @@ def renamed_module(old: str, new: str) -> None:
     def find(name: str) -> Any:
         if name.startswith("__"):  # asked by Python itself
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
-        warnings.warn(f"{old} is now {new}; the old place ends with the next release", DeprecationWarning, stacklevel=2)
+        warnings.warn(f"{old} is now {new}; the next release removes the old path", DeprecationWarning, stacklevel=2)
         return getattr(importlib.import_module(new), name)
 
     module.__getattr__ = find  # type: ignore[method-assign]

@@ -97,7 +97,7 @@ class Layer:
         if not self.connections:
             raise ValueError(f"layer {self.name!r} receives no connection, so that there is nothing to transform")
         if self.transform is not _UNCHANGED:
-            raise ValueError(f"layer {self.name!r} is transformed twice; once is all a layer can be")
+            raise ValueError(f"layer {self.name!r} is transformed twice; a layer can have only one transform")
         layer = copy.copy(self)
         layer.transform = transform
         return layer

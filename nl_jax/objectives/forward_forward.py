@@ -126,7 +126,7 @@ def contrast(num_classes: int) -> Callable[[Key, Batch], tuple[Array, Array]]:
       ValueError: if `num_classes` is not as described.
     """
     if positive_integer("num_classes", num_classes) < 2:
-        raise ValueError("num_classes must be at least 2: of a single class there is no wrong label")
+        raise ValueError("num_classes must be at least 2: with a single class no label is wrong")
 
     def contrasted(key: Key, batch: Batch) -> tuple[Array, Array]:
         inputs, labels = pair(batch, "labels")

@@ -66,8 +66,8 @@ Given = Mapping[str, Any] | Callable[[str, tuple[Array, ...]], Mapping[str, Any]
 """Values given to layers, by name: trees of arrays, with a leading axis of steps for every loop around the layer.
 
 Or a function that computes them step by step, so that no more than one step's are stored:
-`given(scope, steps) -> {layer: tree}`, for one step, with scope "" outside loops and "time/" inside. It is also called
-for the step after the last one, whose values are not used."""
+`given(scope, steps) -> {layer: tree}`, for one step, with scope "" outside loops and "time/" inside. The values of the
+last step are computed twice."""
 
 
 def interpret(
@@ -136,16 +136,19 @@ class _Interpreter:
         scope = self._named(name) + SEPARATOR
         self.met[scope.removesuffix(SEPARATOR)] = None
         self.loops.append(scope)
-        stacked = {name: value for name, value in self.values.items() if name.startswith(scope)}
+        computes = self.compute is not None
+        stacked = {} if computes else {name: value for name, value in self.values.items() if name.startswith(scope)}
         names: list[str] = []
+        last = max(0, (next((leaf.shape[0] for leaf in jax.tree.leaves(xs)), length) or 0) - 1)
 
         def computed(index: Array) -> dict[str, Any]:
-            return {} if self.compute is None else dict(self.compute(scope, (*self.steps, index)))
+            return {} if self.compute is None else dict(self.compute(scope, (*self.steps, jnp.minimum(index, last))))
 
         def body(state: tuple[Array, Any, Any], slices: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
             (index, ready, carry), (x, values) = state, slices
             steps = *self.steps, index
-            inner = _Interpreter(self.layer, self.loop, self.summed, self.compute, ready | values, scope, steps)
+            values = ready if computes else values
+            inner = _Interpreter(self.layer, self.loop, self.summed, self.compute, values, scope, steps)
             carry, y = step(carry, x, inner)
             found = inner.close()
             names[:] = found  # a dict would come back from the loop with its names sorted

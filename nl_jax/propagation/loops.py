@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from nl_jax._core.dependence import reached, severed
 from nl_jax.base import Array
@@ -20,7 +20,7 @@ class Opened(NamedTuple):
 
     Attributes:
       step: `step(consts, carry, x) -> (carry, y)`, all of them lists.
-      consts: differentiable values that the step reads from outside the loop; usually parameters.
+      consts: values that the step reads from outside the loop; usually parameters.
       carry: the first carry.
       xs: values read step by step, with a leading axis of steps.
       length: number of steps.
@@ -60,15 +60,18 @@ def opened(body: Callable, carry: Any, xs: Any, length: int | None = None) -> Op
     examples = [jnp.zeros(x.shape, x.dtype) if _numeric(x) else x for x in firsts]
     if not all(map(_numeric, firsts)):  # keys, which have no zeros
         examples = [x[0] for x in x_leaves]
-    pure, consts = jax.closure_convert(flat, carry_leaves, examples)
+    # Not jax.closure_convert, which leaves integers where they are, such as the number of an outer loop's step.
+    traced = jax.make_jaxpr(flat)(carry_leaves, examples)
+    consts = list(traced.consts)
 
     def step(consts: Leaves, carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
-        return pure(carry, x, *consts)
+        found = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, consts))(*carry, *x)
+        return found[: len(carry)], found[len(carry) :]
 
     totals = _totals(step, consts, carry_leaves, examples)
     steps = x_leaves[0].shape[0] if x_leaves else length
     if steps is None:
-        raise ValueError("length must be given to a loop that reads nothing step by step")
+        raise ValueError("length must be given to a loop without xs")
     return Opened(
         step, consts, carry_leaves, x_leaves, steps, totals,
         lambda carry, ys: (jax.tree.unflatten(carry_tree, carry), jax.tree.unflatten(out_trees[0], ys)),

@@ -202,8 +202,8 @@ def _require_depth(name: str, steps: tuple[int, ...], own: Params, used: Params,
     stacked = jax.tree.map(lambda leaf: (*steps, *jnp.shape(leaf)), used)
     if len(steps) != 1 or stacked != jax.tree.map(jnp.shape, own):
         raise ValueError(
-            f"layer {name!r} is run with parameters of other shapes than params has of it: a local rule changes those "
-            "that a layer is handed as they are, or as the slices of one loop over depth"
+            f"layer {name!r} gets parameters whose shapes differ from those in params: pass them to it unchanged, "
+            "or as the slices of one loop over depth"
         )
     if jax.tree.leaves(state):
         raise ValueError(

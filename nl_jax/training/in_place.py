@@ -96,7 +96,7 @@ def seeded(
     sample = estimator.sample
     coefficients = coefficients_of(momentum, window)
     if momentum and example is None:
-        raise ValueError("example must be a batch, or its shapes, with momentum: gradients are kept by their rates")
+        raise ValueError("momentum needs example=, a batch or its shapes: past gradients are stored as rates")
     rate = learning_rate if callable(learning_rate) else nonzero_number("learning_rate", learning_rate)
 
     def init(key: Key, params: Params) -> LearnerState:

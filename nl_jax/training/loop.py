@@ -104,7 +104,7 @@ class Loop:
         if saved.step > self._last_step:
             raise ValueError(
                 f"checkpoint folder {run.checkpoint} has {saved.step - self._first_step} steps, more than num_steps="
-                f"{run.num_steps}: ask for at least so many"
+                f"{run.num_steps}: ask for at least as many"
             )
         self._records, self._saved_parts = saved.records, len(saved.records)
         self._here = _Here(saved.step, saved.state, saved.position, len(saved.records), saved.finished)

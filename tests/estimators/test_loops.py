@@ -448,6 +448,65 @@ def test_noise_of_a_step_is_drawn_once_for_all_its_layers(credit):
     assert draws(1) == draws(3) > 0
 
 
+IN_NODES = {
+    "node_perturbation": functools.partial(nl.node_perturbation, num_samples=2000),
+    "forward_gradient": functools.partial(nl.forward_gradient, space=nl.spaces.nodes, num_samples=2000),
+    "reinforce": functools.partial(nl.reinforce, units=nl.units.gaussian(sigma=0.05), num_samples=4000),
+}
+
+
+@pytest.mark.parametrize("name", IN_NODES)
+def test_noise_in_a_loop_within_a_loop(name):
+    """Layers before, in and after the inner loop learn along the gradient; with others' noise they do not."""
+
+    def objective(params, x, propagate=feedforward):
+        layer = lambda name, h, propagate: propagate(name, lambda w, h: h @ w, jnp.tanh, params[name], h)
+
+        def outer(h, _, propagate):
+            h = layer("first", h, propagate)
+            inner = lambda h, _, propagate: (layer("inner", h, propagate), None)
+            h, _ = nl.scan("inside", inner, h, None, propagate, length=2)
+            return layer("last", h, propagate), None
+
+        h, _ = nl.scan("outside", outer, x, None, propagate, length=2)
+        return jnp.sum((h - 1) ** 2, axis=1)
+
+    params = {name: jnp.eye(2) + 0.1 * i for i, name in enumerate(("first", "inner", "last"))}
+    batch = jax.random.normal(KEY, (3, 2))
+    estimator = IN_NODES[name](objective)
+
+    @jax.jit
+    def both(key, params, batch):
+        exact = jax.grad(lambda params: jnp.mean(objective(params, batch)))(params)
+        return estimator.estimate(key, estimator.init(key, params), params, batch)[0], exact
+
+    found, exact = both(KEY, params, batch)
+    for layer in params:
+        a, b = np.ravel(found[layer]), np.ravel(exact[layer])
+        assert a @ b > 0.85 * np.linalg.norm(a) * np.linalg.norm(b), layer
+
+
+def test_layers_of_several_precisions_in_one_step():
+    """Where promotion is strict too, as it is in these tests; credit has each layer's own precision."""
+
+    def objective(params, x, propagate=feedforward):
+        def step(h, _, propagate):
+            half = propagate("half", lambda w, h: h.astype(w.dtype) @ w, jnp.tanh, params["half"], h)
+            full = lambda w, h: h.astype(w.dtype) @ w
+            return propagate("full", full, jnp.tanh, params["full"], half), None
+
+        return jnp.sum(nl.scan("time", step, x, None, propagate, length=3)[0] ** 2, axis=1)
+
+    params = {"half": jnp.eye(2, dtype=jnp.bfloat16), "full": jnp.eye(2)}
+    estimator = nl.node_perturbation(objective)
+    grads, credit = jax.jit(lambda *at: (estimator.estimate(*at)[0], estimator.credit(*at)))(
+        KEY, (), params, jnp.ones((3, 2))
+    )
+    for name, weight in params.items():
+        assert grads[name].dtype == credit[f"time/{name}"].delta.dtype == weight.dtype
+        assert np.all(np.isfinite(np.asarray(grads[name], float)))
+
+
 GRADIENT_FREE = {
     "node_perturbation": functools.partial(nl.node_perturbation, num_samples=40, directions=nl.directions.rademacher()),
     "batch_credit": functools.partial(nl.node_perturbation, credit=nl.spaces.per_batch_credit()),

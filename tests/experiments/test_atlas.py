@@ -21,6 +21,7 @@ from experiments.atlas.tasks import TASKS, Anchor, Task, wrong_answers
 from experiments.atlas.workers import Order, all_done
 from experiments.harness.failure import ExperimentError
 from experiments.harness.finished import Finished
+from experiments.harness.plotting import figure
 from nl_jax.propagation import feedforward
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]  # optax promotes
@@ -100,6 +101,20 @@ def test_every_cell_is_measured_or_says_why_not(small, tmp_path, capsys, monkeyp
     assert "\nbackprop " not in capsys.readouterr().out
     assert (tmp_path / "atlas.html").read_text() == page
 
+    # Files of others do no harm; an unreadable cell of its own is an error that leaves the page.
+    numbered = []
+    monkeypatch.setattr(
+        atlas_page, "plot", lambda cells, tasks, methods: numbered.extend(methods) or figure(1, 1, size=(1, 1))[0]
+    )
+    (tmp_path / "cells" / "notes.json").write_text("{}")
+    (tmp_path / "cells" / "small" / "rtrl.json").write_text("{")
+    atlas.main([*small, "--out", str(tmp_path), "--resume", "--methods", "backprop"])
+    assert numbered == ["backprop", "refusing"]
+    assert "not on the page: small/rtrl" in capsys.readouterr().out
+    assert atlas.main([*small, "--out", str(tmp_path), "--resume"]) == 1
+    assert "rtrl.json cannot be read" in capsys.readouterr().err
+    assert (tmp_path / "atlas.html").exists()
+
 
 def test_a_cell_in_which_every_rate_is_lost_says_so():
     lost = METHODS["backprop"]
@@ -141,7 +156,7 @@ def test_a_lesson_that_a_network_cannot_be_given_is_refused():
     assert atlas_lessons.hidden_layers(task) == ["hidden1"]
     with pytest.raises(ValueError, match="dense network with hidden layers"):
         atlas_lessons.forward_forward(task._replace(network=None))
-    with pytest.raises(ValueError, match="one of them hidden at least"):
+    with pytest.raises(ValueError, match="at least one of them hidden"):
         atlas_lessons.local_losses(task._replace(network=nl.mlp([4, 2], activation=nl.activations.tanh())))
     alone = task._replace(init=nl.mlp([4, 2], activation=nl.activations.tanh()).init)
     with pytest.raises(ValueError, match="outputs alone"):

@@ -149,7 +149,7 @@ def test_failures_are_shown_after_all_have_run(out, show, capsys):
     show("broken", "off", "lost", "agreeing")
     assert run(out) == 1
     shown = capsys.readouterr().err
-    assert "error: not all is well with broken (failed), off (disagrees), lost (disagrees); see log.txt" in shown
+    assert "error: some experiments did not succeed: broken (failed), off (disagrees), lost (disagrees); see" in shown
     page = Page(out)
     assert "error: it broke" in page.text["broken"]
     assert "failed" in page.text["broken"]

@@ -1,4 +1,4 @@
-"""The hierarchy that answers for itself, in small."""
+"""The hierarchy that classifies images itself, in small."""
 
 import dataclasses
 import json

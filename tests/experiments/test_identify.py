@@ -67,7 +67,7 @@ def test_wrong_probabilities_are_a_non_zero_exit(tmp_path, monkeypatch, capsys):
     case = lambda key, settings: (np.array([1.0, 0.0]), identify.jax.random.randint(key, (), 0, 2), np.float32(3))
     monkeypatch.setattr(identify, "case", case)
     assert identify.main(["--cases", "200", "--candidates", *RULES, "--out", str(tmp_path)]) == 1
-    assert "error: probabilities are not right as often as they say" in capsys.readouterr().err
+    assert "error: probabilities are not calibrated" in capsys.readouterr().err
     assert (tmp_path / "identify.png").exists()
 
 

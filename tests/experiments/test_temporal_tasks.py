@@ -73,7 +73,7 @@ def test_errors_are_one_line(monkeypatch):
         temporal_tasks.adding(0, steps=1)
     with pytest.raises(ExperimentError, match="at least 5 steps, got 4"):
         temporal_tasks.delayed_xor(0, steps=4)
-    with pytest.raises(ExperimentError, match="4000 cannot be set apart"):
+    with pytest.raises(ExperimentError, match="4000 cannot be held out"):
         temporal_tasks.mnist_1d(0, num_validation=4000)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExperimentError, match="pip install mnist1d"):

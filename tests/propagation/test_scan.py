@@ -76,6 +76,22 @@ def test_what_is_given_may_be_made_where_it_is_needed():
     chex.assert_trees_all_close(*both(p.params, p.batch[0]))
 
 
+def test_values_made_step_by_step_can_be_differentiated():
+    """They are made a step ahead, but never for a step that there is not: 1/(T − t) is finite."""
+    p = problems.recurrent()
+
+    def loss(theta):
+        made = lambda scope, steps: (
+            {"time/hidden": theta / (STEPS - steps[0]).astype(float) * jnp.ones((5, 3))} if scope else {}
+        )
+        return jnp.sum(propagation.inject(p.forward)(p.params, p.batch[0], made))
+
+    value, slope = jax.jit(jax.value_and_grad(loss))(1.0)
+    assert np.isfinite(slope)
+    np.testing.assert_allclose(slope, (loss(1.001) - loss(0.999)) / 0.002, rtol=1e-2)
+    assert np.isfinite(value)
+
+
 def test_loops_nest(x64):
     def program(params, x, propagate=feedforward):
         def block(x, weight, propagate):

@@ -255,7 +255,7 @@ def test_it_is_shown_in_summary_and_diagram():
 
 BAD_CONNECTIONS = [
     (lambda c: c.decorrelated("dense"), r"connection must be one of nl\.connections, .*got 'dense'"),
-    (lambda c: c.decorrelated(c.decorrelated(c.dense())), "is decorrelated already: once is enough"),
+    (lambda c: c.decorrelated(c.decorrelated(c.dense())), "is decorrelated already: decorrelate it once"),
     (
         lambda c: nl.network(
             nl.Layer("input", (4, 4, 1)), nl.Layer("output", None, c.decorrelated(c.conv(3, channels=2)))

@@ -92,7 +92,7 @@ def test_a_finished_run_is_handed_back_and_a_longer_one_goes_on(stopped):
     same(fit(stopped, num_steps=30, log=told.append), fit(num_steps=30))
     assert told == []
     same(fit(stopped, num_steps=40, every=20), fit(num_steps=40))
-    with pytest.raises(ValueError, match="has 40 steps, more than num_steps=30: ask for at least so many"):
+    with pytest.raises(ValueError, match="has 40 steps, more than num_steps=30: ask for at least as many"):
         fit(stopped, num_steps=30)
 
 

@@ -180,7 +180,7 @@ def energy_network(
     layered(user, program)
     feedback_strength = positive_hyperparameter("feedback_strength", feedback_strength)
     if positive_number("rate", rate) > 1:
-        raise ValueError(f"rate must be at most 1, the whole way to where a layer is sent, got {rate!r}")
+        raise ValueError(f"rate must be at most 1, a full step of the iteration, got {rate!r}")
     relaxation = Relaxation(num_steps, tolerance).checked()
     return EnergyNetwork(_of_neurons(program), feedback_strength, float(rate), relaxation)
 

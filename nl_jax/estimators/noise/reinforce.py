@@ -89,7 +89,7 @@ def reinforce(
     if num_samples < baseline.least_samples:
         raise ValueError(
             f"num_samples must be at least {baseline.least_samples} for this baseline, got {num_samples}: "
-            "nl.reward_baselines.running_mean() needs but one"
+            "nl.reward_baselines.running_mean() needs only one"
         )
 
     def init(key: Key, params: Params) -> State:

@@ -79,7 +79,7 @@ def gaussian(*, sigma: float) -> Unit:
         least = 10 * float(jnp.finfo(nu.dtype).eps)
         if sigma < least:
             raise ValueError(
-                f"sigma = {sigma} is lost in {nu.dtype}: of noise below {least:.1g} rounding leaves too little to "
+                f"sigma = {sigma} is lost in {nu.dtype}: rounding leaves too little of noise below {least:.1g} to "
                 "learn from. Take a larger sigma, or parameters and inputs of float32"
             )
         wide = _wide(nu)

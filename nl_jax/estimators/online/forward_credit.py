@@ -186,7 +186,7 @@ Pull = Callable[[Leaves], tuple[Leaves, Leaves]]
 
 
 class Influence(NamedTuple):
-    """What a rule carries forward instead of the past itself.
+    """A quantity that a rule carries forward in place of the past steps.
 
     Attributes:
       begin: its value before the first step, when parameters have had no influence on the state.

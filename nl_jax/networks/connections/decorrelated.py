@@ -33,7 +33,7 @@ def decorrelated(connection: ConnectionSpec) -> ConnectionSpec:
             f"got {connection!r}"
         )
     if connection.kind.startswith("decorrelated"):
-        raise ValueError(f"connection {connection!r} is decorrelated already: once is enough")
+        raise ValueError(f"connection {connection!r} is decorrelated already: decorrelate it once")
 
     def join(source_shape: Shape, shape: Shape | None) -> Joint:
         if len(source_shape) != 1:

@@ -26,7 +26,7 @@ def coordinate() -> Sampler:
         leaves = jax.tree.leaves(template)
         total = size(template)
         if total > 2**30:
-            raise ValueError(f"coordinate directions reach 2^30 components, got {total}: use rademacher()")
+            raise ValueError(f"coordinate directions have at most 2^30 components, got {total}: use rademacher()")
         first = jax.random.randint(key, (), 0, total, jnp.int32)
         chosen = (first + jnp.asarray(index, jnp.int32) % total) % total
         (sign,) = signs(jax.random.fold_in(key, index), (1,), jnp.float32)

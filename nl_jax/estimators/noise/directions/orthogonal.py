@@ -40,7 +40,7 @@ def orthogonal() -> Sampler:
         total = 32 * begins[-1] if large_leaves else together
         degree = max(1, (total - 1).bit_length())
         if degree > 30:
-            raise ValueError(f"orthogonal directions reach 2^30 components, got {total}: use rademacher()")
+            raise ValueError(f"orthogonal directions have at most 2^30 components, got {total}: use rademacher()")
         index = jnp.asarray(index, jnp.uint32)
         sign_key, row_key = jax.random.split(jax.random.fold_in(key, index >> degree))
         # A product with a random factor in GF(2^degree) is a permutation that maps any two rows to any other two with

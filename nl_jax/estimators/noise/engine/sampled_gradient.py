@@ -22,7 +22,7 @@ from nl_jax.estimators.noise.engine.shares import Share, alone, shared_out, sums
 
 
 class Leaf(NamedTuple):
-    """What a sampler is told about one parameter.
+    """The properties of one parameter that a sampler needs.
 
     Attributes:
       shape, dtype: of the parameter.

@@ -13,7 +13,7 @@ from nl_jax.base import Array, State
 def require_sharding(sharding: Any, num_samples: int, sum_updates: bool | None = None) -> None:
     """Raises ValueError unless the sharding can divide the samples, or is None."""
     if sum_updates is not None and not isinstance(sum_updates, bool):
-        raise ValueError(f"sum_updates must be True, False, or None for what suits; got {sum_updates!r}")
+        raise ValueError(f"sum_updates must be True, False, or None (automatic); got {sum_updates!r}")
     if sharding is None:
         if sum_updates is not None:
             raise ValueError(f"sum_updates={sum_updates} needs sharding=, the devices that exchange updates")

@@ -176,7 +176,7 @@ class NodeView(View):
     def credit(self, judged: Params) -> dict[str, LayerCredit]:
         def given(scope: str, steps: tuple[Array, ...]) -> dict[str, Array]:
             if scope not in self.in_loops:
-                return {} if scope else {name: judged[name] for name in self.straight}
+                return {} if scope else {name: judged[name].astype(nu.dtype) for name, nu in self.straight.items()}
             return self._credit_of_step(scope, self._key_of_step(scope, steps), judged[scope])
 
         def layer(site: Site, given: Array | None) -> tuple[Array, LayerCredit | None]:
@@ -230,7 +230,7 @@ class NodeView(View):
         one = jax.eval_shape(draw, jnp.int32(0))
         at_once = default_chunk(len(change), Footprint(occupied(one), weights_of_its_own=False))
         summed = sum_over_samples(partial_sum, alone(len(change)).indices, at_once)
-        return jax.tree.map(lambda credit, xi: credit.astype(xi.dtype), summed, one)
+        return {name: summed[name].astype(nu.dtype) for name, nu in self.in_loops[scope].items()}
 
 
 def layers_at_once(objective: Objective, params: Params, batch: Batch) -> int:
@@ -250,7 +250,7 @@ def _response(
     credit: Callable[[Key, Array], dict[str, Array]], shape: tuple[int, int], nus: dict[str, Array], key: Key
 ) -> Array:
     """R_kn = Σ_l ⟨ξ_k^l, ν^l⟩_n over the layers of a step, of which only the derivative, `credit(key, c)`, is used."""
-    dtype = wide_dtype(jnp.result_type(*nus.values()))
+    dtype = max((wide_dtype(nu.dtype) for nu in nus.values()), key=lambda dtype: jnp.finfo(dtype).bits)
 
     @jax.custom_vjp
     def response(nus: dict[str, Array], key: Key) -> Array:
