@@ -159,7 +159,7 @@ def test_a_lesson_that_a_network_cannot_be_given_is_refused():
     with pytest.raises(ValueError, match="at least one of them hidden"):
         atlas_lessons.local_losses(task._replace(network=nl.mlp([4, 2], activation=nl.activations.tanh())))
     alone = task._replace(init=nl.mlp([4, 2], activation=nl.activations.tanh()).init)
-    with pytest.raises(ValueError, match="outputs alone"):
+    with pytest.raises(ValueError, match="only its output layer"):
         atlas_lessons.rules_of(alone, nl.rules.oja())
 
 
