@@ -139,7 +139,7 @@ class _Interpreter:
         computes = self.compute is not None
         stacked = {} if computes else {name: value for name, value in self.values.items() if name.startswith(scope)}
         names: list[str] = []
-        last = max(0, (next((leaf.shape[0] for leaf in jax.tree.leaves(xs)), length) or 0) - 1)
+        last = max(0, (next((jnp.shape(leaf)[0] for leaf in jax.tree.leaves(xs)), length) or 0) - 1)
 
         def computed(index: Array) -> dict[str, Any]:
             return {} if self.compute is None else dict(self.compute(scope, (*self.steps, jnp.minimum(index, last))))
