@@ -494,7 +494,7 @@ BAD = {
         rules.oja(),
         SQUARE,
         ONES,
-        "'hidden' is run with parameters of other shapes",
+        "'hidden' gets parameters whose shapes differ",
     ),
     "a hidden teacher": (chain, {"hidden1": rules.delta()}, None, None, "layer 'hidden1' learns from.*got none"),
 }

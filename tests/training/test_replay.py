@@ -128,7 +128,7 @@ def test_momentum_is_heavy_ball_within_its_window_and_as_much_in_all(x64):
     [
         ({"momentum": 1.0}, "momentum must be at least 0 and below 1, got 1.0"),
         ({"momentum": 0.9, "window": 0}, "window must be"),
-        ({"momentum": 0.9}, "example must be a batch"),
+        ({"momentum": 0.9}, "momentum needs example="),
     ],
 )
 def test_momentum_that_is_refused(settings, message):
