@@ -449,15 +449,15 @@ def test_noise_of_a_step_is_drawn_once_for_all_its_layers(credit):
 
 
 IN_NODES = {
-    "node_perturbation": functools.partial(nl.node_perturbation, num_samples=2000),
-    "forward_gradient": functools.partial(nl.forward_gradient, space=nl.spaces.nodes, num_samples=2000),
-    "reinforce": functools.partial(nl.reinforce, units=nl.units.gaussian(sigma=0.05), num_samples=4000),
+    "node_perturbation": nl.node_perturbation,
+    "forward_gradient": functools.partial(nl.forward_gradient, space=nl.spaces.nodes),
+    "reinforce": functools.partial(nl.reinforce, units=nl.units.gaussian(sigma=0.01)),  # of the smoothed loss: O(σ²)
 }
 
 
 @pytest.mark.parametrize("name", IN_NODES)
 def test_noise_in_a_loop_within_a_loop(name):
-    """Layers before, in and after the inner loop learn along the gradient; with others' noise they do not."""
+    """Layers before, in and after the inner loop have the gradient on average: every step has noise of its own."""
 
     def objective(params, x, propagate=feedforward):
         layer = lambda name, h, propagate: propagate(name, lambda w, h: h @ w, jnp.tanh, params[name], h)
@@ -473,17 +473,17 @@ def test_noise_in_a_loop_within_a_loop(name):
 
     params = {name: jnp.eye(2) + 0.1 * i for i, name in enumerate(("first", "inner", "last"))}
     batch = jax.random.normal(KEY, (3, 2))
-    estimator = IN_NODES[name](objective)
+    estimator = IN_NODES[name](objective, num_samples=20)
 
     @jax.jit
-    def both(key, params, batch):
+    def both(params, batch):
         exact = jax.grad(lambda params: jnp.mean(objective(params, batch)))(params)
-        return estimator.estimate(key, estimator.init(key, params), params, batch)[0], exact
+        estimate = lambda key: estimator.estimate(key, estimator.init(key, params), params, batch)[0]
+        return jax.vmap(estimate)(jax.random.split(KEY, 4000)), exact
 
-    found, exact = both(KEY, params, batch)
-    for layer in params:
-        a, b = np.ravel(found[layer]), np.ravel(exact[layer])
-        assert a @ b > 0.85 * np.linalg.norm(a) * np.linalg.norm(b), layer
+    found, exact = both(params, batch)
+    rows = np.concatenate([np.reshape(leaf, (len(leaf), -1)) for leaf in jax.tree.leaves(found)], axis=1)
+    assert largest_deviation(rows, flat(exact)) < 5
 
 
 def test_layers_of_several_precisions_in_one_step():
