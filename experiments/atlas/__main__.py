@@ -9,15 +9,15 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from tqdm.auto import tqdm
 
 from experiments.atlas import page as atlas_page
-from experiments.atlas.cell import Effort, beside_anchor
-from experiments.atlas.methods import METHODS, YOURS, Method, of_user
+from experiments.atlas.cell import TOO_LONG, Effort, beside_anchor
+from experiments.atlas.methods import METHODS, Method, of_user
 from experiments.atlas.tasks import TASKS, Task
 from experiments.atlas.workers import IMAGES, Order, all_done, task_of
 from experiments.harness.failure import ExperimentError, exit_code
@@ -64,10 +64,14 @@ class Config:
     """Directions per estimate, for methods that draw random directions."""
     out: Path = Path("results/atlas")
     """Folder for the results."""
+    hours: float = 2.0
+    """Longest time for a cell. One whose updates alone would take longer is not measured, and the page says so;
+    evaluation and compilation come on top."""
     processes: int = 1
     """Number of processes; each measures one cell at a time on its share of the processor's cores."""
     resume: bool = False
-    """Keep the cells that an earlier run with the same settings finished in --out."""
+    """Keep the cells that an earlier run with the same settings finished in --out, but those that had needed more than
+    --hours and no longer do."""
     quick: bool = False
     """Run two small tasks and four methods, in two minutes."""
 
@@ -89,20 +93,23 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
         )  # fmt: skip
     tasks, methods = _chosen(config)
     folder = Folder(config.out, config)
-    free = "tasks", "methods", "estimator", "data_dir", "processes"
+    free = "tasks", "methods", "estimator", "data_dir", "processes", "hours"
     finished = Finished(config.out, config, resume=config.resume, but=free, parts="cells")
     efforts = {
         name: Effort(config.rates, config.seeds, config.updates or task.updates, config.samples)
         for name, task in tasks.items()
     }
-    orders = [Order(task, method, config.data_dir, efforts[task]) for task, method in itertools.product(tasks, methods)]
-    shown = _beside_earlier(finished, tasks, methods)
-    _from_anchors(finished, shown.tasks)  # unreadable files are errors now, not after hours
+    orders = [
+        Order(task, method, config.data_dir, efforts[task], config.hours)
+        for task, method in itertools.product(tasks, methods)
+    ]
+    todo = [order for order in orders if not _is_done(finished, order)]
+    shown = _of_earlier(finished)
+    _from_anchors(finished)  # unreadable files are errors now, not after hours
     anchored = {name: task for name, task in tasks.items() if task.anchor is not None and BACKPROP in methods}
     anchored = {} if config.quick else anchored
     about = {"rates": len(config.rates), "seeds": config.seeds}
     lost: dict[str, Exception] = {}
-    todo = [order for order in orders if order.cell not in finished]
     try:
         with tqdm(total=len(orders), initial=len(orders) - len(todo), unit="cell") as bar:
             for order, cell in all_done(todo, config.processes):
@@ -112,10 +119,10 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
                     lost[order.cell] = cell
                     continue
                 finished[order.cell] = {"made by": command(config, order.task, order.method), **plain(cell)}
-                shown.cells[order.cell] = finished[order.cell]
-                atlas_page.write(config.out, *shown, about)
+                shown[order.cell] = finished[order.cell]
+                atlas_page.write(config.out, shown, about)
         for name, task in anchored.items():
-            cell = shown.cells.get(f"{name}/{BACKPROP}", {})
+            cell = shown.get(f"{name}/{BACKPROP}", {})
             part = f"{ANCHORS}/{name}"
             if cell.get("status") == "measured" and part not in finished:
                 made_by = {"made by": command(config, name, BACKPROP)}
@@ -124,12 +131,12 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
                 except Exception as failure:  # as of a cell
                     lost[part] = failure
     finally:  # also after Ctrl-C: show the finished cells
-        cells = {order.cell: finished[order.cell] for order in orders if order.cell in finished}
+        cells = {order.cell: shown[order.cell] for order in orders if order.cell in shown}
         for name, task in tasks.items():
             print(f"\n{task.title}; error: {task.unit}\n{table(cells, name, methods)}")
             if name in anchored and (part := f"{ANCHORS}/{name}") in finished:
                 print(known(finished[part]))
-        _write(folder, shown, about, judged=_from_anchors(finished, shown.tasks))
+        _write(folder, shown, about, judged=_from_anchors(finished))
     if lost:
         name, error = next(iter(lost.items()))
         raise ExperimentError(
@@ -140,60 +147,32 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
     return cells
 
 
-class Shown(NamedTuple):
-    """What the page and the map show.
-
-    Attributes:
-      cells: finished cells by "task/method".
-      tasks: tasks by name.
-      families: each method's family.
-    """
-
-    cells: dict[str, Any]
-    tasks: dict[str, Task]
-    families: dict[str, str]
+def _is_done(finished: Finished, order: Order) -> bool:
+    """Returns whether nothing is left to measure: a cell that took too long is due when it is given the time."""
+    if order.cell not in finished:
+        return False
+    cell = finished[order.cell]
+    return cell["status"] != TOO_LONG or cell["hours"] > order.hours
 
 
-def _beside_earlier(finished: Finished, tasks: Mapping[str, Task], methods: Mapping[str, Method]) -> Shown:
-    """Returns the tasks and methods of this run and of the finished cells in its folder, with these cells.
-
-    Cells of other runs whose file cannot be read, or whose task's data are not installed, are left out with a line.
-    Images of other runs are left out too, because their folder is not known here.
-    """
-    there: dict[str, list[str]] = {}
-    for task, _, method in (cell.partition("/") for cell in finished):
-        if method and task in (*TASKS, *tasks):
-            there.setdefault(task, []).append(method)
-    known, cells = dict(tasks), dict[str, Any]()
-    for task, of_task in there.items():
-        for cell in [f"{task}/{method}" for method in of_task]:
+def _of_earlier(finished: Finished) -> dict[str, Any]:
+    """Returns all finished cells of the run's folder; those that cannot be read are left out with a line."""
+    cells = {}
+    for name in finished:
+        task, method = atlas_page.task_and_method(name)
+        if method and task != ANCHORS:
             try:
-                known[task] = known[task] if task in known else task_of(task, None)
-                cells[cell] = finished[cell]
+                cells[name] = finished[name]
             except ExperimentError as error:
-                if task in tasks and cell.split("/", 1)[1] in methods:
-                    raise
-                print(f"not on the page: {cell}: {error}")
-                if task not in known:
-                    break
-    used = {cell.split("/", 1)[1] for cell in cells} | methods.keys()
-    families = {name: METHODS[name].family if name in METHODS else YOURS for name in [*METHODS, *sorted(used)]}
-    return Shown(
-        cells,
-        {name: known[name] for name in [*TASKS, *tasks] if name in known},
-        {name: family for name, family in families.items() if name in used},
-    )
+                print(f"not on the page: {name}: {error}")
+    return cells
 
 
-def _write(folder: Folder, shown: Shown, about: Mapping[str, Any], judged: Mapping[str, float]) -> None:
+def _write(folder: Folder, cells: Mapping[str, Any], about: Mapping[str, Any], judged: Mapping[str, float]) -> None:
     """Writes the page, the map and the verdict."""
-    order = (f"{task}/{method}" for task, method in itertools.product(shown.tasks, shown.families))
-    cells = {name: shown.cells[name] for name in order if name in shown.cells}
-    atlas_page.write(folder.path, cells, shown.tasks, shown.families, about)
-    mapped = {cell.split("/", 1)[0] for cell, of in cells.items() if of["status"] == "measured"}
-    if mapped:
-        tasks = {name: task for name, task in shown.tasks.items() if name in mapped}
-        folder.picture("atlas", atlas_page.plot(cells, tasks, shown.families))
+    atlas_page.write(folder.path, cells, about)
+    if any(cell["status"] == "measured" for cell in cells.values()):
+        folder.picture("atlas", atlas_page.plot(cells))
     else:
         (folder.path / "atlas.png").unlink(missing_ok=True)
     folder.data("atlas", verdict(judged)._asdict() if judged else {})
@@ -204,6 +183,8 @@ def _chosen(config: Config) -> tuple[dict[str, Task], dict[str, Method]]:
     for name, chosen, there in (("tasks", config.tasks, TASKS), ("methods", config.methods, METHODS)):
         if unknown := [x for x in chosen if x not in there]:
             raise ExperimentError(f"--{name}: there is no {', '.join(unknown)}; there are {', '.join(there)}")
+    if not config.hours > 0:
+        raise ExperimentError(f"--hours must be positive; got {config.hours}")
     if min(config.updates or 1, config.samples, config.processes, len(config.rates)) < 1 or config.seeds < 2:
         raise ExperimentError(
             "--seeds must be at least 2, --updates, --samples, --processes and the number of --rates at least 1"
@@ -228,11 +209,17 @@ def command(config: Config, task: str, method: str) -> str:
     return " ".join(["python -m experiments.atlas", where, chosen, *changed])
 
 
-def _from_anchors(finished: Finished, tasks: Iterable[str]) -> dict[str, float]:
-    """Returns the excess of backprop's mean test error over its anchor, in units of the allowed excess."""
+def _from_anchors(finished: Finished, tasks: Iterable[str] | None = None) -> dict[str, float]:
+    """Returns the excess of backprop's mean test error over its anchor, in units of the allowed excess.
+
+    Args:
+      finished: the finished parts.
+      tasks: names of the tasks that are asked about; by default all with a finished comparison.
+    """
     found = {}
-    for name in tasks:
-        if (part := f"{ANCHORS}/{name}") in finished:
+    for part in finished:
+        folder, name = atlas_page.task_and_method(part)
+        if folder == ANCHORS and (tasks is None or name in tasks):
             anchor = finished[part]
             excess = float(np.mean(anchor["test errors"])) - anchor["known"]
             found[f"{name}, {BACKPROP}"] = max(0.0, excess) / ALLOWED

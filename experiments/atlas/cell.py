@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -18,8 +19,12 @@ from nl_jax.base import Batch, Objective
 LOOKS = 20
 """Number of times a run is evaluated."""
 
-_TIMED = 30
-"""Number of timed steps for the median; a backprop step follows each one."""
+_TIMED, _SECONDS = (3, 30), 20.0
+"""Least and greatest number of timed steps for the median, and when to stop between them; each is followed by a step of
+backprop."""
+
+TOO_LONG = "too long"
+"""The status of a cell that was not measured because of its time."""
 
 
 class Effort(NamedTuple):
@@ -31,14 +36,15 @@ class Effort(NamedTuple):
     samples: int
 
 
-def measured(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
+def measured(task: Task, method: Method, effort: Effort, hours: float = math.inf) -> dict[str, Any]:
     """Measures one method on one task; returns plain data.
 
-    `status` is "measured"; "not for it"; "refused" by the method itself, with its message in `why`; or "diverged" at
-    every rate. Adam trains from each initialisation at each learning rate, which decays to zero as a cosine. All other
-    results, including the test error, are those of the rate with the least validation error.
+    `status` is "measured"; "not for it"; "refused" by the method itself; "diverged" at every rate; or `TOO_LONG`, if
+    all updates together would take more than `hours`. All but the first have their reason in `why`. Adam trains from
+    each initialisation at each learning rate, which decays to zero as a cosine. All other results, including the test
+    error, are those of the rate with the least validation error.
     """
-    made = _made()
+    made = {"task": {"title": task.title, "unit": task.unit, "goal": task.goal}, "family": method.family, **_made()}
     if method.in_time and not task.recurrent:
         return {"status": "not for it", "why": "it is made for networks with a loop over time", **made}
     try:
@@ -47,6 +53,11 @@ def measured(task: Task, method: Method, effort: Effort) -> dict[str, Any]:
         step = _step(estimator, lesson, task)
     except ValueError as refusal:
         return {"status": "refused", "why": str(refusal), **made}
+    runs = len(effort.rates) * effort.seeds
+    needed = runs * effort.updates * step["seconds per update"] / 3600
+    if needed > hours:
+        why = f"{runs} runs of {effort.updates:,} updates would take at least {needed:.2g} hours"
+        return {"status": TOO_LONG, "why": why, "hours": needed, **step, **made}
     looks: list[dict[str, np.ndarray]] = []
     look = _looked_at(estimator, lesson, task)
 
@@ -138,12 +149,15 @@ def _step(estimator: nl.GradientEstimator, lesson: Task, task: Task) -> dict[str
     """Returns the cost of one update of one run, and its time relative to a backprop update, timed alternately."""
     compiled, arguments, info = _compiled(estimator, lesson.init, lesson.example)
     reference, beside, _ = _backprop(task)
-    seconds = np.empty((_TIMED, 2))
-    for row in seconds:
-        for i, (run, of) in enumerate(((compiled, arguments), (reference, beside))):
+    times: list[list[float]] = []
+    least, most = _TIMED
+    while len(times) < least or (len(times) < most and np.sum(times) < _SECONDS):
+        times.append([])
+        for run, of in ((compiled, arguments), (reference, beside)):
             began = time.perf_counter()
             jax.block_until_ready(run(*of))
-            row[i] = time.perf_counter() - began
+            times[-1].append(time.perf_counter() - began)
+    seconds = np.array(times)
     memory = compiled.memory_analysis()
     return {
         "evaluations per update": int(info.evaluations),

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.atlas.methods import METHODS
+from experiments.atlas.tasks import TASKS
 from experiments.harness.results import page_style
 from nl_jax._core.numerics import mean_and_error
 
@@ -31,8 +33,30 @@ def sees(verdict: str) -> str:
     return "weight transport" if "weight transport" in verdict else "others"
 
 
-def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Iterable[str]) -> Any:
-    """Plots test error against evaluations, one panel per task; numbers name the methods.
+def task_and_method(cell: str) -> tuple[str, str]:
+    """Returns the names in "task/method"."""
+    task, _, method = cell.partition("/")
+    return task, method
+
+
+def place(name: str, known: Iterable[str]) -> tuple[int, str]:
+    """Returns a sorting key: names that are known come in their order, then all others."""
+    order = [*known]
+    return order.index(name) if name in order else len(order), name
+
+
+def in_order(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the cells by task, then by method, in the atlas's order; users' own come last."""
+
+    def key(cell: str) -> tuple[tuple[int, str], ...]:
+        task, method = task_and_method(cell)
+        return place(task, TASKS), place(method, METHODS)
+
+    return {cell: cells[cell] for cell in sorted(cells, key=key)}
+
+
+def plot(cells: Mapping[str, Any]) -> Any:
+    """Plots test error against evaluations, one panel for each task with measured cells; numbers name the methods.
 
     Methods of equal cost are drawn side by side, each slightly to the right of the previous one.
     """
@@ -40,6 +64,9 @@ def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Iterable[s
 
     from experiments.harness.plotting import figure
 
+    cells = in_order(cells)
+    methods = sorted({task_and_method(name)[1] for name in cells}, key=lambda name: place(name, METHODS))
+    tasks = {task_and_method(name)[0]: cell["task"] for name, cell in cells.items() if cell["status"] == "measured"}
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     canvas, panels = figure(rows, columns, size=(5.2 * columns + 2.6, 4.0 * rows + 0.8))
@@ -58,9 +85,9 @@ def plot(cells: Mapping[str, Any], tasks: Mapping[str, Any], methods: Iterable[s
         axes.set(
             xscale="log",
             yscale="linear" if solved else "log",
-            title=tasks[name].title,
+            title=tasks[name]["title"],
             xlabel="objective evaluations (forward passes of a batch)",
-            ylabel=f"test error ({tasks[name].unit})",
+            ylabel=f"test error ({tasks[name]['unit']})",
         )
         for axis in (axes.xaxis,) if solved else (axes.xaxis, axes.yaxis):
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -88,24 +115,18 @@ HEADS = (
 )  # fmt: skip
 
 
-def write(
-    out: Path,
-    cells: Mapping[str, Any],
-    tasks: Mapping[str, Any],
-    families: Mapping[str, str],
-    about: Mapping[str, Any],
-) -> Path:
+def write(out: Path, cells: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
     """Writes `atlas.html` from the finished cells; returns its path.
 
     Args:
       out: the folder; the page links to its `atlas.png` and `cells`.
       cells: results by "task/method".
-      tasks: the tasks by name.
-      families: each method's family.
       about: `rates` and `seeds`, their numbers.
     """
+    cells = in_order(cells)
+    tasks = {task_and_method(name)[0]: cell["task"] for name, cell in cells.items()}
     options = (
-        f'<option value="{name}" data-goal="{task.goal:g}">{html.escape(task.title)}</option>'
+        f'<option value="{html.escape(name)}" data-goal="{task["goal"]:g}">{html.escape(task["title"])}</option>'
         for name, task in tasks.items()
     )
     keys = (f'<span class="key">{_dot(colour)}{words}</span>' for words, colour, _ in SEES.values())
@@ -115,7 +136,7 @@ def write(
         "options": "".join(options),
         "keys": "".join(keys),
         "heads": "".join(f"<th>{head}</th>" for head in HEADS),
-        "rows": "\n".join(_row(cells, cell, tasks, families) for cell in cells),
+        "rows": "\n".join(_row(cells, cell) for cell in cells),
     }
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     for name, text in parts.items():
@@ -125,10 +146,10 @@ def write(
     return path
 
 
-def _row(cells: Mapping[str, Any], name: str, tasks: Mapping[str, Any], families: Mapping[str, str]) -> str:
+def _row(cells: Mapping[str, Any], name: str) -> str:
     cell = cells[name]
-    task, method = name.split("/", 1)
-    ends = [_text(tasks[task].title), _text(method.replace("_", " ")), _text(families[method])]
+    task, method = task_and_method(name)
+    ends = [_text(cell["task"]["title"]), _text(method.replace("_", " ")), _text(cell["family"])]
     links = [
         _text(f"{cell['date']}, {cell['device']}, {cell['versions']}"),
         f'<td><a href="cells/{html.escape(name)}.json">json</a></td>',
@@ -144,7 +165,7 @@ def _row(cells: Mapping[str, Any], name: str, tasks: Mapping[str, Any], families
         errors = np.asarray(cell["test errors"])
         mean, error = mean_and_error(errors)
         about |= {
-            "unit": tasks[task].unit, "error": f"{mean:.6g}", "bar": f"{error:.6g}", "colour": colour,
+            "unit": cell["task"]["unit"], "error": f"{mean:.6g}", "bar": f"{error:.6g}", "colour": colour,
             "marker": marker, "cost": cell["evaluations"],
         }  # fmt: skip
         exact = cells.get(f"{task}/backprop", {})

@@ -22,12 +22,14 @@ class Order(NamedTuple):
       method: the method's name in `atlas_methods.METHODS`, or module:factory.
       data_dir: the folder of the task `IMAGES`.
       effort: the cell's training budget.
+      hours: the time that a cell may take.
     """
 
     task: str
     method: str
     data_dir: Path | None
     effort: Effort
+    hours: float
 
     @property
     def cell(self) -> str:
@@ -53,7 +55,7 @@ def method_of(name: str) -> atlas_methods.Method:
 
 def done(order: Order) -> dict[str, Any]:
     """Measures the cell."""
-    return measured(task_of(order.task, order.data_dir), method_of(order.method), order.effort)
+    return measured(task_of(order.task, order.data_dir), method_of(order.method), order.effort, order.hours)
 
 
 def all_done(orders: Iterable[Order], processes: int) -> Iterator[tuple[Order, dict[str, Any] | Exception]]:

@@ -49,6 +49,13 @@ def small_task():
     )  # fmt: skip
 
 
+def unmeasured(task, method, effort, hours):
+    """A cell that costs nothing."""
+    about = {"title": task.title, "unit": task.unit, "goal": task.goal}
+    made = {"date": "2026", "device": "cpu", "versions": "jax 0"}
+    return {"status": "refused", "why": "no", "task": about, "family": method.family, **made}
+
+
 def cells_in(folder):
     files = (folder / "cells").glob("*/*.json")
     return {f"{file.parent.name}/{file.stem}": json.loads(file.read_text()) for file in files}
@@ -101,19 +108,36 @@ def test_every_cell_is_measured_or_says_why_not(small, tmp_path, capsys, monkeyp
     assert "\nbackprop " not in capsys.readouterr().out
     assert (tmp_path / "atlas.html").read_text() == page
 
-    # Files of others do no harm; an unreadable cell of its own is an error that leaves the page.
-    numbered = []
-    monkeypatch.setattr(
-        atlas_page, "plot", lambda cells, tasks, methods: numbered.extend(methods) or figure(1, 1, size=(1, 1))[0]
-    )
+    # A cell of a task that is not there any more stays on the page. Files of others do no harm; an unreadable cell of
+    # its own is an error that leaves the page.
+    plotted = []
+    monkeypatch.setattr(atlas_page, "plot", lambda cells: plotted.extend(cells) or figure(1, 1, size=(1, 1))[0])
+    (tmp_path / "cells" / "gone").mkdir()
+    gone = {**exact, "task": {"title": "a task of yours", "unit": "mistakes", "goal": 0.5}}
+    (tmp_path / "cells" / "gone" / "my:own.json").write_text(json.dumps(gone))
     (tmp_path / "cells" / "notes.json").write_text("{}")
     (tmp_path / "cells" / "small" / "rtrl.json").write_text("{")
     atlas.main([*small, "--out", str(tmp_path), "--resume", "--methods", "backprop"])
-    assert numbered == ["backprop", "refusing"]
+    assert plotted == ["gone/my:own", "small/backprop", "small/refusing"]
+    assert "a task of yours" in (tmp_path / "atlas.html").read_text()
     assert "not on the page: small/rtrl" in capsys.readouterr().out
     assert atlas.main([*small, "--out", str(tmp_path), "--resume"]) == 1
     assert "rtrl.json cannot be read" in capsys.readouterr().err
     assert (tmp_path / "atlas.html").exists()
+
+
+def test_a_cell_that_takes_too_long_says_how_long_and_waits_for_more_time(small, tmp_path, capsys):
+    short = [*small[:4], *small[6:], "--out", str(tmp_path)]
+    assert atlas.main([*short, "--hours", "1e-9"]) == 0
+    found = cells_in(tmp_path)["small/backprop"]
+    assert found["status"] == "too long"
+    assert found["hours"] == pytest.approx(4 * 40 * found["seconds per update"] / 3600)
+    assert found["why"].startswith("4 runs of 40 updates would take at least ")
+    assert "too long: 4 runs of 40 updates" in capsys.readouterr().out
+    assert atlas.main([*short, "--resume", "--hours", str(found["hours"] / 2)]) == 0
+    assert cells_in(tmp_path)["small/backprop"] == found  # not even timed again
+    assert atlas.main([*short, "--resume"]) in (0, 1)
+    assert cells_in(tmp_path)["small/backprop"]["status"] == "measured"
 
 
 def test_a_cell_in_which_every_rate_is_lost_says_so():
@@ -165,17 +189,17 @@ def test_a_lesson_that_a_network_cannot_be_given_is_refused():
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_cells_by_several_processes(processes):
-    orders = [Order("student_teacher", method, None, Effort((0.1,), 2, 1, 1)) for method in ("rtrl", "none:such")]
+    orders = [Order("student_teacher", method, None, Effort((0.1,), 2, 1, 1), 1.0) for method in ("rtrl", "none:such")]
     found = {order.cell: cell for order, cell in all_done(orders, processes)}
     assert found["student_teacher/rtrl"]["status"] == "not for it"
     assert isinstance(found["student_teacher/none:such"], ExperimentError)
 
 
 def test_a_cell_that_fails_leaves_the_others_alone(small, tmp_path, capsys, monkeypatch):
-    def failing(task, method, effort):
+    def failing(task, method, *of):
         if method is METHODS["backprop"]:
             raise RuntimeError("out of luck")
-        return {"status": "refused", "why": "no", "date": "2026", "device": "cpu", "versions": "jax 0"}
+        return unmeasured(task, method, *of)
 
     monkeypatch.setattr(atlas_workers, "measured", failing)
     assert atlas.main([*small, "--out", str(tmp_path)]) == 1
@@ -184,10 +208,10 @@ def test_a_cell_that_fails_leaves_the_others_alone(small, tmp_path, capsys, monk
 
 
 def test_an_interrupted_atlas_shows_what_is_there(small, tmp_path, monkeypatch):
-    def interrupting(task, method, effort):
+    def interrupting(task, method, *of):
         if method is METHODS["rtrl"]:
             raise KeyboardInterrupt
-        return {"status": "refused", "why": "no", "date": "2026", "device": "cpu", "versions": "jax 0"}
+        return unmeasured(task, method, *of)
 
     monkeypatch.setattr(atlas_workers, "measured", interrupting)
     assert atlas.main([*small, "--out", str(tmp_path)]) == 130
@@ -197,12 +221,14 @@ def test_an_interrupted_atlas_shows_what_is_there(small, tmp_path, monkeypatch):
 
 def test_an_anchor_that_is_missed_fails(tmp_path):
     finished = Finished(tmp_path, atlas.Config(), resume=False)
-    of = lambda: atlas._from_anchors(finished, {"small": None})
+    of = lambda: atlas._from_anchors(finished, ["small"])
     assert of() == {}
     finished["anchors/small"] = {"known": 0.1, "test errors": [0.15, 0.13]}
     assert of()["small, backprop"] == pytest.approx(2)
     finished["anchors/small"] = {"known": 0.1, "test errors": [0.05, 0.05]}
-    assert of()["small, backprop"] == 0
+    finished["anchors/other"] = {"known": 0.1, "test errors": [0.15, 0.13]}
+    assert of() == {"small, backprop": 0}
+    assert len(atlas._from_anchors(finished)) == 2
 
 
 def test_an_anchor_is_met_with_all_examples_and_its_own_updates():
@@ -274,6 +300,7 @@ def test_a_method_of_ones_own():
         (["--tasks", "none"], "there is no none"),
         (["--methods", "none"], "there is no none"),
         (["--seeds", "1"], "--seeds must be at least 2"),
+        (["--hours", "0"], "--hours must be positive; got 0.0"),
         (["--tasks", "digits", "--estimator", "json"], "module:factory"),
         (["--tasks", "digits", "--estimator", "json:none"], "has no attribute"),
     ],
