@@ -41,7 +41,7 @@ def at_equilibrium(
 
     Raises:
       ValueError: if the program takes no `propagate` or a setting is out of range; when run, if an activation
-        holds parameters.
+        holds parameters, or γ^{1−L} is out of the floating-point range.
       FloatingPointError: when run outside of `jax.jit`, if the iteration diverges.
 
     >>> import jax.numpy as jnp, nl_jax as nl

@@ -76,7 +76,8 @@ def contrastive_hebbian(
 
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation holds
-        parameters, the loss reads a layer other than the last, or that layer is in a loop.
+        parameters, γ^{1−L} is out of the floating-point range, the loss reads a layer other than the last, or that
+        layer is in a loop.
       FloatingPointError: when run, if a phase diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl

@@ -1,5 +1,6 @@
 """Energy networks: programs of layers whose connections work in both directions."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,7 @@ class EnergyNetwork:
             raise ValueError(
                 "no layer has parameters, so there are no axons to relax: pass the parameters to propagate"
             )
+        self._refuse_vanishing_feedback(axons)
         self._refuse_learned_activations(params, axons, batch)
         return axons
 
@@ -149,6 +151,21 @@ class EnergyNetwork:
     def remedy(self) -> str:
         """What to change if its iterations diverge."""
         return f"rate={self.rate}: choose a smaller one, or smaller weights"
+
+    def _refuse_vanishing_feedback(self, axons: Axons) -> None:
+        """Raises ValueError if γ^{1−L}, the scale of the first layer, is out of the floating-point range."""
+        if isinstance(self.feedback_strength, jax.Array):
+            return  # of unknown value, from a sweep: the iteration then diverges and is reported
+        _, count = places({name: x.shape for name, x in axons.items()})
+        digits = abs((count - 1) * math.log10(self.feedback_strength))
+        most = min(math.floor(math.log10(jnp.finfo(x.dtype).max)) for x in axons.values())
+        if digits > most:
+            nearest = 10 ** (most / (count - 1))
+            raise ValueError(
+                f"feedback_strength={self.feedback_strength} is too far from 1 for {count} layers (each step of a loop "
+                f"counts): its power {1 - count} is out of the range of 10^{most}; choose one between "
+                f"{1 / nearest:.3g} and {nearest:.3g}"
+            )
 
     def _refuse_learned_activations(self, params: Params, axons: Axons, batch: Batch) -> None:
         """Raises ValueError if an activation depends on parameters: the gradient of F by them would need G."""

@@ -83,7 +83,7 @@ def equilibrium_propagation(
 
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
-        holds parameters.
+        holds parameters, or γ^{1−L} is out of the floating-point range.
       FloatingPointError: when run, if a phase diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl

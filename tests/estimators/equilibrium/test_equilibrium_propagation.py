@@ -198,3 +198,20 @@ def test_what_has_no_energy_here_is_refused(make, forward, complaint):
 def test_bad_settings_are_refused(settings, complaint):
     with pytest.raises(ValueError, match=complaint):
         nl.equilibrium_propagation(grown(1.0)[0], **settings)
+
+
+def test_feedback_that_leaves_the_floating_point_range_is_refused():
+    """γ^{1−L} of 45 layers is 10^44 for γ = 0.1, and 10^−44 for γ = 10; γ = 0.2 gives 10^31."""
+
+    def forward(params, x, propagate=feedforward):
+        step = lambda h, _, propagate: (propagate("layer", lambda w, h: h * w, jnp.tanh, params, h), None)
+        h, _ = nl.scan("depth", step, x, None, propagate, length=44)
+        return propagate("output", lambda w, h: h * w, lambda x: x, params, h)
+
+    objective = nl.supervised(forward, nl.losses.half_squared_error)
+    at = KEY, (), jnp.float32(0.1), (jnp.ones((2, 2)),) * 2
+    for make in (nl.equilibrium_propagation, nl.contrastive_hebbian):
+        for gamma in (0.1, 10.0):
+            with pytest.raises(ValueError, match=rf"feedback_strength={gamma} .* 45 layers.* between 0\.137 and 7\.31"):
+                make(objective, feedback_strength=gamma).estimate(*at)
+        jax.eval_shape(make(objective, feedback_strength=0.2).estimate, *at)
