@@ -11,6 +11,7 @@ from nl_jax._core.deprecation import renamed as _renamed
 from nl_jax.propagation.around import Around
 from nl_jax.propagation.interpretation import Given, Layer, Loop, Site, interpret, loops_around, places, plain_loop
 from nl_jax.propagation.local import Local, learning_layers, local, local_gradient
+from nl_jax.propagation.parallel import parallel_loop
 from nl_jax.propagation.program import feedforward, scan
 from nl_jax.propagation.views import Clamped, PartlyClamped, clamp, displace, inject, record, zero_axons
 
@@ -32,6 +33,7 @@ __all__ = [
     "local",
     "local_gradient",
     "loops_around",
+    "parallel_loop",
     "places",
     "plain_loop",
     "record",

@@ -89,7 +89,7 @@ def _totals(step: Callable, consts: Leaves, carry: Leaves, x: Leaves) -> list[bo
     makers = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
 
     def adds(begin: Any, end: Any) -> bool:
-        if isinstance(end, Literal) or not differentiable(begin.aval) or read.get(begin) != 1:
+        if isinstance(end, Literal) or not differentiable(begin.aval) or read.get(begin) != 1 or read.get(end) != 1:
             return False
         maker = makers.get(end)
         return maker is not None and maker.primitive.name in ("add", "add_any") and begin in maker.invars
@@ -193,7 +193,7 @@ def _dependence(loop: Opened) -> tuple[list[frozenset[int]], list[frozenset[int]
     def step(*leaves: Any) -> tuple[Leaves, Leaves]:
         return loop.step(list(leaves[:begins]), list(leaves[begins : sum(counts)]), list(leaves[sum(counts) :]))
 
-    first, ys = reached(step, *map(_like, loop.consts), *map(_like, loop.carry), *map(_slice, loop.xs))
+    first, ys = reached(step, *map(_like, loop.consts), *map(_like, loop.carry), *map(slice_of, loop.xs))
     last = first
     while True:
         carried = {begins + i: sources for i, sources in enumerate(last)}
@@ -273,7 +273,8 @@ def _numeric(x: Any) -> bool:
     return not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
 
 
-def _slice(x: Any) -> jax.ShapeDtypeStruct:
+def slice_of(x: Any) -> jax.ShapeDtypeStruct:
+    """Returns shape and type of one step's part of an array."""
     return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Params, Program
 from nl_jax.propagation.interpretation import Given, Site, interpret
+from nl_jax.propagation.parallel import parallel_loop
 
 
 def record(program: Program) -> Callable[[Params, Any], tuple[Any, dict[str, Array]]]:
@@ -81,7 +82,7 @@ def clamp(
             axons = jnp.where(given.clamped, axons, predicted)
         return axons, Clamped(axons, predicted)
 
-    return interpret(program, layer)
+    return interpret(program, layer, loop=parallel_loop)
 
 
 def inject(program: Program) -> Callable[[Params, Any, Given], Any]:

@@ -13,7 +13,7 @@ from nl_jax._core.require import layered, positive_hyperparameter, positive_numb
 from nl_jax.base import Array, Axons, Batch, LayerCredit, Params, Program, Propagate
 from nl_jax.estimators.lagrangian.credit import of_axons
 from nl_jax.estimators.lagrangian.relaxation import Relaxation, Relaxed, distance, relax
-from nl_jax.propagation import Around, Site, clamp, feedforward, interpret, places, record
+from nl_jax.propagation import Around, Site, clamp, feedforward, interpret, parallel_loop, places, record
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class EnergyNetwork:
         def layer(site: Site, x: Array) -> tuple[Array, Array]:
             return x, jnp.sum(x * site.preactivation())
 
-        losses, inner = interpret(self.program, layer)(params, batch, axons)
+        losses, inner = interpret(self.program, layer, loop=parallel_loop)(params, batch, axons)
         scales = self._scales(inner, axons)
         phi = jnp.sum(jnp.stack([jnp.sum(scales[name] * product) for name, product in inner.items()]))
         return phi if nudge is None else phi - nudge * jnp.sum(losses)
@@ -109,7 +109,7 @@ class EnergyNetwork:
             return x, site.activation(sent)
 
         scaled = {name: (axons[name], sent) for name, sent in self._unscaled(params, axons, batch, forces).items()}
-        return interpret(self.program, layer)(params, batch, scaled)[1]
+        return interpret(self.program, layer, loop=parallel_loop)(params, batch, scaled)[1]
 
     def credit(self, params: Params, axons: Axons, batch: Batch, multipliers: Axons) -> dict[str, LayerCredit]:
         """Computes each layer's credit: z = −λ at its output, δ at its total input from all sides, s_l⁻¹ ∂Φ/∂x_l."""

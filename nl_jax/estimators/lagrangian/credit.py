@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 
 from nl_jax.base import Array, Batch, LayerCredit, Objective, Params
-from nl_jax.propagation import Site, interpret
+from nl_jax.propagation import Site, interpret, parallel_loop
 
 
 def of_axons(
@@ -34,4 +34,4 @@ def of_axons(
 
     sent = dict.fromkeys(axons) if preactivations is None else preactivations
     given = {name: (x, z[name], sent[name]) for name, x in axons.items()}
-    return interpret(objective, layer)(params, batch, given)[1]
+    return interpret(objective, layer, loop=parallel_loop)(params, batch, given)[1]
