@@ -486,7 +486,8 @@ def test_noise_in_a_loop_within_a_loop(name):
     assert largest_deviation(rows, flat(exact)) < 5
 
 
-def test_layers_of_several_precisions_in_one_step():
+@pytest.mark.parametrize("scope", ["time/", ""], ids=["in a loop", "outside"])
+def test_layers_of_several_precisions_in_one_step(scope):
     """Where promotion is strict too, as it is in these tests; credit has each layer's own precision."""
 
     def objective(params, x, propagate=feedforward):
@@ -495,6 +496,8 @@ def test_layers_of_several_precisions_in_one_step():
             full = lambda w, h: h.astype(w.dtype) @ w
             return propagate("full", full, jnp.tanh, params["full"], half), None
 
+        if not scope:
+            return jnp.sum(step(x, None, propagate)[0] ** 2, axis=1)
         return jnp.sum(nl.scan("time", step, x, None, propagate, length=3)[0] ** 2, axis=1)
 
     params = {"half": jnp.eye(2, dtype=jnp.bfloat16), "full": jnp.eye(2)}
@@ -503,7 +506,7 @@ def test_layers_of_several_precisions_in_one_step():
         KEY, (), params, jnp.ones((3, 2))
     )
     for name, weight in params.items():
-        assert grads[name].dtype == credit[f"time/{name}"].delta.dtype == weight.dtype
+        assert grads[name].dtype == credit[scope + name].delta.dtype == weight.dtype
         assert np.all(np.isfinite(np.asarray(grads[name], float)))
 
 

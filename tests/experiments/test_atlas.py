@@ -231,6 +231,22 @@ def test_an_anchor_that_is_missed_fails(tmp_path):
     assert len(atlas._from_anchors(finished)) == 2
 
 
+def test_an_anchor_that_cannot_be_trained_leaves_the_cells(small, tmp_path, capsys, monkeypatch):
+    def failing(task, rate, seeds):
+        raise RuntimeError("out of luck")
+
+    only_backprop = [*small[:4], *small[6:], "--out", str(tmp_path)]
+    monkeypatch.setattr(atlas, "beside_anchor", failing)
+    assert atlas.main(only_backprop) == 1
+    assert "anchors/small; anchors/small: RuntimeError('out of luck')" in capsys.readouterr().err
+    assert cells_in(tmp_path)["small/backprop"]["status"] == "measured"
+    monkeypatch.undo()
+    monkeypatch.setitem(TASKS, "small", small_task)
+    monkeypatch.setattr(atlas_workers, "measured", lambda *of: pytest.fail("measured again"))
+    assert atlas.main([*only_backprop, "--resume"]) in (0, 1)
+    assert "anchors/small" in cells_in(tmp_path)
+
+
 def test_an_anchor_is_met_with_all_examples_and_its_own_updates():
     found = atlas_cell.beside_anchor(small_task(), 0.1, 2)
     assert (found["known"], found["examples"], found["updates"], len(found["test errors"])) == (0.1, 50, 70, 2)

@@ -47,6 +47,15 @@ def test_what_is_given_is_sliced_along_the_steps(x64):
         np.testing.assert_allclose(slope, np.stack(list(slopes.values())), atol=1e-12)
 
 
+def test_given_values_may_be_computed_without_regard_to_the_scope(x64):
+    """A function that always returns the values of all layers gives every layer its own, at every step."""
+    p = problems.recurrent()
+    offsets = {"time/hidden": np.full((5, 3), 0.3), "output": np.full((5, 3), -0.2)}
+    stacked = {**offsets, "time/hidden": np.stack([offsets["time/hidden"]] * STEPS)}
+    run = jax.jit(lambda *at: [propagation.inject(p.forward)(*at, o) for o in (lambda scope, steps: offsets, stacked)])
+    chex.assert_trees_all_close(*run(p.params, p.batch[0]), rtol=1e-12)
+
+
 def test_some_steps_may_be_held_and_others_computed(x64):
     p = problems.recurrent()
     x = np.random.default_rng(0).normal(size=(STEPS, 5, 3))
