@@ -102,6 +102,7 @@ def reinforce(
         copies = jax.tree.map(lambda leaf: _repeated(leaf, num_samples, sharding), batch)
         examples = jax.eval_shape(lambda params, batch: per_example(objective(params, batch)), params, copies).shape
         drawing: dict[str, str] = {}
+        drawn: dict[str, Array] = {}  # each layer's sample, from its activation to its response: drawn once
 
         def unit_of(site: Site) -> Unit | None:
             pattern = next((p for p in chosen if fnmatch.fnmatchcase(site.name, p)), None)
@@ -114,7 +115,8 @@ def reinforce(
             unit = unit_of(site)
             if unit is None:
                 return site.activation(nu)
-            return unit.axons(unit.sample(own_key(key, site), nu), site.activation)
+            drawn[site.name] = unit.sample(own_key(key, site), nu)
+            return unit.axons(drawn[site.name], site.activation)
 
         def respond(site: Site, nu: Array) -> Array | None:
             """Returns ⟨e, ν⟩ per example. Its credit is ℓ − b, the same for all units and all steps of a loop."""
@@ -127,7 +129,7 @@ def reinforce(
                     f"examples along the first axis; its shape is {nu.shape}"
                 )
             still = jax.lax.stop_gradient(nu)
-            eligibility = unit.eligibility(unit.sample(own_key(key, site), still), still)
+            eligibility = unit.eligibility(drawn[site.name], still)
             products = jax.lax.stop_gradient(eligibility) * nu.astype(eligibility.dtype)
             return jnp.sum(products.reshape(examples[0], -1), axis=1)
 
