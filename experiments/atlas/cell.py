@@ -40,9 +40,9 @@ def measured(task: Task, method: Method, effort: Effort, hours: float = math.inf
     """Measures one method on one task; returns plain data.
 
     `status` is "measured"; "not for it"; "refused" by the method itself; "diverged" at every rate; or `TOO_LONG`, if
-    all updates together would take more than `hours`. All but the first have their reason in `why`. Adam trains from
-    each initialisation at each learning rate, which decays to zero as a cosine. All other results, including the test
-    error, are those of the rate with the least validation error.
+    all updates, one after the other, would take more than `hours`. All but the first have their reason in `why`. Adam
+    trains from each initialisation at each learning rate, which decays to zero as a cosine. All other results,
+    including the test error, are those of the rate with the least validation error.
     """
     made = {"task": {"title": task.title, "unit": task.unit, "goal": task.goal}, "family": method.family, **_made()}
     if method.in_time and not task.recurrent:
@@ -56,7 +56,7 @@ def measured(task: Task, method: Method, effort: Effort, hours: float = math.inf
     runs = len(effort.rates) * effort.seeds
     needed = runs * effort.updates * step["seconds per update"] / 3600
     if needed > hours:
-        why = f"{runs} runs of {effort.updates:,} updates would take at least {needed:.2g} hours"
+        why = f"{runs} runs of {effort.updates:,} updates would take about {needed:.2g} hours, one after the other"
         return {"status": TOO_LONG, "why": why, "hours": needed, **step, **made}
     looks: list[dict[str, np.ndarray]] = []
     look = _looked_at(estimator, lesson, task)

@@ -75,7 +75,7 @@ def reached(function: Callable, *arguments: Any) -> Any:
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     flows = [frozenset({Flow(i)}) for i, argument in enumerate(arguments) for _ in jax.tree.leaves(argument)]
-    analysis = _Analysis(lambda name, arriving: arriving, derivatives=True)
+    analysis = _Analysis(lambda name, arriving: arriving, derivatives=True, severs=True)
     outputs = analysis.run(closed, flows)
     numbers = [frozenset(flow.source for flow in found) for found in outputs]
     return jax.tree.unflatten(jax.tree.structure(shapes), numbers)
@@ -96,13 +96,17 @@ def mark_tangent(name: str, tangent: Array) -> Array:
     return jax.lax.dot_general(tangent[..., None], one, (((tangent.ndim,), (0,)), ((), ())))[..., 0]
 
 
-def sources_of_outputs(closed: ClosedJaxpr, arguments: Sequence[Flows], gate: Gate) -> list[Flows]:
+def sources_of_outputs(
+    closed: ClosedJaxpr, arguments: Sequence[Flows], gate: Gate, *, derivatives: bool = False
+) -> list[Flows]:
     """Returns the sources that can reach each output of a program.
 
     Args:
       closed: as returned by `jax.make_jaxpr`.
       arguments: for each flat argument, its sources.
       gate: the function that decides which sources pass a marked value.
+      derivatives: whether sources of the outputs' derivatives count too: a custom derivative may depend on arguments
+        that its function's value does not.
 
     Returns:
       For each flat output, the sources it can depend on. The program's constants are not sources.
@@ -112,13 +116,13 @@ def sources_of_outputs(closed: ClosedJaxpr, arguments: Sequence[Flows], gate: Ga
     >>> [sorted(flow.source for flow in flows) for flows in sources_of_outputs(program, arguments, lambda _, x: x)]
     [['x', 'y'], [], ['x', 'z']]
     """
-    outputs = _Analysis(gate).run(closed, arguments)
+    outputs = _Analysis(gate, derivatives).run(closed, arguments)
     return [frozenset(flow for flow in flows if not isinstance(flow.source, _Unit)) for flows in outputs]
 
 
 class _Analysis:
-    def __init__(self, gate: Gate, derivatives: bool = False) -> None:
-        self.gate, self.derivatives = gate, derivatives
+    def __init__(self, gate: Gate, derivatives: bool = False, severs: bool = False) -> None:
+        self.gate, self.derivatives, self.severs = gate, derivatives, severs
 
     def run(self, program: Any, arguments: Sequence[Flows]) -> list[Flows]:
         jaxpr: Jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
@@ -153,7 +157,7 @@ class _Analysis:
     def name(self, equation: JaxprEqn, inputs: list[Flows]) -> list[Flows]:
         named = equation.params["name"]
         if named == _MARK + _SEVERED:  # cuts for `reached` only; otherwise the identity
-            return [NOTHING] if self.derivatives else inputs
+            return [NOTHING] if self.severs else inputs
         if named.startswith(_MARK):
             return [self.gate(named.removeprefix(_MARK), inputs[0])]
         if named.startswith(_TANGENT):
@@ -284,3 +288,17 @@ def _holds_function(params: dict[str, Any]) -> bool:
 def _only_names_axes(equation: JaxprEqn) -> bool:
     """Whether the only effect is that a collective names a mesh axis, which hides no dependence."""
     return all(type(effect).__name__ == "NamedAxisEffect" for effect in equation.effects)
+
+
+def equations(program: Any) -> Iterator[JaxprEqn]:
+    """Yields a program's equations, and those of the programs in them."""
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    for equation in jaxpr.eqns:
+        yield equation
+        for held in programs(equation.params):
+            yield from equations(held)
+
+
+def has_side_effects(program: Any) -> bool:
+    """Whether running a program does more than compute its outputs, such as printing or calling the host."""
+    return not all(_only_names_axes(equation) for equation in equations(program))

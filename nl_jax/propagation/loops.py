@@ -24,6 +24,7 @@ class Opened(NamedTuple):
       carry: the first carry.
       xs: values read step by step, with a leading axis of steps.
       length: number of steps.
+      example: what one step reads of `xs`.
       totals: for each part of the carry, whether the loop only adds to it, as to a sum of losses. Nothing else reads
         such a part, so its credit is the same at every step.
       close: rebuilds `(carry, ys)` from their lists.
@@ -34,6 +35,7 @@ class Opened(NamedTuple):
     carry: Leaves
     xs: Leaves
     length: int
+    example: Leaves
     totals: list[bool]
     close: Callable[[Leaves, Leaves], tuple[Any, Any]]
 
@@ -45,7 +47,13 @@ def opened(body: Callable, carry: Any, xs: Any, length: int | None = None) -> Op
     x_leaves = [jnp.asarray(x) for x in x_leaves]
     # As in lax.scan, a weakly typed carry takes the type that the body gives it.
     carry_leaves = [jnp.asarray(c) for c in carry_leaves]
-    firsts = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x_leaves]
+    lengths = {x.shape[0] for x in x_leaves} | ({length} if length is not None else set())
+    if len(lengths) != 1:
+        found = f"they have {sorted(lengths)}" if lengths else "it has no xs"
+        raise ValueError(f"a loop's xs must have one leading axis of steps, as long as its length: {found}")
+    (steps,) = lengths
+    # Slices of the values themselves: they know the mesh axes over which they vary.
+    example = [x[0] if steps else _nothing(x) for x in x_leaves]
     out_trees: list[Any] = []
 
     def flat(carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
@@ -57,23 +65,17 @@ def opened(body: Callable, carry: Any, xs: Any, length: int | None = None) -> Op
         out_trees[:] = [y_tree]
         return new, y_leaves
 
-    examples = [jnp.zeros(x.shape, x.dtype) if _numeric(x) else x for x in firsts]
-    if not all(map(_numeric, firsts)):  # keys, which have no zeros
-        examples = [x[0] for x in x_leaves]
     # Not jax.closure_convert, which leaves integers where they are, such as the number of an outer loop's step.
-    traced = jax.make_jaxpr(flat)(carry_leaves, examples)
+    traced = jax.make_jaxpr(flat)(carry_leaves, example)
     consts = list(traced.consts)
 
     def step(consts: Leaves, carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
         found = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, consts))(*carry, *x)
         return found[: len(carry)], found[len(carry) :]
 
-    totals = _totals(step, consts, carry_leaves, examples)
-    steps = x_leaves[0].shape[0] if x_leaves else length
-    if steps is None:
-        raise ValueError("length must be given to a loop without xs")
+    totals = _totals(step, consts, carry_leaves, example)
     return Opened(
-        step, consts, carry_leaves, x_leaves, steps, totals,
+        step, consts, carry_leaves, x_leaves, steps, example, totals,
         lambda carry, ys: (jax.tree.unflatten(carry_tree, carry), jax.tree.unflatten(out_trees[0], ys)),
     )  # fmt: skip
 
@@ -193,7 +195,7 @@ def _dependence(loop: Opened) -> tuple[list[frozenset[int]], list[frozenset[int]
     def step(*leaves: Any) -> tuple[Leaves, Leaves]:
         return loop.step(list(leaves[:begins]), list(leaves[begins : sum(counts)]), list(leaves[sum(counts) :]))
 
-    first, ys = reached(step, *map(_like, loop.consts), *map(_like, loop.carry), *map(slice_of, loop.xs))
+    first, ys = reached(step, *loop.consts, *loop.carry, *loop.example)
     last = first
     while True:
         carried = {begins + i: sources for i, sources in enumerate(last)}
@@ -269,14 +271,6 @@ def instantiated(credit: Any) -> Any:
     return np.zeros(aval.shape, aval.dtype) if aval.dtype == jax.dtypes.float0 else zero_of(aval)
 
 
-def _numeric(x: Any) -> bool:
-    return not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
-
-
-def slice_of(x: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape and type of one step's part of an array."""
+def _nothing(x: Any) -> Any:
+    """Returns what a step of a loop without steps would read."""
     return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-
-
-def _like(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)

@@ -1,6 +1,7 @@
 """Runs the steps of a loop at once where they do not wait for each other."""
 
 import enum
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
-from nl_jax._core.dependence import Flow, programs, sources_of_outputs
-from nl_jax.base import Array
+from nl_jax._core.dependence import Flow, equations, has_side_effects, programs, sources_of_outputs
 from nl_jax.propagation.interpretation import plain_loop
-from nl_jax.propagation.loops import Leaves, Opened, opened, slice_of
+from nl_jax.propagation.loops import Leaves, Opened, opened
 
 
 def parallel_loop(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
@@ -23,11 +23,17 @@ def parallel_loop(name: str, body: Callable, carry: Any, xs: Any, length: int | 
     loop that computes nothing else, and then the steps themselves by another `jax.vmap`: one product of matrices where
     `jax.lax.scan` has one for each step. Totals, to which steps only add, are summed at the end.
 
-    It is `jax.lax.scan` if a product of matrices, a convolution or a loop has to wait.
+    Memory holds the temporary values of all steps, as in reverse mode. Steps are run one after the other, by
+    `jax.lax.scan`, if a product of matrices, a convolution or a loop has to wait; if `jax.checkpoint` says that a
+    step's values are not to be kept; or if a step would not be the same under `jax.vmap`, because it has side effects,
+    branches (all would run), loops with a condition, or random numbers that are not threefry's.
     """
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(xs)} | ({(length,)} if length is not None else set())
+    if len(lengths) != 1 or lengths <= {(0,), ()}:
+        return plain_loop(name, body, carry, xs, length)  # which explains what is wrong
     loop = opened(body, carry, xs, length)
     parts = _parts(loop)
-    if parts is None or loop.length == 0:
+    if parts is None:
         return plain_loop(name, body, carry, xs, length)
     alone = [jnp.zeros_like(c) if part is _Part.TOTAL else c for c, part in zip(loop.carry, parts, strict=True)]
 
@@ -47,7 +53,8 @@ def parallel_loop(name: str, body: Callable, carry: Any, xs: Any, length: int | 
 
     all_steps = jax.vmap(step, axis_size=loop.length)
     carried: Leaves = [None] * len(parts)
-    known(_Part.COUNTER, [c + _numbers(loop.length, c) if _is_number(c) else None for c in loop.carry])
+    counted = lambda c: c[None] + jnp.arange(loop.length, dtype=c.dtype).reshape(-1, *[1] * c.ndim)
+    known(_Part.COUNTER, [counted(c) if p is _Part.COUNTER else None for p, c in zip(parts, loop.carry, strict=True)])
     if _Part.MADE in parts:
         ends, _ = all_steps(carried, loop.xs)
         known(_Part.MADE, [jnp.concatenate([c[None], e[:-1]]) for c, e in zip(loop.carry, ends, strict=True)])
@@ -82,7 +89,9 @@ class _Part(enum.Enum):
 
 def _parts(loop: Opened) -> list[_Part] | None:
     """Sorts the parts of the carry; None if the loop's steps have to be run one after the other."""
-    closed = jax.make_jaxpr(lambda carry, x: loop.step(loop.consts, carry, x)[0])(loop.carry, [*map(slice_of, loop.xs)])
+    closed = jax.make_jaxpr(lambda carry, x: loop.step(loop.consts, carry, x)[0])(loop.carry, loop.example)
+    if has_side_effects(closed) or any(map(_differs_under_vmap, equations(closed))):
+        return None
     if any(out.shape != x.shape or out.dtype != x.dtype for out, x in zip(closed.out_avals, loop.carry, strict=True)):
         return None  # lax.scan explains what is wrong
     begins, ends = closed.jaxpr.invars, closed.jaxpr.outvars
@@ -99,7 +108,7 @@ def _parts(loop: Opened) -> list[_Part] | None:
 
     found = [simple(*of) for of in zip(begins, ends, loop.totals, strict=False)]
     sources = [frozenset({Flow(i)} if i < len(found) and found[i] is None else ()) for i in range(len(begins))]
-    depends = sources_of_outputs(closed, sources, lambda _, arriving: arriving)
+    depends = sources_of_outputs(closed, sources, lambda _, arriving: arriving, derivatives=True)
     parts = [part or (_Part.WAITING if arriving else _Part.MADE) for part, arriving in zip(found, depends, strict=True)]
     waiting = [end for part, end in zip(parts, ends, strict=True) if part is _Part.WAITING]
     return None if _is_expensive(closed, waiting) else parts
@@ -112,29 +121,32 @@ def _is_one(equation: JaxprEqn) -> bool:
     return np.issubdtype(value.dtype, np.integer) and bool(np.all(value == 1))
 
 
-def _is_number(x: Array) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.integer)
+def _differs_under_vmap(equation: JaxprEqn) -> bool:
+    """Whether all steps at once would compute, keep or draw something else than one after the other."""
+    if equation.primitive.name == "random_bits":
+        (key,) = equation.invars
+        return bool(getattr(key.aval, "dtype", None) != _threefry())
+    return equation.primitive.name in _ONE_BY_ONE
 
 
-def _numbers(count: int, like: Array) -> Array:
-    """Returns the integers from 0 in the shape of a stacked counter."""
-    return jnp.arange(count, dtype=like.dtype).reshape(-1, *[1] * like.ndim)
+@functools.cache
+def _threefry() -> Any:
+    with jax.ensure_compile_time_eval():
+        return jax.random.key(0, impl="threefry2x32").dtype
 
 
-_EXPENSIVE = frozenset({"dot_general", "ragged_dot_general", "conv_general_dilated", "scan", "while", "pure_callback"})
+_ONE_BY_ONE = frozenset({"while", "cond", "checkpoint", "remat", "remat2", "rng_bit_generator", "pure_callback"})
+_EXPENSIVE = frozenset({"dot_general", "ragged_dot_general", "conv_general_dilated", "scan"})
 
 
 def _is_expensive(closed: ClosedJaxpr, outputs: list[Any]) -> bool:
     """Whether some of a program's outputs take a product of matrices, a convolution or a loop."""
     needed = {output for output in outputs if not isinstance(output, Literal)}
 
-    def takes_long(equation: JaxprEqn) -> bool:
-        inner = (held.jaxpr if isinstance(held, ClosedJaxpr) else held for held in programs(equation.params))
-        return equation.primitive.name in _EXPENSIVE or any(takes_long(one) for held in inner for one in held.eqns)
-
     for equation in reversed(closed.jaxpr.eqns):
         if needed.intersection(equation.outvars):
-            if takes_long(equation):
+            inner = (one for held in programs(equation.params) for one in equations(held))
+            if any(one.primitive.name in _EXPENSIVE for one in (equation, *inner)):
                 return True
             needed.update(atom for atom in equation.invars if not isinstance(atom, Literal))
     return False

@@ -116,11 +116,14 @@ def test_every_cell_is_measured_or_says_why_not(small, tmp_path, capsys, monkeyp
     gone = {**exact, "task": {"title": "a task of yours", "unit": "mistakes", "goal": 0.5}}
     (tmp_path / "cells" / "gone" / "my:own.json").write_text(json.dumps(gone))
     (tmp_path / "cells" / "notes.json").write_text("{}")
+    (tmp_path / "cells" / "gone" / "older.json").write_text('{"status": "refused"}')
     (tmp_path / "cells" / "small" / "rtrl.json").write_text("{")
     atlas.main([*small, "--out", str(tmp_path), "--resume", "--methods", "backprop"])
     assert plotted == ["gone/my:own", "small/backprop", "small/refusing"]
     assert "a task of yours" in (tmp_path / "atlas.html").read_text()
-    assert "not on the page: small/rtrl" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "not on the page: small/rtrl" in printed
+    assert "not on the page: gone/older: it is no cell of this version" in printed
     assert atlas.main([*small, "--out", str(tmp_path), "--resume"]) == 1
     assert "rtrl.json cannot be read" in capsys.readouterr().err
     assert (tmp_path / "atlas.html").exists()
@@ -132,7 +135,7 @@ def test_a_cell_that_takes_too_long_says_how_long_and_waits_for_more_time(small,
     found = cells_in(tmp_path)["small/backprop"]
     assert found["status"] == "too long"
     assert found["hours"] == pytest.approx(4 * 40 * found["seconds per update"] / 3600)
-    assert found["why"].startswith("4 runs of 40 updates would take at least ")
+    assert found["why"].startswith("4 runs of 40 updates would take about ")
     assert "too long: 4 runs of 40 updates" in capsys.readouterr().out
     assert atlas.main([*short, "--resume", "--hours", str(found["hours"] / 2)]) == 0
     assert cells_in(tmp_path)["small/backprop"] == found  # not even timed again
@@ -308,6 +311,11 @@ def test_a_method_of_ones_own():
     assert own.family == "yours"
     assert isinstance(own.make(small_task(), 1), nl.GradientEstimator)
     assert atlas.command(config, "digits", config.estimator).endswith(f"--estimator {config.estimator}")
+    longer = atlas.Config(hours=5.0)
+    assert (
+        atlas.command(longer, "digits", "rtrl")
+        == "python -m experiments.atlas --tasks digits --methods rtrl --hours 5.0"
+    )
 
 
 @pytest.mark.parametrize(

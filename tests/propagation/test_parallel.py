@@ -10,6 +10,7 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.propagation import clamp, parallel_loop, plain_loop, record
+from nl_jax.propagation.loops import accumulated
 from tests import problems
 
 STEPS = 4
@@ -86,21 +87,106 @@ def test_only_what_waits_is_in_a_loop():
     assert not loops(jax.make_jaxpr(without)(jnp.ones((STEPS, 3, 3))))
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        lambda h, x: (jnp.tanh(h @ x), h),
-        lambda h, x: (jax.jit(lambda h: jnp.tanh(h @ x))(h), h),
-        lambda h, x: (jax.lax.fori_loop(0, 2, lambda i, h: h + x, h), h),
-    ],
-)
-def test_what_would_wait_for_a_product_or_a_loop_is_a_scan(body):
+BODIES = {
+    "a product waits": lambda h, x: (jnp.tanh(h @ x), h),
+    "a product waits in a call": lambda h, x: (jax.jit(lambda h: jnp.tanh(h @ x))(h), h),
+    "a loop waits": lambda h, x: (jax.lax.scan(lambda h, _: (h + x, None), h, None, 2)[0], h),
+    "a condition": lambda h, x: (jnp.tanh(x), jax.lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, h)),
+    "a loop with a condition": lambda h, x: (x, jax.lax.while_loop(lambda h: h[0, 0] < 1, lambda h: h + 1, h @ x)),
+    "a checkpoint": lambda h, x: (x, jax.checkpoint(lambda h: jnp.tanh(h @ x))(h)),
+    "a side effect": lambda h, x: (x, [jax.debug.callback(lambda h: None, h), h][1]),
+    "a callback": lambda h, x: (x, jax.pure_callback(lambda h: h, h, h)),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_what_has_to_be_run_step_by_step_is_a_scan(name):
     at = jnp.eye(3), jax.random.normal(jax.random.key(0), (STEPS, 3, 3))
+    run = lambda loop: loops(jax.make_jaxpr(lambda h, x: loop("time", BODIES[name], h, x, None))(*at))
+    (ours,), (scanned,) = run(parallel_loop), run(plain_loop)
+    assert ours.params["length"] == STEPS
+    assert len(ours.outvars) == len(scanned.outvars)
+
+
+def test_random_numbers_of_other_generators_are_drawn_step_by_step():
+    """jax.vmap of rbg keys draws other numbers."""
+    keys = jax.random.split(jax.random.key(0, impl="rbg"), STEPS)
+    step = lambda h, key: (jnp.tanh(h), jax.random.normal(key, (3,)))
+    ours, scanned = (loop("time", step, jnp.ones(3), keys, None) for loop in (parallel_loop, plain_loop))
+    chex.assert_trees_all_equal(ours, scanned)
+
+
+def test_side_effects_happen_once_a_step():
+    seen = []
+
+    def step(h, x):
+        jax.debug.callback(lambda h: seen.append(float(h)), h, ordered=True)
+        return x, h
+
+    parallel_loop("time", step, jnp.float32(7), jnp.arange(3.0), None)
+    jax.effects_barrier()
+    assert seen == [7, 0, 1]
+
+
+def test_a_custom_derivative_may_read_what_the_value_does_not():
+    """A scale of the gradient that is carried."""
+
+    @jax.custom_vjp
+    def scaled(x, scale):
+        return x
+
+    scaled.defvjp(lambda x, scale: (x, scale), lambda scale, credit: (credit * scale, jnp.zeros_like(scale)))
+    step = lambda carry, x: ((scaled(jnp.sin(x), carry[1]), 0.5 * carry[1]), carry[0] ** 2)
+
+    def slope(loop):
+        start = jnp.zeros(3), jnp.float32(1)
+        return jax.grad(lambda x: loop("time", step, start, x, None)[1].sum())(jnp.ones((STEPS, 3)))
+
+    np.testing.assert_allclose(slope(parallel_loop), slope(plain_loop), rtol=1e-6)
+
+
+def test_integers_in_the_carry_that_are_no_counters():
+    step = lambda key, x: (jax.random.split(key)[0], jax.random.normal(key) * x)
     ours, scanned = (
-        jax.make_jaxpr(lambda h, x, of=of: of("time", body, h, x, None))(*at) for of in (parallel_loop, plain_loop)
+        loop("time", step, jax.random.PRNGKey(0), jnp.ones(3), None) for loop in (parallel_loop, plain_loop)
     )
-    assert len(loops(ours)) == len(loops(scanned)) == 1
-    assert len(ours.eqns) <= len(scanned.eqns) + 1  # a broadcast start, no steps at once
+    chex.assert_trees_all_close(ours, scanned)
+
+
+@pytest.mark.parametrize("loop", [parallel_loop, accumulated])
+def test_a_wrong_number_of_steps_is_refused(loop):
+    step = lambda h, x: (jnp.tanh(x), h)
+    with pytest.raises(ValueError, match="length"):
+        loop("time", step, jnp.ones(3), jnp.ones((STEPS, 3)), STEPS + 1)
+    with pytest.raises(ValueError, match=r"leading ax|length"):
+        loop("time", lambda h, x: (h, x), jnp.ones(3), (jnp.ones((2, 3)), jnp.ones((3, 3))), None)
+
+
+def test_given_axons_of_too_few_steps_are_refused():
+    def forward(w, x, propagate=nl.propagation.feedforward):
+        step = lambda h, _, propagate: (propagate("layer", lambda w, h: h * w, jnp.tanh, w, h), None)
+        return nl.scan("time", step, x, None, propagate, length=STEPS)[0]
+
+    given = {"time/layer": jnp.ones((STEPS - 1, 2, 3))}
+    for run in (clamp, nl.propagation.inject):
+        with pytest.raises(ValueError, match="length"):
+            run(forward)(jnp.float32(1), jnp.ones((2, 3)), given)
+
+
+def test_no_steps_return_the_start():
+    step = lambda h, x: (jnp.tanh(x), h)
+    end, ys = parallel_loop("time", step, jnp.ones(3), jnp.ones((0, 3)), None)
+    np.testing.assert_array_equal(end, jnp.ones(3))
+    assert ys.shape == (0, 3)
+
+
+def test_in_a_shard_map_that_checks_what_varies():
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("d")
+    step = lambda h, x: (jnp.tanh(x), h * x)
+    run = lambda h, x: parallel_loop("time", step, h, jnp.swapaxes(x, 0, 1), None)[0]
+    found = jax.shard_map(run, mesh=mesh, in_specs=(spec, spec), out_specs=spec)(jnp.ones((2, 3)), jnp.ones((2, 4, 3)))
+    np.testing.assert_allclose(found, np.tanh(np.ones((2, 3))))
 
 
 def test_a_carry_that_changes_its_type_is_explained_as_by_lax_scan():

@@ -76,7 +76,7 @@ def contrastive_hebbian(
 
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation holds
-        parameters, γ^{1−L} is out of the floating-point range, the loss reads a layer other than the last, or that
+        parameters, γ^{L−1} is lost in rounding, the loss reads a layer other than the last, or that
         layer is in a loop.
       FloatingPointError: when run, if a phase diverges; under `jax.jit` see `info.failures`.
 
@@ -93,6 +93,7 @@ def contrastive_hebbian(
 
     def phases(params: Params, batch: Batch) -> _Phases:
         start = network.start(params, batch)
+        network.refuse_lost_feedback(start)
         *lower, output = start
         _refuse_loop_around(output)
         _refuse_loss_of(lower, network, params, start, batch)

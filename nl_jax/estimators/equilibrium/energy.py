@@ -53,7 +53,7 @@ class EnergyNetwork:
             raise ValueError(
                 "no layer has parameters, so there are no axons to relax: pass the parameters to propagate"
             )
-        self._refuse_vanishing_feedback(axons)
+        self._refuse_feedback(axons, min(math.log10(jnp.finfo(x.dtype).max) - 3 for x in axons.values()), "range")
         self._refuse_learned_activations(params, axons, batch)
         return axons
 
@@ -152,19 +152,23 @@ class EnergyNetwork:
         """What to change if its iterations diverge."""
         return f"rate={self.rate}: choose a smaller one, or smaller weights"
 
-    def _refuse_vanishing_feedback(self, axons: Axons) -> None:
-        """Raises ValueError if γ^{1−L}, the scale of the first layer, is out of the floating-point range."""
-        if isinstance(self.feedback_strength, jax.Array):
-            return  # of unknown value, from a sweep: the iteration then diverges and is reported
+    def refuse_lost_feedback(self, axons: Axons) -> None:
+        """Raises ValueError if a change of the outputs has an effect on the first layer that is lost in rounding."""
+        self._refuse_feedback(axons, min(-math.log10(jnp.finfo(x.dtype).eps) for x in axons.values()), "precision")
+
+    def _refuse_feedback(self, axons: Axons, most: float, lost: str) -> None:
+        """Raises ValueError if γ^{1−L}, the scale of the first layer, is too large or too small by powers of ten."""
+        if isinstance(self.feedback_strength, jax.core.Tracer):
+            return  # a sweep's, of unknown value
+        gamma = float(self.feedback_strength)
         _, count = places({name: x.shape for name, x in axons.items()})
-        digits = abs((count - 1) * math.log10(self.feedback_strength))
-        most = min(math.floor(math.log10(jnp.finfo(x.dtype).max)) for x in axons.values())
-        if digits > most:
+        if gamma and (count - 1) * abs(math.log10(gamma)) > most:
             nearest = 10 ** (most / (count - 1))
+            bound = f"at least {math.ceil(1e3 / nearest) / 1e3}" if gamma < 1 else f"at most {int(1e3 * nearest) / 1e3}"
             raise ValueError(
-                f"feedback_strength={self.feedback_strength} is too far from 1 for {count} layers (each step of a loop "
-                f"counts): its power {1 - count} is out of the range of 10^{most}; choose one between "
-                f"{1 / nearest:.3g} and {nearest:.3g}"
+                f"feedback_strength={gamma:g} is too far from 1 for {count} layers (each step of a loop counts): "
+                f"{gamma:g}^{count - 1}, the scale of what the first layer receives, is beyond the {lost} of its "
+                f"axons; choose {bound}"
             )
 
     def _refuse_learned_activations(self, params: Params, axons: Axons, batch: Batch) -> None:

@@ -83,7 +83,7 @@ def equilibrium_propagation(
 
     Raises:
       ValueError: if the objective takes no `propagate` or a setting is out of range; when run, if an activation
-        holds parameters, or γ^{1−L} is out of the floating-point range.
+        holds parameters, or γ^{L−1} is lost in rounding.
       FloatingPointError: when run, if a phase diverges; under `jax.jit` see `info.failures`.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
@@ -100,7 +100,9 @@ def equilibrium_propagation(
     holomorphic = any(jnp.iscomplexobj(beta) for beta in nudge.strengths)
 
     def phases(params: Params, batch: Batch) -> _Phases:
-        free, taken, failures = network.settle(params, network.start(params, batch), batch)
+        start = network.start(params, batch)
+        network.refuse_lost_feedback(start)
+        free, taken, failures = network.settle(params, start, batch)
         losses = per_example(network.outputs(params, free, batch))
 
         lift = _complex if holomorphic else lambda tree: tree
