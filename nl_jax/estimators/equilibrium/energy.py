@@ -158,9 +158,10 @@ class EnergyNetwork:
 
     def _refuse_feedback(self, axons: Axons, most: float, lost: str) -> None:
         """Raises ValueError if γ^{1−L}, the scale of the first layer, is too large or too small by powers of ten."""
-        if isinstance(self.feedback_strength, jax.core.Tracer):
+        try:
+            gamma = float(self.feedback_strength)
+        except jax.errors.ConcretizationTypeError:
             return  # a sweep's, of unknown value
-        gamma = float(self.feedback_strength)
         _, count = places({name: x.shape for name, x in axons.items()})
         if gamma and (count - 1) * abs(math.log10(gamma)) > most:
             nearest = 10 ** (most / (count - 1))
