@@ -11,6 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import nl_jax as nl
+from nl_jax._core.dependence import equations
 from tests import problems
 from tests.estimators.noise.test_unbiased import estimates, exact, largest_deviation
 from tests.problems import Problem
@@ -270,3 +271,14 @@ def test_half_precision_learns_in_its_own_dtype():
     estimate = nl.reinforce(problem.objective, units=units.gaussian(sigma=0.5)).estimate
     grads, _, _ = jax.eval_shape(estimate, KEY, (), params, (inputs, problem.batch[1]))
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
+
+
+def test_a_layer_draws_its_sample_once():
+    """Its axons and its eligibility are of one draw: one in each run of the loop, and one of the layer after it."""
+    p = problems.recurrent()
+    estimator = nl.reinforce(p.objective, units=units.gaussian(sigma=0.1), num_samples=2)
+    traced = jax.make_jaxpr(estimator.estimate)(KEY, (), p.params, p.batch)
+    draws = lambda program: sum(equation.primitive.name == "random_bits" for equation in equations(program))
+    in_loops = [draws(e.params["jaxpr"]) for e in equations(traced) if e.primitive.name == "scan"]
+    assert set(in_loops) == {1}
+    assert draws(traced) == len(in_loops) + 1
