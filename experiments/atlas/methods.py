@@ -42,6 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "reinforce": {"units": nl.units.gaussian(sigma=0.1)},
     "difference_target_propagation": {"optimizer": optax.sgd(0.1)},
     "predictive_coding": {"num_steps": 50},
+    "auxiliary_coordinates": {"num_steps": 50},
     "error_predictive_coding": {"num_steps": 10},
     "primal_dual": {"num_steps": 50},
     "extragradient": {"num_steps": 50},
