@@ -145,6 +145,30 @@ def test_a_custom_derivative_may_read_what_the_value_does_not():
     np.testing.assert_allclose(slope(parallel_loop), slope(plain_loop), rtol=1e-6)
 
 
+def test_what_is_carried_is_known_before_a_custom_derivative_reads_it():
+    """The carry's initial value, which stands for what is not known yet, would have an infinite derivative here."""
+
+    @jax.custom_vjp
+    def two(x, scale):
+        return jnp.tanh(x), jnp.sqrt(scale)
+
+    def backward(at, credit):
+        x, scale = at
+        return credit[0] * (1 - jnp.tanh(x) ** 2), credit[1] * 0.5 / jnp.sqrt(scale)
+
+    two.defvjp(lambda *at: (two(*at), at), backward)
+
+    def step(carry, x):
+        made, root = two(x, carry[1] - x)
+        return (made, root + x * x + 3), carry[0] * carry[1]
+
+    def slope(loop):
+        of = lambda start, xs: loop("time", step, (start, start), xs, None)[1].sum()
+        return jax.grad(of, argnums=(0, 1))(jnp.float32(2), jnp.arange(4.0))
+
+    chex.assert_trees_all_close(slope(parallel_loop), slope(plain_loop), rtol=1e-6)
+
+
 def test_integers_in_the_carry_that_are_no_counters():
     step = lambda key, x: (jax.random.split(key)[0], jax.random.normal(key) * x)
     ours, scanned = (
