@@ -55,11 +55,11 @@ SECTION = """<section id="{name}">
 </section>"""
 
 STATUS = {
-    "agrees": ("as theory says", "good"),
+    "agrees": ("agrees with theory", "good"),
     "illustration": ("illustration", "open"),
     "not run": ("not run", "open"),
     "interrupted": ("interrupted", "bad"),
-    "disagrees": ("not as theory says", "bad"),
+    "disagrees": ("disagrees with theory", "bad"),
     "failed": ("failed", "bad"),
     "printed a NaN": ("printed a NaN", "bad"),
 }
@@ -71,7 +71,7 @@ def write(exhibits: Sequence[Exhibit], out: Path) -> Path:
     outcomes = [Outcome.read(exhibit, out) for exhibit in exhibits]
     pairs = list(zip(exhibits, outcomes, strict=True))
     counts = Counter(outcome.status for outcome in outcomes)
-    summary = ", ".join(f"{counts[status]} {words}" for status, (words, _) in STATUS.items() if counts[status])
+    summary = ", ".join(f"{words} {counts[status]}" for status, (words, _) in STATUS.items() if counts[status])
     path = out / "index.html"
     path.write_text(
         PAGE.format(

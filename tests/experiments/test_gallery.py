@@ -109,13 +109,13 @@ def test_the_page_shows_every_experiment(out, show, capsys):
         assert target[1:] in page.ids if target.startswith("#") else (out / target).is_file(), target
     assert {"agreeing/agreeing.json", "agreeing/config.json", "plain/log.txt"} <= set(page.links)
     shown = page.text["agreeing"]
-    assert "\nas theory says\n" in shown
+    assert "\nagrees with theory\n" in shown
     assert "0.50 standard errors; 5 allowed" in shown
     assert f"python -m agreeing --out {out / 'agreeing'} --quick" in shown
     assert "jax 0.10, Python 3.11, on cpu, today" in shown
     assert "agreeing <printed> this, TQDM_DISABLE=1" in shown
     assert "illustration" in page.text["plain"]
-    assert "2 experiments: 1 as theory says, 1 illustration." in (out / "index.html").read_text()
+    assert "2 experiments: agrees with theory 1, illustration 1." in (out / "index.html").read_text()
     assert json.loads((out / "agreeing" / "gallery.json").read_text())["seconds"] < 10
     assert str(out / "index.html") in capsys.readouterr().out
 
@@ -153,10 +153,10 @@ def test_failures_are_shown_after_all_have_run(out, show, capsys):
     page = Page(out)
     assert "error: it broke" in page.text["broken"]
     assert "failed" in page.text["broken"]
-    assert "not as theory says" in page.text["off"]
+    assert "disagrees with theory" in page.text["off"]
     assert "7.25 standard errors; 5 allowed" in page.text["off"]
     assert "nan standard errors" in page.text["lost"]
-    assert "\nas theory says\n" in page.text["agreeing"]
+    assert "\nagrees with theory\n" in page.text["agreeing"]
 
 
 def test_a_failure_is_not_judged_by_what_an_earlier_run_left(out, show):
@@ -176,7 +176,7 @@ def test_ctrl_c_keeps_what_is_done(stopped, out, show, capsys):
     assert run(out) == 130
     assert "what had been written is kept" in capsys.readouterr().err
     page = Page(out)
-    assert "\nas theory says\n" in page.text["agreeing"]
+    assert "\nagrees with theory\n" in page.text["agreeing"]
     assert "interrupted" in page.text[stopped]
     assert f"{stopped}/{stopped}.png" in page.links
     assert "not run" in page.text["plain"]
