@@ -30,7 +30,7 @@ def table(curves: dict[str, Curve], target: float) -> str:
     lines += [
         "± one standard error over seeds. evaluations: forward passes of the batch per seed, a reverse sweep counted",
         f"as two; {price}: those spent when that accuracy was first seen, looking every {every} updates. seconds:",
-        "training all seeds, without compiling and measuring. cosine: one estimate to the exact gradient, start → end.",
+        "all updates of all seeds, an update timed by itself. cosine: one estimate to the exact gradient, start → end.",
     ]
     if {"backprop", "lagrangian_backprop"} <= curves.keys():
         a, b = (np.asarray(curves[name].train_loss) for name in ("backprop", "lagrangian_backprop"))

@@ -1,7 +1,6 @@
 """Trains all seeds with one estimator and measures them at intervals."""
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,6 +38,10 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
+_TIMED_UPDATES, _ROUNDS = 10, 9
+"""Updates in each of the rounds that are timed."""
+
+
 class Settings(NamedTuple):
     """The settings of `Config` that the parts share."""
 
@@ -69,7 +72,7 @@ class Curve:
 
     @property
     def seconds(self) -> float:
-        """Training time without compilation and measurement: median seconds per update times the updates."""
+        """Training time of all seeds without compilation and measurement: the median update's times the updates."""
         return float(np.median(self.seconds_per_update) * self.update[-1]) if self.seconds_per_update else 0.0
 
 
@@ -96,13 +99,8 @@ def train_with(name: str, settings: Settings, dataset: data.Dataset, folder: Fol
         measured = nl.diagnostics.measure(estimator, nl.backprop(objective), key, params, probe, num_estimates=4)
         return train_loss(params), jnp.mean(correct), measured.cosine
 
-    resumed = time.perf_counter()
-
     def log(report: nl.Report) -> dict[str, str]:
-        nonlocal resumed
         update = report.step
-        if curve.update:
-            curve.seconds_per_update.append((time.perf_counter() - resumed) / (update - curve.update[-1]))
         loss, accuracy, cosine = map(np.asarray, measure(report.state.params))
         if not np.isfinite(loss).all():
             lost = ", ".join(map(str, np.flatnonzero(~np.isfinite(loss))))
@@ -118,11 +116,10 @@ def train_with(name: str, settings: Settings, dataset: data.Dataset, folder: Fol
             estimator=name, update=update, evaluations=update * cost,
             train_loss=loss, test_accuracy=accuracy, cosine=cosine,
         )  # fmt: skip
-        resumed = time.perf_counter()
         return {"test": f"{100 * accuracy.mean():.1f} %"}
 
     learner = nl.learner(estimator, optax.adam(settings.learning_rate))
-    cost = _evaluations_per_update(learner, network, probe)
+    cost, curve.seconds_per_update = _cost_of_update(learner, network, probe, settings.seeds)
     history = None
     try:
         found = nl.restarts(
@@ -144,7 +141,21 @@ def train_with(name: str, settings: Settings, dataset: data.Dataset, folder: Fol
     return {"curve": dataclasses.asdict(curve), "recorded": recorded}
 
 
-def _evaluations_per_update(learner: nl.Learner, network: nl.Network, batch: Any) -> int:
-    key = jax.random.key(0)
-    state = learner.init(key, network.init(key))
-    return int(jax.jit(lambda state: learner.step(key, state, batch)[1].evaluations)(state))
+def _cost_of_update(learner: nl.Learner, network: nl.Network, batch: Any, seeds: int) -> tuple[int, list[float]]:
+    """Returns an update's evaluations, and repeated measurements of its seconds for all seeds at once.
+
+    It is timed alone: in training, `fit` starts the next updates while the latest are being measured.
+    """
+    keys = jax.random.split(jax.random.key(0), seeds)
+
+    @jax.jit
+    def some(states: nl.LearnerState) -> tuple[nl.LearnerState, nl.Info]:
+        def update(states: nl.LearnerState, number: jax.Array) -> tuple[nl.LearnerState, nl.Info]:
+            step = lambda key, state: learner.step(jax.random.fold_in(key, number), state, batch)
+            return jax.vmap(step)(keys, states)
+
+        return jax.lax.scan(update, states, jnp.arange(_TIMED_UPDATES))
+
+    states = jax.jit(jax.vmap(lambda key: learner.init(key, network.init(key))))(keys)
+    seconds = nl.diagnostics.timing.interleaved({"update": lambda: some(states)}, _ROUNDS, progress=False)["update"]
+    return int(some(states)[1].evaluations[0, 0]), (seconds / _TIMED_UPDATES).tolist()

@@ -25,8 +25,8 @@ class Opened(NamedTuple):
       xs: values read step by step, with a leading axis of steps.
       length: number of steps.
       example: what one step reads of `xs`.
-      totals: for each part of the carry, whether the loop only adds to it, as to a sum of losses. Nothing else reads
-        such a part, so its credit is the same at every step.
+      totals: for each part of the carry, whether the loop only adds to it or subtracts from it, as with a sum of
+        losses. Nothing else reads such a part, so its credit is the same at every step.
       close: rebuilds `(carry, ys)` from their lists.
     """
 
@@ -94,7 +94,10 @@ def _totals(step: Callable, consts: Leaves, carry: Leaves, x: Leaves) -> list[bo
         if isinstance(end, Literal) or not differentiable(begin.aval) or read.get(begin) != 1 or read.get(end) != 1:
             return False
         maker = makers.get(end)
-        return maker is not None and maker.primitive.name in ("add", "add_any") and begin in maker.invars
+        if maker is None or begin not in maker.invars:
+            return False
+        name = maker.primitive.name
+        return name in ("add", "add_any") or (name == "sub" and maker.invars[0] is begin)
 
     return [adds(begin, end) for begin, end in zip(begins, ends, strict=True)]
 

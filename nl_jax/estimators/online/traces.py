@@ -10,7 +10,7 @@ from nl_jax._core.dependence import reached, severed
 from nl_jax.base import Array, Params
 from nl_jax.estimators.feedback.feedback_path import parted, taught, transposed
 from nl_jax.propagation import Site, plain_loop
-from nl_jax.propagation.loops import Leaves, Opened, chosen, differentiable, opened, perturbed, replaced
+from nl_jax.propagation.loops import Leaves, Opened, chosen, differentiable, opened, perturbed, replaced, zero_of
 
 PLAIN, INPUTS, ALONE, TAUGHT = range(4)
 
@@ -129,7 +129,7 @@ def lessons_of_loop(
     credit = recursion.run(worth)
     layers.face = PLAIN
     results = jax.lax.stop_gradient(plain_loop("", body, carry, xs, length))
-    return [*whole.consts, *chosen(plain.xs, read)], credit, results
+    return [*chosen(whole.consts, recursion.learns), *chosen(plain.xs, read)], credit, results
 
 
 def _recurrent(loop: Opened, plain: Opened, layers: Layers) -> dict[str, list[bool]]:
@@ -173,7 +173,10 @@ class _Recursion:
         read: list[bool],
     ) -> None:
         self.layers, self.plain, self.alone, self.whole = layers, plain, alone, whole
-        self.consts, self.companions, self.read = consts, companions, read
+        self.consts, self.read = consts, read
+        self.learns = [differentiable(leaf) for leaf in consts]  # not those that are labels or indices
+        moving = lambda leaf: leaf if differentiable(leaf) else zero_of(leaf)
+        self.companions = None if companions is None else [moving(leaf) for leaf in companions]
         self.names = list(layers.nus)
         self.zeros = [jnp.zeros(nu.shape, nu.dtype) for nu in layers.nus.values()]
         self.start, self.xs = jax.lax.stop_gradient((plain.carry, plain.xs))
@@ -183,7 +186,7 @@ class _Recursion:
         self.own = {name: self.own_states(k) for k, name in enumerate(self.names)}
 
     def run(self, worth: Leaves) -> Leaves:
-        """Computes the credit of consts, and of those xs that depend on parameters."""
+        """Computes the credit of the consts that learn, and of those xs that depend on parameters."""
         last, of_y = dict(zip(self.ends, worth, strict=False)), worth[len(self.ends) :]
         begun = [self.start[i] for i in self.state]
         shapes = jax.eval_shape(lambda: self.step(self.consts, self.start, self.blank_x(), begun, self.zeros)[2])
@@ -191,7 +194,7 @@ class _Recursion:
         begin = _Kept(
             self.start,
             {name: [rows for _ in self.own[name]] for name, (_, rows) in zip(self.names, zeros, strict=True)},
-            [jnp.zeros_like(leaf) for leaf in self.consts],
+            [jnp.zeros_like(leaf) for leaf in chosen(self.consts, self.learns)],
             {name: params for name, (params, _) in zip(self.names, zeros, strict=True)},
         )
 
@@ -204,22 +207,25 @@ class _Recursion:
         is_last = jnp.arange(self.plain.length) == self.plain.length - 1
         kept, to_xs = jax.lax.scan(step, begin, (self.xs, of_y, is_last), self.plain.length)
 
-        def parameters(consts: Leaves) -> list[Params]:
+        def parameters(some_consts: Leaves) -> list[Params]:
             """Returns the layers' parameters, which are the same at every step of a loop over time."""
+            consts = replaced(self.consts, self.learns, some_consts)
             return [own for own, _ in self.step(consts, self.start, [x[0] for x in self.xs], begun, self.zeros)[2]]
 
-        (by_layers,) = jax.vjp(parameters, self.consts)[1]([kept.lessons[name] for name in self.names])
+        (by_layers,) = jax.vjp(parameters, chosen(self.consts, self.learns))[1]([kept.lessons[name] for name in self.names])
         return [*(d + g for d, g in zip(kept.direct, by_layers, strict=True)), *to_xs]
 
     def learn(self, kept: _Kept, x: Leaves, due: dict[int, Array], y_credit: Leaves) -> tuple[_Kept, Leaves]:
         """Runs one step: multiplies its credit by the past traces, updates these, and returns its inputs' credit."""
         h = [kept.carry[i] for i in self.state]
 
-        def seen(consts: Leaves, h: Leaves, some_x: Leaves) -> tuple[Any, Any]:
+        def seen(some_consts: Leaves, h: Leaves, some_x: Leaves) -> tuple[Any, Any]:
+            consts = replaced(self.consts, self.learns, some_consts)
             moved, y, found = self.step(consts, kept.carry, replaced(x, self.read, some_x), h, self.zeros)
             return ([moved[i] for i in due], y), (moved, found)
 
-        _, pull, (moved, found) = jax.vjp(seen, self.consts, h, chosen(x, self.read), has_aux=True)
+        learned = chosen(self.consts, self.learns)
+        _, pull, (moved, found) = jax.vjp(seen, learned, h, chosen(x, self.read), has_aux=True)
         to_consts, to_h, to_x = pull((list(due.values()), y_credit))
         direct = [d + g for d, g in zip(kept.direct, to_consts, strict=True)]
         lessons = {}
@@ -284,7 +290,7 @@ class _Recursion:
                 raise ValueError(
                     f"{self.layers.name}: layer {name!r} has pre-activations of shape {self.zeros[k].shape} and moves "
                     f"a state of shape {begun[s].shape}: its units must each carry their own, [batch, units]; use rtrl "
-                    "or node_perturbation"
+                    "or node_perturbation. A sum over steps is no state if the step only adds to it and does nothing else with it"
                 )
         return sorted(own)
 

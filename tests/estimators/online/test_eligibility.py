@@ -77,6 +77,43 @@ def test_without_recurrent_connections_it_is_backprop_through_time(cell, read):
     np.testing.assert_allclose(info.loss, loss, rtol=1e-12)
 
 
+def test_a_loss_may_be_subtracted_and_read_labels_from_outside_the_loop():
+    """Neither labels, which have no derivative, nor the way that a sum is written change an estimate."""
+    inputs, labels = jax.random.normal(jax.random.key(2), (4, 6, 2)), jnp.arange(4) % 2
+    params = programs.leaky().params
+
+    def objective(params, batch, propagate, outside):
+        x, y = batch
+
+        def step(carry, slices, propagate):
+            h, total = carry
+            x, target = slices if not outside else (slices, y)
+            h = 0.7 * h + 0.3 * propagate("hidden", programs.connected, jnp.tanh, params["hidden"], x, h)
+            scores = propagate("output", programs.affine, lambda nu: nu, params["output"], h)
+            gain = jnp.take_along_axis(jax.nn.log_softmax(scores), target[:, None], axis=1)[:, 0]
+            return (h, total - gain if outside else total + -gain), None
+
+        xs = jnp.swapaxes(x, 0, 1)
+        slices = xs if outside else (xs, jnp.broadcast_to(y, (len(xs), *y.shape)))
+        start = jnp.zeros((len(x), 3), x.dtype), jnp.zeros(len(x), x.dtype)
+        return nl.scan("time", step, start, slices, propagate)[0][1]
+
+    @jax.jit
+    def both(params):
+        found = []
+        for outside in (True, False):
+            program = lambda params, batch, propagate=feedforward, outside=outside: objective(
+                params, batch, propagate, outside
+            )
+            for make in (nl.e_prop, nl.rflo, nl.snap):
+                estimator = make(program)
+                state = estimator.init(jax.random.key(1), params)
+                found.append(estimator.estimate(jax.random.key(0), state, params, (inputs, labels))[0])
+        return found[:3], found[3:]
+
+    chex.assert_trees_all_close(*both(params), rtol=1e-12)
+
+
 def test_with_recurrent_connections_it_leaves_out_what_units_do_to_others():
     at = _network(CELLS["leaky"], nl.cells.mean, recurrent=4.0)
     (grads, _, _), (_, exact) = _estimates([nl.e_prop], *at)
