@@ -41,17 +41,18 @@ class Config:
     """Train every network with every method, and plot each method's error against its cost.
 
     Each method gets the same number of trials: Adam at the same learning rates and from the same initialisations.
-    Validation examples choose the rate. Prints a table for each task and writes atlas.html, atlas.png, atlas.json (the
-    verdict) and a file for each cell (one method on one task) to --out. The whole atlas takes hours; --resume continues
-    it, cell by cell.
+    Validation examples choose the rate. Prints a table for each task and writes atlas.html, atlas.png, atlas.json
+    (backprop beside its known errors) and a file for each cell (one method on one task) to --out. The whole atlas takes
+    hours; --resume continues it, cell by cell.
     """
 
     tasks: Names = tuple(TASKS)
     """Tasks to run; the default is all of them."""
     methods: Names = tuple(METHODS)
     """Methods to run; the default is all of them."""
-    estimator: str | None = None
-    """An additional method of your own: module:factory, where factory(objective) makes the estimator."""
+    estimator: Names = ()
+    """Additional methods of your own: module:factory, where factory(objective) makes the estimator. A factory that has
+    an argument num_samples is told --samples; one that has an argument example is shown a batch."""
     data_dir: Path | None = None
     """Folder of MNIST-style IDX files, used as an additional task."""
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -71,8 +72,9 @@ class Config:
     processes: int = 1
     """Number of processes; each measures one cell at a time on its share of the processor's cores."""
     resume: bool = False
-    """Keep the cells that an earlier run with the same settings finished in --out, but those that had needed more than
-    --hours and no longer do."""
+    """Measure only the cells that no earlier run finished in --out, and those that had needed more than --hours and no
+    longer do. Without it, all chosen cells are measured anew; others in --out are kept either way, and a folder of
+    other settings is refused."""
     quick: bool = False
     """Run two small tasks and four methods, in two minutes."""
 
@@ -95,7 +97,7 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
     tasks, methods = _chosen(config)
     folder = Folder(config.out, config)
     free = "tasks", "methods", "estimator", "data_dir", "processes", "hours"
-    finished = Finished(config.out, config, resume=config.resume, but=free, parts="cells")
+    finished = Finished(config.out, config, resume=True, but=free, parts="cells")
     efforts = {
         name: Effort(config.rates, config.seeds, config.updates or task.updates, config.samples)
         for name, task in tasks.items()
@@ -104,6 +106,8 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
         Order(task, method, config.data_dir, efforts[task], config.hours)
         for task, method in itertools.product(tasks, methods)
     ]
+    if not config.resume:
+        finished.remove([order.cell for order in orders] + [f"{ANCHORS}/{task}" for task in tasks])
     todo = [order for order in orders if not _is_done(finished, order)]
     shown = _of_earlier(finished)
     _from_anchors(finished)  # unreadable files are errors now, not after hours
@@ -141,7 +145,8 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
     if lost:
         name, error = next(iter(lost.items()))
         raise ExperimentError(
-            f"{len(lost)} cells could not be measured, {', '.join(lost)}; {name}: {error!r}; try them again by --resume"
+            f"{len(lost)} of the cells could not be measured, {', '.join(lost)}; {name}: {error!r}; --resume tries "
+            "them again"
         )
     if own := _from_anchors(finished, anchored):
         judge(own)
@@ -196,8 +201,7 @@ def _chosen(config: Config) -> tuple[dict[str, Task], dict[str, Method]]:
     names = config.tasks if config.data_dir is None else (*config.tasks, IMAGES)
     tasks = {name: task_of(name, config.data_dir) for name in names}
     methods = {name: METHODS[name] for name in config.methods}
-    if config.estimator is not None:
-        methods[config.estimator] = of_user(config.estimator)
+    methods |= {place: of_user(place) for place in config.estimator}
     return tasks, methods
 
 

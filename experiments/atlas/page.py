@@ -104,7 +104,7 @@ def plot(cells: Mapping[str, Any]) -> Any:
         marks, [mark.get_label() for mark in marks], loc="outside lower center", ncols=4, frameon=False,
         title="what an update may see",
     )  # fmt: skip
-    named = "\n".join(f"{number}  {name.replace('_', ' ')}" for name, number in numbers.items())
+    named = "\n".join(f"{number}  {_shown(name)}" for name, number in numbers.items())
     canvas.legend([], [], loc="outside right upper", title=named, frameon=False, title_fontsize=8, alignment="left")
     return canvas
 
@@ -149,7 +149,7 @@ def write(out: Path, cells: Mapping[str, Any], about: Mapping[str, Any]) -> Path
 def _row(cells: Mapping[str, Any], name: str) -> str:
     cell = cells[name]
     task, method = task_and_method(name)
-    ends = [_text(cell["task"]["title"]), _text(method.replace("_", " ")), _text(cell["family"])]
+    ends = [_text(cell["task"]["title"]), _text(_shown(method)), _text(cell["family"])]
     links = [
         _text(f"{cell['date']}, {cell['device']}, {cell['versions']}"),
         f'<td><a href="cells/{html.escape(name)}.json">json</a></td>',
@@ -193,6 +193,11 @@ def _row(cells: Mapping[str, Any], name: str) -> str:
 
 def _dot(colour: str) -> str:
     return f'<span class="dot" style="background:{colour}"></span>'
+
+
+def _shown(method: str) -> str:
+    """Returns a method's name as it is shown; that of a user's own stays as it was given."""
+    return method if ":" in method else method.replace("_", " ")
 
 
 def _text(text: str) -> str:

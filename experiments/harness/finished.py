@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ class Finished:
         beside.write_text(json.dumps(part, default=lambda value: np.asarray(value).tolist(), indent=2) + "\n")
         beside.replace(path)
 
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes some parts, so that they are computed anew."""
+        for name in names:
+            self._file(name).unlink(missing_ok=True)
+
     def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
         """Returns a finished part; computes and stores it if it is missing."""
         if name not in self:
@@ -82,4 +87,6 @@ class Finished:
         for name in there.keys() | settings.keys():
             if there.get(name) != settings.get(name):
                 differ = f"{name} is {there.get(name)} there, {settings.get(name)} here"
-                raise ExperimentError(f"--resume: the run in {self._folder.parent} has other settings, {differ}")
+                raise ExperimentError(
+                    f"the run in {self._folder.parent} has other settings, {differ}: choose another --out, or remove it"
+                )

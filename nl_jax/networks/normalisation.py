@@ -131,6 +131,9 @@ def population(forward: Forward) -> Callable[[Params, Any], dict[str, Moments]]:
       `statistics(params, batches) -> {layer: Moments}` of the batch-normalised layers, for inputs stacked to
       [batches, batch, …]. The batches run one after the other.
 
+    Raises:
+      ValueError: when run, if a layer of Flax normalises by the batch: its running averages are the model's own.
+
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.network(nl.Layer("input", 2), nl.batch_norm(nl.Layer("output", 2, nl.connections.dense())))
     >>> params, x = net.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), [100, 2])
@@ -142,6 +145,7 @@ def population(forward: Forward) -> Callable[[Params, Any], dict[str, Moments]]:
 
     def layer(site: Site, given: None) -> tuple[Array, Moments | None]:
         if not isinstance(site.connection, BatchNormalised):
+            _require_no_mixing(site)
             return site.axons(), None
         return site.axons(), site.connection.unbiased_moments(site.params, *site.inputs)
 
@@ -165,7 +169,8 @@ def inference(forward: Forward, statistics: Mapping[str, Moments]) -> Forward:
       A forward function of the same form, which accepts any `propagate`; γ and β are unchanged.
 
     Raises:
-      ValueError: when run, if a batch-normalised layer has no statistics, or they have another shape.
+      ValueError: when run, if a batch-normalised layer has no statistics, or they have another shape; or if a layer of
+        Flax normalises by the batch.
     """
 
     def inferring(params: Params, inputs: Any, propagate: Propagate = feedforward) -> Any:
@@ -178,11 +183,22 @@ def inference(forward: Forward, statistics: Mapping[str, Moments]) -> Forward:
                         f"there are no statistics of layer {site.name!r}, only of {known}: gather them anew"
                     )
                 connection = connection.with_moments(moments)
+            else:
+                _require_no_mixing(site)
             return propagate(site.name, connection, site.activation, site.params, *site.inputs)
 
         return forward(params, inputs, propagate=Around(propagate, around, statistics))
 
     return inferring
+
+
+def _require_no_mixing(site: Site) -> None:
+    """Raises ValueError for a batch normalisation of another library, whose statistics are not among the outputs."""
+    if getattr(site.connection, "mixes_examples", False):
+        raise ValueError(
+            f"layer {site.name!r} normalises by the batch, and its running averages are the model's own: run the model "
+            "in training mode on some batches to update them, then evaluate it by them (docs/networks.md)"
+        )
 
 
 def _moments(z: Array) -> Moments:

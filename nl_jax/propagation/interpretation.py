@@ -201,7 +201,10 @@ def _summing(loop: Callable, body: Callable, begin: Any, xs: Any, length: int | 
 def require_new(name: str, met: Collection[str]) -> None:
     """Raises ValueError if a layer of this name was already run."""
     if name in met:
-        raise ValueError(f"layer {name!r} is propagated twice in one run: give each layer its own name")
+        raise ValueError(
+            f"layer {name!r} is propagated twice in one run: give each layer its own name, or use nl.scan if these are "
+            "the steps of a loop"
+        )
 
 
 def loops_around(name: str) -> int:

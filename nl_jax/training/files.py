@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from nl_jax._core.paths import path_name
+from nl_jax._core.paths import by_path, path_name
 from nl_jax.base import Array
 
 
@@ -47,8 +47,7 @@ def reason(error: BaseException) -> str:
 
 def described(tree: Any) -> dict[str, str]:
     """Returns dtypes and shapes of a tree's leaves by path, such as {"params/output/weight": "float32[16,10]"}."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_name(path): f"{x.dtype}[{','.join(map(str, x.shape))}]" for path, x in leaves}
+    return {path: f"{x.dtype}[{','.join(map(str, x.shape))}]" for path, x in by_path(tree).items()}
 
 
 def plain(tree: Any) -> dict[str, Any]:

@@ -64,8 +64,10 @@ def fit(
         when the next dispatch begins. Large networks need this: without it, two states exist at a time, and
         `nl.seeded` cannot change its parameters in place.
       checkpoint: a folder to save the run in (needs orbax: `pip install 'nl_jax[checkpoint]'`). It is created if it
-        does not exist. If it exists, the run resumes from its newest state, up to `num_steps` steps from `state`. It
-        holds the three newest states and all records.
+        does not exist. If it exists, the run resumes from its newest state, which replaces `state`, up to `num_steps`
+        steps from the first one. It holds the three newest states and all records. A folder of a run with another key,
+        first step, or shapes of state or data is refused. Functions, their settings, the values of the data and the
+        initial parameters cannot be compared: take a new folder when they change.
       every: steps between two saves, by default one dispatch; saves happen at the end of a dispatch. The last step is
         always saved.
 
@@ -83,7 +85,8 @@ def fit(
       Terminated: a `SystemExit`, on SIGTERM, if there is a `checkpoint` and `fit` runs in the main thread.
 
     The last four carry `.state` and `.history`; with a `checkpoint`, the last three have saved them. With `donate`, the
-    state before a failed estimate or loss is gone, and `Diverged.state` is None.
+    state before a failed estimate or loss is gone, and `Diverged.state` is None. The parameters that `learner.init` was
+    given are part of the state: copy them first if they are needed later.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> objective = nl.supervised(lambda w, x: x @ w, nl.losses.half_squared_error)
@@ -107,6 +110,8 @@ def fit(
         if bad.size:
             step, loss, failed = first_step + bad[0], outcomes.losses[bad[0]], outcomes.failed(bad[0])
             remedy = "lower the learning rate, or the perturbation sigma if the estimator has one"
+            if step == 0:  # nothing has been learned yet
+                remedy = "look for NaN in the data and the parameters, and for labels that are not in 0 … classes − 1"
             message = f"at step {step} {failed}" if failed else f"the loss is {loss} at step {step}: {remedy}"
             raise Diverged(message, state, history)
 
@@ -121,4 +126,4 @@ def fit(
 
 @jax.jit
 def _finite(params: Params) -> Array:
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)], bool))

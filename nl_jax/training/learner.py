@@ -26,7 +26,8 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
       A `Learner` of pure functions, `init(key, params) -> state` and `step(key, state, batch) -> (state, info)`.
       Jit the step; give each step its own key. `info.evaluations` counts each trial of an optax line search as one
       more estimate; the number of trials is read from the optimizer's state. For a step that `optax.apply_if_finite`
-      rejects, the previous step's trials are counted.
+      rejects, the previous step's trials are counted; a search in `optax.MultiSteps` runs at every step, but only the
+      last update's trials are counted.
 
     Raises:
       ValueError: if either argument has the wrong type; when run, if a key is not a typed key, if parameters have
@@ -107,7 +108,9 @@ def _loss_with_gradient(estimate: Callable[[Params], tuple[Params, State, Info]]
     def loss(params: Params) -> Array:
         return loss_and_grads(params)[0]
 
-    loss.defvjp(loss_and_grads, lambda grads, weight: (jax.tree.map(lambda g: weight.astype(g.dtype) * g, grads),))
+    loss.defvjp(
+        loss_and_grads, lambda grads, weight: (jax.tree.map(lambda g: jnp.asarray(weight, g.dtype) * g, grads),)
+    )
     return loss
 
 

@@ -319,4 +319,6 @@ def _snapshot(folder: Path, last: int, params: Params) -> tuple[int, Params]:
         return 0, params
     with np.load(folder / f"snapshot-{usable[-1]:09}.npz") as saved:
         leaves, tree = jax.tree.flatten(params)
-        return usable[-1], jax.tree.unflatten(tree, [jnp.asarray(saved[str(i)]) for i in range(len(leaves))])
+        # NumPy reads bfloat16 as bytes.
+        read = [jnp.asarray(saved[str(i)].view(leaf.dtype)) for i, leaf in enumerate(leaves)]
+        return usable[-1], jax.tree.unflatten(tree, read)

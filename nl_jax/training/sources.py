@@ -49,8 +49,8 @@ class Arrays:
         lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(self._data)}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(
-                "data must be arrays with equally many examples, at least 1, or an iterator of batches; the arrays' "
-                f"numbers of examples are {lengths}"
+                "data must be arrays with examples along their first axis, equally many, at least 1, or an iterator of "
+                f"batches; got shapes {jax.tree.map(jnp.shape, self._data)}"
             )
         (examples,) = lengths
         self._batch_size = None if batch_size is None else positive_integer("batch_size", batch_size)

@@ -1,6 +1,7 @@
 """Trains many settings of a learner at once, and compares them on held-out data."""
 
 import functools
+import inspect
 import itertools
 import json
 import os
@@ -161,7 +162,12 @@ def sweep(
     (0.1, (3, 3), [0, 0, 3])
     """
     takes("score", score, 1, "a function of the parameters, such as lambda params: objective(params, data).mean()")
+    takes("init", init, 1, "a function of a key, such as network.init, or lambda key: params")
     trials, seeds = _trials(settings), positive_integer("seeds", seeds)
+    try:
+        inspect.signature(learner_of).bind(**trials)
+    except TypeError as error:
+        raise ValueError(f"settings must be named like the arguments of learner_of: {error}") from None
     count = len(next(iter(trials.values())))
 
     def run_of(group: str) -> Run:
@@ -265,7 +271,7 @@ def _begin(
 def _trials(settings: Any) -> dict[str, np.ndarray]:
     """Checks settings and returns their values by name, [trials]."""
     if isinstance(settings, Mapping):
-        names, values = list(settings), [np.atleast_1d(np.asarray(of, float)).tolist() for of in settings.values()]
+        names, values = list(settings), [_numbers(name, of) for name, of in settings.items()]
         rows = [dict(zip(names, of, strict=True)) for of in itertools.product(*values)] if names else []
     else:
         rows = list(settings)
@@ -279,6 +285,15 @@ def _trials(settings: Any) -> dict[str, np.ndarray]:
     if wrong:
         raise ValueError(f"settings must be finite numbers, those of {wrong[0]!r} are not: {trials[wrong[0]]}")
     return trials
+
+
+def _numbers(name: str, values: Any) -> list[float]:
+    try:
+        return np.atleast_1d(np.asarray(values, float)).tolist()
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"settings must be numbers, those of {name!r} are {values!r}: for names or functions, make a sweep of each"
+        ) from None
 
 
 def _fitting(run: Run, begin: Callable[..., Any], trials: dict[str, np.ndarray], count: int) -> int:

@@ -127,6 +127,15 @@ def test_every_cell_is_measured_or_says_why_not(small, tmp_path, capsys, monkeyp
     assert atlas.main([*small, "--out", str(tmp_path), "--resume"]) == 1
     assert "rtrl.json cannot be read" in capsys.readouterr().err
     assert (tmp_path / "atlas.html").exists()
+    # Without --resume what is asked for is measured anew, and the rest is kept; of other settings nothing is lost.
+    (tmp_path / "cells" / "small" / "rtrl.json").unlink()
+    monkeypatch.setattr(atlas_workers, "measured", lambda *of: {**refused, "why": "not today either"})
+    assert atlas.main([*small[:3], "refusing", *small[6:], "--out", str(tmp_path)]) == 0
+    after = cells_in(tmp_path)
+    assert (after["small/backprop"], after["small/refusing"]["why"]) == (exact, "not today either")
+    assert atlas.main([*small, "--out", str(tmp_path), "--updates", "7"]) == 1
+    assert "has other settings, updates is 40 there, 7 here" in capsys.readouterr().err
+    assert cells_in(tmp_path) == after
 
 
 def test_a_cell_that_takes_too_long_says_how_long_and_waits_for_more_time(small, tmp_path, capsys):
@@ -305,12 +314,14 @@ def test_every_rule_of_an_ordinary_layer_is_a_method():
 
 
 def test_a_method_of_ones_own():
-    config = atlas.Config(tasks=("digits",), methods=("backprop",), estimator="tests.experiments.test_atlas:mine")
+    place = "tests.experiments.test_atlas:mine"
+    config = atlas.Config(tasks=("digits",), methods=("backprop",), estimator=(place, "nl_jax:backprop"))
     _, methods = atlas._chosen(config)
-    own = methods["tests.experiments.test_atlas:mine"]
+    assert list(methods) == ["backprop", place, "nl_jax:backprop"]
+    own = methods[place]
     assert own.family == "yours"
     assert isinstance(own.make(small_task(), 1), nl.GradientEstimator)
-    assert atlas.command(config, "digits", config.estimator).endswith(f"--estimator {config.estimator}")
+    assert atlas.command(config, "digits", place).endswith(f"--estimator {place}")
     longer = atlas.Config(hours=5.0)
     assert (
         atlas.command(longer, "digits", "rtrl")

@@ -58,6 +58,12 @@ def test_batch_normalisation_by_the_batch_mixes_examples(lenient):
     with pytest.raises(ValueError, match="layer 'BatchNorm_0' mixes examples"):
         nl.node_perturbation(objective).estimate(*at)
     jax.eval_shape(nl.node_perturbation(objective, credit=nl.spaces.per_batch_credit()).estimate, *at)
+    for run in (
+        lambda: nl.normalisation.population(model.apply)(params, X[None]),
+        lambda: nl.normalisation.inference(model.apply, {})(params, X),
+    ):
+        with pytest.raises(ValueError, match="layer 'BatchNorm_0' normalises by the batch"):
+            run()
 
 
 def test_collections_are_held_fixed(lenient):

@@ -58,6 +58,12 @@ def test_batch_normalisation_by_the_batch_mixes_examples(lenient):
         nl.node_perturbation(objective).estimate(*at)
     jax.eval_shape(nl.node_perturbation(objective, credit=nl.spaces.per_batch_credit()).estimate, *at)
 
+    trained = model.merge(model.params)
+    trained.train()
+    trained(X)  # as docs/networks.md gathers the averages
+    assert trained.norm.mean.any()
+    assert not module.norm.mean.any()
+
     module.norm.mean[...], module.norm.var[...] = jnp.arange(3.0), jnp.full(3, 4.0)
     fixed = nl.from_flax(module, call=lambda module, x: module.norm(module.dense(x), use_running_average=True))
     expected = (module.dense(X) - jnp.arange(3.0)) / jnp.sqrt(4 + 1e-5)

@@ -266,6 +266,14 @@ def test_a_folder_of_something_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_two_parameters_of_one_path_are_refused(tmp_path):
+    """Each would be loaded as the other."""
+    params = {"a": {"b": jnp.ones(2)}, "a/b": jnp.zeros(2)}
+    learner = nl.learner(nl.backprop(lambda params, batch: batch * params["a"]["b"][0]), optax.sgd(0.1))
+    with pytest.raises(ValueError, match="have the path 'params/a/b': rename the one"):
+        nl.fit(learner, KEY, learner.init(KEY, params), jnp.ones(4), num_steps=1, checkpoint=tmp_path, progress=False)
+
+
 def test_bad_settings(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="every=5 needs checkpoint"):
         fit(every=5)

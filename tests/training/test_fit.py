@@ -180,8 +180,20 @@ def test_a_run_cannot_be_part_of_a_traced_function():
 
 
 def test_data_of_unequal_lengths():
-    with pytest.raises(ValueError, match="data must be arrays with equally many examples"):
-        nl.fit(LEARNER, KEY, LEARNER.init(KEY, START), (X, Y[:3]), num_steps=1)
+    for data in ((X, Y[:3]), (X[0], Y[0])):
+        with pytest.raises(ValueError, match="data must be arrays with examples along their first axis"):
+            nl.fit(LEARNER, KEY, LEARNER.init(KEY, START), data, num_steps=1)
+
+
+def test_nothing_to_learn():
+    learner = nl.learner(nl.backprop(lambda params, x: x), optax.sgd(0.1))
+    state, _ = nl.fit(learner, KEY, learner.init(KEY, {}), jnp.ones(4), num_steps=2, progress=False)
+    assert state.params == {}
+
+
+def test_a_loss_that_is_not_finite_at_the_first_step_is_blamed_on_the_data():
+    with pytest.raises(nl.Diverged, match="at step 0: look for NaN in the data"):
+        nl.fit(LEARNER, KEY, LEARNER.init(KEY, START), (X * np.nan, Y), num_steps=1, progress=False)
 
 
 def two_valleys(w, batch):

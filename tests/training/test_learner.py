@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -55,6 +56,14 @@ def test_a_search_needs_no_derivative_that_the_estimator_does_not_need():
     got = asked(nl.node_perturbation(objective, sigma=0.5), problem, problem.params)
     assert np.isfinite(got["there"][0])
     assert max(np.max(np.abs(g)) for g in jax.tree.leaves(got["there"][1])) > 0
+
+
+def test_a_search_that_stores_its_gradient():
+    estimator = nl.backprop(lambda w, x: x * jnp.sum(w**2))
+    search = optax.scale_by_backtracking_linesearch(10, store_grad=True)
+    learner = nl.learner(estimator, optax.chain(optax.sgd(1.0), search))
+    state, _ = learner.step(KEY, learner.init(KEY, jnp.ones(2)), jnp.ones(4))
+    np.testing.assert_allclose(optax.tree.get(state.optimizer, "grad"), 2 * state.params)
 
 
 def test_gradients_accumulated_over_steps(lenient):

@@ -48,6 +48,16 @@ def same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
+def test_snapshots_of_half_precision(tmp_path):
+    ours = nl.weight_perturbation(lambda w, x: x * jnp.sum(w**2))
+    learner, params = nl.seeded(ours, 0.05), jnp.ones(3, jnp.bfloat16)
+    log = nl.TrainingLog(tmp_path, ours, params, jnp.ones(4), snapshot_every=2)
+    state, _ = nl.fit(
+        learner, KEY, learner.init(KEY, params), jnp.ones(4), num_steps=3, log=log, steps_per_dispatch=1, progress=False
+    )
+    same(nl.replay(params, log), state.params)
+
+
 @pytest.mark.parametrize(
     ("sampler", "samples", "steps"), [("gaussian", 3, 9), ("rank_one", 1, 7), ("rank_one", 3, 9), ("flipout", 2, 9)]
 )

@@ -136,6 +136,12 @@ def test_what_cannot_be_swept_is_an_error():
     for settings in ({}, [], [{"rate": 1}, {"sigma": 1}], [3], [{}]):
         with pytest.raises(ValueError, match="settings must be values by name"):
             swept(settings)
+    with pytest.raises(ValueError, match=r"those of 'rate' are \['adam', 'sgd'\]"):
+        swept({"rate": ["adam", "sgd"]})
+    with pytest.raises(ValueError, match=r"settings must be named like the arguments of learner_of: missing .*'rate'"):
+        swept({"lr": [0.1]})
+    with pytest.raises(ValueError, match="init must take one argument, got dict"):
+        nl.sweep(learner_of, GRID, KEY, {"w": jnp.zeros(3)}, DATA, **COMMON)
     with pytest.raises(ValueError, match="those of 'rate' are not"):
         swept({"rate": [np.inf]})
     with pytest.raises(ValueError, match="score must return one number"):

@@ -16,13 +16,17 @@ def e_prop(objective: Objective, *, feedback: Feedback | None = None, loop: str 
 
     The trace e is the effect of weight ij on the state of its own unit j, carried forward (`eligibility.py` has the
     equations for any cell). The signal L is the error of the current step, sent down through B. A unit's effect on
-    others by recurrent connections is neglected. Without recurrent connections, and with symmetric feedback, the
-    estimate is the exact gradient. For spiking cells traces use the surrogate derivative.
+    others by recurrent connections is neglected. The estimate is the exact gradient without recurrent connections, with
+    symmetric feedback, and if only one layer of the loop has a state: a lower layer's traces do not go on into the
+    state of a higher one. Parameters that a step uses outside its layers receive the credit of that step alone. For
+    spiking cells traces use the surrogate derivative.
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name. Its step
         may have several layers and its own read-out. Each unit must have its own state, arrays [batch, units], that
-        starts from constants. An encoder, in the loop or before it, receives only the credit of the current step.
+        starts from constants. Each parameter of a layer with a state must act on one unit, that of its place on the
+        last axis, as in x @ weight + bias. An encoder, in the loop or before it, receives only the credit of the
+        current step.
       feedback: B, from `nl.feedback`: None for symmetric signals, through the weights themselves,
         `nl.feedback.random()`, or `nl.feedback.kolen_pollack(optimizer)`, which the paper calls adaptive. It acts from
         layers in the step to those below, and from layers after the loop.
@@ -35,7 +39,7 @@ def e_prop(objective: Objective, *, feedback: Feedback | None = None, loop: str 
     Raises:
       ValueError: if the objective takes no `propagate` or `feedback` is none of `nl.feedback`; when run, if the program
         has no loop of this name, the loop's start depends on parameters, or a layer moves a state of another shape than
-        its own.
+        its own, has parameters that act on other units than their own, mixes examples, or is in a loop within the loop.
 
     >>> import jax, nl_jax as nl
     >>> network = nl.recurrent(nl.cells.lif(8), 2, 3, read=nl.cells.mean)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.dependence import reached
 from nl_jax._core.drawing import own_key
 from nl_jax._core.numerics import wide_dtype
 from nl_jax._core.require import floating, layered, per_example, positive_integer, positive_number, takes, typed_key
@@ -136,14 +137,21 @@ def _taught(objective: Objective, lessons: dict[str, Params], batch: Batch) -> C
 
 def _first_step(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
     """Runs one step instead of a loop whose layers have the same parameters at all steps."""
-    del name
+    leaves, tree = jax.tree.flatten(jax.tree.map(lambda leaf: leaf[0], xs))
+    # What layers found is summed beside the loop's own carry.
+    found = lambda *x: jax.tree.leaves(body(carry, jax.tree.unflatten(tree, x))[0][1])
+    if any(reached(found, *leaves)):
+        raise ValueError(
+            f"three_factor: a layer in loop {name!r} has parameters that change from step to step, but steps must "
+            "share them: use reinforce or node_perturbation"
+        )
     steps = length if not jax.tree.leaves(xs) else len(jax.tree.leaves(xs)[0])
     carry, y = body(carry, jax.tree.map(lambda leaf: leaf[0], xs))
     return carry, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps, *leaf.shape)), y)
 
 
 def _refuse(site: Site, loop: str) -> None:
-    if site.steps and site.name.rpartition("/")[0] != loop:
+    if site.steps and (len(site.steps) > 1 or site.name.rpartition("/")[0] != loop):
         raise ValueError(
             f"three_factor: layer {site.name!r} is in another loop than the one over time, loop={loop!r}, whose steps "
             "share their parameters: use reinforce or node_perturbation"

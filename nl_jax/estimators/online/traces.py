@@ -5,11 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nl_jax._core.dependence import reached, severed
+from nl_jax._core.paths import path_name
 from nl_jax.base import Array, Params
 from nl_jax.estimators.feedback.feedback_path import parted, taught, transposed
 from nl_jax.propagation import Site, plain_loop
+from nl_jax.propagation.interpretation import loops_around
 from nl_jax.propagation.loops import Leaves, Opened, chosen, differentiable, opened, perturbed, replaced, zero_of
 
 PLAIN, INPUTS, ALONE, TAUGHT = range(4)
@@ -30,6 +33,7 @@ class Layers:
     def __init__(self, name: str, own: bool) -> None:
         self.name, self.own, self.face = name, own, PLAIN
         self.nus: dict[str, jax.ShapeDtypeStruct] = {}
+        self.faults: dict[str, str | None] = {}  # why there are no traces for a layer's parameters
         self.recurrent: dict[str, list[bool]] = {}
 
     def layer(self, site: Site, given: tuple[Array, Array | None] | None) -> tuple[Array, Any]:
@@ -51,7 +55,65 @@ class Layers:
         own = own._replace(inputs=tuple(severed(x) if one else x for x, one in zip(site.inputs, cut, strict=True)))
         if self.face == ALONE:
             return own.axons(), None
+        if site.name not in self.faults:
+            self.faults[site.name] = _fault(site)
+        if self.faults[site.name] == MIXES:
+            raise ValueError(f"{self.name}: layer {site.name!r} {MIXES}; use rtrl or truncated_backprop")
         return taught(own, transposed, (), pair), (site.params, _rows(site))
+
+
+MIXES = "mixes examples, but each has traces of its own"
+
+
+def _fault(site: Site) -> str | None:
+    """Says why a trace for each parameter would be wrong; None if each acts on the unit of its place on the last axis.
+
+    Tested at random parameters and inputs of two examples: tangents whose signs are flipped unit by unit must move ν
+    with flipped signs. A connection that needs values of this run is not tested.
+    """
+    if getattr(site.connection, "mixes_examples", False):
+        return MIXES
+    nu = jax.eval_shape(site.preactivation)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(site.params):
+        if differentiable(leaf) and leaf.shape[-1:] != nu.shape[-1:]:
+            shape = f"shape {leaf.shape}, in which the last axis is not that of the {nu.shape[-1]} units"
+            return f"has a parameter {path_name(path)!r} of {shape}"
+    generator = np.random.default_rng(0)
+
+    def drawn(x: Any, shape: tuple[int, ...]) -> Array:
+        return jnp.asarray(generator.normal(size=shape) if differentiable(x) else np.zeros(shape), x.dtype)
+
+    leaves = jax.tree.leaves((site.params, site.inputs))
+    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in leaves):
+        return None
+    with jax.ensure_compile_time_eval():
+        params, tangents = (jax.tree.map(lambda p: drawn(p, p.shape), site.params) for _ in range(2))
+        inputs = [drawn(x, (2, *x.shape[1:])) for x in site.inputs]
+        signs = np.where(np.arange(nu.shape[-1]) % 2, -1, 1)
+        moving = [differentiable(leaf) for leaf in jax.tree.leaves(params)]
+        flip = lambda x, signs: x * np.broadcast_to(signs, x.shape).astype(x.dtype)
+
+        def moved(signs: Any) -> tuple[Array, Array]:
+            some = [flip(t, signs) for t in chosen(jax.tree.leaves(tangents), moving)]
+
+            def of(some: Leaves) -> Array:
+                every = replaced(jax.tree.leaves(params), moving, some)
+                return site.connection(jax.tree.unflatten(jax.tree.structure(params), every), *inputs)
+
+            return jax.jvp(of, (chosen(jax.tree.leaves(params), moving),), (some,))
+
+        try:
+            (both, plain), (_, flipped) = moved(np.ones_like(signs)), moved(signs)
+            first = site.connection(params, *(x[:1] for x in inputs))
+            tolerance = float(jnp.finfo(nu.dtype).eps) ** 0.5
+            apart = lambda a, b: float(jnp.max(jnp.abs(a - b))) > tolerance * float(jnp.max(jnp.abs(b)))
+            if apart(first, both[:1]):
+                return MIXES
+            if apart(flipped, flip(plain, signs)):
+                return "has parameters that act on other units than that of their place on the last axis"
+        except jax.errors.JAXTypeError:  # it holds values of this run
+            return None
+    return None
 
 
 def _own_effect(site: Site, place: int) -> Array:
@@ -113,7 +175,12 @@ def lessons_of_loop(
         return opened(displaced, begin, xs[0], length)
 
     layers.face = PLAIN
+    layers.nus.clear()  # of the loops before
     plain = opened(body, carry, xs, length)
+    if nested := [name for name in layers.nus if loops_around(name) > 1]:
+        raise ValueError(
+            f"{layers.name}: layer {nested[0]!r} is in a loop within a loop, where there are no traces: use rtrl"
+        )
     offsets = [jnp.zeros(nu.shape, nu.dtype) for nu in layers.nus.values()]
     begin = carry, offsets, jnp.ones(())
     layers.recurrent = _recurrent(face(INPUTS), plain, layers)
@@ -212,7 +279,9 @@ class _Recursion:
             consts = replaced(self.consts, self.learns, some_consts)
             return [own for own, _ in self.step(consts, self.start, [x[0] for x in self.xs], begun, self.zeros)[2]]
 
-        (by_layers,) = jax.vjp(parameters, chosen(self.consts, self.learns))[1]([kept.lessons[name] for name in self.names])
+        (by_layers,) = jax.vjp(parameters, chosen(self.consts, self.learns))[1](
+            [kept.lessons[name] for name in self.names]
+        )
         return [*(d + g for d, g in zip(kept.direct, by_layers, strict=True)), *to_xs]
 
     def learn(self, kept: _Kept, x: Leaves, due: dict[int, Array], y_credit: Leaves) -> tuple[_Kept, Leaves]:
@@ -285,12 +354,17 @@ class _Recursion:
         own = {s for s, sources in enumerate(by_nu) if k in sources}
         while more := {s for s, sources in enumerate(by_h) if own & sources} - own:
             own |= more
+        if own and (fault := self.layers.faults[name]) is not None:
+            raise ValueError(
+                f"{self.layers.name}: layer {name!r} {fault}, and a trace is kept for each parameter and its own unit "
+                "alone; use rtrl or snap(order=2), or write the connection as x @ weight + bias"
+            )
         for s in own:
             if begun[s].shape != self.zeros[k].shape:
                 raise ValueError(
                     f"{self.layers.name}: layer {name!r} has pre-activations of shape {self.zeros[k].shape} and moves "
                     f"a state of shape {begun[s].shape}: its units must each carry their own, [batch, units]; use rtrl "
-                    "or node_perturbation. A sum over steps is no state if the step only adds to it and does nothing else with it"
+                    "or node_perturbation. A sum over steps is no state if the step only adds to it"
                 )
         return sorted(own)
 

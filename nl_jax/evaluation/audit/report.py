@@ -162,6 +162,17 @@ def _verdict(rows: list[AuditedLeaf]) -> str:
     return "local" if loss == "no" else said("three-factor", loss)
 
 
+def require_verdict(claim: str) -> None:
+    """Raises ValueError if the claim is no verdict that an audit can come to."""
+    known = ["local", "three-factor", *_VIOLATIONS, "shared weights"]
+    unknown = [part for part in claim.split(", ") if part.removeprefix("maybe ") not in known]
+    if unknown:
+        raise ValueError(
+            f"verdict {claim!r} is none of an audit: {unknown[0]!r} is not one of {', '.join(known)}; several are "
+            "separated by a comma and a space, in this order"
+        )
+
+
 def _cell(row: AuditedLeaf, column: str) -> str:
     reach = row.reach(column)
     if reach != "yes" or column not in _NAMED:

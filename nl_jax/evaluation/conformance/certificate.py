@@ -71,7 +71,8 @@ class Certificate(NamedTuple):
         verdicts = [f"{len(self.failures)} failed"] * bool(self.failures)
         verdicts += [f"{len(self.not_shown)} not shown"] * bool(self.not_shown)
         verdict = f"NOT certified: {', '.join(verdicts)} of" if verdicts else "certified:"
-        lines.append(f"{verdict} {count} checks")
+        unclaimed = self._named("noted")
+        lines.append(f"{verdict} {count} checks" + f"; no claim was made on {', '.join(unclaimed)}" * bool(unclaimed))
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:

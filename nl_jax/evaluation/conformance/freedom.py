@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from nl_jax.base import Array, Batch, Params
 from nl_jax.evaluation.audit.audit import audit
+from nl_jax.evaluation.audit.report import require_verdict
 from nl_jax.evaluation.conformance.certificate import CheckResult, Outcome
 from nl_jax.evaluation.conformance.problem import Problem
 from nl_jax.evaluation.conformance.subject import Subject, made
@@ -24,11 +25,9 @@ def layers(s: Subject) -> CheckResult:
 
     try:
         _estimate(s, Problem(layerless, jnp.ones(3), jnp.ones((2, 3)), None))
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         if "propagate" in str(error):
             return CheckResult("layers", "noted", "needs an objective that takes `propagate`", {"layers": True})
-        raise
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
         said = f"needs parameters of its own kind, not one bare array: {type(error).__name__}: {error}"
         return CheckResult("layers", "noted", said, {"layers": None})
     return CheckResult("layers", "noted", "takes any function of parameters and batch", {"layers": False})
@@ -55,6 +54,8 @@ def locality(s: Subject) -> CheckResult:
     """Compares the verdict of `nl.audit` on its updates with the claim."""
     problem = s.problem
     verdict = audit(s.factory, problem.objective, problem.params, problem.batch).verdict
+    if s.claims.verdict is not None:
+        require_verdict(s.claims.verdict)
     if s.claims.verdict not in (None, verdict):
         return CheckResult("locality", "failed", f"{verdict}; claimed was {s.claims.verdict}", {"verdict": verdict})
     return CheckResult("locality", "noted" if s.claims.verdict is None else "passed", verdict, {"verdict": verdict})

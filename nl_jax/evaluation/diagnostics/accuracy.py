@@ -58,8 +58,11 @@ class Measurement(NamedTuple):
             except TypeError:  # several numbers, or none yet while tracing
                 return str(value)
 
-        names = "cosine", "relative_bias", "relative_variance", "signal_to_noise"
-        said = [f"{name.replace('_', ' ')} {shown(name)} ± {shown(f'{name}_error')}" for name in names]
+        names = {
+            "cosine": "cosine", "relative_bias": "squared relative bias",
+            "relative_variance": "relative variance", "signal_to_noise": "signal to noise",
+        }  # fmt: skip
+        said = [f"{label} {shown(name)} ± {shown(f'{name}_error')}" for name, label in names.items()]
         zero = shown("zero_estimates")
         return ", ".join([*said, f"zero estimates {zero}"] if zero != "0" else said)
 
@@ -179,7 +182,7 @@ def measure(
     # bᵀV b + tr V²/n, and that of ⟨d, d'⟩² over pairs of estimates is tr V². The floor, the error where there is no
     # bias, makes the errors of small biases up to a fifth too large.
     along, across = jnp.mean(each.along_bias**2), jnp.mean(each.along_last[1:] ** 2)
-    bias_variance = jnp.maximum(4 * along / n - 2 * across / n**2, 2 * across / n**2)
+    bias_variance = jnp.maximum(4 * along / n - 2 * across / float(n) ** 2, 2 * across / float(n) ** 2)
     return Measurement(
         reference=exact,
         mean=mean,

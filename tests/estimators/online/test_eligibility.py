@@ -244,6 +244,91 @@ def test_three_factors_take_no_derivative():
     assert int(info.evaluations) == 2
 
 
+def _of_layer(connection):
+    """Leaky units over four steps, without a recurrent connection."""
+
+    def objective(params, batch, propagate=feedforward):
+        x, target = batch
+        step = lambda h, x, propagate: (h / 2 + propagate("layer", connection, jnp.tanh, params, x), None)
+        return jnp.sum((nl.scan("time", step, jnp.zeros_like(target), x, propagate)[0] - target) ** 2, axis=1)
+
+    return objective
+
+
+def _centred(params, x):
+    nu = x @ params["weight"]
+    return (nu - nu.mean(axis=0)) * params["gain"]
+
+
+def _declared(params, x):
+    return _centred(params, x)
+
+
+_declared.mixes_examples = True
+
+SQUARE = np.arange(9.0).reshape(3, 3) / 9 - 0.4
+OWN_UNITS = "has parameters that act on other units than that of their place on the last axis"
+
+
+@pytest.mark.parametrize(
+    ("connection", "params", "said"),
+    [
+        (lambda params, x: x @ params["weight"] * params["gain"], {"gain": SQUARE[0]}, None),
+        (lambda params, x: x @ params["weight"].T, {}, OWN_UNITS),
+        (lambda params, x: (x * params["gain"]) @ params["weight"], {"gain": SQUARE[0]}, OWN_UNITS),
+        (lambda params, x: x @ params["weight"] * params["gain"], {"gain": jnp.array(0.5)}, r"'gain' of shape \(\)"),
+        (_centred, {"gain": SQUARE[0]}, "mixes examples"),
+        (_declared, {"gain": SQUARE[0]}, "mixes examples"),
+    ],
+    ids=["own units", "transposed", "inputs scaled", "one gain", "centred", "declared"],
+)
+def test_traces_need_parameters_of_their_own_unit_and_example(connection, params, said, lenient):
+    batch = jax.random.normal(jax.random.key(0), (4, 5, 3)), jnp.ones((5, 3))
+    at = _of_layer(connection), {"weight": SQUARE, **params}, batch
+    if said is not None:
+        with pytest.raises(ValueError, match=f"e_prop: layer 'time/layer' .*{said}"):
+            _estimates([nl.e_prop], *at)
+        return
+    (grads, _, _), (_, exact) = _estimates([nl.e_prop], *at)
+    chex.assert_trees_all_close(grads, exact, rtol=1e-6)
+
+
+def test_layers_of_loops_before_and_within():
+    """A loop before that over time takes no traces; in one within it, there are none."""
+    affine = lambda weight, x: x @ weight
+    batch = jax.random.normal(jax.random.key(0), (4, 5, 3)), jnp.ones((5, 3))
+
+    def after(params, batch, propagate=feedforward):
+        layer = lambda x, w, propagate: (propagate("layer", affine, jnp.tanh, w, x), None)
+        x, _ = nl.scan("depth", layer, batch[0], params["depth"], propagate)
+        return _of_layer(affine)(params["time"], (x, batch[1]), propagate)
+
+    params = {"depth": np.stack([SQUARE, SQUARE.T]), "time": SQUARE}
+    (grads, _, _), (_, exact) = _estimates([nl.e_prop], after, params, batch)
+    chex.assert_trees_all_close(grads["time"], exact["time"], rtol=1e-6)  # the encoder has no traces
+
+    def within(params, batch, propagate=feedforward):
+        def step(h, x, propagate):
+            layer = lambda h, w, propagate: (h / 2 + propagate("layer", affine, jnp.tanh, w, x), None)
+            return nl.scan("depth", layer, h, params["depth"], propagate)[0], None
+
+        return jnp.sum(nl.scan("time", step, jnp.zeros_like(batch[1]), batch[0], propagate)[0] ** 2, axis=1)
+
+    with pytest.raises(ValueError, match="e_prop: layer 'time/depth/layer' is in a loop within a loop"):
+        _estimates([nl.e_prop], within, params, batch)
+    with pytest.raises(ValueError, match="layer 'time/depth/layer' is in another loop than the one over time"):
+        _estimates([functools.partial(nl.three_factor, loop="time/depth")], within, params, batch)
+
+
+def test_three_factors_need_the_same_parameters_at_all_steps():
+    def objective(params, batch, propagate=feedforward):
+        step = lambda h, w, propagate: (propagate("layer", lambda w, x: x @ w, jnp.tanh, w, h), None)
+        return jnp.sum(nl.scan("time", step, batch, params, propagate)[0] ** 2, axis=1)
+
+    with pytest.raises(ValueError, match="in loop 'time' has parameters that change from step to step"):
+        _estimates([nl.three_factor], objective, np.stack([SQUARE, SQUARE.T]), jnp.ones((5, 3)))
+
+
 def test_settings_of_three_factors():
     objective = programs.leaky().objective
     with pytest.raises(ValueError, match="sigma must be a finite Python number above 0, got 0"):

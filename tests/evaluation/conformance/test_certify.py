@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import nl_jax as nl
-from nl_jax.evaluation.conformance import certify
+from nl_jax.evaluation.conformance import Claims, certify, freedom
 from nl_jax.evaluation.conformance.__main__ import main
 from nl_jax.evaluation.conformance.certificate import Certificate, CheckResult
 
@@ -95,7 +95,8 @@ def test_the_command_certifies(tmp_path, capsys):
     printed, told = capsys.readouterr()
     assert [line.split(maxsplit=1)[1] for line in told.splitlines()] == list(json.loads(file.read_text())["checks"])
     assert printed.startswith("nl_jax:backprop\n")
-    assert printed.endswith("certified: 20 checks\n")
+    assert printed.endswith("\ncertified: 20 checks; no claim was made on randomness, chunks, variance, layers, "
+                            "derivatives, locality\n")  # fmt: skip
     saved = json.loads(file.read_text())
     assert saved["certified"]
     assert saved["checks"]["calibration"]["difference"] < 1e-12  # in float64
@@ -111,6 +112,13 @@ def test_rules_in_time_are_certified_on_a_recurrent_network(capsys):
     assert "certified: 5 checks" in capsys.readouterr().out
     assert main(["nl_jax:rtrl", *USUAL]) == 1
     assert "no loop named loop='time'" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_verdict_that_no_audit_gives_is_told():
+    claims = Claims(verdict="reads other axons, threefactor")
+    row = certify(nl.backprop, claims, checks=[freedom.locality]).rows["locality"]
+    assert row.outcome == "failed"
+    assert "'threefactor' is not one of local, three-factor, reads other axons" in row.said
 
 
 def test_the_command_fails_what_is_not_as_claimed(capsys):

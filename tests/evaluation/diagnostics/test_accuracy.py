@@ -89,12 +89,19 @@ def test_an_exact_estimator_is_exact():
     assert m.signal_to_noise_error == 0
 
 
+def test_as_many_estimates_as_there_are_integers_can_be_measured():
+    """The square of their number is none of 32 bits."""
+    measured = lambda: nl.diagnostics.measure(
+        _noisy(0.0), _noisy(0.0), jax.random.key(0), np.ones(2, np.float32), None, num_estimates=50_000
+    )
+    assert jax.eval_shape(measured).cosine.shape == ()
+
+
 def test_a_measurement_is_printed_without_its_trees():
     trees, numbers = ({"w": jnp.zeros(1000)},) * 6, (0.5, 0.01, 0.3, 0.02, 2.0, 0.1, 0.25, 0.0125)
     m = nl.diagnostics.Measurement(*trees, *map(jnp.float32, numbers))
-    assert (
-        str(m)
-        == "cosine 0.5 ± 0.01, relative bias 0.3 ± 0.02, relative variance 2 ± 0.1, signal to noise 0.25 ± 0.0125"
+    assert str(m) == (
+        "cosine 0.5 ± 0.01, squared relative bias 0.3 ± 0.02, relative variance 2 ± 0.1, signal to noise 0.25 ± 0.0125"
     )
     assert "[0.5 0.5]" in str(m._replace(cosine=jnp.full(2, 0.5)))
     assert str(m._replace(zero_estimates=jnp.int32(3))).endswith("± 0.0125, zero estimates 3")
