@@ -49,7 +49,7 @@ def same(left, right):
 
 
 def test_snapshots_of_half_precision(tmp_path):
-    ours = nl.weight_perturbation(lambda w, x: x * jnp.sum(w**2))
+    ours = nl.weight_perturbation(lambda w, x: x * jnp.sum(w**2).astype(x.dtype))
     learner, params = nl.seeded(ours, 0.05), jnp.ones(3, jnp.bfloat16)
     log = nl.TrainingLog(tmp_path, ours, params, jnp.ones(4), snapshot_every=2)
     state, _ = nl.fit(
