@@ -35,8 +35,18 @@ def cross_entropy(outputs: Array, targets: Array) -> Array:
     raise ValueError(
         f"cross_entropy takes logits of shape [batch, …, classes] with integer labels of shape [batch, …] or "
         f"floating probabilities of shape [batch, …, classes]; got outputs {outputs.dtype}{list(outputs.shape)} "
-        f"and targets {targets.dtype}{list(targets.shape)}"
+        f"and targets {targets.dtype}{list(targets.shape)}{_remedy(outputs, targets)}"
     )
+
+
+def _remedy(outputs: Array, targets: Array) -> str:
+    if targets.shape == outputs.shape:
+        return ": make probabilities floating, targets.astype(outputs.dtype)"
+    if targets.shape == outputs.shape[:-1]:
+        return ": make labels integers, targets.astype('int32')"
+    if targets.shape == (*outputs.shape[:-1], 1):
+        return ": drop the last axis of the labels, targets[..., 0]"
+    return ""
 
 
 # Compiled functions of their own: JAX traces and differentiates them once for all programs with outputs of one shape.

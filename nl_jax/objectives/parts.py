@@ -61,7 +61,9 @@ def train_only(objective: Objective, params: Params, *patterns: str) -> Part:
         raise ValueError(f"patterns must name the parameters to train; the paths are {', '.join(leaves)}")
     for pattern in patterns:
         if not fnmatch.filter(leaves, pattern):
-            raise ValueError(f"pattern {pattern!r} matches no parameter; the paths are {', '.join(leaves)}")
+            layer = fnmatch.filter(leaves, f"{pattern}/*")
+            remedy = f"write '{pattern}/*' for all of this layer" if layer else f"the paths are {', '.join(leaves)}"
+            raise ValueError(f"pattern {pattern!r} matches no parameter; {remedy}")
     chosen = {path: x for path, x in leaves.items() if any(fnmatch.fnmatchcase(path, one) for one in patterns)}
     for path, leaf in chosen.items():
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):

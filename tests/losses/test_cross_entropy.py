@@ -61,16 +61,17 @@ def test_binary_cross_entropy_of_large_logits_is_finite():
 
 
 @pytest.mark.parametrize(
-    ("outputs", "targets"),
+    ("outputs", "targets", "remedy"),
     [
-        (jnp.zeros((2, 3)), jnp.zeros(2)),  # floating labels
-        (jnp.zeros((2, 3)), jnp.zeros(3, int)),
-        (jnp.zeros((2, 3)), jnp.zeros((2, 3), int)),
-        (jnp.zeros(3), jnp.zeros(3, int)),
+        (jnp.zeros((2, 3)), jnp.zeros(2), ": make labels integers"),
+        (jnp.zeros((2, 3)), jnp.zeros((2, 1), int), ": drop the last axis"),
+        (jnp.zeros((2, 3)), jnp.zeros(3, int), ""),
+        (jnp.zeros((2, 3)), jnp.zeros((2, 3), int), ": make probabilities floating"),
+        (jnp.zeros(3), jnp.zeros(3, int), ""),
     ],
 )
-def test_cross_entropy_says_what_fits(outputs, targets):
+def test_cross_entropy_says_what_fits(outputs, targets, remedy):
     with pytest.raises(
-        ValueError, match=r"cross_entropy takes logits of shape \[batch, …, classes\] with integer labels"
+        ValueError, match=rf"cross_entropy takes logits of shape \[batch, …, classes\] with integer labels.*{remedy}"
     ):
         losses.cross_entropy(outputs, targets)

@@ -98,6 +98,7 @@ def test_the_log_of_a_run_is_that_of_the_adapters(tmp_path):
     [
         ((), "patterns must name the parameters to train; the paths are one/adapter/down"),
         (("*/adapter/*", "three/*"), "pattern 'three/\\*' matches no parameter; the paths are one/adapter/down"),
+        (("one",), r"pattern 'one' matches no parameter; write 'one/\*' for all of this layer"),
         (("one/*",), "parameter 'one/quantised' cannot be trained, its dtype is int8"),
     ],
 )
