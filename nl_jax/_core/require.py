@@ -138,7 +138,7 @@ def takes(name: str, function: Any, count: int, remedy: str) -> None:
         inspect.signature(function).bind(*[None] * count)
     except TypeError:
         what = "one argument" if count == 1 else f"{count} arguments"
-        shown = getattr(function, "__name__", None) or f"{type(function).__name__}: {function!r}"[:200]
+        shown = getattr(function, "__name__", None) or repr(function)[:200]
         raise ValueError(f"{name} must take {what}, got {shown}: {remedy}") from None
     except ValueError:  # it has no signature
         return
