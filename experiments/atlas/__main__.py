@@ -106,9 +106,7 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
         Order(task, method, config.data_dir, efforts[task], config.hours)
         for task, method in itertools.product(tasks, methods)
     ]
-    if not config.resume:
-        finished.remove([order.cell for order in orders] + [f"{ANCHORS}/{task}" for task in tasks])
-    todo = [order for order in orders if not _is_done(finished, order)]
+    todo = [order for order in orders if not (config.resume and _is_done(finished, order))]
     shown = _of_earlier(finished)
     _from_anchors(finished)  # unreadable files are errors now, not after hours
     anchored = {name: task for name, task in tasks.items() if task.anchor is not None and BACKPROP in methods}
@@ -129,7 +127,7 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
         for name, task in anchored.items():
             cell = shown.get(f"{name}/{BACKPROP}", {})
             part = f"{ANCHORS}/{name}"
-            if cell.get("status") == "measured" and part not in finished:
+            if cell.get("status") == "measured" and not (config.resume and part in finished):
                 made_by = {"made by": command(config, name, BACKPROP)}
                 try:
                     finished[part] = {**made_by, **beside_anchor(task, cell["rate"], config.seeds)}

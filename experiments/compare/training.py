@@ -39,7 +39,7 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 _TIMED_UPDATES, _ROUNDS = 10, 9
-"""Updates in each of the rounds that are timed."""
+"""At most as many updates in each of the rounds that are timed."""
 
 
 class Settings(NamedTuple):
@@ -119,7 +119,7 @@ def train_with(name: str, settings: Settings, dataset: data.Dataset, folder: Fol
         return {"test": f"{100 * accuracy.mean():.1f} %"}
 
     learner = nl.learner(estimator, optax.adam(settings.learning_rate))
-    cost, curve.seconds_per_update = _cost_of_update(learner, network, probe, settings.seeds)
+    cost, curve.seconds_per_update = _cost_of_update(learner, network, probe, settings)
     history = None
     try:
         found = nl.restarts(
@@ -141,12 +141,14 @@ def train_with(name: str, settings: Settings, dataset: data.Dataset, folder: Fol
     return {"curve": dataclasses.asdict(curve), "recorded": recorded}
 
 
-def _cost_of_update(learner: nl.Learner, network: nl.Network, batch: Any, seeds: int) -> tuple[int, list[float]]:
+def _cost_of_update(
+    learner: nl.Learner, network: nl.Network, batch: Any, settings: Settings
+) -> tuple[int, list[float]]:
     """Returns an update's evaluations, and repeated measurements of its seconds for all seeds at once.
 
     It is timed alone: in training, `fit` starts the next updates while the latest are being measured.
     """
-    keys = jax.random.split(jax.random.key(0), seeds)
+    keys, updates = jax.random.split(jax.random.key(0), settings.seeds), min(_TIMED_UPDATES, settings.updates)
 
     @jax.jit
     def some(states: nl.LearnerState) -> tuple[nl.LearnerState, nl.Info]:
@@ -154,8 +156,8 @@ def _cost_of_update(learner: nl.Learner, network: nl.Network, batch: Any, seeds:
             step = lambda key, state: learner.step(jax.random.fold_in(key, number), state, batch)
             return jax.vmap(step)(keys, states)
 
-        return jax.lax.scan(update, states, jnp.arange(_TIMED_UPDATES))
+        return jax.lax.scan(update, states, jnp.arange(updates))
 
     states = jax.jit(jax.vmap(lambda key: learner.init(key, network.init(key))))(keys)
     seconds = nl.diagnostics.timing.interleaved({"update": lambda: some(states)}, _ROUNDS, progress=False)["update"]
-    return int(some(states)[1].evaluations[0, 0]), (seconds / _TIMED_UPDATES).tolist()
+    return int(some(states)[1].evaluations[0, 0]), (seconds / updates).tolist()

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Finished:
         try:
             return json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise ExperimentError(f"--resume: {path} cannot be read ({error}); remove it") from error
+            raise ExperimentError(f"{path} cannot be read ({error}); remove it") from error
 
     def __setitem__(self, name: str, part: Any) -> None:
         """Stores a part, a tree of dicts, lists, numbers, strings and arrays; arrays become lists of numbers."""
@@ -67,11 +67,6 @@ class Finished:
         beside = path.with_name(f"{path.name}.new")
         beside.write_text(json.dumps(part, default=lambda value: np.asarray(value).tolist(), indent=2) + "\n")
         beside.replace(path)
-
-    def remove(self, names: Iterable[str]) -> None:
-        """Removes some parts, so that they are computed anew."""
-        for name in names:
-            self._file(name).unlink(missing_ok=True)
 
     def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
         """Returns a finished part; computes and stores it if it is missing."""

@@ -40,11 +40,14 @@ def cross_entropy(outputs: Array, targets: Array) -> Array:
 
 
 def _remedy(outputs: Array, targets: Array) -> str:
+    whole = jnp.issubdtype(targets.dtype, jnp.integer)
+    if outputs.ndim < 2:
+        return ": add a batch axis, outputs[None] and targets[None]"
     if targets.shape == outputs.shape:
         return ": make probabilities floating, targets.astype(outputs.dtype)"
     if targets.shape == outputs.shape[:-1]:
         return ": make labels integers, targets.astype('int32')"
-    if targets.shape == (*outputs.shape[:-1], 1):
+    if whole and targets.shape == (*outputs.shape[:-1], 1):
         return ": drop the last axis of the labels, targets[..., 0]"
     return ""
 

@@ -145,7 +145,7 @@ def population(forward: Forward) -> Callable[[Params, Any], dict[str, Moments]]:
 
     def layer(site: Site, given: None) -> tuple[Array, Moments | None]:
         if not isinstance(site.connection, BatchNormalised):
-            _require_no_mixing(site)
+            _require_no_averages(site)
             return site.axons(), None
         return site.axons(), site.connection.unbiased_moments(site.params, *site.inputs)
 
@@ -184,7 +184,7 @@ def inference(forward: Forward, statistics: Mapping[str, Moments]) -> Forward:
                     )
                 connection = connection.with_moments(moments)
             else:
-                _require_no_mixing(site)
+                _require_no_averages(site)
             return propagate(site.name, connection, site.activation, site.params, *site.inputs)
 
         return forward(params, inputs, propagate=Around(propagate, around, statistics))
@@ -192,9 +192,9 @@ def inference(forward: Forward, statistics: Mapping[str, Moments]) -> Forward:
     return inferring
 
 
-def _require_no_mixing(site: Site) -> None:
+def _require_no_averages(site: Site) -> None:
     """Raises ValueError for a batch normalisation of another library, whose statistics are not among the outputs."""
-    if getattr(site.connection, "mixes_examples", False):
+    if getattr(site.connection, "keeps_averages", False):
         raise ValueError(
             f"layer {site.name!r} normalises by the batch, and its running averages are the model's own: run the model "
             "in training mode on some batches to update them, then evaluate it by them (docs/networks.md)"

@@ -104,14 +104,15 @@ def fit(
     if not isinstance(state, LearnerState):
         raise ValueError(f"state must be made by learner.init(key, params), got {type(state).__name__}")
     concrete("state", state)
+    begin = int(state.step)
 
     def stop(state: LearnerState | None, outcomes: Outcomes, history: State, first_step: int) -> None:
         bad = np.flatnonzero(outcomes.bad())
         if bad.size:
             step, loss, failed = first_step + bad[0], outcomes.losses[bad[0]], outcomes.failed(bad[0])
             remedy = "lower the learning rate, or the perturbation sigma if the estimator has one"
-            if step == 0:  # nothing has been learned yet
-                remedy = "look for NaN in the data and the parameters, and for labels that are not in 0 … classes − 1"
+            if step == begin:  # nothing has been learned in this run
+                remedy = f"look for NaN in data and parameters and for labels not in 0 … classes − 1; else {remedy}"
             message = f"at step {step} {failed}" if failed else f"the loss is {loss} at step {step}: {remedy}"
             raise Diverged(message, state, history)
 
@@ -121,7 +122,7 @@ def fit(
         return f"parameters are no longer finite after step {int(state.step) - 1}: lower the learning rate"
 
     engine = ONE_DONATING if donate else ONE
-    return Loop(run, engine, key, jax.tree.map(jnp.asarray, state), int(state.step), stop, fault).finish()
+    return Loop(run, engine, key, jax.tree.map(jnp.asarray, state), begin, stop, fault).finish()
 
 
 @jax.jit

@@ -164,6 +164,8 @@ def sweep(
     takes("score", score, 1, "a function of the parameters, such as lambda params: objective(params, data).mean()")
     takes("init", init, 1, "a function of a key, such as network.init, or lambda key: params")
     trials, seeds = _trials(settings), positive_integer("seeds", seeds)
+    if not callable(learner_of):
+        raise ValueError(f"learner_of must be a function of the settings that returns a learner, got {learner_of!r}")
     try:
         inspect.signature(learner_of).bind(**trials)
     except TypeError as error:

@@ -192,7 +192,7 @@ def test_nothing_to_learn():
 
 
 def test_a_loss_that_is_not_finite_at_the_first_step_is_blamed_on_the_data():
-    with pytest.raises(nl.Diverged, match="at step 0: look for NaN in the data"):
+    with pytest.raises(nl.Diverged, match="at step 0: look for NaN in data and parameters"):
         nl.fit(LEARNER, KEY, LEARNER.init(KEY, START), (X * np.nan, Y), num_steps=1, progress=False)
 
 

@@ -140,7 +140,7 @@ def test_what_cannot_be_swept_is_an_error():
         swept({"rate": ["adam", "sgd"]})
     with pytest.raises(ValueError, match=r"settings must be named like the arguments of learner_of: missing .*'rate'"):
         swept({"lr": [0.1]})
-    with pytest.raises(ValueError, match="init must take one argument, got .'w'"):
+    with pytest.raises(ValueError, match=r"init must take one argument, got .'w'"):
         nl.sweep(learner_of, GRID, KEY, {"w": jnp.zeros(3)}, DATA, **COMMON)
     with pytest.raises(ValueError, match="those of 'rate' are not"):
         swept({"rate": [np.inf]})

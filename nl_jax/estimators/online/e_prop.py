@@ -17,9 +17,9 @@ def e_prop(objective: Objective, *, feedback: Feedback | None = None, loop: str 
     The trace e is the effect of weight ij on the state of its own unit j, carried forward (`eligibility.py` has the
     equations for any cell). The signal L is the error of the current step, sent down through B. A unit's effect on
     others by recurrent connections is neglected. The estimate is the exact gradient without recurrent connections, with
-    symmetric feedback, and if only one layer of the loop has a state: a lower layer's traces do not go on into the
-    state of a higher one. Parameters that a step uses outside its layers receive the credit of that step alone. For
-    spiking cells traces use the surrogate derivative.
+    symmetric feedback, if only one layer of the loop has a state and the arithmetic between layers joins none of its
+    units: a lower layer's traces do not go on into the state of a higher one. Parameters that a step uses outside its
+    layers receive the credit of that step alone. For spiking cells traces use the surrogate derivative.
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name. Its step

@@ -8,9 +8,9 @@ the program's own arithmetic (a leak, a threshold, a reset). Then
 
 with one trace for each weight, example and part of the state. Recurrent connections, which are inputs of layers from
 the previous step, pass no credit (or only that of a unit to itself). Layers of one step do, so that a read-out or a
-second layer in the loop sends it down. Without recurrent connections, and with
-one layer that has a state, this is the gradient. ∂L_t/∂s_j is the learning
-signal: with feedback weights B, layers send it down through B.
+second layer in the loop sends it down. Without recurrent connections this is the gradient, if one layer has a state
+and the program joins its units only by layers. ∂L_t/∂s_j is the learning signal: with feedback weights B, layers send
+it down through B.
 """
 
 from collections.abc import Callable

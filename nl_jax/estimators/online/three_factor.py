@@ -137,10 +137,18 @@ def _taught(objective: Objective, lessons: dict[str, Params], batch: Batch) -> C
 
 def _first_step(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
     """Runs one step instead of a loop whose layers have the same parameters at all steps."""
-    leaves, tree = jax.tree.flatten(jax.tree.map(lambda leaf: leaf[0], xs))
-    # What layers found is summed beside the loop's own carry.
-    found = lambda *x: jax.tree.leaves(body(carry, jax.tree.unflatten(tree, x))[0][1])
-    if any(reached(found, *leaves)):
+    first = jax.tree.map(lambda leaf: leaf[0], xs)
+    begin, zeros = carry  # what layers found is summed beside the loop's own carry
+    closed = jax.make_jaxpr(lambda begin, x: jax.tree.leaves(body((begin, zeros), x)[0][0]))(begin, first)
+    leaves, tree = jax.tree.flatten(begin)
+    fixed = [end is start for end, start in zip(closed.jaxpr.outvars, closed.jaxpr.invars, strict=False)]
+
+    def found(changing: list[Any], x: Any) -> list[Array]:
+        moved = iter(changing)
+        start = [leaf if one else next(moved) for leaf, one in zip(leaves, fixed, strict=True)]
+        return jax.tree.leaves(body((jax.tree.unflatten(tree, start), zeros), x)[0][1])
+
+    if any(reached(found, [leaf for leaf, one in zip(leaves, fixed, strict=True) if not one], first)):
         raise ValueError(
             f"three_factor: a layer in loop {name!r} has parameters that change from step to step, but steps must "
             "share them: use reinforce or node_perturbation"

@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nl_jax._core.dependence import reached, severed
-from nl_jax._core.paths import path_name
 from nl_jax.base import Array, Params
 from nl_jax.estimators.feedback.feedback_path import parted, taught, transposed
+from nl_jax.estimators.online.own_units import MIXES, Recorded, fault, recorded
 from nl_jax.propagation import Site, plain_loop
 from nl_jax.propagation.interpretation import loops_around
 from nl_jax.propagation.loops import Leaves, Opened, chosen, differentiable, opened, perturbed, replaced, zero_of
@@ -33,7 +32,8 @@ class Layers:
     def __init__(self, name: str, own: bool) -> None:
         self.name, self.own, self.face = name, own, PLAIN
         self.nus: dict[str, jax.ShapeDtypeStruct] = {}
-        self.faults: dict[str, str | None] = {}  # why there are no traces for a layer's parameters
+        self.connections: dict[str, Recorded | None] = {}
+        self.changing: dict[str, bool] = {}  # whether a layer's parameters are others at each step
         self.recurrent: dict[str, list[bool]] = {}
 
     def layer(self, site: Site, given: tuple[Array, Array | None] | None) -> tuple[Array, Any]:
@@ -50,70 +50,23 @@ class Layers:
             offset = sum((_own_effect(site, i) for i, one in enumerate(before) if one), start=offset)
         own = site._replace(connection=lambda params, *inputs: site.connection(params, *inputs) + offset)
         if self.face == INPUTS:
-            return own.axons(), [x for x in site.inputs if differentiable(x)]
+            parameters = [x for x in jax.tree.leaves(site.params) if differentiable(x)]
+            return own.axons(), ([x for x in site.inputs if differentiable(x)], parameters)
         cut = before if self.face == TAUGHT else map(differentiable, site.inputs)
         own = own._replace(inputs=tuple(severed(x) if one else x for x, one in zip(site.inputs, cut, strict=True)))
         if self.face == ALONE:
             return own.axons(), None
-        if site.name not in self.faults:
-            self.faults[site.name] = _fault(site)
-        if self.faults[site.name] == MIXES:
-            raise ValueError(f"{self.name}: layer {site.name!r} {MIXES}; use rtrl or truncated_backprop")
+        if getattr(site.connection, "mixes_examples", False):
+            raise ValueError(self.refusal(site.name, MIXES))
+        self.connections[site.name] = recorded(site)
         return taught(own, transposed, (), pair), (site.params, _rows(site))
 
-
-MIXES = "mixes examples, but each has traces of its own"
-
-
-def _fault(site: Site) -> str | None:
-    """Says why a trace for each parameter would be wrong; None if each acts on the unit of its place on the last axis.
-
-    Tested at random parameters and inputs of two examples: tangents whose signs are flipped unit by unit must move ν
-    with flipped signs. A connection that needs values of this run is not tested.
-    """
-    if getattr(site.connection, "mixes_examples", False):
-        return MIXES
-    nu = jax.eval_shape(site.preactivation)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(site.params):
-        if differentiable(leaf) and leaf.shape[-1:] != nu.shape[-1:]:
-            shape = f"shape {leaf.shape}, in which the last axis is not that of the {nu.shape[-1]} units"
-            return f"has a parameter {path_name(path)!r} of {shape}"
-    generator = np.random.default_rng(0)
-
-    def drawn(x: Any, shape: tuple[int, ...]) -> Array:
-        return jnp.asarray(generator.normal(size=shape) if differentiable(x) else np.zeros(shape), x.dtype)
-
-    leaves = jax.tree.leaves((site.params, site.inputs))
-    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in leaves):
-        return None
-    with jax.ensure_compile_time_eval():
-        params, tangents = (jax.tree.map(lambda p: drawn(p, p.shape), site.params) for _ in range(2))
-        inputs = [drawn(x, (2, *x.shape[1:])) for x in site.inputs]
-        signs = np.where(np.arange(nu.shape[-1]) % 2, -1, 1)
-        moving = [differentiable(leaf) for leaf in jax.tree.leaves(params)]
-        flip = lambda x, signs: x * np.broadcast_to(signs, x.shape).astype(x.dtype)
-
-        def moved(signs: Any) -> tuple[Array, Array]:
-            some = [flip(t, signs) for t in chosen(jax.tree.leaves(tangents), moving)]
-
-            def of(some: Leaves) -> Array:
-                every = replaced(jax.tree.leaves(params), moving, some)
-                return site.connection(jax.tree.unflatten(jax.tree.structure(params), every), *inputs)
-
-            return jax.jvp(of, (chosen(jax.tree.leaves(params), moving),), (some,))
-
-        try:
-            (both, plain), (_, flipped) = moved(np.ones_like(signs)), moved(signs)
-            first = site.connection(params, *(x[:1] for x in inputs))
-            tolerance = float(jnp.finfo(nu.dtype).eps) ** 0.5
-            apart = lambda a, b: float(jnp.max(jnp.abs(a - b))) > tolerance * float(jnp.max(jnp.abs(b)))
-            if apart(first, both[:1]):
-                return MIXES
-            if apart(flipped, flip(plain, signs)):
-                return "has parameters that act on other units than that of their place on the last axis"
-        except jax.errors.JAXTypeError:  # it holds values of this run
-            return None
-    return None
+    def refusal(self, layer: str, why: str) -> str:
+        """Returns the message about a layer whose parameters can have no traces."""
+        return (
+            f"{self.name}: layer {layer!r} {why}, and a trace is kept for each example, parameter and the unit that "
+            "it acts on: use rtrl or truncated_backprop, or write the connection as x @ weight + bias"
+        )
 
 
 def _own_effect(site: Site, place: int) -> Array:
@@ -203,12 +156,14 @@ def _recurrent(loop: Opened, plain: Opened, layers: Layers) -> dict[str, list[bo
     """Finds, for each layer's inputs, whether they come from the previous step and not from layers of this one."""
     count, names = len(plain.carry), list(layers.nus)
 
-    def inputs(carry: Leaves, *offsets: Array) -> list[Leaves]:
-        _, y = loop.step(loop.consts, [*carry, *offsets, jnp.ones(())], [_blank(x) for x in loop.xs])
+    def read(carry: Leaves, xs: Leaves, *offsets: Array) -> list[tuple[Leaves, Leaves]]:
+        _, y = loop.step(loop.consts, [*carry, *offsets, jnp.ones(())], xs)
         return list(loop.close(loop.carry, y)[1][1])
 
-    sources = reached(inputs, plain.carry, *loop.carry[count : count + len(names)])
-    return {n: [found == frozenset({0}) for found in own] for n, own in zip(names, sources, strict=True)}
+    blank = [_blank(x) for x in loop.xs]
+    sources = dict(zip(names, reached(read, plain.carry, blank, *loop.carry[count : count + len(names)]), strict=True))
+    layers.changing = {name: any(parameters) for name, (_, parameters) in sources.items()}
+    return {name: [found - {1} == {0} for found in inputs] for name, (inputs, _) in sources.items()}
 
 
 class _Kept(NamedTuple):
@@ -354,18 +309,17 @@ class _Recursion:
         own = {s for s, sources in enumerate(by_nu) if k in sources}
         while more := {s for s, sources in enumerate(by_h) if own & sources} - own:
             own |= more
-        if own and (fault := self.layers.faults[name]) is not None:
-            raise ValueError(
-                f"{self.layers.name}: layer {name!r} {fault}, and a trace is kept for each parameter and its own unit "
-                "alone; use rtrl or snap(order=2), or write the connection as x @ weight + bias"
-            )
         for s in own:
-            if begun[s].shape != self.zeros[k].shape:
+            if begun[s].shape != self.zeros[k].shape or begun[s].ndim != 2:
                 raise ValueError(
                     f"{self.layers.name}: layer {name!r} has pre-activations of shape {self.zeros[k].shape} and moves "
                     f"a state of shape {begun[s].shape}: its units must each carry their own, [batch, units]; use rtrl "
                     "or node_perturbation. A sum over steps is no state if the step only adds to it"
                 )
+        if own and self.layers.changing[name]:
+            raise ValueError(self.layers.refusal(name, "has parameters that change from step to step"))
+        if own and (why := fault(self.layers.connections[name])) is not None:
+            raise ValueError(self.layers.refusal(name, why))
         return sorted(own)
 
     def with_state(self, carry: Leaves, h: Leaves) -> Leaves:

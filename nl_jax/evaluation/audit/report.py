@@ -163,7 +163,7 @@ def _verdict(rows: list[AuditedLeaf]) -> str:
 
 
 def require_verdict(claim: str) -> None:
-    """Raises ValueError if the claim is no verdict that an audit can come to."""
+    """Raises ValueError if the claim has a word that is in no audit's verdict."""
     known = ["local", "three-factor", *_VIOLATIONS, "shared weights"]
     unknown = [part for part in claim.split(", ") if part.removeprefix("maybe ") not in known]
     if unknown:

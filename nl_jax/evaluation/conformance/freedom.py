@@ -28,7 +28,7 @@ def layers(s: Subject) -> CheckResult:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         if "propagate" in str(error):
             return CheckResult("layers", "noted", "needs an objective that takes `propagate`", {"layers": True})
-        said = f"needs parameters of its own kind, not one bare array: {type(error).__name__}: {error}"
+        said = f"did not run with one bare array for parameters: {type(error).__name__}: {error}"
         return CheckResult("layers", "noted", said, {"layers": None})
     return CheckResult("layers", "noted", "takes any function of parameters and batch", {"layers": False})
 

@@ -116,6 +116,7 @@ def _connection(
         return outputs[0] if training else outputs  # the running averages' update is not kept
 
     connection.mixes_examples = training  # type: ignore[attr-defined]
+    connection.keeps_averages = training  # type: ignore[attr-defined]
     return x, connection
 
 

@@ -108,6 +108,7 @@ def _connection(
     running = kwargs.get("use_running_average")
     training = isinstance(layer, nnx.BatchNorm) and not (layer.use_running_average if running is None else running)
     connection.mixes_examples = training  # type: ignore[attr-defined]
+    connection.keeps_averages = training  # type: ignore[attr-defined]
     return own, x, connection
 
 

@@ -266,7 +266,18 @@ def _declared(params, x):
 
 _declared.mixes_examples = True
 
-SQUARE = np.arange(9.0).reshape(3, 3) / 9 - 0.4
+
+@jax.custom_vjp
+def _by_hand(params, x):
+    return x @ params["weight"]
+
+
+_by_hand.defvjp(
+    lambda params, x: (x @ params["weight"], (params, x)),
+    lambda at, credit: ({"weight": at[1].T @ credit}, credit @ at[0]["weight"].T),
+)
+
+SQUARE, UP = np.arange(9.0).reshape(3, 3) / 9 - 0.4, np.arange(1.0, 4.0)
 OWN_UNITS = "has parameters that act on other units than that of their place on the last axis"
 
 
@@ -277,10 +288,25 @@ OWN_UNITS = "has parameters that act on other units than that of their place on 
         (lambda params, x: x @ params["weight"].T, {}, OWN_UNITS),
         (lambda params, x: (x * params["gain"]) @ params["weight"], {"gain": SQUARE[0]}, OWN_UNITS),
         (lambda params, x: x @ params["weight"] * params["gain"], {"gain": jnp.array(0.5)}, r"'gain' of shape \(\)"),
+        (lambda params, x: x @ jnp.roll(params["weight"], 2, axis=-1), {}, OWN_UNITS),
+        (lambda params, x: jnp.where(x > -9, x, 0) @ params["weight"].T, {}, OWN_UNITS),
+        (lambda params, x: (x @ params["weight"] * jnp.sqrt(params["gain"]))[:, ::-1], {"gain": UP}, OWN_UNITS),
+        (_by_hand, {}, None),
         (_centred, {"gain": SQUARE[0]}, "mixes examples"),
         (_declared, {"gain": SQUARE[0]}, "mixes examples"),
     ],
-    ids=["own units", "transposed", "inputs scaled", "one gain", "centred", "declared"],
+    ids=[
+        "own_units",
+        "transposed",
+        "inputs_scaled",
+        "one_gain",
+        "rolled",
+        "masked",
+        "reversed",
+        "custom_derivative",
+        "centred",
+        "declared",
+    ],
 )
 def test_traces_need_parameters_of_their_own_unit_and_example(connection, params, said, lenient):
     batch = jax.random.normal(jax.random.key(0), (4, 5, 3)), jnp.ones((5, 3))
@@ -320,13 +346,23 @@ def test_layers_of_loops_before_and_within():
         _estimates([functools.partial(nl.three_factor, loop="time/depth")], within, params, batch)
 
 
-def test_three_factors_need_the_same_parameters_at_all_steps():
-    def objective(params, batch, propagate=feedforward):
-        step = lambda h, w, propagate: (propagate("layer", lambda w, x: x @ w, jnp.tanh, w, h), None)
-        return jnp.sum(nl.scan("time", step, batch, params, propagate)[0] ** 2, axis=1)
+@pytest.mark.parametrize("make", [nl.three_factor, nl.e_prop])
+@pytest.mark.parametrize("where", ["xs", "carry"])
+def test_parameters_that_change_from_step_to_step_are_refused(make, where):
+    affine = lambda weight, x: x @ weight
 
-    with pytest.raises(ValueError, match="in loop 'time' has parameters that change from step to step"):
-        _estimates([nl.three_factor], objective, np.stack([SQUARE, SQUARE.T]), jnp.ones((5, 3)))
+    def objective(params, batch, propagate=feedforward):
+        def step(carry, scale, propagate):
+            h, decay = carry
+            weight = params * (scale if where == "xs" else decay)
+            return (h / 2 + propagate("layer", affine, jnp.tanh, weight, batch), 0.5 * decay), None
+
+        start = jnp.zeros_like(batch), jnp.ones((), batch.dtype)
+        (h, _), _ = nl.scan("time", step, start, jnp.arange(1.0, 4.0), propagate)
+        return jnp.sum(h**2, axis=1)
+
+    with pytest.raises(ValueError, match="has parameters that change from step to step"):
+        _estimates([make], objective, SQUARE, np.ones((5, 3)))
 
 
 def test_settings_of_three_factors():

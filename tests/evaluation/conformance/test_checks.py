@@ -310,7 +310,7 @@ def test_few_different_results_are_random_too():
 def test_parameters_known_by_name_are_no_fault():
     row = run(freedom.layers, named)
     assert row.outcome == "noted"
-    assert "needs parameters of its own kind" in row.said
+    assert "did not run with one bare array" in row.said
 
 
 def test_without_randomness_one_comparison_does():
