@@ -36,7 +36,8 @@ def uoro(objective: Objective, *, num_samples: int = 1, loop: str = "time") -> G
     that minimise the variance (their eq. 15–16). E h̃ θ̃ᵀ = J, so that the estimate is the gradient on average.
 
     Every example has its own products, except where a layer mixes examples: there one product stands for the whole
-    batch, and its variance grows with the batch as well as with time. Samples are averaged.
+    batch, and its variance grows with the batch as well as with time. Outside layers, no example may act on another.
+    Samples are averaged.
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name.
