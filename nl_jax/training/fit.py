@@ -66,8 +66,8 @@ def fit(
       checkpoint: a folder to save the run in (needs orbax: `pip install 'nl_jax[checkpoint]'`). It is created if it
         does not exist. If it exists, the run resumes from its newest state, which replaces `state`, up to `num_steps`
         steps from the first one. It holds the three newest states and all records. A folder of a run with another key,
-        first step, or shapes of state or data is refused. Functions, their settings, the values of the data and the
-        initial parameters cannot be compared: take a new folder when they change.
+        first step, batch size or order, or other shapes of state or data, is refused. Functions, their settings, the
+        values of the data and the initial parameters cannot be compared: take a new folder when they change.
       every: steps between two saves, by default one dispatch; saves happen at the end of a dispatch. The last step is
         always saved.
 

@@ -114,13 +114,14 @@ def test_every_cell_is_measured_or_says_why_not(small, tmp_path, capsys, monkeyp
     monkeypatch.setattr(atlas_page, "plot", lambda cells: plotted.extend(cells) or figure(1, 1, size=(1, 1))[0])
     (tmp_path / "cells" / "gone").mkdir()
     gone = {**exact, "task": {"title": "a task of yours", "unit": "mistakes", "goal": 0.5}}
-    (tmp_path / "cells" / "gone" / "my:own.json").write_text(json.dumps(gone))
+    (tmp_path / "cells" / "gone" / "my:own_rule.json").write_text(json.dumps(gone))
     (tmp_path / "cells" / "notes.json").write_text("{}")
     (tmp_path / "cells" / "gone" / "older.json").write_text('{"status": "refused"}')
     (tmp_path / "cells" / "small" / "rtrl.json").write_text("{")
     atlas.main([*small, "--out", str(tmp_path), "--resume", "--methods", "backprop"])
-    assert plotted == ["gone/my:own", "small/backprop", "small/refusing"]
+    assert plotted == ["gone/my:own_rule", "small/backprop", "small/refusing"]
     assert "a task of yours" in (tmp_path / "atlas.html").read_text()
+    assert "<td>my:own_rule</td>" in (tmp_path / "atlas.html").read_text()
     printed = capsys.readouterr().out
     assert "not on the page: small/rtrl" in printed
     assert "not on the page: gone/older: it is no cell of this version" in printed

@@ -121,6 +121,16 @@ def test_idx_files(tmp_path, capsys, monkeypatch):
     assert (len(train.images), len(test.images)) == (120, 30)
 
 
+def test_an_update_is_timed_by_itself(tmp_path, monkeypatch, no_picture):
+    """Not between two logs: training goes on while they measure."""
+    seconds = {"update": np.array([0.1, 0.2, 0.9])}  # of 4 updates
+    monkeypatch.setattr(nl.diagnostics.timing, "interleaved", lambda functions, rounds, **_: seconds)
+    tables = []
+    monkeypatch.setattr(compare, "table", lambda curves, target: tables.append(curves) or "")
+    assert compare.main(small(tmp_path, "--estimators", "backprop")) == 0
+    assert tables[0]["backprop"].seconds == pytest.approx(0.2)
+
+
 def test_the_table_says_what_the_curves_say():
     curve = Curve(
         update=[0, 10, 20, 30],

@@ -57,6 +57,8 @@ def test_batch_normalisation_by_the_batch_mixes_examples(lenient):
     with pytest.raises(ValueError, match="layer 'norm' mixes examples"):
         nl.node_perturbation(objective).estimate(*at)
     jax.eval_shape(nl.node_perturbation(objective, credit=nl.spaces.per_batch_credit()).estimate, *at)
+    with pytest.raises(ValueError, match="layer 'norm' normalises by the batch"):
+        nl.normalisation.population(model.apply)(model.params, X[None])
 
     trained = model.merge(model.params)
     trained.train()

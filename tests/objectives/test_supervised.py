@@ -21,10 +21,24 @@ def test_losses_must_be_per_example(loss):
         objective(jnp.ones((3, 2)), (jnp.ones((4, 3)), jnp.zeros(4)))
 
 
-def test_a_batch_is_a_pair():
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        (jnp.ones((2, 3)), r"float32\[2, 3\]: wrap the objective"),
+        ({"image": jnp.ones(3), "name": "a"}, r"'name': 'str'}: wrap the objective"),
+        ([(jnp.ones(3), jnp.ones(1))] * 3, r"float32\[1\]'\)\]: stack the batches, or pass iter\(batches\)"),
+    ],
+)
+def test_a_batch_is_a_pair(batch, said):
     objective = nl.supervised(lambda params, x: x @ params, nl.losses.half_squared_error)
-    with pytest.raises(ValueError, match=r"batch must be a pair \(inputs, targets\), got"):
-        objective(jnp.ones((3, 2)), jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=rf"batch must be a pair \(inputs, targets\), got .*{said}"):
+        objective(jnp.ones((3, 2)), batch)
+
+
+def test_outputs_and_targets_have_equally_many_examples():
+    objective = nl.supervised(lambda w, x: x @ w, lambda outputs, targets: outputs[:, 0])
+    with pytest.raises(ValueError, match="outputs and targets must have equally many examples"):
+        objective(jnp.ones((3, 1)), (jnp.ones((2, 3)), jnp.zeros(4)))
 
 
 def test_targets_may_be_any_tree():

@@ -23,7 +23,8 @@ from nl_jax._core.require import per_example
 from nl_jax.base import Array, Batch, Objective, Params
 from nl_jax.estimators.feedback.feedback_path import taught, transposed
 from nl_jax.estimators.online.forward_credit import require_loop
-from nl_jax.estimators.online.traces import Layers, lessons_of_loop
+from nl_jax.estimators.online.traced_layers import Layers
+from nl_jax.estimators.online.traces import lessons_of_loop
 from nl_jax.propagation import Site, interpret, plain_loop
 from nl_jax.propagation.loops import Leaves, differentiable
 

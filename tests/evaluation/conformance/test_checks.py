@@ -313,6 +313,20 @@ def test_parameters_known_by_name_are_no_fault():
     assert "did not run with one bare array" in row.said
 
 
+def test_a_value_error_for_a_bare_array_is_no_fault():
+    def three(objective):
+        def estimate(key, state, params, batch):
+            if jnp.ndim(params) == 1:
+                raise ValueError("it wants three layers")
+            return nl.backprop(objective).estimate(key, state, params, batch)
+
+        return nl.GradientEstimator(lambda key, params: (), estimate)
+
+    row = run(freedom.layers, three)
+    assert row.outcome == "noted"
+    assert "ValueError: it wants three layers" in row.said
+
+
 def test_without_randomness_one_comparison_does():
     """No draws, on no problem: a thousand estimates are never made."""
     s = subject(nl.backprop, Claims(), chain, 3000)
