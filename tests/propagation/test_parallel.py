@@ -197,6 +197,14 @@ def test_given_axons_of_too_few_steps_are_refused():
             run(forward)(jnp.float32(1), jnp.ones((2, 3)), given)
 
 
+@pytest.mark.parametrize("step", [lambda c, x: (c - x, None), lambda c, x: (x - c, None)])
+def test_a_total_may_be_subtracted_from_but_not_subtracted(step):
+    ours, scanned = (
+        loop("time", step, jnp.float32(1), jnp.arange(4.0) ** 2, None) for loop in (parallel_loop, plain_loop)
+    )
+    chex.assert_trees_all_close(ours, scanned)
+
+
 def test_no_steps_return_the_start():
     step = lambda h, x: (jnp.tanh(x), h)
     end, ys = parallel_loop("time", step, jnp.ones(3), jnp.ones((0, 3)), None)

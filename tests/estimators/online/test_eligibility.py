@@ -10,10 +10,11 @@ import optax
 import pytest
 
 import nl_jax as nl
+from nl_jax.estimators.online.own_units import fault, recorded
 from nl_jax.estimators.online.three_factor import cubed
 from nl_jax.evaluation.conformance.problem import Problem
 from nl_jax.evaluation.conformance.subject import keys, sampler
-from nl_jax.propagation import feedforward
+from nl_jax.propagation import Site, feedforward
 from tests import problems
 from tests.deviation import largest_deviation
 from tests.estimators.online import programs
@@ -317,6 +318,45 @@ def test_traces_need_parameters_of_their_own_unit_and_example(connection, params
         return
     (grads, _, _), (_, exact) = _estimates([nl.e_prop], *at)
     chex.assert_trees_all_close(grads, exact, rtol=1e-6)
+
+
+def test_masks_and_tables():
+    """Integers and Booleans: neither hides a fault, nor is a table refused."""
+
+    def why(connection, params, x):
+        return fault(recorded(Site("layer", connection, jnp.tanh, params, (x,))))
+
+    transposed = lambda weight, x: jnp.where(x, 1.0, 0.0) @ weight.T
+    assert why(transposed, SQUARE, jnp.ones((5, 3), bool)) == OWN_UNITS
+    assert why(lambda table, ids: table[ids], SQUARE, jnp.ones(5, int)) is None
+
+
+def test_a_declared_mix_is_refused_in_a_batch_of_one(lenient):
+    batch = jnp.ones((4, 1, 3)), jnp.ones((1, 3))
+    with pytest.raises(ValueError, match="layer 'time/layer' mixes examples"):
+        _estimates([nl.e_prop], _of_layer(_declared), {"weight": SQUARE, "gain": UP}, batch)
+
+
+def test_a_recurrent_input_may_be_gated():
+    """An input from the previous step that passes a gate of this step is still one from the previous step."""
+    batch = jax.random.normal(jax.random.key(0), (4, 5, 3)), jnp.ones((5, 3))
+    connection = lambda weight, x, h: (x + h) @ weight
+
+    def objective(params, batch, propagate=feedforward, gated=False):
+        def step(h, slices, propagate):
+            x, gate = slices
+            before = h * gate if gated else h
+            return h / 2 + propagate("layer", connection, jnp.tanh, params, x, before), None
+
+        slices = batch[0], jnp.ones_like(batch[0])
+        return jnp.sum(nl.scan("time", step, jnp.zeros_like(batch[1]), slices, propagate)[0] ** 2, axis=1)
+
+    def with_gate(params, batch, propagate=feedforward):
+        return objective(params, batch, propagate, gated=True)
+
+    (plain, _, _), _ = _estimates([nl.e_prop], objective, SQUARE, batch)
+    (gated, _, _), _ = _estimates([nl.e_prop], with_gate, SQUARE, batch)
+    np.testing.assert_allclose(gated, plain, rtol=1e-12)
 
 
 def test_layers_of_loops_before_and_within():
