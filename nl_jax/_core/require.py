@@ -125,7 +125,8 @@ def per_example(losses: Array) -> Array:
     if len(shape) != 1 or shape[0] == 0:
         raise ValueError(
             f"an objective must return one loss per example, shape [batch] with batch of at least 1; "
-            f"got shape {shape}: do not average over the batch, the estimator does"
+            f"got shape {shape}: do not average over the batch, the estimator does; nl.supervised(forward, loss) makes "
+            "an objective of a forward function"
         )
     if not jnp.issubdtype(losses.dtype, jnp.floating):
         raise ValueError(f"an objective must return floating-point losses, got {losses.dtype}: cast them to float32")
@@ -153,6 +154,12 @@ def takes_propagate(function: Any) -> bool:
         return "propagate" in inspect.signature(function).parameters
     except (TypeError, ValueError):  # builtins and some callables have no signature
         return False
+
+
+def loop_name(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` can be the name of a program's loop over time."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name} must be the name of the program's loop over time, such as 'time', got {value!r}")
 
 
 def layered(estimator: str, objective: Any) -> None:

@@ -234,6 +234,11 @@ def _agreed_shape(layer: Layer, joints: Mapping[str, Joint]) -> Shape:
 
 
 def _check_inputs(inputs: Array, source: str, shapes: Mapping[str, Shape]) -> None:
+    if isinstance(inputs, tuple | list | dict):
+        raise ValueError(
+            f"a network takes an array of inputs, got a {type(inputs).__name__} {jax.tree.map(jnp.shape, inputs)}: "
+            "make an objective of it, by nl.supervised(network.apply, loss), which takes (inputs, targets)"
+        )
     if jnp.ndim(inputs) == 0 or jnp.shape(inputs)[1:] != shapes[source]:
         raise ValueError(
             f"input layer {source!r} takes inputs of shape [batch, {', '.join(map(str, shapes[source]))}], "

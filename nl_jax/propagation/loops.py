@@ -52,8 +52,7 @@ def opened(body: Callable, carry: Any, xs: Any, length: int | None = None) -> Op
         found = f"they have {sorted(lengths)}" if lengths else "it has no xs"
         raise ValueError(f"a loop's xs must have one leading axis of steps, as long as its length: {found}")
     (steps,) = lengths
-    # Slices of the values themselves: they know the mesh axes over which they vary.
-    example = [x[0] if steps else _nothing(x) for x in x_leaves]
+    example = [x[0] for x in x_leaves]  # slices of the values: they know the mesh axes over which they vary
     out_trees: list[Any] = []
 
     def flat(carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
@@ -272,8 +271,3 @@ def instantiated(credit: Any) -> Any:
         return credit
     aval: Any = credit.aval
     return np.zeros(aval.shape, aval.dtype) if aval.dtype == jax.dtypes.float0 else zero_of(aval)
-
-
-def _nothing(x: Any) -> Any:
-    """Returns what a step of a loop without steps would read."""
-    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax._core.require import concrete, positive_integer
+from nl_jax._core.require import concrete, positive_integer, takes
 from nl_jax.base import Batch, LearnerState
 from nl_jax.training.batching import Order, shuffled
 from nl_jax.training.dispatch import Advanced, Call, Plan
@@ -44,6 +44,7 @@ class Arrays:
 
     def __init__(self, data: Batch, batch_size: int | None, order: Order) -> None:
         concrete("data", data)
+        takes("order", order, 5, "nl.batching.shuffled or nl.batching.uniform")
         self._data = jax.tree.map(jnp.asarray, data)
         self._order = order
         lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(self._data)}

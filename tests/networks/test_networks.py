@@ -285,6 +285,10 @@ def test_bad_calls_name_the_layer():
         network.apply(params, jnp.ones(4))
     with pytest.raises(ValueError, match=r"input layer 'input'.* got \[2, 5\]"):
         network.apply(params, jnp.ones((2, 5)))
+    with pytest.raises(
+        ValueError, match=r"got a tuple \(\(2, 4\), \(2,\)\): make an objective of it, by nl\.supervised"
+    ):
+        nl.backprop(network.apply).estimate(KEY, (), params, (jnp.ones((2, 4)), jnp.zeros(2)))
     with pytest.raises(ValueError, match="params have no entry for layer 'hidden1'"):
         network.apply({"output": params["output"]}, jnp.ones((2, 4)))
 

@@ -148,6 +148,7 @@ def test_ctrl_c_waits_for_a_donated_state():
     [
         ({"num_steps": 0}, "num_steps must be"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"order": 3}, "order must take 5 arguments, got 3: nl.batching.shuffled or nl.batching.uniform"),
         ({"batch_size": 25}, "batch_size must be at most the 24 examples there are, got 25"),
         ({"steps_per_dispatch": 0}, "steps_per_dispatch must be"),
     ],

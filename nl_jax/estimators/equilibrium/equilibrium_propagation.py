@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nl_jax._core.require import per_example
 from nl_jax.base import (
@@ -147,8 +148,8 @@ def _checked(nudge: Nudge) -> Nudge:
     if not isinstance(nudge, Nudge):
         raise ValueError(f"nudge must be one of nl.nudges, such as nl.nudges.symmetric(0.1), got {nudge!r}")
     known = [beta for beta in nudge.strengths if not isinstance(beta, jax.Array)]
-    if not nudge.strengths or 0 in known or len({*known}) < len(known):
-        raise ValueError(f"nudge must have strengths that are all different and not 0, got {nudge.strengths}")
+    if not nudge.strengths or 0 in known or len({*known}) < len(known) or not np.all(np.isfinite(known)):
+        raise ValueError(f"nudge must have finite strengths, all different and not 0, got {nudge.strengths}")
     return nudge
 
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from nl_jax._core.require import layered, typed_key
+from nl_jax._core.require import layered, loop_name, typed_key
 from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.estimators.feedback.feedback_path import beside
 from nl_jax.estimators.feedback.weights import Feedback
@@ -61,8 +61,7 @@ def traced(
         raise ValueError(
             f"feedback must be one of nl.feedback, such as nl.feedback.random(), or None; got {feedback!r}"
         )
-    if not isinstance(loop, str) or not loop:
-        raise ValueError(f"loop must be the name of the program's loop over time, such as 'time', got {loop!r}")
+    loop_name("loop", loop)
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)

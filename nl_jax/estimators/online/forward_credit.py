@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.require import layered, per_example, typed_key
+from nl_jax._core.require import layered, loop_name, per_example, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.estimators.noise.spaces.coupling import mixing_layers
 from nl_jax.propagation import Loop, Site, interpret, plain_loop
@@ -74,8 +74,7 @@ def online_estimator(
         a layer mixes examples.
     """
     layered(name, objective)
-    if not isinstance(loop, str) or not loop:
-        raise ValueError(f"loop must be the name of the program's loop over time, such as 'time', got {loop!r}")
+    loop_name("loop", loop)
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)

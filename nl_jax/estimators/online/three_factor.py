@@ -9,7 +9,16 @@ import jax.numpy as jnp
 from nl_jax._core.dependence import reached
 from nl_jax._core.drawing import own_key
 from nl_jax._core.numerics import wide_dtype
-from nl_jax._core.require import floating, layered, per_example, positive_integer, positive_number, takes, typed_key
+from nl_jax._core.require import (
+    floating,
+    layered,
+    loop_name,
+    per_example,
+    positive_integer,
+    positive_number,
+    takes,
+    typed_key,
+)
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.estimators.noise import reward_baselines
 from nl_jax.estimators.noise.reward_baselines import RewardBaseline
@@ -75,6 +84,7 @@ def three_factor(
     """
     layered("three_factor", objective)
     sigma, num_samples = positive_number("sigma", sigma), positive_integer("num_samples", num_samples)
+    loop_name("loop", loop)
     takes("response", response, 1, "a function of the noise, such as linear or cubed")
     if not isinstance(baseline, RewardBaseline):
         raise ValueError(f"baseline must be one of nl.reward_baselines, made by a call; got {baseline!r}")

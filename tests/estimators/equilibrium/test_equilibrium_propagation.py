@@ -1,6 +1,7 @@
 """The estimates are the gradient of the loss at rest, up to what the finite difference leaves."""
 
 import functools
+import math
 
 import chex
 import jax
@@ -189,6 +190,7 @@ def test_what_has_no_energy_here_is_refused(make, forward, complaint):
     [
         ({"nudge": 0.1}, r"nudge must be one of nl\.nudges"),
         ({"nudge": nl.nudges.Nudge((0.1, 0.1))}, "all different and not 0"),
+        ({"nudge": nl.nudges.Nudge((0.1, math.nan))}, "nudge must have finite strengths"),
         ({"feedback_strength": 0.0}, "feedback_strength must be a finite Python number above 0"),
         ({"rate": 1.5}, "rate must be at most 1"),
         ({"num_steps": 0}, "num_steps must be a whole number"),

@@ -197,6 +197,9 @@ def test_what_is_no_units_own_state_is_refused():
     with pytest.raises(ValueError, match="e_prop: the program has no loop named loop='tim'"):
         _estimates([functools.partial(nl.e_prop, loop="tim")], objective, *at)
     chain = problems.chain()
+    for make in (nl.e_prop, nl.rtrl, nl.three_factor):
+        with pytest.raises(ValueError, match=r"loop must be the name of the program's loop over time.* got 3"):
+            make(objective, loop=3)
     with pytest.raises(ValueError, match="rflo: the program has no loop named loop='time', its loops are none"):
         _estimates([nl.rflo], chain.objective, chain.params, chain.batch)
     with pytest.raises(ValueError, match=r"feedback must be one of nl\.feedback"):
