@@ -1,6 +1,10 @@
-"""nl_jax, "neuron learning in JAX": one calibrated interface to the ways a network can learn."""
+"""nl_jax, "neuron learning in JAX": one calibrated interface to the ways a network can learn.
 
-from nl_jax import activations, losses, objectives, optimizers, propagation, rules, theory
+Docstrings cite three documents that the project grew from: "seed 000", R. Schaeffer's notes on neural networks; "seed
+001", the lecture notes "Backpropagation in Neural Networks"; "seed 003", the notes of the NeuronLearning project.
+"""
+
+from nl_jax import activations, base, losses, objectives, optimizers, propagation, rules, theory
 from nl_jax._core import products, require
 from nl_jax._core.deprecation import renamed as _renamed
 from nl_jax._core.deprecation import renamed_module as _renamed_module
@@ -118,6 +122,7 @@ __all__ = [
     "backprop",
     "backprop_recursion",
     "bandit",
+    "base",
     "baselines",
     "bases",
     "batch_norm",

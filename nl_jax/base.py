@@ -137,8 +137,9 @@ class EstimateFn(Protocol):
 
 
 class SampleFn(Protocol):
-    """`sample(key, state, params, batch) -> (sampled, state, info)`, which returns the estimate as a list of numbers.
+    """`sample(key, state, params, batch) -> (sampled, state, info)`, which returns the estimate as rates.
 
+    An estimate Σ_k r_k ξ_k with directions ξ_k drawn from the key alone is stored as its rates r: a list of numbers.
     `sampled` is a `nl_jax.estimators.noise.engine.sampled_gradient.SampledGradient`; `sampled.formed(params)` is what
     `estimate` returns.
     """
@@ -182,9 +183,9 @@ def without_credit(key: Key, state: State, params: Params, batch: Batch) -> dict
     """The `credit` of an estimator that forms none: raises a ValueError."""
     del key, state, params, batch
     raise ValueError(
-        "this estimator has no credit of layers to show: weight_perturbation, for one, moves all weights at once and "
-        "forms none. Ask one that teaches layer by layer, such as nl.backprop, nl.feedback_alignment, "
-        "nl.predictive_coding or nl.node_perturbation; of nl.average, nl.mix or nl.partition, ask the estimators inside"
+        "this estimator does not compute credit per layer. Use one that does, such as nl.backprop, "
+        "nl.feedback_alignment, nl.predictive_coding or nl.node_perturbation; for nl.average, nl.mix or nl.partition, "
+        "call credit of the estimators that they combine"
     )
 
 
@@ -197,8 +198,8 @@ class GradientEstimator(NamedTuple):
       credit: `credit(key, state, params, batch) -> {layer: LayerCredit}`: axons, z, δ and multipliers by layer, for
         inspection. It raises a ValueError for estimators that do not form credit per layer. `estimate` does not call
         it, so it adds no cost to an estimate.
-      sample: `sample(key, state, params, batch) -> (sampled, state, info)`: the gradient as a list of numbers, where it
-        can be given as one (see `nl.seeded`); None otherwise.
+      sample: `sample(key, state, params, batch) -> (sampled, state, info)`: the gradient as a list of rates along
+        directions drawn from the key (see `nl.seeded`); None for estimators whose gradient is not of this form.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())

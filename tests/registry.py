@@ -156,7 +156,13 @@ ESTIMATORS: dict[str, Entry] = {
         evaluations=2 * K,
     ),
     "weight_running_mean": Entry(
-        _part(nl.weight_perturbation, num_samples=K, baseline=nl.baselines.running_mean(), directions=rademacher),
+        _part(
+            nl.weight_perturbation,
+            num_samples=K,
+            baseline=nl.baselines.running_mean(),
+            directions=rademacher,
+            sigma=0.1,
+        ),
         evaluations=K,
     ),
     "weight_rank_one": Entry(

@@ -1,4 +1,4 @@
-"""The house keeps its plan: imports run one way, and nothing private of JAX is used."""
+"""Tests the import rules between packages, and that nothing private of JAX is used."""
 
 import ast
 import inspect

@@ -51,8 +51,8 @@ class Config:
     methods: Names = tuple(METHODS)
     """Methods to run; the default is all of them."""
     estimator: Names = ()
-    """Additional methods of your own: module:factory, where factory(objective) makes the estimator. A factory that has
-    an argument num_samples is told --samples; one that has an argument example is shown a batch."""
+    """Additional methods of your own: module:factory, where factory(objective) makes the estimator. A factory with
+    an argument num_samples receives --samples; one with an argument example receives a batch."""
     data_dir: Path | None = None
     """Folder of MNIST-style IDX files, used as an additional task."""
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -66,9 +66,8 @@ class Config:
     out: Path = Path("results/atlas")
     """Folder for the results."""
     hours: float = 2.0
-    """Longest time for a cell, as estimated from the time of a single update. One that would take longer is not
-    measured, and the page says so. Of 83 cells of more than a minute half took less than the estimate, and nine of ten
-    less than 3.4 times as long."""
+    """Longest time for a cell, as estimated from the time of a single update. A cell that would take longer is skipped,
+    and the page says so. Half of the cells take less than estimated, and nine of ten less than 3.4 times as long."""
     processes: int = 1
     """Number of processes; each measures one cell at a time on its share of the processor's cores."""
     resume: bool = False

@@ -12,8 +12,8 @@ from experiments.harness.results import Verdict
 # exceeds the omitted orders as long as the series decreases.
 ALLOWED = 1.0
 NOTE = (
-    "η → 0: extrapolated from the three; ±: what the third changed of it, more than the error left; off: the largest\n"
-    "deviation of a curve from its law, in its own ±, at most 1 where theory and measurement agree."
+    "η → 0: the limit of three step sizes. ±: an upper estimate of its error. off: the largest distance of a curve\n"
+    "from theory, in units of ±; theory and measurement agree if it is at most 1."
 )
 
 

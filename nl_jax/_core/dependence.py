@@ -10,7 +10,7 @@ that is not found cannot reach the output, but a source that is found may cancel
   inputs, and each such source is recorded as coming through it. The outputs of a side effect (an `io_callback`, a
   mutable array) may depend on everything.
 
-Dependence can be gate: at a *mark*, the caller of `sources_of_outputs` decides which of the arriving sources pass.
+A *mark* gates dependence: the caller of `sources_of_outputs` decides which of the sources that arrive there pass.
 """
 
 import uuid

@@ -1,5 +1,5 @@
-"""Gradient estimators, one per file, and their shared parts.
+"""Gradient estimators, one per file.
 
-`perturbation` builds every perturbation estimator from `spaces` (where noise acts), `directions` (which noise),
-`baselines` (which loss difference) and `sampling` (how many samples, in which chunks).
+Each family has a folder: `noise`, `lagrangian`, `equilibrium`, `feedback` and `online`. The files beside them are
+backprop and what combines or wraps estimators of any family.
 """

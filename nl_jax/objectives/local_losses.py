@@ -43,7 +43,7 @@ class LocalLosses(NamedTuple):
       apply: `apply(params, inputs, propagate=feedforward) -> outputs`, the predictions of the last block's heads,
         averaged over positions and groups, [batch, outputs].
       outputs: `outputs(params, inputs, propagate=feedforward) -> {block: outputs}`, the same for every block.
-      parts: `parts(params) -> {block: of_network.BlockPart}`, the separate blocks, as `nl.by_block` trains them.
+      parts: `parts(params) -> {block: BlockPart}`, the separate blocks, as `nl.by_block` trains them.
       received: `received(params, (inputs, targets)) -> {block: batch}`: the inputs of each block, by one forward pass.
       losses_per_example: {block: positions times groups}.
     """

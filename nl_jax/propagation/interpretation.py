@@ -240,8 +240,8 @@ def places(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int | np.nd
     return found, count
 
 
-# Identifies the innermost transformation that is being traced. Before JAX 0.10 it is not public: then a program is only
-# refused by name if it runs eagerly, by `_require_own_body`.
+# Identifies the innermost transformation that is being traced. It is public from JAX 0.10 on. Before that, such layers
+# are found by `_require_own_body`, and only if the program runs eagerly.
 _trace_state = getattr(jax.extend.core, "get_opaque_trace_state", lambda: None)
 
 _UNREACHED = (

@@ -16,17 +16,22 @@ from nl_jax.propagation.loops import Leaves, Opened, opened
 
 
 def parallel_loop(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
-    """Runs a loop with the layers of all its steps at once.
+    """Runs all steps of a loop at once by `jax.vmap`, as far as they do not wait for each other.
 
-    A step waits for what the step before it carries on. If layers are clamped, that is made of given axons, and little
-    of a step has to wait. What is carried without waiting is computed by a `jax.vmap` over the steps, the rest by a
-    loop that computes nothing else, and then the steps themselves by another `jax.vmap`: one product of matrices where
-    `jax.lax.scan` has one for each step. Totals, to which steps only add, are summed at the end.
+    A part of the carry *waits* if a step computes it from what the step before carried on. Where layers are clamped,
+    few parts do: steps start from given axons.
 
-    Memory holds the temporary values of all steps, as in reverse mode. Steps are run one after the other, by
-    `jax.lax.scan`, if a product of matrices, a convolution or a loop has to wait; if `jax.checkpoint` says that a
-    step's values are not to be kept; or if a step would not be the same under `jax.vmap`, because it has side effects,
-    branches (all would run), loops with a condition, or random numbers that are not threefry's.
+    1. `jax.vmap` over the steps computes the parts of the carry that do not wait.
+    2. `jax.lax.scan` computes the parts that wait, and nothing else.
+    3. `jax.vmap` computes the steps: one product of matrices where `jax.lax.scan` has one for each step. Totals, to
+       which steps only add, are summed at the end.
+
+    Memory holds the temporary values of all steps, as in reverse mode. `jax.lax.scan` runs all of the loop instead
+
+    - if a product of matrices, a convolution or a loop has to wait;
+    - if `jax.checkpoint` says that a step's values are not to be kept;
+    - if a step would differ under `jax.vmap`: it has side effects, branches (all would run), loops with a condition, or
+      random numbers that are not threefry's.
     """
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(xs)} | ({(length,)} if length is not None else set())
     if len(lengths) != 1 or lengths <= {(0,), ()}:
@@ -55,13 +60,13 @@ def parallel_loop(name: str, body: Callable, carry: Any, xs: Any, length: int | 
     carried: Leaves = [None] * len(parts)
     counted = lambda c: c[None] + jnp.arange(loop.length, dtype=c.dtype).reshape(-1, *[1] * c.ndim)
     known(_Part.COUNTER, [counted(c) if p is _Part.COUNTER else None for p, c in zip(parts, loop.carry, strict=True)])
-    if _Part.MADE in parts:
+    if _Part.MADE in parts:  # 1
         ends, _ = all_steps(carried, loop.xs)
         known(_Part.MADE, [jnp.concatenate([c[None], e[:-1]]) for c, e in zip(loop.carry, ends, strict=True)])
-    if _Part.WAITING in parts:
+    if _Part.WAITING in parts:  # 2
         begin = [c if part is _Part.WAITING else None for part, c in zip(parts, loop.carry, strict=True)]
         known(_Part.WAITING, jax.lax.scan(waiting, begin, (carried, loop.xs), loop.length)[1])
-    ends, ys = all_steps(carried, loop.xs)
+    ends, ys = all_steps(carried, loop.xs)  # 3
     last = [
         c + jnp.sum(end, axis=0) if part is _Part.TOTAL else end[-1]
         for part, c, end in zip(parts, loop.carry, ends, strict=True)
@@ -126,7 +131,7 @@ def _differs_under_vmap(equation: JaxprEqn) -> bool:
     if equation.primitive.name == "random_bits":
         (key,) = equation.invars
         return bool(getattr(key.aval, "dtype", None) != _threefry())
-    return equation.primitive.name in _ONE_BY_ONE
+    return equation.primitive.name in _SEQUENTIAL
 
 
 @functools.cache
@@ -135,7 +140,7 @@ def _threefry() -> Any:
         return jax.random.key(0, impl="threefry2x32").dtype
 
 
-_ONE_BY_ONE = frozenset({"while", "cond", "checkpoint", "remat", "remat2", "rng_bit_generator", "pure_callback"})
+_SEQUENTIAL = frozenset({"while", "cond", "checkpoint", "remat", "remat2", "rng_bit_generator", "pure_callback"})
 _EXPENSIVE = frozenset({"dot_general", "ragged_dot_general", "conv_general_dilated", "scan"})
 
 

@@ -119,7 +119,7 @@ class Recursion(NamedTuple):
 
 
 def backprop(N: int, *, batch: int = 1) -> Recursion:
-    """C = 1 + (N + 1)/B and no noise, for any number of outputs.
+    """Returns backprop's recursion: C = 1 + (N + 1)/B and no noise, for any number of outputs.
 
     Args:
       N: inputs, at least 1.

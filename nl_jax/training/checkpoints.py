@@ -202,8 +202,8 @@ class Checkpoints:
         except Exception as error:
             newest = f"the newest saved is step {self.step}: " if self.step > self._first_step else ""
             raise OSError(
-                f"checkpoint folder {self._folder} could not be written at step {step} ({reason(error)}); {newest}mend "
-                "this, and the same call goes on from there"
+                f"checkpoint folder {self._folder} could not be written at step {step} ({reason(error)}); {newest}fix "
+                "the cause, then repeat the same call to resume"
             ) from error
 
 

@@ -51,9 +51,9 @@ def fit(
       batch_size: examples per step; None for all of them (full batch), 1 for single-sample descent. For a
         sum over the batch instead of a mean see `nl.batch_sum`. An iterator chooses its batches itself.
       order: `nl.batching.shuffled` (passes over the data) or `nl.batching.uniform` (with replacement).
-      steps_per_dispatch: steps between two returns to Python, where logs are called, states are saved, and Ctrl-C and
-        SIGTERM act. With arrays, these steps are compiled into one call. A return takes a few milliseconds at most. If
-        a step takes 0.1 ms or less, use a thousand steps or more.
+      steps_per_dispatch: steps between two returns to Python; with arrays, one compiled call runs them all. Python
+        then calls the logs, saves the state and handles Ctrl-C and SIGTERM, in a few milliseconds at most. Use 1,000 or
+        more if a step takes 0.1 ms or less.
       record: `record(state, info)` returns what to keep of each step; by default `info` without its residuals. Only
         `lambda state, info: info` makes the run compute the residuals.
       log: a function, or several, called with an `nl.Report` before the first dispatch and after each. It returns None,

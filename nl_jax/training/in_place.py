@@ -1,4 +1,4 @@
-"""In-place updates by a gradient given as a list of numbers, with the memory of inference (Malladi et al. 2023)."""
+"""In-place updates by a gradient given as a list of rates, with the memory of inference (Malladi et al. 2023)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def seeded(
     itself, as in heavy-ball momentum. A step draws the directions of H + 1 gradients.
 
     Args:
-      estimator: one whose gradient is a list of numbers: `nl.weight_perturbation`, `nl.evolution_strategy`, or
+      estimator: one with a `sample` function: `nl.weight_perturbation`, `nl.evolution_strategy`, or
         `nl.forward_gradient` in weights.
       learning_rate: η, a number other than 0 or an optax schedule.
       momentum: μ, at least 0 and below 1; 0 for none.
@@ -77,7 +77,7 @@ def seeded(
       otherwise the parameters are copied.
 
     Raises:
-      ValueError: if the estimator's gradient is not a list of numbers, or the learning rate is 0 or not finite.
+      ValueError: if the estimator has no `sample` function, or the learning rate is 0 or not finite.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> objective = lambda w, batch: (batch @ w - 1) ** 2
@@ -90,8 +90,8 @@ def seeded(
     """
     if not isinstance(estimator, GradientEstimator) or estimator.sample is None:
         raise ValueError(
-            "estimator must be one whose gradient is a list of numbers, such as nl.weight_perturbation, "
-            f"nl.evolution_strategy or nl.forward_gradient in weights; got {estimator!r}. For all others use nl.learner"
+            "estimator must have a `sample` function, as nl.weight_perturbation, nl.evolution_strategy and "
+            f"nl.forward_gradient in weights have; got {estimator!r}. For all others use nl.learner"
         )
     sample = estimator.sample
     coefficients = coefficients_of(momentum, window)

@@ -1,7 +1,7 @@
 """Loggers: to a file, TensorBoard or Weights & Biases.
 
-Each returns a function for the argument `log` of `nl.fit` and `nl.restarts`. A row has the step (the number of steps
-taken), the loss, and every number that `record` kept, by its path in the tree:
+Each returns a function for the argument `log` of `nl.fit`, `nl.restarts` and `nl.sweep`. A row has the step (the number
+of steps taken), the loss, and every number that `record` kept, by its path in the tree:
 `{"step": 3, "loss": 0.5, "evaluations": 5}`. The elements of arrays have names that end in their indices, such as
 "loss/0" and "loss/1" for the runs of `restarts`.
 """

@@ -197,7 +197,7 @@ class Loop:
         if self._saves is None:
             return "; .state and .history hold the dispatches that were finished"
         folder = self._run.checkpoint
-        return f" after step {self._here.step}, which is saved in {folder}: the same call goes on from there"
+        return f" after step {self._here.step}, which is saved in {folder}: repeat the same call to resume"
 
     def _history(self, parts: int | None = None) -> Any:
         return self._joined(self._records[: self._here.parts if parts is None else parts])

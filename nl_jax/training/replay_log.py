@@ -39,7 +39,8 @@ class TrainingLog:
       params: its parameters, or their shapes.
       batch: a batch, or its shapes. It sets the number of rates for samplers that give every example its own
         directions.
-      momentum: the learner's momentum, with its `window`.
+      momentum: the momentum given to `nl.seeded`.
+      window: the window given to `nl.seeded`.
       snapshot_every: interval in steps at which all parameters are saved as well, so that a replay need not begin at
         the first step; None for never.
 
@@ -231,7 +232,7 @@ def _repeated(directions: Directions, generator: str, params: Params, past: Any,
 
 def _header(estimator: GradientEstimator, params: Params, batch: Batch) -> dict[str, Any]:
     if estimator.sample is None:
-        raise ValueError("estimator must be one whose gradient is a list of numbers, as nl.seeded takes it")
+        raise ValueError("estimator must have a `sample` function, as nl.seeded needs it; nl.weight_perturbation has")
     key = jax.random.key(0)
     state = jax.eval_shape(estimator.init, key, params)
     if jax.tree.leaves(state):

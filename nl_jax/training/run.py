@@ -19,7 +19,7 @@ Log = Callable[[Report], Mapping[str, Any] | bool | None]
 
 
 class Run:
-    """Checks and holds the settings that `fit` and `restarts` share; their docstrings explain each setting."""
+    """Checks and holds the settings that `fit`, `restarts` and `sweep` share; their docstrings explain each setting."""
 
     def __init__(
         self,

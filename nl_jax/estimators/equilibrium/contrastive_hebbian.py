@@ -45,7 +45,7 @@ def contrastive_hebbian(
     num_steps: int | Array = 20,
     tolerance: float = 0.0,
 ) -> GradientEstimator:
-    """Hebbian in the clamped phase, anti-Hebbian in the free one (Movellan 1991), weak feedback (Xie & Seung 2003).
+    """Estimates the gradient from Hebbian products in a clamped and a free phase (Movellan 1991; Xie & Seung 2003).
 
     The network is an energy network whose feedback weights are γ times its forward weights
     (`nl_jax.estimators.equilibrium.energy`). With x its free equilibrium (activity at rest) and x̂ its equilibrium with

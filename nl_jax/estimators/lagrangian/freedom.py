@@ -44,7 +44,7 @@ class Freedom(NamedTuple):
 
 
 def free_axons(estimator: str, objective: Objective, params: Params, batch: Batch, axons: Axons) -> Freedom:
-    """Finds the layers that no layer reads; nothing is run.
+    """Divides the layers into hidden ones, which another layer reads, and outputs; runs nothing.
 
     Args:
       estimator: its name, for messages.

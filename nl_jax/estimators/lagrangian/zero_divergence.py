@@ -13,13 +13,13 @@ Stage = dict[str, Array]
 
 
 def zero_divergence(objective: Objective) -> GradientEstimator:
-    """Predictive coding in which each layer learns at the step when its error first arrives (Z-IL).
+    """Runs predictive coding in which each layer learns when its error first arrives, Z-IL (Song et al. 2020).
 
     Inference is that of `predictive_coding`, x ← x − ∂F/∂x with a step of 1 and μ = 1 from the feedforward axons
     (activity). Errors start at the top and move down one layer per step. When the error of layer l arrives, after L − l
     steps, nothing below it has moved: the credit that arrives is exactly backprop's, and the layer's inputs are those
-    of the forward pass. At later steps this no longer holds. The updates are exactly the gradient (Song et al. 2020),
-    and are applied together.
+    of the forward pass. At later steps this no longer holds. The updates are exactly the gradient, and are applied
+    together.
 
     If paths differed in length, credit along the shorter ones would arrive early. Identity nodes therefore make all
     paths equally long (Salvatori et al. 2022). What a layer sends past the next one in the order of propagation, to a

@@ -41,9 +41,10 @@ class Baseline(NamedTuple):
 
 
 def none() -> Baseline:
-    """Ẽ(σ)/σ: no baseline, exactly the update of seed 000, −η Ẽ Ω.
+    """Uses no baseline, Ẽ(σ)/σ: exactly the update of seed 000, −η Ẽ Ω.
 
-    Unbiased like the others, because E is independent of the noise; but its variance grows as (E/σ)².
+    Unbiased as σ → 0 like the others, because E is independent of the noise; but its variance grows as (E/σ)², and its
+    default σ is therefore large: a step of length 1, biased where the loss is curved.
     """
 
     def rate(view: View, sigma: float | Array, state: State) -> Rate:
@@ -59,7 +60,7 @@ def none() -> Baseline:
 
 
 def clean() -> Baseline:
-    """(Ẽ(σ) − E)/σ: the difference of perturbed and unperturbed error (seed 000)."""
+    """Compares with a clean pass, (Ẽ(σ) − E)/σ: the difference of perturbed and unperturbed error (seed 000)."""
 
     def rate(view: View, sigma: float | Array, state: State) -> Rate:
         del state
@@ -74,7 +75,7 @@ def clean() -> Baseline:
 
 
 def antithetic() -> Baseline:
-    """(Ẽ(σ) − Ẽ(−σ))/2σ: the central difference, whose error is of second order in σ (SPSA; Spall 1992)."""
+    """Takes the central difference, (Ẽ(σ) − Ẽ(−σ))/2σ, whose error is of second order in σ (SPSA; Spall 1992)."""
 
     def rate(view: View, sigma: float | Array, state: State) -> Rate:
         del state
@@ -89,11 +90,11 @@ def antithetic() -> Baseline:
 
 
 def running_mean(decay: float = 0.9) -> Baseline:
-    """(Ẽ(σ) − Ē)/σ: comparison with the mean loss of past estimates (Williams 1992, reinforcement baseline).
+    """Compares with the mean loss of past estimates, (Ẽ(σ) − Ē)/σ (Williams 1992, reinforcement baseline).
 
-    Needs no clean pass. Unbiased, because past losses are independent of the present noise. The remaining loss, which
-    differs between batches and examples, adds ((E − Ē)/σ)² to the variance. This is far better than no baseline, but
-    increasingly worse than the clean one as σ decreases.
+    Needs no clean pass. Unbiased as σ → 0, because past losses are independent of the present noise. The remaining
+    loss, which differs between batches and examples, adds ((E − Ē)/σ)² to the variance. This is far better than no
+    baseline, but increasingly worse than the clean one as σ decreases; the default step has length 1, as without one.
 
     Args:
       decay: weight of the past in the exponential mean, at least 0 and below 1. The mean is corrected for its start;
@@ -112,7 +113,7 @@ def running_mean(decay: float = 0.9) -> Baseline:
 
 
 def tangent() -> Baseline:
-    """dẼ/dσ at σ = 0: the exact directional derivative, by forward-mode autodiff; there is no σ to choose."""
+    """Computes the exact directional derivative dẼ/dσ at σ = 0, by forward-mode autodiff; there is no σ to choose."""
 
     def rate(view: View, sigma: float | Array, state: State) -> Rate:
         del sigma, state

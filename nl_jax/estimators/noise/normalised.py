@@ -17,7 +17,7 @@ def normalised(estimator: GradientEstimator) -> GradientEstimator:
     Σ (ℓ_k − ℓ_0) ξ_k / (K std(ℓ)). Its length adapts to the curvature: steps are shorter in steep regions.
 
     Args:
-      estimator: one whose gradient is a list of numbers, `nl.weight_perturbation` or `nl.forward_gradient` in weights,
+      estimator: one with a `sample` function, `nl.weight_perturbation` or `nl.forward_gradient` in weights,
         with 2 samples or more.
 
     Returns:
@@ -25,7 +25,7 @@ def normalised(estimator: GradientEstimator) -> GradientEstimator:
       hides every difference, the estimate is 0.
 
     Raises:
-      ValueError: if the estimator's gradient is not a list of numbers; when run, if it has one sample.
+      ValueError: if the estimator has no `sample` function; when run, if it has one sample.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> def step(scale):
@@ -37,8 +37,8 @@ def normalised(estimator: GradientEstimator) -> GradientEstimator:
     """
     if not isinstance(estimator, GradientEstimator) or estimator.sample is None:
         raise ValueError(
-            "estimator must be one whose gradient is a list of numbers, such as nl.weight_perturbation(objective, "
-            f"num_samples=8); got {estimator!r}"
+            "estimator must have a `sample` function, as nl.weight_perturbation(objective, num_samples=8) has; got "
+            f"{estimator!r}"
         )
     own = estimator.sample
 

@@ -137,9 +137,8 @@ def reinforce(
         for name in learned:
             if name not in responses:
                 raise ValueError(
-                    f"layer {name!r} depends on parameters but draws nothing, so that its credit would have to come "
-                    f"from other layers: name a unit for it, such as units={{{name!r}: nl.units.gaussian(sigma=0.1), "
-                    "…}, and let it receive its parameters by propagate"
+                    f"layer {name!r} has parameters but no stochastic unit: add one, such as units={{{name!r}: "
+                    "nl.units.gaussian(sigma=0.1), …}, and pass the layer's parameters to propagate"
                 )
         for pattern in chosen:
             if pattern not in drawing.values():

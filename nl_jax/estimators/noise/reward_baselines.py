@@ -31,12 +31,12 @@ class RewardBaseline(NamedTuple):
 
 
 def none() -> RewardBaseline:
-    """0: no baseline, the loss itself is used."""
+    """Uses no baseline: b = 0."""
     return RewardBaseline(lambda: (), lambda losses, state: jnp.zeros_like(losses), lambda state, loss: state)
 
 
 def running_mean(decay: float = 0.9) -> RewardBaseline:
-    """The mean loss of past estimates (reinforcement comparison; Sutton 1984, Williams 1992).
+    """Compares with the mean loss of past estimates (reinforcement comparison; Sutton 1984, Williams 1992).
 
     Args:
       decay: weight of the past in the exponential mean, at least 0 and below 1. The mean is corrected for its start;
@@ -54,7 +54,7 @@ def running_mean(decay: float = 0.9) -> RewardBaseline:
 
 
 def leave_one_out() -> RewardBaseline:
-    """The mean loss of the same example's other samples; K must be at least 2 (Kool et al. 2019).
+    """Compares with the mean loss of the same example's other samples; K must be at least 2 (Kool et al. 2019).
 
     It adapts to each example's own difficulty, which a running mean cannot.
     """

@@ -46,7 +46,7 @@ def subspace_perturbation(
     Returns:
       An estimator with its baseline's state. With `inputs` it costs K + 2 evaluations (a clean pass, the sketch's local
       products, K displaced passes), 2 K + 2 antithetic; with `random`, K + 1 and 2 K. `nl.seeded` cannot use it: the
-      basis depends on the batch, so that the gradient is not a list of numbers.
+      basis depends on the batch, so that the gradient cannot be drawn again from the key.
 
     Raises:
       ValueError: if a setting is out of range, or the basis needs layers and the objective takes no `propagate`.

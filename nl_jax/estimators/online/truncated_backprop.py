@@ -10,7 +10,7 @@ from nl_jax.propagation.loops import Leaves
 
 
 def truncated_backprop(objective: Objective, *, window: int, loop: str = "time") -> GradientEstimator:
-    """Backpropagation through time within windows of k steps; no credit passes from a window to the one before.
+    """Backpropagates through time within windows of k steps; no credit passes from a window to the one before.
 
     Time is cut into consecutive windows; the last one may be shorter. The state is passed on, its credit is not:
     BPTT(k; k) of Williams & Peng (1990). Dependencies over more than k steps are not learned, and shorter ones only if

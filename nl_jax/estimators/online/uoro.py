@@ -28,7 +28,7 @@ class RankOne(NamedTuple):
 
 
 def uoro(objective: Objective, *, num_samples: int = 1, loop: str = "time") -> GradientEstimator:
-    """`rtrl` with an unbiased product of two vectors as influence matrix: J_t ≈ h̃_t θ̃_tᵀ (Tallec & Ollivier 2018).
+    """Approximates `rtrl` by an unbiased influence matrix of rank one, J_t ≈ h̃_t θ̃_tᵀ (Tallec & Ollivier 2018).
 
         h̃ ← ρ_0 ∂h_t/∂h_{t−1} h̃ + ρ_1 ν,    θ̃ ← θ̃/ρ_0 + νᵀ ∂h_t/∂θ / ρ_1                         (their eq. 13–14)
 

@@ -98,7 +98,9 @@ class Audit(NamedTuple):
         outside = [f"{leaf} belongs to no layer" for leaf, row in self.rows.items() if not row.layers]
         found = {source.through for row in self.rows.values() for sources in row.sources.values() for source in sources}
         opaque = sorted(name for name in found if name is not None)
-        return outside + [f"maybe: {name} is opaque, and may make of its inputs what it will" for name in opaque]
+        return outside + [
+            f"maybe: the audit cannot look inside {name}; its outputs may depend on all its inputs" for name in opaque
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain data for JSON: each leaf's layers, verdict and sources, with any opaque primitive."""

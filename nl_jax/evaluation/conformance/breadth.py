@@ -76,14 +76,14 @@ def two_heads(s: Subject) -> CheckResult:
 def half_precision(s: Subject) -> CheckResult:
     """Checks calibration for bfloat16 parameters, to the root of its resolution: 9 % of the gradient's length."""
     row = _on(s, "half precision", problem.half_precision)
-    return row._replace(said=f"{row.said}. {TOO_SMALL}") if row.outcome == "failed" and _takes_steps(s) else row
+    return row._replace(said=f"{row.said}. {UNSUITED_STEP}") if row.outcome == "failed" and _takes_steps(s) else row
 
 
-TOO_SMALL = (
+UNSUITED_STEP = (
     "Its mean is right in full precision, and it takes no derivatives: if it takes finite differences, their step, "
     "such as sigma, is likely too small for bfloat16, which resolves "
-    f"{float(jnp.finfo(jnp.bfloat16).eps):.2g} next to 1. Choose it by the parameters' dtype, as "
-    "nl.weight_perturbation does if sigma is left out"
+    f"{float(jnp.finfo(jnp.bfloat16).eps):.2g} next to 1, or so large that curvature biases it. Choose it by the "
+    "parameters' dtype, as nl.weight_perturbation does if sigma is left out"
 )
 
 

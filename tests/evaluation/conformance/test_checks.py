@@ -366,7 +366,7 @@ def test_half_precision_is_judged_to_the_root_of_its_resolution():
     row = run(breadth.half_precision, changed(stretched, nl.backprop))
     assert row.outcome == "failed"
     assert "differs from the gradient by 2" in row.said
-    assert breadth.TOO_SMALL not in row.said  # it takes no step
+    assert breadth.UNSUITED_STEP not in row.said  # it takes no step
 
 
 def simultaneous(objective, c=1e-3):
@@ -386,11 +386,11 @@ def simultaneous(objective, c=1e-3):
 def test_a_step_that_half_precision_loses_is_hinted_at(lenient):
     row = run(breadth.half_precision, simultaneous)
     assert row.outcome == "failed"
-    assert row.said.endswith(breadth.TOO_SMALL)
+    assert row.said.endswith(breadth.UNSUITED_STEP)
     assert "sigma, is likely too small for bfloat16, which resolves 0.0078 next to 1" in row.said
     twice = run(breadth.half_precision, changed(lambda grads, *rest: (jax.tree.map(lambda g: 2 * g, grads), *rest)))
     assert twice.outcome == "failed"  # but so it is in full precision
-    assert breadth.TOO_SMALL not in twice.said
+    assert breadth.UNSUITED_STEP not in twice.said
 
 
 def stretched(grads, state, info):

@@ -65,7 +65,7 @@ def perturbation(
         return view, rate.along, view.costs.fixed + rate.fixed_cost + num_samples * rate.cost_per_sample
 
     def found(key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, State, Info]:
-        """Returns a gradient: that of layers, or that of weights as a list of numbers."""
+        """Returns a gradient: that of layers, or that of weights as rates along directions."""
         seen: list[int] = []
 
         def of_share(share: Share, key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, Array]:
@@ -86,8 +86,8 @@ def perturbation(
         gradient, state, info = found(key, state, params, batch)
         if not isinstance(gradient, SampledGradient):
             raise ValueError(
-                "a gradient made of noise in nodes, or in a subspace of the batch's inputs, is no list of numbers: its "
-                "noise is not drawn from the key alone. Use weight_perturbation, "
+                "the gradient of noise in nodes, or in a subspace of the batch's inputs, cannot be stored as rates, "
+                "because its directions depend on more than the key. Use weight_perturbation, "
                 "forward_gradient(space=nl.spaces.weights) or evolution_strategy"
             )
         return gradient, state, info

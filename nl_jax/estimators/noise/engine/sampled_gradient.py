@@ -1,4 +1,4 @@
-"""A gradient as a list of numbers: ĝ = 1/K Σ_k r_k ξ_k, of which only the rates r need to be stored."""
+"""A gradient as a list of rates: ĝ = 1/K Σ_k r_k ξ_k, whose directions ξ can be drawn again from the key."""
 
 import functools
 import math

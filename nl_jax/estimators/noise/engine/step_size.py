@@ -12,13 +12,14 @@ Length = Callable[[float], float]
 
 
 def balanced(order: int) -> Length:
-    """Returns 8 eps^(1/(order + 1)): balances the rounding error, about 30 eps/‖σ ξ‖, against that of the difference.
+    """Returns 8 eps^(1/(order + 1)), at most 1: balances the rounding error, about 30 eps/‖σ ξ‖, against curvature's.
 
-    The factor lies between the best for a network of 43 parameters, about 5, and the best for one of 268,800, about 15,
-    measured in weights and in nodes, in float32, float16 and bfloat16, with one-sided (order 1) and central (order 2)
-    differences.
+    The best factor grows with the network, from 2 to 5 for 43 parameters to 15 and more for 269,000: in float32,
+    float16 and bfloat16, with one-sided (order 1) and central (order 2) differences. Central ones in bfloat16 would be
+    longer than 1. At that length, 1.6, curvature biases the small network's estimates by 17 % of a layer's gradient, at
+    length 1 by 7 %; errors from rounding mostly average out.
     """
-    return lambda eps: 8 * eps ** (1 / (order + 1))
+    return lambda eps: min(8 * eps ** (1 / (order + 1)), 1.0)
 
 
 def unit(eps: float) -> float:

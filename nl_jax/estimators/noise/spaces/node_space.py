@@ -36,7 +36,7 @@ class Credit(NamedTuple):
 
 
 def per_example_credit() -> Credit:
-    """(Ẽ_n − E_n) γ_n: each example's noise is judged by its own loss (seed 000, node perturbation).
+    """Judges each example's noise by its own loss, (Ẽ_n − E_n) γ_n (seed 000, node perturbation).
 
     Correct if an example's nodes act only on that example's loss, and refused if a layer declares otherwise
     (`nl_jax.base.Connection`). The variance does not grow with the batch. Every example explores its own node space,
@@ -62,7 +62,7 @@ def per_example_credit() -> Credit:
 
 
 def per_batch_credit() -> Credit:
-    """(Σ_n Ẽ_n − Σ_n E_n) γ: all noise is judged by the whole batch's loss.
+    """Judges all noise by the whole batch's loss, (Σ_n Ẽ_n − Σ_n E_n) γ.
 
     Unbiased even if examples interact (batch normalisation), with a variance that grows with the batch.
     """
