@@ -3,7 +3,6 @@
 python -m experiments.finetune --help
 """
 
-import contextlib
 import dataclasses
 import shutil
 import sys
@@ -108,7 +107,7 @@ def run(config: Config) -> Results:
             config, evaluations=360, rates=QUICK_RATES, held_out=128, batch_size=16, moments=4, methods=quick
         )
     _check(config)
-    with hasty() if config.quick else contextlib.nullcontext():
+    with hasty(config.quick):
         return _results(config)
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import tyro
 from tqdm.auto import tqdm
 
-from experiments.harness.compiling import options
 from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.hasty import hasty
 from experiments.harness.results import Folder
 from experiments.harness.settings import at_least
 from experiments.identify.report import Cases, calibration, confusion, judge, plot, table
@@ -79,13 +79,14 @@ def run(config: Config) -> Cases:
         )
     _check(config)
     folder = Folder(config.out, config, outputs=["identify.json", "identify.png"])
-    judged = jax.jit(jax.vmap(lambda key: case(key, config.settings)), compiler_options=options(config.quick))
+    judged = jax.jit(jax.vmap(lambda key: case(key, config.settings)))
     keys = jax.random.split(jax.random.key(0), config.cases)
     parts = []
-    for start in tqdm(range(0, config.cases, config.at_once), unit="batch", leave=False):
-        parts.append(jax.device_get(judged(keys[start : start + config.at_once])))
-        for posterior, which, strength in zip(*parts[-1], strict=True):
-            folder.metric(which=config.candidates[which], strength=strength, posterior=posterior)
+    with hasty(config.quick):
+        for start in tqdm(range(0, config.cases, config.at_once), unit="batch", leave=False):
+            parts.append(jax.device_get(judged(keys[start : start + config.at_once])))
+            for posterior, which, strength in zip(*parts[-1], strict=True):
+                folder.metric(which=config.candidates[which], strength=strength, posterior=posterior)
     found = Cases(*(np.concatenate(values) for values in zip(*parts, strict=True)))
     verdict = judge(found)
     folder.data(

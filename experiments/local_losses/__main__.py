@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from experiments.harness import data
 from experiments.harness.failure import ExperimentError, exit_code
+from experiments.harness.hasty import hasty
 from experiments.harness.results import Folder
 from experiments.harness.settings import at_least
 from experiments.local_losses.learning import WAYS, Result, Settings, learn
@@ -80,9 +81,10 @@ def run(config: Config) -> dict[str, Result]:
     print(f"{dataset.name}: {config.updates} updates of batch {config.batch_size}, {config.seeds} seeds")
     found: dict[str, Result] = {}
     try:
-        for way in tqdm(config.ways, unit="way", leave=False):
-            found[way] = learn(way, config.settings, dataset)
-            folder.metric(way=way, **plain(found[way]))
+        with hasty(config.quick):
+            for way in tqdm(config.ways, unit="way", leave=False):
+                found[way] = learn(way, config.settings, dataset)
+                folder.metric(way=way, **plain(found[way]))
     finally:  # also after an error or Ctrl-C: the results so far are shown
         if found:
             verdict = judge(found)

@@ -13,7 +13,6 @@ import optax
 
 import nl_jax as nl
 from experiments.harness import data
-from experiments.harness.compiling import options
 from experiments.harness.sweep import Sets, with_validation
 from nl_jax._core.numerics import mean_and_error
 from nl_jax.base import Objective, Params
@@ -46,7 +45,6 @@ class Settings(NamedTuple):
     rates: tuple[float, ...]
     seeds: int
     estimates: int
-    quick: bool
 
 
 class Noise(NamedTuple):
@@ -111,7 +109,7 @@ def learn(way: str, settings: Settings, dataset: data.Dataset) -> Result:
     )
     factories: dict[str, Factory] = dict(zip(RULES, (forward, nl.backprop), strict=True))
     # One compiled program per rule both measures and trains, since compiling takes longer than running.
-    rules = {rule: _compiled(nl.by_block(local, factory), settings) for rule, factory in factories.items()}
+    rules = {rule: _compiled(nl.by_block(local, factory)) for rule, factory in factories.items()}
     units = units_per_loss(local, network, dataset.num_classes)
     batch = jax.tree.map(lambda x: jnp.asarray(x[: settings.batch_size]), sets.train)
     noise = measure(local, factories, rules, units, batch, settings)
@@ -123,10 +121,10 @@ def learn(way: str, settings: Settings, dataset: data.Dataset) -> Result:
     return Result(noise, accuracy, rate)
 
 
-def _compiled(estimator: nl.GradientEstimator, settings: Settings) -> Estimate:
+def _compiled(estimator: nl.GradientEstimator) -> Estimate:
     """`estimate(key, params, batch) -> grads` of an estimator without state."""
 
-    @functools.partial(jax.jit, compiler_options=options(settings.quick))
+    @jax.jit
     def estimate(key: jax.Array, params: Params, batch: Any) -> Params:
         return estimator.estimate(key, estimator.init(key, params), params, batch)[0]
 
@@ -159,7 +157,7 @@ def measure(
     true = jax.jit(lambda key: credit(factories["backprop"], key))(jax.random.key(0))
     powers = {name: float(optax.tree.norm(delta, squared=True)) for name, delta in true.items()}
 
-    @functools.partial(jax.jit, compiler_options=options(settings.quick))
+    @jax.jit
     def error(key: jax.Array) -> jax.Array:
         estimate = credit(factories["forward gradient"], key)
         return optax.tree.norm(optax.tree.sub(estimate, true), squared=True) / sum(powers.values())

@@ -3,7 +3,6 @@
 python -m experiments.zeroth_order --help
 """
 
-import contextlib
 import dataclasses
 import sys
 import time
@@ -106,7 +105,7 @@ def run(config: Config) -> Results:
         settings = {name: value for name, value in preset.items() if getattr(config, name) == getattr(Config, name)}
         config = dataclasses.replace(config, small=True, **settings)
     _check(config)
-    with hasty() if config.quick else contextlib.nullcontext():
+    with hasty(config.quick):
         return _results(config)
 
 

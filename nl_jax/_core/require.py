@@ -145,6 +145,11 @@ def takes(name: str, function: Any, count: int, remedy: str) -> None:
         return
 
 
+def sampler(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` can be a sampler of directions."""
+    takes(name, value, 3, "a sampler (key, index, template) -> direction, such as nl.directions.gaussian()")
+
+
 LAYERLESS = "backprop, weight_perturbation, forward_gradient(space=nl.spaces.weights)"
 
 

@@ -52,6 +52,11 @@ class Site(NamedTuple):
         """f(ν)."""
         return self.activation(self.preactivation())
 
+    @property
+    def mixes_examples(self) -> bool:
+        """Whether the connection says that examples act on each other in it (`nl_jax.base.Connection`)."""
+        return getattr(self.connection, "mixes_examples", False)
+
 
 def plain_loop(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
     """Runs the loop by `jax.lax.scan`."""

@@ -40,7 +40,7 @@ class Opened(NamedTuple):
     close: Callable[[Leaves, Leaves], tuple[Any, Any]]
 
 
-def opened(body: Callable, carry: Any, xs: Any, length: int | None = None) -> Opened:
+def open_loop(body: Callable, carry: Any, xs: Any, length: int | None = None) -> Opened:
     """Opens a loop with the arguments of `jax.lax.scan`."""
     carry_leaves, carry_tree = jax.tree.flatten(carry)
     x_leaves, x_tree = jax.tree.flatten(xs)
@@ -108,7 +108,7 @@ def accumulated(name: str, body: Callable, carry: Any, xs: Any, length: int | No
     credit then reaches only that step's use of the parameters. No step's values are kept, so memory does not grow with
     the number of steps. Where the state itself depends on parameters, this is `jax.lax.scan` with its own derivative.
     """
-    loop = opened(body, carry, xs, length)
+    loop = open_loop(body, carry, xs, length)
     first, last, ys = _dependence(loop)
     state = [i for i, (leaf, total) in enumerate(zip(loop.carry, loop.totals, strict=True)) if not total]
     state = [i for i in state if differentiable(loop.carry[i])]
@@ -125,7 +125,7 @@ def accumulated(name: str, body: Callable, carry: Any, xs: Any, length: int | No
         started = _places([False] * len(consts), begun, [False] * len(xs))
         if any(last[i] & moved or first[i] & started for i in state):
             return jax.vjp(plain, *values)
-        return plain(*values), (values, _Static(wanted))
+        return plain(*values), (values, Static(wanted))
 
     def backward(residual: Any, credit: tuple[Leaves, Leaves]) -> tuple[Leaves, Leaves, Leaves]:
         if not isinstance(residual, tuple):
@@ -245,14 +245,14 @@ def replaced(leaves: Leaves, which: Sequence[bool], by: Leaves) -> Leaves:
     return [next(values) if one else leaf for leaf, one in zip(leaves, which, strict=True)]
 
 
-class _Static:
-    """A residual that is not an array."""
+class Static:
+    """A value that is not an array, among the residuals of a `custom_vjp`."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
-jax.tree_util.register_pytree_node(_Static, lambda s: ((), s.value), lambda value, _: _Static(value))
+jax.tree_util.register_pytree_node(Static, lambda s: ((), s.value), lambda value, _: Static(value))
 
 
 def differentiable(x: Any) -> bool:

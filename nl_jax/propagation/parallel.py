@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 from nl_jax._core.dependence import Flow, equations, has_side_effects, programs, sources_of_outputs
 from nl_jax.propagation.interpretation import plain_loop
-from nl_jax.propagation.loops import Leaves, Opened, opened
+from nl_jax.propagation.loops import Leaves, Opened, open_loop
 
 
 def parallel_loop(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
@@ -36,7 +36,7 @@ def parallel_loop(name: str, body: Callable, carry: Any, xs: Any, length: int | 
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(xs)} | ({(length,)} if length is not None else set())
     if len(lengths) != 1 or lengths <= {(0,), ()}:
         return plain_loop(name, body, carry, xs, length)  # which explains what is wrong
-    loop = opened(body, carry, xs, length)
+    loop = open_loop(body, carry, xs, length)
     parts = _parts(loop)
     if parts is None:
         return plain_loop(name, body, carry, xs, length)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from nl_jax._core.products import opened
+from nl_jax._core.products import as_slices
 from nl_jax.base import ActivationFn, Array, Connection, Params, Propagate
 
 
@@ -80,7 +80,7 @@ def scan(
     if length == 0 or any(x.shape[:1] == (0,) for x in jax.tree.leaves(xs)):
         raise ValueError(f"loop {name!r} has no steps: give it a length, or xs with a leading axis, of at least 1")
     inside = getattr(propagate, "scan", None)
-    xs, rebuilt = opened(xs)  # lazy weights for stacked weights, perhaps with noise drawn in the loop
+    xs, rebuilt = as_slices(xs)  # lazy weights for stacked weights, perhaps with noise drawn in the loop
 
     def body(carry: Any, slices: Any, propagate: Propagate) -> tuple[Any, Any]:
         return step(carry, rebuilt(slices), propagate)

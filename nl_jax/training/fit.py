@@ -99,8 +99,10 @@ def fit(
     ((300,), True)
     """
     run = Run(
-        learner, key, data, num_steps, batch_size, order, steps_per_dispatch, record, log, progress, checkpoint, every
-    )
+        learner=learner, key=key, data=data, num_steps=num_steps, batch_size=batch_size, order=order,
+        steps_per_dispatch=steps_per_dispatch, record=record, log=log, progress=progress, checkpoint=checkpoint,
+        every=every,
+    )  # fmt: skip
     if not isinstance(state, LearnerState):
         raise ValueError(f"state must be made by learner.init(key, params), got {type(state).__name__}")
     concrete("state", state)

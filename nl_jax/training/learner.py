@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax._core.paths import path_name
-from nl_jax._core.require import arrays, typed_key
+from nl_jax._core.require import arrays, gradient_transformation, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Learner, LearnerState, Params, State
 
 
@@ -48,8 +48,7 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
         raise ValueError(f"estimator must be a GradientEstimator such as nl.backprop(objective), got {estimator!r}")
     if isinstance(optimizer, optax.MultiSteps):  # accumulates gradients; not a GradientTransformation in optax
         optimizer = optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise ValueError(f"optimizer must be an optax optimizer such as optax.adam(1e-3), got {optimizer!r}")
+    gradient_transformation(optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(key: Key, params: Params) -> LearnerState:

@@ -22,7 +22,7 @@ _SHORT = 0.1
 """Seconds. After a dispatch that took less, the next dispatch and the one after it are enqueued together."""
 
 
-class _Here(NamedTuple):
+class _Progress(NamedTuple):
     """The progress of a run; replaced as a whole, so that it is consistent on Ctrl-C."""
 
     step: int
@@ -64,7 +64,7 @@ class Loop:
         key, state = beside(example, (key, state))
         self._call = Call(engine, run.learner, run.record, key)
         self._first_step, self._last_step = first_step, first_step + run.num_steps
-        self._here = _Here(first_step, state, None, 0, False)
+        self._here = _Progress(first_step, state, None, 0, False)
         self._records: list[Any] = []
         self._ahead: tuple[LearnerState, Any] | None = None  # the dispatch after the current one, if already started
         self._short = False  # whether the last dispatch was; starting a long one ahead would delay a stop
@@ -84,13 +84,13 @@ class Loop:
                 terminated = stack.enter_context(noticed())
             show = stack.enter_context(bar(run.num_steps, self._here.step - self._first_step, run.progress))
             try:
-                if not self._over():
-                    show(0, self._tell(np.full(self._here.state.step.shape, np.nan)[()], np.zeros(0), None))
-                while not self._over():
-                    self._advance(show, terminated)
+                if not self._done():
+                    show(0, self._call_logs(np.full(self._here.state.step.shape, np.nan)[()], np.zeros(0), None))
+                while not self._done():
+                    self._run_dispatch(show, terminated)
             except KeyboardInterrupt as interrupt:
                 self._save()
-                message = f"training was interrupted{self._how_to_go_on()}"
+                message = f"training was interrupted{self._how_to_resume()}"
                 raise Interrupted(message, self._kept(), self._history()) from interrupt
         self._require_sound()
         return self._here.state, self._history()
@@ -107,52 +107,52 @@ class Loop:
                 f"{run.num_steps}: ask for at least as many"
             )
         self._records, self._saved_parts = saved.records, len(saved.records)
-        self._here = _Here(saved.step, saved.state, saved.position, len(saved.records), saved.finished)
+        self._here = _Progress(saved.step, saved.state, saved.position, len(saved.records), saved.finished)
         run.source.resume(saved.position, self._last_step - saved.step)
 
-    def _over(self) -> bool:
+    def _done(self) -> bool:
         return self._here.finished or self._here.step >= self._last_step
 
     def _due(self, before: int) -> bool:
         """Whether a multiple of `every` was reached since step `before`."""
         return (self._here.step - self._first_step) // self._run.every > (before - self._first_step) // self._run.every
 
-    def _advance(self, show: Callable[[int, Mapping[str, Any]], None], terminated: Callable[[], bool]) -> None:
+    def _run_dispatch(self, show: Callable[[int, Mapping[str, Any]], None], terminated: Callable[[], bool]) -> None:
         """Runs one dispatch, then updates the bar, saves, and stops if required."""
         before, wanted = self._here.step, min(self._run.steps_per_dispatch, self._last_step - self._here.step)
-        figures = self._dispatch(wanted)
+        figures = self._steps_and_logs(wanted)
         taken = self._here.step - before
         show(taken, figures)
-        told = terminated()
-        if told or taken < wanted or self._over() or self._due(before):
+        sigterm = terminated()
+        if sigterm or taken < wanted or self._done() or self._due(before):
             self._save()
-        if told:
-            print(f"SIGTERM: training stopped{self._how_to_go_on()}", file=sys.stderr)
+        if sigterm:
+            print(f"SIGTERM: training stopped{self._how_to_resume()}", file=sys.stderr)
             raise Terminated(self._here.state, self._history())
         if taken < wanted:
             steps = f"{self._here.step - self._first_step} of {self._run.num_steps} steps"
             message = f"data ended after {steps}: repeat it, or ask for fewer steps"
             raise Exhausted(message, self._here.state, self._history())
 
-    def _dispatch(self, wanted: int) -> dict[str, Any]:
+    def _steps_and_logs(self, wanted: int) -> dict[str, Any]:
         """Takes some steps, checks them and calls the logs; returns figures to show."""
         # Ctrl-C must wait: a donated state is gone until the next one is there.
         with ctrl_c_waits() if self._call.engine.donates else contextlib.nullcontext():
-            losses, recorded = self._advanced(wanted)
+            losses, recorded = self._take_steps(wanted)
         if not losses.shape[-1]:  # the data has ended
             return {}
-        return {"loss": f"{np.mean(losses[..., -1]):.4g}", **self._tell(losses[..., -1][()], losses, recorded)}
+        return {"loss": f"{np.mean(losses[..., -1]):.4g}", **self._call_logs(losses[..., -1][()], losses, recorded)}
 
-    def _advanced(self, wanted: int) -> tuple[np.ndarray, Any]:
+    def _take_steps(self, wanted: int) -> tuple[np.ndarray, Any]:
         """Takes some steps and checks them; returns their losses and records."""
         here, began = self._here, time.perf_counter()
-        state, outcome = self._started(here.state, here.step, wanted) if self._ahead is None else self._ahead
+        state, outcome = self._enqueue(here.state, here.step, wanted) if self._ahead is None else self._ahead
         self._ahead = None
         # Processes must start the same programs in the same order, but may measure different times.
         if self._short and self._run.source.repeatable and not self._call.engine.donates and jax.process_count() == 1:
             step = here.step + wanted
             following = min(self._run.steps_per_dispatch, self._last_step - step)
-            self._ahead = self._started(state, step, following) if following else None
+            self._ahead = self._enqueue(state, step, following) if following else None
         outcomes, recorded = jax.device_get(outcome)
         taken = outcomes.losses.shape[-1]
         self._short = time.perf_counter() - began < _SHORT
@@ -161,10 +161,10 @@ class Loop:
             self._records.append(recorded)
             lost = outcomes.bad().any()
             self._stop(self._kept(), outcomes, self._history(here.parts + 1) if lost else None, here.step)
-            self._here = _Here(here.step + taken, state, self._run.source.position, here.parts + 1, False)
+            self._here = _Progress(here.step + taken, state, self._run.source.position, here.parts + 1, False)
         return outcomes.losses, recorded
 
-    def _started(self, state: LearnerState, step: int, wanted: int) -> tuple[LearnerState, Any]:
+    def _enqueue(self, state: LearnerState, step: int, wanted: int) -> tuple[LearnerState, Any]:
         """Starts a dispatch without waiting for it; returns the state after it, and its outcomes and records."""
         return self._run.source.advance(self._call, state, step, wanted)
 
@@ -173,9 +173,9 @@ class Loop:
         state = self._here.state
         return None if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)) else state
 
-    def _tell(self, loss: Any, losses: np.ndarray, recorded: Any) -> dict[str, Any]:
+    def _call_logs(self, loss: Any, losses: np.ndarray, recorded: Any) -> dict[str, Any]:
         """Calls the logs; returns the figures to show."""
-        figures, finished = self._run.told(Report(self._here.step, loss, losses, recorded, self._here.state))
+        figures, finished = self._run.call_logs(Report(self._here.step, loss, losses, recorded, self._here.state))
         self._here = self._here._replace(finished=finished)
         return figures
 
@@ -193,7 +193,7 @@ class Loop:
         self._saves.save(here.step, here.state, unsaved, here.position, here.finished)
         self._saved_parts = here.parts
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_resume(self) -> str:
         if self._saves is None:
             return "; .state and .history hold the dispatches that were finished"
         folder = self._run.checkpoint

@@ -90,8 +90,10 @@ def restarts(
     """
     num_restarts = positive_integer("num_restarts", num_restarts)
     run = Run(
-        learner, key, data, num_steps, batch_size, order, steps_per_dispatch, record, log, progress, checkpoint, every
-    )
+        learner=learner, key=key, data=data, num_steps=num_steps, batch_size=batch_size, order=order,
+        steps_per_dispatch=steps_per_dispatch, record=record, log=log, progress=progress, checkpoint=checkpoint,
+        every=every,
+    )  # fmt: skip
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_restarts))
 
     def begin(key: Key) -> tuple[Key, LearnerState]:

@@ -23,6 +23,7 @@ class Run:
 
     def __init__(
         self,
+        *,
         learner: Learner,
         key: Key,
         data: Any,
@@ -50,7 +51,7 @@ class Run:
         self.checkpoint, self.every = checkpoint, 1 if every is None else positive_integer("every", every)
         self.identity = {"key": f"{jax.random.key_impl(key)} {np.asarray(jax.random.key_data(key)).tolist()}"}
 
-    def told(self, report: Report) -> tuple[dict[str, Any], bool]:
+    def call_logs(self, report: Report) -> tuple[dict[str, Any], bool]:
         """Calls the logs; returns the figures to show, and whether a log asks to stop."""
         figures: dict[str, Any] = {}
         stop = False

@@ -175,8 +175,10 @@ def sweep(
     def run_of(group: str) -> Run:
         folder = None if checkpoint is None else Path(checkpoint) / group
         run = Run(
-            learner, key, data, num_steps, batch_size, order, steps_per_dispatch, record, log, progress, folder, every
-        )
+            learner=learner, key=key, data=data, num_steps=num_steps, batch_size=batch_size, order=order,
+            steps_per_dispatch=steps_per_dispatch, record=record, log=log, progress=progress, checkpoint=folder,
+            every=every,
+        )  # fmt: skip
         if not isinstance(run.source, Arrays):
             raise ValueError(
                 f"data must be arrays, got {run.source}: every group of settings starts the data "

@@ -61,7 +61,7 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_non_zero(tmp_path, whole):
     assert child.returncode == 143
     step = max(_seals(tmp_path))
     assert said.splitlines()[-1] == (
-        f"SIGTERM: training stopped after step {step}, which is saved in {tmp_path}: the same call goes on from there"
+        f"SIGTERM: training stopped after step {step}, which is saved in {tmp_path}: repeat the same call to resume"
     )
     assert step < STEPS
     same(fit(tmp_path, every=20), whole)

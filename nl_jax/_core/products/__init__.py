@@ -1,7 +1,7 @@
 """Products of inputs with weights, and lazy weights: weights that are multiplied without being formed."""
 
 from nl_jax._core.deprecation import renamed as _renamed
-from nl_jax._core.products.lazy_weight import LazyWeight, OtherUse, Shifted, looked_up, mapped, opened, product
+from nl_jax._core.products.lazy_weight import LazyWeight, OtherUse, Shifted, as_slices, looked_up, mapped, product
 from nl_jax._core.products.unfolding import unfold
 from nl_jax._core.products.use import EXAMPLES, Use, use
 
@@ -11,9 +11,9 @@ __all__ = [
     "OtherUse",
     "Shifted",
     "Use",
+    "as_slices",
     "looked_up",
     "mapped",
-    "opened",
     "product",
     "unfold",
     "use",

@@ -105,7 +105,7 @@ class LazyWeight(abc.ABC):
         del ids
         raise OtherUse(f"a {type(self).__name__} of shape {self.shape} is not looked up")
 
-    def opened(self) -> tuple[Any, Callable[[Any], "LazyWeight"]]:
+    def as_slices(self) -> tuple[Any, Callable[[Any], "LazyWeight"]]:
         """Returns arrays for a loop to slice along their first axis, and a function from a slice to its lazy weight."""
         raise OtherUse(f"a {type(self).__name__} of shape {self.shape} is not sliced by a loop")
 
@@ -131,10 +131,13 @@ for _operator in (
     setattr(LazyWeight, f"__{_operator}__", _refuse)
 
 
-def opened(xs: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Opens the lazy weights in a tree for a loop to slice; returns arrays, and a function that rebuilds a slice."""
+def as_slices(xs: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Returns a tree's arrays, those of its lazy weights included, for a loop to slice; and a function of a slice.
+
+    The function rebuilds the tree of one step, lazy weights included.
+    """
     leaves, tree = jax.tree.flatten(xs, is_leaf=lambda leaf: isinstance(leaf, LazyWeight))
-    parts = [leaf.opened() if isinstance(leaf, LazyWeight) else (leaf, lambda part: part) for leaf in leaves]
+    parts = [leaf.as_slices() if isinstance(leaf, LazyWeight) else (leaf, lambda part: part) for leaf in leaves]
     rebuilt = lambda slices: jax.tree.unflatten(
         tree, [close(part) for part, (_, close) in zip(slices, parts, strict=True)]
     )

@@ -63,7 +63,7 @@ class _Witness(LazyWeight):
         self.note(self.place, self.ndim, ids.size // self.examples * self.shape[-1])
         return self.weight[mark(self.place, ids)]
 
-    def opened(self) -> tuple[Any, Callable[[Any], Self]]:
+    def as_slices(self) -> tuple[Any, Callable[[Any], Self]]:
         return self.weight, lambda weight: type(self)(weight, self.examples, self.place, self.note)
 
 

@@ -104,7 +104,7 @@ def _unmixed(objective: Objective, params: Params, batch: Batch) -> list[str]:
     names: list[str] = []
 
     def layer(site: Site, given: None) -> tuple[Array, None]:
-        if getattr(site.connection, "mixes_examples", False):
+        if site.mixes_examples:
             raise ValueError(
                 f"layer {site.name!r} mixes examples, and admm solves for each alone: use primal_dual, extragradient "
                 "or augmented_lagrangian"

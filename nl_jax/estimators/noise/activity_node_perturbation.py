@@ -6,14 +6,14 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.numerics import wide_dtype
+from nl_jax._core.numerics import widened
 from nl_jax._core.require import (
     floating,
     layered,
     per_example,
     positive_hyperparameter,
     positive_integer,
-    takes,
+    sampler,
     typed_key,
 )
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Objective, Params, State, stateless
@@ -97,9 +97,7 @@ def activity_node_perturbation(
     (2.0, 12)
     """
     layered("activity_node_perturbation", objective)
-    takes(
-        "directions", directions, 3, "a sampler (key, index, template) -> direction, such as nl.directions.gaussian()"
-    )
+    sampler("directions", directions)
     sigma = None if sigma is None else positive_hyperparameter("sigma", sigma)
     num_samples = positive_integer("num_samples", num_samples)
     chunk = None if chunk is None else positive_integer("chunk", chunk)
@@ -135,7 +133,7 @@ def activity_node_perturbation(
                 program = lambda params, batch, propagate: noisy(own, params, batch, propagate=propagate)
                 noisy_losses, found = _measured(program, nodes)(params, batch)
                 _require_same(found, nodes)
-            return _wide(per_example(noisy_losses)), jax.tree.map(_wide, found)
+            return widened(per_example(noisy_losses)), widened(found)
 
         # vmap would run a device that ignores its key once for all samples.
         usual = default_chunk(num_samples, Footprint(occupied(nodes), weights_of_its_own=False))
@@ -153,7 +151,7 @@ def activity_node_perturbation(
             return sum_over_samples(sums, indices, at_once)
 
         if reference == "clean":
-            total = total_around(jax.tree.map(_wide, (losses, nodes)), measured)
+            total = total_around(widened((losses, nodes)), measured)
         else:
             passes = jax.lax.map(measured, indices, batch_size=None if at_once == 1 else at_once)
             mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), passes)
@@ -227,10 +225,6 @@ def _injected(
 
 def _batch_first(name: str, x: Array) -> Array:
     return jnp.moveaxis(x, loops_around(name), 0)
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(wide_dtype(x.dtype))
 
 
 def _require_batch(nodes: dict[str, Array], examples: int) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from nl_jax._core.require import positive_hyperparameter, positive_integer, takes, typed_key
+from nl_jax._core.require import positive_hyperparameter, positive_integer, sampler, takes, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.estimators.noise.directions import Sampler, Structured, gaussian
 from nl_jax.estimators.noise.directions.structured import parts
@@ -68,9 +68,7 @@ def evolution_strategy(
     if num_samples < 2:
         raise ValueError("num_samples must be at least 2: a single fitness has no rank among others")
     takes("shaping", shaping, 1, "a function of all losses [n], such as nl.shaping.centred_ranks (not called)")
-    takes(
-        "directions", directions, 3, "a sampler (key, index, template) -> direction, such as nl.directions.gaussian()"
-    )
+    sampler("directions", directions)
     chunk = None if chunk is None else positive_integer("chunk", chunk)
     require_sharding(sharding, num_samples, sum_updates)
 

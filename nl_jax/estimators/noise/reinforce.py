@@ -5,13 +5,13 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from nl_jax._core.drawing import own_key
 from nl_jax._core.require import floating, layered, per_example, positive_integer, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.estimators.noise import reward_baselines
-from nl_jax.estimators.noise.engine.shares import require_sharding
+from nl_jax.estimators.noise.engine.shares import require_automatic, require_sharding
 from nl_jax.estimators.noise.reward_baselines import RewardBaseline
 from nl_jax.estimators.noise.stochastic_units import Unit
 from nl_jax.propagation import Site, local
@@ -78,14 +78,8 @@ def reinforce(
         raise ValueError(f"baseline must be one of nl.reward_baselines, made by a call; got {baseline!r}")
     num_samples = positive_integer("num_samples", num_samples)
     require_sharding(sharding, num_samples)
-    if (
-        sharding is not None
-        and sharding.mesh.axis_types[sharding.mesh.axis_names.index(sharding.spec[0])] != AxisType.Auto
-    ):
-        raise ValueError(
-            f"sharding must be over an automatic axis, got {sharding.spec[0]!r} of {sharding.mesh}: make the mesh with "
-            "axis_types=(jax.sharding.AxisType.Auto, …)"
-        )
+    if sharding is not None:
+        require_automatic(sharding)
     if num_samples < baseline.least_samples:
         raise ValueError(
             f"num_samples must be at least {baseline.least_samples} for this baseline, got {num_samples}: "

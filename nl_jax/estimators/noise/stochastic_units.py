@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax._core.numerics import wide_dtype
+from nl_jax._core.numerics import widened
 from nl_jax._core.require import positive_number
 from nl_jax.base import ActivationFn, Array, Key
 
@@ -33,7 +33,7 @@ class Unit(NamedTuple):
 
     def eligibility(self, sample: Array, preactivation: Array) -> Array:
         """e = ∂ log p(s | ν)/∂ν, shaped as ν, in float32 at least (Williams 1992 §4)."""
-        return jax.grad(lambda nu: jnp.sum(self.log_probability(_wide(sample), nu)))(_wide(preactivation))
+        return jax.grad(lambda nu: jnp.sum(self.log_probability(widened(sample), nu)))(widened(preactivation))
 
 
 def bernoulli() -> Unit:
@@ -44,7 +44,7 @@ def bernoulli() -> Unit:
     """
 
     def sample(key: Key, nu: Array) -> Array:
-        return jax.random.bernoulli(key, jax.nn.sigmoid(_wide(nu))).astype(nu.dtype)
+        return jax.random.bernoulli(key, jax.nn.sigmoid(widened(nu))).astype(nu.dtype)
 
     return Unit(sample, lambda s, nu: -optax.losses.sigmoid_binary_cross_entropy(nu, s), _instead)
 
@@ -56,7 +56,7 @@ def categorical() -> Unit:
     """
 
     def sample(key: Key, nu: Array) -> Array:
-        return jax.nn.one_hot(jax.random.categorical(key, _wide(nu)), nu.shape[-1], dtype=nu.dtype)
+        return jax.nn.one_hot(jax.random.categorical(key, widened(nu)), nu.shape[-1], dtype=nu.dtype)
 
     return Unit(sample, lambda s, nu: -optax.losses.softmax_cross_entropy(nu, s), _instead)
 
@@ -82,14 +82,10 @@ def gaussian(*, sigma: float) -> Unit:
                 f"sigma = {sigma} is lost in {nu.dtype}: rounding leaves too little of noise below {least:.1g} to "
                 "learn from. Take a larger sigma, or parameters and inputs of float32"
             )
-        wide = _wide(nu)
+        wide = widened(nu)
         return (wide + sigma * jax.random.normal(key, wide.shape, wide.dtype)).astype(nu.dtype)
 
     return Unit(sample, lambda s, nu: -(((s - nu) / sigma) ** 2) / 2, lambda s, activation: activation(s))
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(wide_dtype(x.dtype))
 
 
 def _instead(sample: Array, activation: ActivationFn) -> Array:

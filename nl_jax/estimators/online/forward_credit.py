@@ -15,7 +15,7 @@ from nl_jax._core.require import layered, loop_name, per_example, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.estimators.noise.spaces.coupling import mixing_layers
 from nl_jax.propagation import Loop, Site, interpret, plain_loop
-from nl_jax.propagation.loops import Leaves, Opened, chosen, differentiable, instantiated, opened, replaced
+from nl_jax.propagation.loops import Leaves, Opened, Static, chosen, differentiable, instantiated, open_loop, replaced
 
 Read = tuple[Leaves, Leaves]
 """x_t, and ∂L/∂y_t."""
@@ -118,7 +118,7 @@ def forward_loop(derivative: Callable[[Key], Derivative], key: Key) -> Loop:
 
     def loop(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
         del name
-        own = opened(body, carry, xs, length)
+        own = open_loop(body, carry, xs, length)
 
         def plain(key: Key, consts: Leaves, carry: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
             return jax.lax.scan(lambda carry, x: own.step(consts, carry, x), carry, xs, own.length)
@@ -126,7 +126,7 @@ def forward_loop(derivative: Callable[[Key], Derivative], key: Key) -> Loop:
         def forward(key: Any, *read: Leaves) -> tuple[Any, Any]:
             values = tuple([leaf.value for leaf in leaves] for leaves in read)
             flags = tuple(tuple(leaf.perturbed and differentiable(leaf.value) for leaf in leaves) for leaves in read)
-            return plain(key.value, *values), (key.value, values, _Flags(flags))
+            return plain(key.value, *values), (key.value, values, Static(flags))
 
         def backward(kept: Any, credit: tuple[Leaves, Leaves]) -> tuple[None, Leaves, Leaves, Leaves]:
             key, values, flags = kept
@@ -232,13 +232,3 @@ def by_influence(influence: Callable[[Run], Influence]) -> Derivative:
 
 def _as_it_is(site: Site, given: None) -> tuple[Array, None]:
     return site.axons(), None
-
-
-class _Flags:
-    """Static flags among the residuals of a `custom_vjp`, which otherwise are arrays."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-jax.tree_util.register_pytree_node(_Flags, lambda f: ((), f.value), lambda value, _: _Flags(value))

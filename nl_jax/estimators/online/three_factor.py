@@ -174,7 +174,7 @@ def _refuse(site: Site, loop: str) -> None:
             f"three_factor: layer {site.name!r} is in another loop than the one over time, loop={loop!r}, whose steps "
             "share their parameters: use reinforce or node_perturbation"
         )
-    if getattr(site.connection, "mixes_examples", False):
+    if site.mixes_examples:
         raise ValueError(
             f"three_factor: layer {site.name!r} mixes examples, each of which is judged by its own loss: use "
             "node_perturbation with credit=nl.spaces.per_batch_credit()"

@@ -1,5 +1,6 @@
 """What a layer does in the second run of a loop, which carries eligibility traces (`traces.py`)."""
 
+import enum
 from typing import Any
 
 import jax
@@ -12,23 +13,33 @@ from nl_jax.estimators.online.own_units import MIXES, Recorded, recorded
 from nl_jax.propagation import Site
 from nl_jax.propagation.loops import differentiable
 
-PLAIN, INPUTS, ALONE, TAUGHT = range(4)
+
+class Mode(enum.Enum):
+    """How a step of the second run treats its layers.
+
+    Attributes:
+      PLAIN: unchanged.
+      INPUTS: each layer's inputs are returned.
+      ALONE: no input passes credit, so that only a unit's own current and past move its state.
+      TAUGHT: inputs from the previous step pass no credit, those from layers of this step do, by `feedback_path`.
+    """
+
+    PLAIN = enum.auto()
+    INPUTS = enum.auto()
+    ALONE = enum.auto()
+    TAUGHT = enum.auto()
 
 
 class Layers:
-    """The behaviour of layers in the second run. The same step is traced with its layers in several modes, `face`:
+    """The behaviour of layers in the second run. The same step is traced several times, in another `mode` each.
 
-    - PLAIN: unchanged.
-    - INPUTS: each layer's inputs are returned.
-    - ALONE: no input passes credit, so that only a unit's own current and past move its state.
-    - TAUGHT: inputs from the previous step pass no credit, those from layers of this step do, by `feedback_path`.
-
+    `traces.py` sets the mode before it traces a step: the program's layers are reached by one `layer` function only.
     With `own`, an input from the previous step with as many values as the layer has units is taken to be these units'
-    own, in their order, and its effect on its own unit passes in both ALONE and TAUGHT.
+    own, in their order, and its effect on its own unit passes in both `ALONE` and `TAUGHT`.
     """
 
     def __init__(self, name: str, own: bool) -> None:
-        self.name, self.own, self.face = name, own, PLAIN
+        self.name, self.own, self.mode = name, own, Mode.PLAIN
         self.nus: dict[str, jax.ShapeDtypeStruct] = {}
         self.connections: dict[str, Recorded | None] = {}
         self.changing: dict[str, bool] = {}  # whether a layer's parameters are others at each step
@@ -47,14 +58,14 @@ class Layers:
         if self.own:
             offset = sum((_own_effect(site, i) for i, one in enumerate(before) if one), start=offset)
         own = site._replace(connection=lambda params, *inputs: site.connection(params, *inputs) + offset)
-        if self.face == INPUTS:
+        if self.mode is Mode.INPUTS:
             parameters = [x for x in jax.tree.leaves(site.params) if differentiable(x)]
             return own.axons(), ([x for x in site.inputs if differentiable(x)], parameters)
-        cut = before if self.face == TAUGHT else map(differentiable, site.inputs)
+        cut = before if self.mode is Mode.TAUGHT else map(differentiable, site.inputs)
         own = own._replace(inputs=tuple(severed(x) if one else x for x, one in zip(site.inputs, cut, strict=True)))
-        if self.face == ALONE:
+        if self.mode is Mode.ALONE:
             return own.axons(), None
-        if getattr(site.connection, "mixes_examples", False):
+        if site.mixes_examples:
             raise ValueError(self.refusal(site.name, MIXES))
         self.connections[site.name] = recorded(site)
         return taught(own, transposed, (), pair), (site.params, _rows(site))

@@ -10,10 +10,10 @@ from nl_jax._core.dependence import reached
 from nl_jax.base import Array, Params
 from nl_jax.estimators.feedback.feedback_path import parted
 from nl_jax.estimators.online.own_units import fault
-from nl_jax.estimators.online.traced_layers import ALONE, INPUTS, PLAIN, TAUGHT, Layers
+from nl_jax.estimators.online.traced_layers import Layers, Mode
 from nl_jax.propagation import plain_loop
 from nl_jax.propagation.interpretation import loops_around
-from nl_jax.propagation.loops import Leaves, Opened, chosen, differentiable, opened, perturbed, replaced, zero_of
+from nl_jax.propagation.loops import Leaves, Opened, chosen, differentiable, open_loop, perturbed, replaced, zero_of
 
 
 def lessons_of_loop(
@@ -37,21 +37,21 @@ def lessons_of_loop(
         carry, results = body(carry, (x, given))
         return (carry, offsets, pair_here), results
 
-    def face(which: int) -> Opened:
-        layers.face = which
-        return opened(displaced, begin, xs[0], length)
+    def traced(mode: Mode) -> Opened:
+        layers.mode = mode
+        return open_loop(displaced, begin, xs[0], length)
 
-    layers.face = PLAIN
+    layers.mode = Mode.PLAIN
     layers.nus.clear()  # of the loops before
-    plain = opened(body, carry, xs, length)
+    plain = open_loop(body, carry, xs, length)
     if nested := [name for name in layers.nus if loops_around(name) > 1]:
         raise ValueError(
             f"{layers.name}: layer {nested[0]!r} is in a loop within a loop, where there are no traces: use rtrl"
         )
     offsets = [jnp.zeros(nu.shape, nu.dtype) for nu in layers.nus.values()]
     begin = carry, offsets, jnp.ones(())
-    layers.recurrent = _recurrent(face(INPUTS), plain, layers)
-    alone, whole = face(ALONE), face(TAUGHT)
+    layers.recurrent = _recurrent(traced(Mode.INPUTS), plain, layers)
+    alone, whole = traced(Mode.ALONE), traced(Mode.TAUGHT)
     consts, companions = jax.lax.stop_gradient(parted(pair, whole.consts))
     if any(perturbed(leaf) for leaf in plain.carry if differentiable(leaf)):
         raise ValueError(
@@ -61,7 +61,7 @@ def lessons_of_loop(
     read = [differentiable(leaf) and perturbed(leaf) for leaf in plain.xs]
     recursion = _Recursion(layers, plain, alone, whole, consts, None if pair is None else companions, read)
     credit = recursion.run(worth)
-    layers.face = PLAIN
+    layers.mode = Mode.PLAIN
     results = jax.lax.stop_gradient(plain_loop("", body, carry, xs, length))
     return [*chosen(whole.consts, recursion.learns), *chosen(plain.xs, read)], credit, results
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 
 from nl_jax._core.dependence import EVERYTHING, NOTHING, Flow, Flows, Gate, sources_of_outputs
-from nl_jax._core.paths import path_name
+from nl_jax._core.paths import by_path
 from nl_jax._core.require import takes
 from nl_jax.base import Batch, GradientEstimator, Params, Program
 from nl_jax.evaluation.audit.marking import LOSS, STAGES, marked, post, pre, stage
@@ -72,7 +72,7 @@ def audit(
     'reads other axons, weight transport, sees the target'
     """
     takes("factory", factory, 1, "hand in nl.backprop or functools.partial(nl.node_perturbation, …), not the estimator")
-    leaves = _paths(params)
+    leaves = list(by_path(params))
     of_params = [_one(_Leaf(leaf)) for leaf in leaves]
     of_batch = _batch_sources(batch, targets)
     layers: dict[str, None] = {}
@@ -106,14 +106,6 @@ class _Leaf(NamedTuple):
     """A parameter as a source."""
 
     path: str
-
-
-def _paths(params: Params) -> list[str]:
-    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise ValueError(f"two parameters have the path {path!r}: rename the one whose name contains a '/'")
-    return paths
 
 
 def _one(source: Any) -> Flows:

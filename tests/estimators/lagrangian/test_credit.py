@@ -148,7 +148,7 @@ def test_all_others_say_that_they_have_none():
             of_weights.add(name)
         if estimator.credit is without_credit or name in ("weight_clean", "subspace_inputs"):
             state = jax.eval_shape(estimator.init, KEY, problem.params)
-            with pytest.raises(ValueError, match="this estimator has no credit of layers to show"):
+            with pytest.raises(ValueError, match="this estimator does not compute credit per layer"):
                 jax.eval_shape(estimator.credit, KEY, state, problem.params, problem.batch)
     assert all(name.startswith(("weight_", "subspace_", "forward_")) for name in of_weights), of_weights
     for name in (*TAUGHT, *ALIKE, *SHOWN):

@@ -51,7 +51,7 @@ def test_where_all_losses_are_equal_it_stays():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="one whose gradient is a list of numbers"):
+    with pytest.raises(ValueError, match="estimator must have a `sample` function"):
         nl.normalised(nl.backprop(objective))
     with pytest.raises(ValueError, match="num_samples must be at least 2"):
         jax.eval_shape(nl.normalised(nl.weight_perturbation(objective)).estimate, KEY, (), W, X)

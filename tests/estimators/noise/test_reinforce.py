@@ -239,7 +239,7 @@ def test_a_running_mean_is_handed_on(drawn, x64):
 
 def test_every_layer_must_draw(drawn, x64):
     kinds = {"output": units.categorical(), "hidden2": units.bernoulli()}
-    with pytest.raises(ValueError, match="layer 'hidden1' depends on parameters but draws nothing"):
+    with pytest.raises(ValueError, match="layer 'hidden1' has parameters but no stochastic unit"):
         jax.eval_shape(nl.reinforce(drawn.objective, units=kinds).estimate, KEY, (), *drawn[1:3])
 
 

@@ -314,9 +314,9 @@ def test_settings_that_will_not_do():
     with pytest.raises(ValueError, match="the basis of a weight's inputs needs to reach the layers of the network"):
         nl.subspace_perturbation(lambda params, batch: batch @ params)
     seeded = nl.seeded(nl.subspace_perturbation(linear), 0.1)
-    with pytest.raises(ValueError, match="in a subspace of the batch's inputs, is no list of numbers"):
+    with pytest.raises(ValueError, match="in a subspace of the batch's inputs, cannot be stored as rates"):
         jax.eval_shape(seeded.step, KEY, seeded.init(KEY, LINEAR), X)
-    with pytest.raises(ValueError, match="this estimator has no credit of layers"):
+    with pytest.raises(ValueError, match="this estimator does not compute credit per layer"):
         nl.subspace_perturbation(linear).credit(KEY, (), LINEAR, X)
 
 

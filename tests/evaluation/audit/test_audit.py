@@ -449,7 +449,7 @@ def test_the_table_the_data_and_the_figure_hold_every_cell():
     assert cells["other weights"] == "maybe"
     assert cells["target"] == "·"
     assert lines[-2:] == [
-        "maybe: pure_callback is opaque, and may make of its inputs what it will",
+        "maybe: the audit cannot look inside pure_callback; its outputs may depend on all its inputs",
         "verdict: maybe weight transport",
     ]
     saved = json.loads(json.dumps(audit.as_dict()))

@@ -140,9 +140,9 @@ class _Tiled(LazyWeight):
         both = lambda part: function(self.function(part))
         return type(self)(self.plain, self.noise, self.sigma, both, swapped=self.swapped != swap)
 
-    def opened(self) -> tuple[Any, Callable[[Any], LazyWeight]]:
+    def as_slices(self) -> tuple[Any, Callable[[Any], LazyWeight]]:
         if self.swapped or self.function is not _identity or self.ndim < 3:
-            return super().opened()
+            return super().as_slices()
         first, *rest = self.noise.shape
         slices = self.noise.slice + math.prod(rest[:-2]) * jnp.arange(first, dtype=jnp.int32)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax._core.numerics import wide_dtype
-from nl_jax._core.products import LazyWeight, looked_up, mapped, opened, product
+from nl_jax._core.products import LazyWeight, as_slices, looked_up, mapped, product
 from nl_jax._core.products.lazy_weight import Bilinear, Part
 from nl_jax.base import Array, Key, Params
 from nl_jax.estimators.noise.directions.bits import signs
@@ -112,11 +112,11 @@ class _Displaced(LazyWeight):
 
         return type(self)(function(self.weight), mapped(self.noise, function, swap=swap), flips, self.sigma)
 
-    def opened(self) -> tuple[Any, Callable[[Any], LazyWeight]]:
+    def as_slices(self) -> tuple[Any, Callable[[Any], LazyWeight]]:
         if self.ndim < 3:
-            return super().opened()
+            return super().as_slices()
         # All slices of a stacked weight have the same signs s and r.
-        noise, close = opened(self.noise)
+        noise, close = as_slices(self.noise)
         return (self.weight, noise), lambda parts: _Displaced(parts[0], close(parts[1]), self.flips, self.sigma)
 
     def product(self, bilinear: Bilinear, x: Array) -> Array:

@@ -121,9 +121,9 @@ class _Displaced(LazyWeight):
         left, right = function(self.left), function(self.right)
         return type(self)(function(self.weight), *((right, left) if swap else (left, right)), self.sigma)
 
-    def opened(self) -> tuple[Any, Callable[[Any], LazyWeight]]:
+    def as_slices(self) -> tuple[Any, Callable[[Any], LazyWeight]]:
         if self.ndim < 3:
-            return super().opened()
+            return super().as_slices()
         # Each slice of a stacked weight has its own A; all slices share B.
         return (self.weight, self.left), lambda parts: _Displaced(parts[0], parts[1], self.right, self.sigma)
 

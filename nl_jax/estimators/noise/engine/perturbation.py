@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from nl_jax._core.require import positive_hyperparameter, positive_integer, takes, typed_key
+from nl_jax._core.require import positive_hyperparameter, positive_integer, sampler, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Params, State
 from nl_jax.estimators.noise.baselines import Baseline
 from nl_jax.estimators.noise.directions import Sampler
@@ -44,9 +44,7 @@ def perturbation(
     """
     if not isinstance(baseline, Baseline):
         raise ValueError(f"baseline must be one of nl.baselines, made by a call such as clean(); got {baseline!r}")
-    takes(
-        "directions", directions, 3, "a sampler (key, index, template) -> direction, such as nl.directions.gaussian()"
-    )
+    sampler("directions", directions)
     sigma = None if sigma is None else positive_hyperparameter("sigma", sigma)
     if sigma is not None and baseline.length is None:
         raise ValueError(f"sigma must be left out with tangent(), which makes no step; got {sigma}")

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nl_jax.base import Array, State
 
@@ -26,6 +26,16 @@ def require_sharding(sharding: Any, num_samples: int, sum_updates: bool | None =
     devices = sharding.mesh.shape[sharding.spec[0]]
     if num_samples % devices:
         raise ValueError(f"num_samples must be a multiple of the {devices} devices that share them, got {num_samples}")
+
+
+def require_automatic(sharding: NamedSharding) -> None:
+    """Raises ValueError unless the sharding's axis of the mesh is automatic: then the compiler divides the program."""
+    (axis,) = sharding.spec
+    if sharding.mesh.axis_types[sharding.mesh.axis_names.index(axis)] != AxisType.Auto:
+        raise ValueError(
+            f"sharding must be over an automatic axis, got {axis!r} of {sharding.mesh}: make the mesh with "
+            "axis_types=(jax.sharding.AxisType.Auto, …)"
+        )
 
 
 class Share(NamedTuple):

@@ -20,7 +20,7 @@ def mixing_layers(objective: Objective) -> Run:
     def layer(site: Site, offset: Array | None) -> tuple[Array, Array | None]:
         nu = site.preactivation()
         axons = site.activation(nu if offset is None else nu + offset)
-        return axons, nu if getattr(site.connection, "mixes_examples", False) else None
+        return axons, nu if site.mixes_examples else None
 
     return interpret(objective, layer)
 

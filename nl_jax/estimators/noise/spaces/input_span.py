@@ -58,7 +58,7 @@ class _Sketched(LazyWeight):
     def rows(self, ids: Array) -> Array:
         return _Other(self.weight, self.place, self.note).rows(ids)
 
-    def opened(self) -> tuple[Any, Callable[[Any], LazyWeight]]:
+    def as_slices(self) -> tuple[Any, Callable[[Any], LazyWeight]]:
         parts = self.weight, self.probe, self.omega
         return parts, lambda parts: type(self)(parts[0], parts[1], parts[2], self.place, self.note)
 
@@ -82,7 +82,7 @@ class _Other(LazyWeight):
         self.note(_Use(self.place, self.ndim, spans=False), 0, None)
         return self.weight[ids]
 
-    def opened(self) -> tuple[Any, Callable[[Any], LazyWeight]]:
+    def as_slices(self) -> tuple[Any, Callable[[Any], LazyWeight]]:
         return self.weight, lambda weight: type(self)(weight, self.place, self.note)
 
 

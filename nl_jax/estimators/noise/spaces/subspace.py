@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax._core.numerics import wide_dtype
-from nl_jax._core.products import LazyWeight, looked_up, mapped, opened, product, use
+from nl_jax._core.products import LazyWeight, as_slices, looked_up, mapped, product, use
 from nl_jax._core.products.lazy_weight import Bilinear, Part
 from nl_jax._core.require import floating, per_example, takes_propagate
 from nl_jax.base import Array, Batch, Objective, Params, Propagate
@@ -109,10 +109,10 @@ class _Displaced(LazyWeight):
         left, right = (mapped(part, function, swap=swap) for part in (self.left, self.right))
         return type(self)(function(self.weight), *((right, left) if swap else (left, right)))
 
-    def opened(self) -> tuple[Any, Callable[[Any], LazyWeight]]:
+    def as_slices(self) -> tuple[Any, Callable[[Any], LazyWeight]]:
         if self.right.ndim < 3:
-            return super().opened()
-        parts, close = opened([self.weight, self.left, self.right])
+            return super().as_slices()
+        parts, close = as_slices([self.weight, self.left, self.right])
         return parts, lambda slices: _Displaced(*close(slices))
 
     def product(self, bilinear: Bilinear, x: Array) -> Array:
