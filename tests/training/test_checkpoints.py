@@ -78,7 +78,7 @@ def test_sigterm_is_a_documented_exception_and_the_old_handler_comes_back(tmp_pa
                 log=lambda report: os.kill(os.getpid(), signal.SIGTERM) if report.step == 8 else None,
             )
         assert (caught.value.code, int(caught.value.state.step), len(caught.value.history.loss)) == (143, 8, 8)
-        assert "the same call goes on" in capsys.readouterr().err
+        assert "repeat the same call to resume" in capsys.readouterr().err
         assert not heard
         signal.raise_signal(signal.SIGTERM)
         assert heard
@@ -113,7 +113,7 @@ def test_ctrl_c_saves_too(tmp_path, whole):
         if report.step == 8:
             raise KeyboardInterrupt
 
-    with pytest.raises(nl.Interrupted, match=r"interrupted after step 8, which is saved in .*: the same call goes on"):
+    with pytest.raises(nl.Interrupted, match=r"interrupted after step 8, which is saved in .*: repeat the same call to resume"):
         fit(tmp_path, log=log, every=100)
     same(fit(tmp_path, every=20), whole)
 
