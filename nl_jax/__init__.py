@@ -39,6 +39,7 @@ from nl_jax.estimators.lagrangian.zero_divergence import zero_divergence
 from nl_jax.estimators.noise import baselines, directions, reward_baselines, shaping, spaces
 from nl_jax.estimators.noise import stochastic_units as units
 from nl_jax.estimators.noise.activity_node_perturbation import activity_node_perturbation
+from nl_jax.estimators.noise.engine.perturbation import perturbation
 from nl_jax.estimators.noise.evolution_strategy import evolution_strategy
 from nl_jax.estimators.noise.forward_gradient import forward_gradient
 from nl_jax.estimators.noise.iterative_node_perturbation import iterative_node_perturbation
@@ -173,6 +174,7 @@ __all__ = [
     "objectives",
     "optimizers",
     "partition",
+    "perturbation",
     "predictive_coding",
     "primal_dual",
     "products",

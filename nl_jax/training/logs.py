@@ -1,6 +1,6 @@
-"""Loggers: to a file, TensorBoard or Weights & Biases.
+"""Loggers: to a file, TensorBoard or Weights & Biases; and the evaluation of held-out data.
 
-Each returns a function for the argument `log` of `nl.fit`, `nl.restarts` and `nl.sweep`. A row has the step (the number
+Each makes a function for the argument `log` of `nl.fit`, `nl.restarts` and `nl.sweep`. A row has the step (the number
 of steps taken), the loss, and every number that `record` kept, by its path in the tree:
 `{"step": 3, "loss": 0.5, "evaluations": 5}`. The elements of arrays have names that end in their indices, such as
 "loss/0" and "loss/1" for the runs of `restarts`.
@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from nl_jax._core.paths import path_name
-from nl_jax._core.require import positive_integer
+from nl_jax._core.require import positive_integer, takes
+from nl_jax.base import Params
 from nl_jax.training.files import write
 from nl_jax.training.outcome import Report
 
@@ -147,6 +148,62 @@ def wandb(run: Any, *, every: int = 1) -> Callable[[Report], None]:
             run.log(row, step=step)
 
     return _by_one_process(log)
+
+
+class evaluate:  # noqa: N801, used as a function, like the others
+    """Evaluates the parameters during training, such as by the accuracy on held-out examples.
+
+    Shows the newest value beside the progress bar and keeps all; a resumed run keeps those since it was resumed.
+
+    Args:
+      score: `score(params)` returns a number; it is compiled. With `nl.restarts` and `nl.sweep` it is mapped over the
+        runs.
+      every: steps between two evaluations. One takes place at the first dispatch that reaches a multiple of it;
+        shorter dispatches (`steps_per_dispatch`) are more exact.
+      name: the name to show.
+
+    Attributes:
+      steps: numbers of steps taken, a list; the first is that before training.
+      values: the scores, a list of numbers, or of arrays [num_restarts].
+
+    Raises:
+      ValueError: if a setting is not as described.
+
+    >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
+    >>> learner = nl.learner(nl.backprop(lambda w, batch: (w - batch) ** 2), optax.sgd(0.25))
+    >>> held_out = nl.logs.evaluate(lambda w: (w - 2) ** 2, every=2)
+    >>> state = learner.init(jax.random.key(0), jnp.float32(0))
+    >>> at = {"num_steps": 4, "steps_per_dispatch": 2, "log": held_out, "progress": False}
+    >>> _ = nl.fit(learner, jax.random.key(1), state, jnp.full(8, 2.0), **at)
+    >>> held_out.steps, [float(value) for value in held_out.values]
+    ([0, 2, 4], [4.0, 0.25, 0.015625])
+    """
+
+    def __init__(self, score: Callable[[Params], Any], *, every: int = 1, name: str = "score") -> None:
+        takes("score", score, 1, "a function of the parameters, such as their accuracy on held-out examples")
+        self._score, self._every, self._name = score, positive_integer("every", every), name
+        self._compiled: dict[int, Callable[[Params], Any]] = {}
+        self.steps: list[int] = []
+        self.values: list[Any] = []
+
+    def __call__(self, report: Report) -> dict[str, str]:
+        """Evaluates if it is time; returns the newest value to show."""
+        if report.records is None or report.step // self._every > self.steps[-1] // self._every:
+            self.steps.append(report.step)
+            self.values.append(self._value(report))
+        return {self._name: f"{np.mean(self.values[-1]):.4g}"}
+
+    def _value(self, report: Report) -> Any:
+        runs = report.state.step.ndim
+        if runs not in self._compiled:
+            function = self._score
+            for _ in range(runs):
+                function = jax.vmap(function)
+            self._compiled[runs] = jax.jit(function)
+        value = np.asarray(self._compiled[runs](report.state.params))
+        if value.ndim != runs:
+            raise ValueError(f"score must return one number, got an array of shape {value.shape[runs:]}")
+        return value[()]
 
 
 def _by_one_process(log: Callable[[Report], None]) -> Callable[[Report], None]:

@@ -113,7 +113,7 @@ def test_ctrl_c_saves_too(tmp_path, whole):
         if report.step == 8:
             raise KeyboardInterrupt
 
-    with pytest.raises(nl.Interrupted, match=r"interrupted after step 8, which is saved in .*: repeat the same call to resume"):
+    with pytest.raises(nl.Interrupted, match=r"after step 8, which is saved in .*: repeat the same call to resume"):
         fit(tmp_path, log=log, every=100)
     same(fit(tmp_path, every=20), whole)
 

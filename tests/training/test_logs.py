@@ -4,6 +4,7 @@ import json
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -134,7 +135,29 @@ def test_tensorboard(tmp_path, expected):
     np.testing.assert_array_equal([event.tensor_proto.float_val[0] for event in found], expected["norm"])
 
 
+def test_held_out_data_is_evaluated(capsys):
+    """Before the first step, and at the first dispatch that reaches each multiple of `every`; of every restart."""
+    score = lambda params: jnp.sum(params**2)
+    kept, held_out = [], nl.logs.evaluate(score, every=3, name="norm")
+    fit(num_steps=8, log=[lambda report: kept.append(score(report.state.params)), held_out], progress=True)
+    assert held_out.steps == [0, 4, 6]  # dispatches end at 2, 4, 6 and 8
+    np.testing.assert_allclose(held_out.values, [kept[0], kept[2], kept[3]], rtol=1e-6)
+    assert f"norm={held_out.values[-1]:.4g}" in capsys.readouterr().err
+
+    several, init = nl.logs.evaluate(score), lambda key: jax.random.normal(key, (3, 1))
+    settings = {"num_restarts": 2, "num_steps": 2, "progress": False}
+    found = nl.restarts(LEARNER, KEY, init, DATA, score=score, log=several, **settings)
+    assert several.steps == [0, 2]
+    np.testing.assert_allclose(several.values[-1], found.scores, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"score must return one number, got an array of shape \(3, 1\)"):
+        fit(num_steps=2, log=nl.logs.evaluate(lambda params: params))
+
+
 def test_bad_settings(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="score must take one argument, got 3: a function of the parameters"):
+        nl.logs.evaluate(3)
+    with pytest.raises(ValueError, match="every must be a whole number of at least 1, got 0"):
+        nl.logs.evaluate(jnp.sum, every=0)
     for make in (nl.logs.csv, nl.logs.json_lines, nl.logs.tensorboard, nl.logs.wandb):
         with pytest.raises(ValueError, match="every must be a whole number of at least 1, got 0"):
             make(tmp_path, every=0)

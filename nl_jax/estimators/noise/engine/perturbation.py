@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from nl_jax._core.require import positive_hyperparameter, positive_integer, sampler, typed_key
+from nl_jax._core.require import positive_hyperparameter, positive_integer, sampler, takes, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Params, State
 from nl_jax.estimators.noise.baselines import Baseline
 from nl_jax.estimators.noise.directions import Sampler
@@ -21,27 +21,40 @@ def perturbation(
     baseline: Baseline,
     directions: Sampler,
     *,
-    sigma: float | Array | None,
-    num_samples: int,
-    chunk: int | None,
+    sigma: float | Array | None = None,
+    num_samples: int = 1,
+    chunk: int | None = None,
     sharding: NamedSharding | None = None,
     sum_updates: bool | None = None,
 ) -> GradientEstimator:
-    """Estimates ĝ = mean over K samples of (dE/dξ) ξ, since E (gᵀξ) ξ = g for directions of unit covariance.
+    """Estimates the gradient in any space, by any baseline and directions: all perturbation estimators are such.
+
+        ĝ = ⟨(dE/dξ) ξ⟩ over K samples, since E (gᵀξ) ξ = g for directions of unit covariance
 
     Args:
-      space: where to displace, from `nl.spaces`.
+      space: where to displace: `nl.spaces.weights(objective)`, `nl.spaces.nodes(objective)`, or your own
+        `space(params, batch, noise) -> nl.spaces.View`.
       baseline: how to measure the losses' rate of change along a direction, from `nl.baselines`.
       directions: sampler of ξ, from `nl.directions`.
       sigma: σ, the step along a direction, above 0; None: chosen for the dtype.
-      num_samples: K, at least 1.
+      num_samples: K, the number of independent directions averaged, at least 1.
       chunk: samples evaluated at once, at least 1; None: chosen for the backend.
-      sharding: how samples are divided over devices: see `shares.shared_out`.
-      sum_updates: what devices exchange to form a gradient in weight space: see `SampledGradient.formed`.
+      sharding: how samples are divided over devices: see `nl.weight_perturbation`.
+      sum_updates: what devices exchange to form a gradient in weight space: see `nl.weight_perturbation`.
+
+    Returns:
+      An estimator with its baseline's state.
 
     Raises:
       ValueError: if a setting is not as described.
+
+    >>> import jax, jax.numpy as jnp, nl_jax as nl
+    >>> objective = lambda w, batch: (batch @ w) ** 2
+    >>> spsa = perturbation(nl.spaces.weights(objective), nl.baselines.antithetic(), nl.directions.rademacher())
+    >>> int(spsa.estimate(jax.random.key(0), (), jnp.ones(2), jnp.eye(2))[2].evaluations)
+    2
     """
+    takes("space", space, 3, "nl.spaces.weights(objective), called with the objective")
     if not isinstance(baseline, Baseline):
         raise ValueError(f"baseline must be one of nl.baselines, made by a call such as clean(); got {baseline!r}")
     sampler("directions", directions)
@@ -64,16 +77,14 @@ def perturbation(
 
     def found(key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, State, Info]:
         """Returns a gradient: that of layers, or that of weights as rates along directions."""
-        seen: list[int] = []
 
-        def of_share(share: Share, key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, Array]:
+        def of_share(share: Share, key: Key, state: State, params: Params, batch: Batch) -> tuple[Any, Array, Array]:
             view, measure, evaluations = measured(key, state, params, batch)
-            seen[:] = [evaluations]
             judged, loss = view.judged(measure, chunk, share)
-            return view.gradient(judged), loss
+            return view.gradient(judged), loss, jnp.int32(evaluations)
 
-        gradient, loss = shared_out(of_share, num_samples, sharding)(key, state, params, batch)
-        return gradient, baseline.update(state, loss), Info(loss, jnp.int32(seen[0]))
+        gradient, loss, evaluations = shared_out(of_share, num_samples, sharding)(key, state, params, batch)
+        return gradient, baseline.update(state, loss), Info(loss, evaluations)
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         gradient, state, info = found(key, state, params, batch)
