@@ -1,29 +1,12 @@
-"""Random initialisation of feedback weights, and the noise they learn from."""
+"""Random keys that depend on a layer's name and step alone."""
 
 import functools
 import zlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from nl_jax._core.require import typed_key
-from nl_jax.base import Array, Initializer, Key, Params
-
-
-def drawn(weight_init: Initializer, key: Key, params: Params) -> Params:
-    """Draws a tree like `params` by `weight_init`; ones for leaves of fewer than two axes."""
-    typed_key(key)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(tree, [_leaf(weight_init, k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
-
-
-def normal_like(key: Key, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Draws independent standard normal noise in the arrays' shapes; indices and masks stay as they are."""
-    keys = jax.random.split(key, len(arrays))
-    draw = lambda k, x: jax.random.normal(k, x.shape, x.dtype) if continuous(x) else x
-    return tuple(draw(k, x) for k, x in zip(keys, arrays, strict=True))
+from nl_jax.base import Key
 
 
 def layer_key(key: Key, name: str) -> Key:
@@ -34,12 +17,3 @@ def layer_key(key: Key, name: str) -> Key:
 def own_key(key: Key, layer: Any) -> Key:
     """Returns a key for the layer, and in a loop for the step; it does not depend on other layers."""
     return functools.reduce(jax.random.fold_in, layer.steps, layer_key(key, layer.name))
-
-
-def continuous(x: Array) -> bool:
-    """Returns whether x can be perturbed and receive credit: an index or a mask cannot."""
-    return jnp.issubdtype(x.dtype, jnp.floating)
-
-
-def _leaf(weight_init: Initializer, key: Key, leaf: Any) -> Array:
-    return weight_init(key, leaf.shape, leaf.dtype) if len(leaf.shape) > 1 else jnp.ones(leaf.shape, leaf.dtype)

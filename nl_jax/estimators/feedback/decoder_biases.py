@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax._core.dependence import reached, severed
-from nl_jax._core.drawing import continuous
 from nl_jax.base import Array, Batch, Objective, Params
+from nl_jax.estimators.feedback.drawing import continuous
 from nl_jax.estimators.feedback.stacks import chosen, steps_of_their_own
 from nl_jax.propagation import Site, interpret, learning_layers, loops_around, record
 

@@ -149,8 +149,15 @@ def _drawn(
     """Draws B of the hidden layers, each from the seed and its name: the same in every estimate."""
     key = jax.random.wrap_key_data(seed, impl="threefry2x32")  # of which two words are a key, whatever the default
     told = sum(_units(name, nu) for name, nu in nus.items() if name not in hidden)
-    shapes = {name: (*chosen(nus[name].shape, own[name]), _units(name, nus[name]), told) for name in hidden}
-    return {name: weight_init(layer_key(key, name), shape, nus[name].dtype) for name, shape in shapes.items()}
+
+    def one(name: str) -> Array:
+        steps, shape = chosen(nus[name].shape, own[name]), (_units(name, nus[name]), told)
+        draw = lambda key: weight_init(key, shape, nus[name].dtype)
+        for _ in steps:  # an initializer may scale by the whole shape, which the steps are no part of
+            draw = jax.vmap(draw)
+        return draw(jax.random.split(layer_key(key, name), steps) if steps else layer_key(key, name))
+
+    return {name: one(name) for name in hidden}
 
 
 def _given(weights: Mapping[str, Array], hidden: list[str]) -> Mapping[str, Array]:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
-from jax.nn import initializers
 
-from nl_jax._core.drawing import continuous, drawn, normal_like, own_key
+from nl_jax._core.drawing import own_key
 from nl_jax._core.require import gradient_transformation, typed_key
 from nl_jax.base import Array, EstimatorInitFn, Initializer, Key, Params, State
+from nl_jax.estimators.feedback.drawing import continuous, drawn, magnitude, normal_like
 from nl_jax.estimators.feedback.feedback_path import Find, Seen
 
 Look = Callable[[Find, Params, Any], dict[str, Any]]
@@ -48,29 +48,36 @@ class Feedback(NamedTuple):
     evaluations: int = 0
 
 
-def random(weight_init: Initializer = initializers.lecun_normal()) -> Feedback:
+def random(weight_init: Initializer | None = None) -> Feedback:
     """Draws B once and keeps it (Lillicrap et al. 2016).
 
     Uniform feedback, which sends the same credit to all units below, is `random(jax.nn.initializers.constant(b))`.
 
     Args:
-      weight_init: initializer of B, in the shape of the forward weight; the default is that of `nl.connections`, so
-        that credit has its usual size. It does not depend on the forward weights' values.
+      weight_init: initializer of B, called with the shape of the forward weight; of the whole stack, where a loop over
+        depth has stacked weights. By default B is normal with the root mean square of the forward weight in `init`, so
+        that credit has its usual size; it depends on the forward weights by this number alone.
     """
     return Feedback(lambda key, params: drawn(weight_init, key, params), lambda state, params: state, _kept)
 
 
 def sign_symmetric() -> Feedback:
-    """Sets B = sign(W)/√(fan in), one bit of each forward weight (uSF of Liao et al. 2016)."""
+    """Sets B = s sign(W), one bit of each forward weight (uSF of Liao et al. 2016).
+
+    s is the root mean square of the first W: 1/√(fan in) with the initializer of `nl.connections`.
+    """
+
+    def init(key: Key, params: Params) -> State:
+        del key
+        return jax.tree.map(lambda w: magnitude(w) if w.ndim > 1 else jnp.ones((), w.dtype), params)
 
     def weights(state: State, params: Params) -> Params:
-        del state
-        return jax.tree.map(lambda w: jnp.sign(w) / math.sqrt(_fan_in(w.shape)), params)
+        return jax.tree.map(lambda s, w: s * jnp.sign(w), state, params)
 
-    return Feedback(lambda key, params: (), weights, _kept)
+    return Feedback(init, weights, _kept)
 
 
-def sign_concordant(weight_init: Initializer = initializers.lecun_normal()) -> Feedback:
+def sign_concordant(weight_init: Initializer | None = None) -> Feedback:
     """Sets B = |M| sign(W), one bit of each forward weight, with magnitudes M drawn once (frSF of Liao et al. 2016).
 
     Args:
@@ -83,9 +90,7 @@ def sign_concordant(weight_init: Initializer = initializers.lecun_normal()) -> F
     return Feedback(lambda key, params: drawn(weight_init, key, params), weights, _kept)
 
 
-def kolen_pollack(
-    optimizer: optax.GradientTransformation, weight_init: Initializer = initializers.lecun_normal()
-) -> Feedback:
+def kolen_pollack(optimizer: optax.GradientTransformation, weight_init: Initializer | None = None) -> Feedback:
     """Draws B at random, then updates it like W: ΔB = −η ∂L/∂W − λ B (Kolen & Pollack 1994; Akrout et al. 2019).
 
     If the same optimizer changes W, and its step decays weights by a factor 1 − λ, then W − B decays by this factor as
@@ -109,9 +114,7 @@ def kolen_pollack(
     return Feedback(_init_learned(optimizer, weight_init), lambda state, params: state[0], update)
 
 
-def weight_mirror(
-    optimizer: optax.GradientTransformation, weight_init: Initializer = initializers.lecun_normal()
-) -> Feedback:
+def weight_mirror(optimizer: optax.GradientTransformation, weight_init: Initializer | None = None) -> Feedback:
     """Draws B at random, then trains it on noise sent through W: ΔB = η ξ yᵀ − λ B with y = W ξ (Akrout et al. 2019).
 
     After each estimate every connection receives ξ ~ N(0, I) instead of its inputs, drawn for each example. y is its
@@ -159,7 +162,7 @@ def _kept(key: Key, state: State, params: Params, grads: Params, look: Look) -> 
     return state
 
 
-def _init_learned(optimizer: optax.GradientTransformation, weight_init: Initializer) -> EstimatorInitFn:
+def _init_learned(optimizer: optax.GradientTransformation, weight_init: Initializer | None) -> EstimatorInitFn:
     def init(key: Key, params: Params) -> State:
         weights = drawn(weight_init, key, params)
         return weights, optimizer.init(weights)
@@ -171,7 +174,3 @@ def _stepped(optimizer: optax.GradientTransformation, state: State, grads: Param
     weights, inner = state
     updates, inner = optimizer.update(grads, inner, weights)
     return optax.apply_updates(weights, updates), inner
-
-
-def _fan_in(shape: tuple[int, ...]) -> int:
-    return math.prod(shape[:-1])

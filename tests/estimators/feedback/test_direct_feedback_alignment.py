@@ -182,6 +182,51 @@ def test_weights_depend_on_the_seed_and_the_name_alone_and_have_their_initialize
     assert abs(np.corrcoef(found[:40].ravel(), np.ravel(deep["hidden2"]))[0, 1]) < 4 / 40  # 40 × 40 pairs
 
 
+@pytest.mark.parametrize("stack", [jnp.asarray, list])
+def test_steps_with_their_own_weights_hear_by_their_own_and_others_share_one(stack):
+    """Whatever the lengths of loops, and wherever the stack is made; a stack's B has the scale of one layer's."""
+    units, depth = 40, 3
+
+    def forward(params, x, propagate=nl.propagation.feedforward):
+        matmul = lambda w, x: x @ w
+        recur = lambda h, x, propagate: (
+            propagate("layer", lambda w, x, h: x + h @ w, jnp.tanh, params["r"], x, h),
+            None,
+        )
+        h, _ = nl.scan("time", recur, jnp.zeros((x.shape[1], units)), x, propagate)
+
+        def carried(carry, _, propagate):  # weights that are carried are the same at every step
+            h, w = carry
+            return (propagate("layer", matmul, jnp.tanh, w, h), w), None
+
+        (h, _), _ = nl.scan("again", carried, (h, params["r"]), None, propagate, length=depth)
+        block = lambda h, w, propagate: (propagate("layer", matmul, jnp.tanh, w, h), None)
+        h, _ = nl.scan("depth", block, h, jnp.stack(list(params["blocks"])), propagate)
+
+        def counted(carry, _, propagate):
+            h, i = carry
+            return (propagate("layer", matmul, jnp.tanh, jnp.stack(list(params["blocks"]))[i], h), i + 1), None
+
+        (h, _), _ = nl.scan("count", counted, (h, 0), None, propagate, length=depth)
+        return propagate("output", matmul, lambda nu: nu, params["output"], h)
+
+    objective = nl.supervised(forward, nl.losses.half_squared_error)
+    params = {
+        "r": jnp.ones((units, units)),
+        "blocks": stack(jnp.ones((depth, units, units))),
+        "output": jnp.ones((units, 30)),
+    }
+    seed = nl.direct_feedback_alignment(objective).init(OTHER, params)
+    for steps in (depth, depth + 2):  # the time loop may be as long as the stack is deep
+        batch = jnp.ones((steps, 6, units)), jnp.ones((6, 30))
+
+        drawn = nl.direct_feedback_weights(objective, seed, params, batch)
+        shapes = {name: weight.shape for name, weight in drawn.items()}
+        one, several = (units, 30), (depth, units, 30)
+        assert shapes == {"time/layer": one, "again/layer": one, "depth/layer": several, "count/layer": several}
+        assert float(drawn["depth/layer"].std()) == pytest.approx(units**-0.5, rel=0.1)
+
+
 @pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
 def test_any_kind_of_key_makes_a_seed(kind):
     problem = problems.chain()
