@@ -93,17 +93,17 @@ _SAMPLE = np.array([[-2.0, -1.3, -0.6, -0.2, 0.3, 0.7, 1.1, 1.9]], np.float32)
 
 
 def identity() -> Activation:
-    """f(ν) = ν, df = 1: a linear layer."""
+    """Linear activation, f(ν) = ν, df = 1."""
     return Activation(lambda nu: nu, jnp.ones_like, name="identity")
 
 
 def sigmoid() -> Activation:
-    """f(ν) = 1 / (1 + e^{−ν}), df(x) = x (1 − x) (logistic sigmoid: seed 000, seed 001 §1)."""
+    """Logistic sigmoid, f(ν) = 1 / (1 + e^{−ν}), df(x) = x (1 − x) (logistic sigmoid: seed 000, seed 001 §1)."""
     return Activation(jax.nn.sigmoid, lambda x: x * (1 - x), name="sigmoid")
 
 
 def tanh(*, alpha: float = 1, beta: float = 1) -> Activation:
-    """f(ν) = α tanh(βν), df(x) = αβ (1 − x²/α²) (seed 003 eq. 11).
+    """Hyperbolic tangent, f(ν) = α tanh(βν), df(x) = αβ (1 − x²/α²) (seed 003 eq. 11).
 
     Args:
       alpha: α, the bound of |x|, a finite number other than 0; a negative one flips the sign of f.
@@ -126,7 +126,7 @@ def tanh(*, alpha: float = 1, beta: float = 1) -> Activation:
 
 
 def exp(*, alpha: float = 1, beta: float = 1) -> Activation:
-    """f(ν) = α e^{βν}, df(x) = βx (seed 003 eq. 11, which writes f′ = βx with the value x = f).
+    """Exponential, f(ν) = α e^{βν}, df(x) = βx (seed 003 eq. 11, which writes f′ = βx with the value x = f).
 
     Args:
       alpha: α, the value at 0, a finite number other than 0; every x has its sign.
@@ -141,22 +141,22 @@ def exp(*, alpha: float = 1, beta: float = 1) -> Activation:
 
 
 def tanh_by_sigmoid() -> Activation:
-    """f(ν) = 2σ(2ν) − 1, which is tanh ν (seed 000, logistic sigmoid and hyperbolic tangent); df(x) = 1 − x²."""
+    """Hyperbolic tangent as f(ν) = 2σ(2ν) − 1 (seed 000, logistic sigmoid and hyperbolic tangent); df(x) = 1 − x²."""
     return Activation(lambda nu: 2 * jax.nn.sigmoid(2 * nu) - 1, lambda x: 1 - x**2, name="tanh_by_sigmoid")
 
 
 def sigmoid_by_tanh() -> Activation:
-    """f(ν) = (tanh(ν/2) + 1)/2, which is σ(ν) (seed 000, ibid.); df(x) = x (1 − x)."""
+    """Logistic sigmoid as f(ν) = (tanh(ν/2) + 1)/2 (seed 000, ibid.); df(x) = x (1 − x)."""
     return Activation(lambda nu: (jnp.tanh(nu / 2) + 1) / 2, lambda x: x * (1 - x), name="sigmoid_by_tanh")
 
 
 def relu() -> Activation:
-    """f(ν) = Θ(ν) ν, df(x) = Θ(x > 0) (seed 003 eq. 11); the derivative at 0 is 0."""
+    """Rectified linear unit, f(ν) = Θ(ν) ν, df(x) = Θ(x > 0) (seed 003 eq. 11); the derivative at 0 is 0."""
     return Activation(jax.nn.relu, lambda x: (x > 0).astype(x.dtype), name="relu")
 
 
 def sign(surrogate: Callable[[Array], Array] | None = None) -> Activation:
-    """f(ν) = −1, 0 or 1, the perceptron's unit (seed 000, nonlinear models; seed 001).
+    """The perceptron's unit, f(ν) = −1, 0 or 1 (seed 000, nonlinear models; seed 001).
 
     Its derivative is 0 wherever it exists, which would silently stop learning. So either choose a
     surrogate, or differentiation raises an error. Perturbation estimators need no derivative.

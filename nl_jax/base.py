@@ -166,7 +166,7 @@ class LayerCredit(NamedTuple):
 
     @property
     def multipliers(self) -> Array | None:
-        """λ = −z, the multipliers of the Lagrangian (seed 000; see `nl.lagrangian`); None if z is None."""
+        """Returns λ = −z, the multipliers of the Lagrangian (seed 000; see `nl.lagrangian`); None if z is None."""
         return None if self.z is None else -self.z
 
 
@@ -180,7 +180,7 @@ class CreditFn(Protocol):
 
 
 def without_credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
-    """The `credit` of an estimator that forms none: raises a ValueError."""
+    """Raises ValueError: the `credit` of an estimator that forms none."""
     del key, state, params, batch
     raise ValueError(
         "this estimator does not compute credit per layer. Use one that does, such as nl.backprop, "
@@ -249,6 +249,6 @@ class Learner(NamedTuple):
 
 
 def stateless(key: Key, params: Params) -> State:
-    """The `init` of an estimator without state: returns ()."""
+    """Returns (): the `init` of an estimator without state."""
     del key, params
     return ()

@@ -71,7 +71,7 @@ def _mean_of_positions(losses: Array) -> Array:
 
 
 def binary_cross_entropy(outputs: Array, targets: Array) -> Array:
-    """−Σ_i [p̄_i log σ(x_i) + (1 − p̄_i) log(1 − σ(x_i))], in nats: every unit is a separate binary output.
+    """Computes −Σ_i [p̄_i log σ(x_i) + (1 − p̄_i) log(1 − σ(x_i))], in nats: every unit is a separate binary output.
 
     Args:
       outputs: logits x, shape [batch, …].

@@ -41,7 +41,7 @@ ScalingFn = Callable[[int, int, int], Scaling]
 
 
 def depth_mup(inputs: int, units: int, layers: int) -> Scaling:
-    """a_1 = 1/√N₀, a_l = 1/√(N L), a_L = 1/N, all W ~ N(0, 1): μPC's depth-μP (Innocenti et al. 2025, table 1).
+    """Depth-μP of μPC: a_1 = 1/√N₀, a_l = 1/√(N L), a_L = 1/N, all W ~ N(0, 1) (Innocenti et al. 2025, table 1).
 
     Axons initially have the same size at any width and depth. The paper trains with Adam and transfers its learning
     rate from shallow to deep networks. But a step of Adam moves each entry of W by about η, so L layers that move in
@@ -62,7 +62,7 @@ def depth_mup(inputs: int, units: int, layers: int) -> Scaling:
 
 
 def standard(inputs: int, units: int, layers: int) -> Scaling:
-    """a = 1 and W ~ N(0, 1/fan in) at any depth: LeCun's scheme, where every skip connection makes the axons larger.
+    """LeCun's scheme, a = 1 and W ~ N(0, 1/fan in) at any depth: every skip connection makes the axons larger.
 
     Args:
       inputs: N₀.

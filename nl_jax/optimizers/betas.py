@@ -14,23 +14,23 @@ Beta = Callable[[Params, Params, Params], Array]
 
 
 def fletcher_reeves(gradient: Params, previous: Params, direction: Params) -> Array:
-    """β = gᵀg / g_prevᵀg_prev (seed 003 eq. 33, 36; Fletcher and Reeves 1964)."""
+    """Computes β = gᵀg / g_prevᵀg_prev (seed 003 eq. 33, 36; Fletcher and Reeves 1964)."""
     del direction
     return ratio(dot(gradient, gradient), dot(previous, previous))
 
 
 def polak_ribiere(gradient: Params, previous: Params, direction: Params) -> Array:
-    """β = gᵀy / g_prevᵀg_prev (seed 003 eq. 36; Polak and Ribière 1969)."""
+    """Computes β = gᵀy / g_prevᵀg_prev (seed 003 eq. 36; Polak and Ribière 1969)."""
     del direction
     return ratio(dot(gradient, difference(gradient, previous)), dot(previous, previous))
 
 
 def hestenes_stiefel(gradient: Params, previous: Params, direction: Params) -> Array:
-    """β = gᵀy / pᵀy (seed 003 eq. 36; Hestenes and Stiefel 1952)."""
+    """Computes β = gᵀy / pᵀy (seed 003 eq. 36; Hestenes and Stiefel 1952)."""
     y = difference(gradient, previous)
     return ratio(dot(gradient, y), dot(direction, y))
 
 
 def dai_yuan(gradient: Params, previous: Params, direction: Params) -> Array:
-    """β = gᵀg / pᵀy (seed 003 eq. 36; Dai and Yuan 1999)."""
+    """Computes β = gᵀg / pᵀy (seed 003 eq. 36; Dai and Yuan 1999)."""
     return ratio(dot(gradient, gradient), dot(direction, difference(gradient, previous)))

@@ -8,17 +8,17 @@ from nl_jax.base import Array, Params
 
 
 def dot(a: Params, b: Params) -> Array:
-    """aᵀb, summed in float32 at least."""
+    """Computes aᵀb, summed in float32 at least."""
     return optax.tree.vdot(widened(a), widened(b))
 
 
 def difference(a: Params, b: Params) -> Params:
-    """a − b, in float32 at least."""
+    """Computes a − b, in float32 at least."""
     return optax.tree.sub(widened(a), widened(b))
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:
-    """numerator / denominator, which is never NaN for finite numbers."""
+    """Computes numerator / denominator, which is never NaN for finite numbers."""
     # The bound depends only on the dtype: near a minimum both are small, and a fixed epsilon would dominate.
     tiny = jnp.finfo(denominator.dtype).tiny
     return numerator / jnp.where(jnp.abs(denominator) < tiny, tiny, denominator)

@@ -82,7 +82,7 @@ def _is_interval(clip: Any) -> bool:
 def one_evaluation_conjugate_gradient(
     learning_rate: optax.ScalarOrSchedule, *, clip: tuple[float, float] | None = (0.0, 1.0), renew_every: int = 1
 ) -> optax.GradientTransformation:
-    """x ← x + α sgn(pᵀr) p with the seed's p (seed 003 §3.2); see `scale_by_one_evaluation`.
+    """Steps x ← x + α sgn(pᵀr) p with the seed's p (seed 003 §3.2); see `scale_by_one_evaluation`.
 
     Under `optax.inject_hyperparams` pass `static_args=("clip", "renew_every")`.
 

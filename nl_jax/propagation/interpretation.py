@@ -45,11 +45,11 @@ class Site(NamedTuple):
     steps: tuple[Array, ...] = ()
 
     def preactivation(self) -> Array:
-        """ν = W x + b."""
+        """Computes ν = W x + b."""
         return self.connection(self.params, *self.inputs)
 
     def axons(self) -> Array:
-        """f(ν)."""
+        """Computes f(ν)."""
         return self.activation(self.preactivation())
 
     @property

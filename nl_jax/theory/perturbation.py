@@ -22,7 +22,7 @@ from nl_jax.theory.ranges import in_range
 
 
 def relative_variance(second_moment: float, K: int, *, order: int | None = None) -> float:
-    """E‖ĝ − g‖²/‖g‖² = (s − 1)/K for K independent samples, and (s − 1)/K · (n − K)/(n − 1) for K out of n.
+    """Computes E‖ĝ − g‖²/‖g‖² = (s − 1)/K for K independent samples, and (s − 1)/K · (n − K)/(n − 1) for K out of n.
 
     The latter are drawn without replacement from n directions that together give the exact gradient: rows of a Hadamard
     matrix of order n ≥ P, or the n = P coordinates, for which s = P and the result is (P − K)/K.
@@ -50,7 +50,7 @@ def relative_variance(second_moment: float, K: int, *, order: int | None = None)
 
 
 def squared_cosine(P: int, *, captured: float = 1.0) -> float:
-    """E cos² = c/P between g and one sample (gᵀξ) ξ, for ξ isotropic in P dimensions that contain a part of g.
+    """Computes E cos² = c/P between g and one sample (gᵀξ) ξ, for ξ isotropic in P dimensions that contain a part of g.
 
     With noise in the span of the inputs (Lin et al. 2026) P is Σ rank · units. The cosine to the same g is then
     √c √(Σ inputs · units/P) times the cosine under isotropic noise.
@@ -67,7 +67,7 @@ def squared_cosine(P: int, *, captured: float = 1.0) -> float:
 
 
 def projected(second_moment: float, K: int, *, captured: float) -> float:
-    """E‖ĝ − g‖²/‖g‖² = 1 − c + c (s − 1)/K for noise in a subspace that contains the fraction c of ‖g‖².
+    """Computes E‖ĝ − g‖²/‖g‖² = 1 − c + c (s − 1)/K for noise in a subspace that contains the fraction c of ‖g‖².
 
     The mean of ĝ is the projection of g. 1 − c is the bias, which does not shrink with more samples; the rest is
     variance.
@@ -89,7 +89,7 @@ def projected(second_moment: float, K: int, *, captured: float) -> float:
 
 
 def random_subspace(P: int, K: int, shares: Mapping[tuple[int, int], float]) -> float:
-    """E‖ĝ − g‖²/‖g‖² = φ + (P + 1 + φ)/K for noise √(m/r) Q G, φ = Σ f (m/r − 1), Gaussian G, one Q for K samples.
+    """Computes E‖ĝ − g‖²/‖g‖² = φ + (P + 1 + φ)/K for noise √(m/r) Q G, φ = Σ f (m/r − 1), one Q for K Gaussian G.
 
     The random Q [m, r] is uniform with orthonormal columns. A subspace contains r/m of a weight's gradient on average,
     and the factor √(m/r) compensates for it, so the estimate is unbiased. But all samples miss the part of the gradient
@@ -182,7 +182,7 @@ def flipout(weights: jax.Array, others: jax.Array) -> jax.Array:
 
 
 def node_variance(x: jax.Array, delta: jax.Array, power: jax.Array, K: int, *, kurtosis: float) -> jax.Array:
-    """Var ĝ_ba = Σ_n x_nb² (‖δ_n‖² + (κ − 2) δ_na²)/(B² K) of the weight gradients of node perturbation.
+    """Computes Var ĝ_ba = Σ_n x_nb² (‖δ_n‖² + (κ − 2) δ_na²)/(B² K) of the weight gradients of node perturbation.
 
     Every example has its own noise, weighted by its own loss. The number of nodes therefore replaces P, and the
     variance is averaged over the batch.

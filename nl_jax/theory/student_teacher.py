@@ -135,7 +135,7 @@ def backprop(N: int, *, batch: int = 1) -> Recursion:
 def node_perturbation(
     M: int, N: int, *, sigma: float, num_samples: int = 1, batch: int = 1, noise: Noise = GAUSSIAN
 ) -> Recursion:
-    """C = 1 + ((N + 2)(1 + (s − 1)/K) − 1)/B with s = M − 1 + E ξ_i⁴, S = σ² N E‖ξ‖⁶/(4KB).
+    """Returns C = 1 + ((N + 2)(1 + (s − 1)/K) − 1)/B with s = M − 1 + E ξ_i⁴, S = σ² N E‖ξ‖⁶/(4KB).
 
     Args:
       M: outputs, at least 1.
@@ -157,7 +157,7 @@ def node_perturbation(
 def weight_perturbation(
     M: int, N: int, *, sigma: float, num_samples: int = 1, batch: int = 1, noise: Noise = GAUSSIAN
 ) -> Recursion:
-    """C = (1 + (N + 1)/B)(1 + (s − 1)/K) with s = MN − 1 + E ξ_i⁴, S = σ² F/(4K).
+    """Returns C = (1 + (N + 1)/B)(1 + (s − 1)/K) with s = MN − 1 + E ξ_i⁴, S = σ² F/(4K).
 
     Unlike in node space, a larger batch averages over examples but not over perturbations.
 

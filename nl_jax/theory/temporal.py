@@ -102,7 +102,7 @@ class Law(NamedTuple):
 
 
 def weight_perturbation(trials: Trials, outputs: int) -> Law:
-    """K = (Mn + 2) c, F = Mn (Mn + 4)(M s + 2c), H = n (Mn + 2) ρ, for M outputs.
+    """Returns K = (Mn + 2) c, F = Mn (Mn + 4)(M s + 2c), H = n (Mn + 2) ρ, for M outputs.
 
     >>> weight_perturbation(repeated(10, 5), 2)  # as for nodes at T = n
     Law(gain=12.0, curvature_noise=1680.0, residual_noise=0.0)
@@ -113,7 +113,7 @@ def weight_perturbation(trials: Trials, outputs: int) -> Law:
 
 
 def node_perturbation(trials: Trials, outputs: int) -> Law:
-    """K = M s + 2c, F = (Mn/T)(MT + 2)(MT + 4), H = n (M + 2ρ), for M outputs.
+    """Returns K = M s + 2c, F = (Mn/T)(MT + 2)(MT + 4), H = n (M + 2ρ), for M outputs.
 
     >>> node_perturbation(repeated(10, 5), 2)
     Law(gain=12.0, curvature_noise=528.0, residual_noise=10.0)

@@ -100,7 +100,7 @@ def _infer(
     """Descends to a minimum of F over the hidden layers' errors, from e = 0."""
 
     def energy(errors: Axons) -> Array:
-        """F, summed over the batch."""
+        """Computes F, summed over the batch."""
         losses, _ = displace(objective)(params, batch, freedom.displacing(errors))
         total = per_example(losses)
         for name, error in freedom.displacing(errors).items():

@@ -29,7 +29,7 @@ class KKT(NamedTuple):
 
 
 def lagrangian(objective: Objective, *, penalty: float | Array = 0.0) -> Callable[[Params, Axons, Axons, Batch], Array]:
-    """L = C(x_L) + Σ_l λ_lᵀ r_l + μ/2 Σ_l ‖r_l‖², r_l = x_l − f(W_l x_{l−1} + b_l), per example.
+    """Computes L = C(x_L) + Σ_l λ_lᵀ r_l + μ/2 Σ_l ‖r_l‖², r_l = x_l − f(W_l x_{l−1} + b_l), per example.
 
     Axons x (activity) and multipliers λ are free variables, one of each per layer; the layers' equations r = 0 are
     constraints (seed 000; LeCun 1988). The three stationarity conditions are the three gradients of this one function:

@@ -16,7 +16,7 @@ from nl_jax.propagation import PartlyClamped, clamp
 
 
 def energy(objective: Objective, *, penalty: float | Array = 1.0) -> Callable[[Params, Mapping, Batch], Array]:
-    """F = C(x_L) + μ/2 Σ_l ‖r_l‖², r_l = x_l − f(W_l x_{l−1} + b_l), per example (Whittington & Bogacz 2017).
+    """Computes F = C(x_L) + μ/2 Σ_l ‖r_l‖², r_l = x_l − f(W_l x_{l−1} + b_l), per example (Whittington & Bogacz 2017).
 
     The axons of hidden layers are free; output layers compute theirs from the layers below.
 

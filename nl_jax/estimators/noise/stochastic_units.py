@@ -32,7 +32,7 @@ class Unit(NamedTuple):
     axons: Callable[[Array, ActivationFn], Array]
 
     def eligibility(self, sample: Array, preactivation: Array) -> Array:
-        """e = ∂ log p(s | ν)/∂ν, shaped as ν, in float32 at least (Williams 1992 §4)."""
+        """Computes e = ∂ log p(s | ν)/∂ν, shaped as ν, in float32 at least (Williams 1992 §4)."""
         return jax.grad(lambda nu: jnp.sum(self.log_probability(widened(sample), nu)))(widened(preactivation))
 
 
@@ -50,7 +50,7 @@ def bernoulli() -> Unit:
 
 
 def categorical() -> Unit:
-    """One of the last axis's units is 1, with probability softmax(ν), the others 0; e = s − softmax(ν).
+    """Samples one of the last axis's units to be 1, with probability softmax(ν), the others 0; e = s − softmax(ν).
 
     For the output that chooses an action. The sample replaces the layer's activation.
     """

@@ -200,7 +200,7 @@ class Influence(NamedTuple):
 
 
 def by_influence(influence: Callable[[Run], Influence]) -> Derivative:
-    """Σ_t (∂L/∂θ within step t + ∂L_t/∂h_{t−1} J_{t−1}), J the influence of θ on the state that the rule carries."""
+    """Computes Σ_t (∂L/∂θ within step t + ∂L_t/∂h_{t−1} J_{t−1}), J the influence of θ that the rule carries."""
 
     def derivative(run: Run) -> Leaves:
         own = influence(run)

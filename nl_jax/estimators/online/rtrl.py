@@ -60,7 +60,7 @@ def exact(run: Run) -> Influence:
 
 
 def nothing(run: Run) -> Jacobian:
-    """J_0 = 0."""
+    """Returns J_0 = 0."""
     return [[jnp.zeros((leaf.size, *h.shape), h.dtype) for h in run.start] for leaf in run.theta]
 
 

@@ -32,7 +32,7 @@ class Cell(NamedTuple):
 
 
 def connected(params: Params, x: Array, h: Array) -> Array:
-    """ν = x W + h U + b."""
+    """Computes ν = x W + h U + b."""
     return x @ params["weight"] + h @ params["recurrent"] + jnp.expand_dims(params["bias"], 0)
 
 

@@ -108,5 +108,5 @@ def gru(units: int, *, weight_init: Initializer = WEIGHT_INIT, recurrent_init: I
 
 
 def affine(params: Params, x: Array) -> Array:
-    """ν = x W + b."""
+    """Computes ν = x W + b."""
     return x @ params["weight"] + jnp.expand_dims(params["bias"], 0)

@@ -16,7 +16,7 @@ from nl_jax.estimators.noise.directions.structured import Direction, Sampler
 
 
 def coordinate() -> Sampler:
-    """ξ = ±√P e_i: one component at a time, in order from a random first one, with a random sign.
+    """Samples one component at a time, ξ = ±√P e_i, in order from a random first one, with a random sign.
 
     No two of K ≤ P samples share a component. Second moment P ‖g‖², relative variance (P − K)/K: at K = P
     the estimate is the gradient by finite differences, exact as σ → 0.

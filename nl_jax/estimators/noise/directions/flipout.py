@@ -21,7 +21,7 @@ from nl_jax.estimators.noise.directions.structured import Direction, Sampler, St
 
 
 def flipout() -> Sampler:
-    """V_n = E ∘ s_n r_nᵀ for example n: signs E shared by the batch, s and r each example's own (Wen et al. 2018).
+    """Samples V_n = E ∘ s_n r_nᵀ, example n: signs E shared by the batch, s and r each example's own (Wen et al. 2018).
 
     Only for objectives in which examples do not interact and keep their places: the n-th loss must depend on the n-th
     row of every product, and on no other (no batch normalisation, no contrast between examples, no sorting). Otherwise

@@ -15,7 +15,7 @@ from nl_jax.estimators.noise.directions.structured import Direction, Sampler
 
 
 def gaussian() -> Sampler:
-    """ξ ~ N(0, 1) for every component, as in seed 000.
+    """Samples ξ ~ N(0, 1) for every component, as in seed 000.
 
     Second moment of (gᵀξ) ξ: (P + 2) ‖g‖². Relative variance E‖ĝ − g‖²/‖g‖² of the mean of K in P
     dimensions: (P + 1)/K.
@@ -24,7 +24,7 @@ def gaussian() -> Sampler:
 
 
 def rademacher() -> Sampler:
-    """ξ = ±1 with equal probability for every component; each random word gives 32 signs.
+    """Samples ξ = ±1 with equal probability for every component; each random word gives 32 signs.
 
     Second moment P ‖g‖², relative variance (P − 1)/K: the lowest of any sampler with independent components.
     """
@@ -32,7 +32,7 @@ def rademacher() -> Sampler:
 
 
 def sparse(density: float) -> Sampler:
-    """ξ = ±1/√p with probability p for every component, and otherwise 0.
+    """Samples ξ = ±1/√p with probability p for every component, and otherwise 0.
 
     Second moment (P − 1 + 1/p) ‖g‖², relative variance (P − 2 + 1/p)/K: few components are displaced at once, and the
     variance is hardly larger as long as p P is well above 1.

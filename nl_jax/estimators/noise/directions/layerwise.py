@@ -14,7 +14,7 @@ _SPHERE = sphere()
 
 
 def layerwise(sampler: Sampler = _SPHERE) -> Sampler:
-    """ξ = √L ξ^l on one layer l and 0 on all others, the L layers in order from a random first one.
+    """Samples one layer at a time, ξ = √L ξ^l on layer l, the L layers in order from a random first one.
 
     For a template with L leaves, every L consecutive samples visit each leaf once; the factor √L keeps E ξξᵀ = I. In
     node space a leaf is a layer, and this is the noise of iterative node perturbation (Dalm et al. 2023). In weight

@@ -23,7 +23,7 @@ from nl_jax.estimators.noise.directions.structured import Direction, Sampler, St
 
 
 def rank_one() -> Sampler:
-    """V = a bᵀ with signs a, b for every weight; see `low_rank`.
+    """Samples V = a bᵀ with signs a, b for every weight; see `low_rank`.
 
     Second moment mn ‖G‖² for an m × n weight with gradient G, as for independent signs: relative variance (P − 1)/K, at
     a small part of their cost.
@@ -32,7 +32,7 @@ def rank_one() -> Sampler:
 
 
 def low_rank(rank: int) -> Sampler:
-    """V = Σ_r a_r b_rᵀ/√rank with signs a, b for every weight, independent signs for all else.
+    """Samples V = Σ_r a_r b_rᵀ/√rank with signs a, b for every weight, independent signs for all else.
 
     Weights are parameters of two axes or more that layers only multiply by (x W + b, in dense layers and convolutions),
     or look up (W[ids]). As x (W + σ V) = x W + σ (x A) Bᵀ, all samples share the product with W. Averages are

@@ -23,7 +23,7 @@ _LOWER_TERMS = (
 
 
 def orthogonal() -> Sampler:
-    """±1 directions orthogonal to each other: rows of a Hadamard matrix, columns randomly signed.
+    """Samples ±1 directions orthogonal to each other: rows of a Hadamard matrix, columns randomly signed.
 
     The matrix has order n, the least power of two not below P (at least 2; the blocks of large parameters are rounded
     up to whole words of 32). Rows are taken without replacement. Relative variance (P − 1)/K · (n − K)/(n − 1): less

@@ -17,7 +17,7 @@ from nl_jax.estimators.noise.directions.structured import Direction, Sampler
 
 
 def sphere() -> Sampler:
-    """ξ uniform on the sphere of radius √P: a Gaussian direction whose length does not vary.
+    """Samples ξ uniformly on the sphere of radius √P: a Gaussian direction whose length does not vary.
 
     Second moment P ‖g‖², relative variance (P − 1)/K (Nesterov and Spokoiny 2017 smooth over the ball it bounds).
 

@@ -36,7 +36,7 @@ class Structured(abc.ABC):
 
     @abc.abstractmethod
     def added(self, total: Array, change: Array) -> Array:
-        """total + Σ_k mean_n (change_kn V_kn) over stacked directions, leading axis k, for `change` [k, batch].
+        """Computes total + Σ_k mean_n (change_kn V_kn) over stacked directions (axis k first), for `change` [k, batch].
 
         A change that all examples share may be given as [k, 1].
         """
