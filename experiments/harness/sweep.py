@@ -1,4 +1,7 @@
-"""Training at several learning rates and from several initialisations at once."""
+"""Training at several learning rates and from several initialisations at once, measured at several moments.
+
+`nl.sweep` scores runs at their end; here every set is measured along the way too, and all runs have the same batches.
+"""
 
 import functools
 from collections.abc import Callable, Sequence

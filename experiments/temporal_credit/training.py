@@ -1,4 +1,7 @@
-"""Training of small recurrent networks at several learning rates and from several initialisations at once."""
+"""Training of small recurrent networks at several learning rates and from several initialisations at once.
+
+Unlike `nl.sweep`, it keeps each block's mean loss, and gives all rules the same batches and initialisations.
+"""
 
 import functools
 import time
