@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from nl_jax._core.dependence import reached, severed
 from nl_jax.base import Array, Batch, Objective, Params
 from nl_jax.estimators.feedback.drawing import continuous
-from nl_jax.estimators.feedback.stacks import chosen, steps_of_their_own
+from nl_jax.estimators.feedback.received import chosen, steps_of_their_own
 from nl_jax.propagation import Site, interpret, learning_layers, loops_around, record
 
 Biases = tuple[Array, ...]

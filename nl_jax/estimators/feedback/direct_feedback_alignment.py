@@ -13,7 +13,7 @@ from nl_jax._core.deprecation import deprecated_argument
 from nl_jax._core.drawing import layer_key
 from nl_jax._core.require import layered, per_example, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Initializer, Key, LayerCredit, Objective, Params, State
-from nl_jax.estimators.feedback.stacks import chosen, steps_of_their_own
+from nl_jax.estimators.feedback.received import chosen, steps_of_their_own
 from nl_jax.propagation import Local, Site, interpret, local, loops_around, record
 from nl_jax.propagation.interpretation import SEPARATOR
 

@@ -8,6 +8,7 @@ from nl_jax._core.require import layered
 from nl_jax.base import Batch, GradientEstimator, Info, Key, LayerCredit, Objective, Params, State
 from nl_jax.estimators.feedback import weights as feedbacks
 from nl_jax.estimators.feedback.feedback_path import Find, beside, feedback_path
+from nl_jax.estimators.feedback.scale import scaled
 from nl_jax.estimators.feedback.weights import Feedback
 
 
@@ -52,8 +53,11 @@ def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None
     if not isinstance(source, Feedback):
         raise ValueError(f"feedback must be one of nl.feedback, such as nl.feedback.random(), got {feedback!r}")
 
+    def weights(state: State, params: Params, batch: Batch) -> Params:
+        return scaled(source, objective, state, params, batch)
+
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
-        losses, grads, _ = feedback_path(objective, params, batch, companion=source.weights(state, params))
+        losses, grads, _ = feedback_path(objective, params, batch, companion=weights(state, params, batch))
 
         def look(find: Find, companion: Params, extra: Any) -> dict[str, Any]:
             return beside(objective, find)(params, companion, batch, extra)
@@ -63,6 +67,6 @@ def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None
 
     def credit(key: Key, state: State, params: Params, batch: Batch) -> dict[str, LayerCredit]:
         del key
-        return feedback_path(objective, params, batch, companion=source.weights(state, params), credit=True).credit
+        return feedback_path(objective, params, batch, companion=weights(state, params, batch), credit=True).credit
 
     return GradientEstimator(source.init, estimate, credit)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.nn import initializers
 
 from nl_jax._core.drawing import own_key
 from nl_jax._core.require import gradient_transformation, layered, positive_number, takes, typed_key
@@ -25,7 +26,7 @@ from nl_jax.estimators.feedback.decoder_biases import Biases, biases_by_layer, b
 from nl_jax.estimators.feedback.drawing import continuous, drawn, normal_like
 from nl_jax.estimators.feedback.example import shapes_of
 from nl_jax.estimators.feedback.feedback_path import Back, Find, Run, Seen, beside, feedback_path
-from nl_jax.estimators.feedback.stacks import chosen, steps_of_their_own
+from nl_jax.estimators.feedback.received import chosen, steps_of_their_own
 from nl_jax.estimators.lagrangian.lagrangian import stationarity
 
 Steps = dict[str, tuple[int, ...]]
@@ -54,7 +55,7 @@ def difference_target_propagation(
     activation: ActivationFn = jnp.tanh,
     eta: float = 0.1,
     sigma: float = 0.1,
-    weight_init: Initializer | None = None,
+    weight_init: Initializer = initializers.lecun_normal(),
 ) -> GradientEstimator:
     """Gives each layer a target; each layer learns by its own distance to it (Lee et al. 2015).
 
@@ -88,7 +89,7 @@ def difference_target_propagation(
         layers' inputs.
       eta: η, the step size of the highest target, above 0; in half precision no smaller than the default.
       sigma: σ, standard deviation of the noise on the inputs to be reconstructed, in units of axons, above 0.
-      weight_init: initializer of the first B, as in `nl.feedback.random`.
+      weight_init: initializer of the first B, in the shape of the forward weight.
 
     Returns:
       An estimator whose state is (`Decoders`, the optimizer's state). `info.residuals` is a `nl.KKT` at the feedforward

@@ -4,6 +4,7 @@ Parameters with one value per unit, such as a bias or a gain γ, are not drawn: 
 ones in B, or are their own signs where B is made of signs. Biases are never fed back.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -11,12 +12,15 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jax.nn import initializers
 
 from nl_jax._core.drawing import own_key
 from nl_jax._core.require import gradient_transformation, typed_key
 from nl_jax.base import Array, EstimatorInitFn, Initializer, Key, Params, State
-from nl_jax.estimators.feedback.drawing import continuous, drawn, magnitude, normal_like
+from nl_jax.estimators.feedback.drawing import continuous, drawn, normal_like
 from nl_jax.estimators.feedback.feedback_path import Find, Seen
+
+_LECUN = initializers.lecun_normal()
 
 Look = Callable[[Find, Params, Any], dict[str, Any]]
 
@@ -40,12 +44,15 @@ class Feedback(NamedTuple):
       weights: `weights(state, params) -> B`, a tree like `params`.
       update: `update(key, state, params, grads, look) -> state`, the learning of B from one estimate.
       evaluations: the cost of `update`, in evaluations of the objective.
+      by_fan_in: whether the scale of `weights` is 1/√(fan in) by a shape [inputs, units], to be corrected for other
+        layouts (`scale.scaled`).
     """
 
     init: EstimatorInitFn
     weights: Callable[[State, Params], Params]
     update: UpdateFn
     evaluations: int = 0
+    by_fan_in: bool = False
 
 
 def random(weight_init: Initializer | None = None) -> Feedback:
@@ -54,27 +61,22 @@ def random(weight_init: Initializer | None = None) -> Feedback:
     Uniform feedback, which sends the same credit to all units below, is `random(jax.nn.initializers.constant(b))`.
 
     Args:
-      weight_init: initializer of B, called with the shape of the forward weight; of the whole stack, where a loop over
-        depth has stacked weights. By default B is normal with the root mean square of the forward weight in `init`, so
-        that credit has its usual size; it depends on the forward weights by this number alone.
+      weight_init: initializer of B, in the shape of the forward weight, or of a stack of them in a loop over depth. By
+        default LeCun's for each layer's own fan in, as in `nl.connections`, so that credit has its usual size. It does
+        not depend on the forward weights' values.
     """
-    return Feedback(lambda key, params: drawn(weight_init, key, params), lambda state, params: state, _kept)
+    init = functools.partial(drawn, weight_init or _LECUN)
+    return Feedback(init, lambda state, params: state, _kept, by_fan_in=weight_init is None)
 
 
 def sign_symmetric() -> Feedback:
-    """Sets B = s sign(W), one bit of each forward weight (uSF of Liao et al. 2016).
-
-    s is the root mean square of the first W: 1/√(fan in) with the initializer of `nl.connections`.
-    """
-
-    def init(key: Key, params: Params) -> State:
-        del key
-        return jax.tree.map(lambda w: magnitude(w) if w.ndim > 1 else jnp.ones((), w.dtype), params)
+    """Sets B = sign(W)/√(fan in), one bit of each forward weight (uSF of Liao et al. 2016)."""
 
     def weights(state: State, params: Params) -> Params:
-        return jax.tree.map(lambda s, w: s * jnp.sign(w), state, params)
+        del state
+        return jax.tree.map(lambda w: jnp.sign(w) / math.sqrt(math.prod(w.shape[:-1])), params)
 
-    return Feedback(init, weights, _kept)
+    return Feedback(lambda key, params: (), weights, _kept, by_fan_in=True)
 
 
 def sign_concordant(weight_init: Initializer | None = None) -> Feedback:
@@ -87,10 +89,11 @@ def sign_concordant(weight_init: Initializer | None = None) -> Feedback:
     def weights(state: State, params: Params) -> Params:
         return jax.tree.map(lambda m, w: jnp.abs(m) * jnp.sign(w), state, params)
 
-    return Feedback(lambda key, params: drawn(weight_init, key, params), weights, _kept)
+    init = functools.partial(drawn, weight_init or _LECUN)
+    return Feedback(init, weights, _kept, by_fan_in=weight_init is None)
 
 
-def kolen_pollack(optimizer: optax.GradientTransformation, weight_init: Initializer | None = None) -> Feedback:
+def kolen_pollack(optimizer: optax.GradientTransformation, weight_init: Initializer = _LECUN) -> Feedback:
     """Draws B at random, then updates it like W: ΔB = −η ∂L/∂W − λ B (Kolen & Pollack 1994; Akrout et al. 2019).
 
     If the same optimizer changes W, and its step decays weights by a factor 1 − λ, then W − B decays by this factor as
@@ -100,7 +103,7 @@ def kolen_pollack(optimizer: optax.GradientTransformation, weight_init: Initiali
       optimizer: optimizer of B; the learner's own, with decay, such as `optax.adamw(1e-3, weight_decay=1e-1)`. Without
         decay W − B stays constant. Apart from the decay, its step must depend on the gradients alone. W must be updated
         as often as B, which takes one step for every estimate: within `nl.average`, B takes several while W takes one.
-      weight_init: initializer of the first B, as in `random`.
+      weight_init: initializer of the first B, in the shape of the forward weight, or of a stack of them.
 
     Raises:
       ValueError: if `optimizer` is not one of optax's.
@@ -114,7 +117,7 @@ def kolen_pollack(optimizer: optax.GradientTransformation, weight_init: Initiali
     return Feedback(_init_learned(optimizer, weight_init), lambda state, params: state[0], update)
 
 
-def weight_mirror(optimizer: optax.GradientTransformation, weight_init: Initializer | None = None) -> Feedback:
+def weight_mirror(optimizer: optax.GradientTransformation, weight_init: Initializer = _LECUN) -> Feedback:
     """Draws B at random, then trains it on noise sent through W: ΔB = η ξ yᵀ − λ B with y = W ξ (Akrout et al. 2019).
 
     After each estimate every connection receives ξ ~ N(0, I) instead of its inputs, drawn for each example. y is its
@@ -128,7 +131,7 @@ def weight_mirror(optimizer: optax.GradientTransformation, weight_init: Initiali
     Args:
       optimizer: optimizer of B for that gradient, with decay, without which B grows without bound: for η = λ = 0.01
         `optax.chain(optax.add_decayed_weights(1.0), optax.sgd(0.01))`.
-      weight_init: initializer of the first B, as in `random`.
+      weight_init: initializer of the first B, in the shape of the forward weight, or of a stack of them.
 
     Raises:
       ValueError: if `optimizer` is not one of optax's.
@@ -162,7 +165,7 @@ def _kept(key: Key, state: State, params: Params, grads: Params, look: Look) -> 
     return state
 
 
-def _init_learned(optimizer: optax.GradientTransformation, weight_init: Initializer | None) -> EstimatorInitFn:
+def _init_learned(optimizer: optax.GradientTransformation, weight_init: Initializer) -> EstimatorInitFn:
     def init(key: Key, params: Params) -> State:
         weights = drawn(weight_init, key, params)
         return weights, optimizer.init(weights)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from nl_jax._core.require import layered, loop_name, typed_key
 from nl_jax.base import Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.estimators.feedback.feedback_path import beside
+from nl_jax.estimators.feedback.scale import scaled
 from nl_jax.estimators.feedback.weights import Feedback
 from nl_jax.estimators.online.eligibility import by_traces
 
@@ -65,7 +66,7 @@ def traced(
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
-        weights = None if feedback is None else feedback.weights(state, params)
+        weights = None if feedback is None else scaled(feedback, objective, state, params, batch)
         losses, grads = by_traces(name, objective, loop, params, batch, weights, own)
         cost = 6
         if feedback is not None:

@@ -169,13 +169,11 @@ def test_kolen_pollack_becomes_backprop(x64):
 def test_sign_symmetric_is_one_bit_of_each_weight(x64):
     problem = problems.convolution()
     scheme = nl.feedback.sign_symmetric()
-    state, doubled = scheme.init(KEY, problem.params), jax.tree.map(lambda w: 2 * w, problem.params)
-    b = jax.jit(scheme.weights)(state, doubled)
-    for layer in ("features", "output"):
-        w = np.asarray(problem.params[layer]["weight"])
-        np.testing.assert_allclose(b[layer]["weight"], np.sign(w) * np.sqrt(np.mean(w**2)))  # of the first W
+    b = jax.jit(lambda params: scheme.weights((), params))(problem.params)
+    np.testing.assert_allclose(b["features"]["weight"], np.sign(problem.params["features"]["weight"]) / 18**0.5)
+    np.testing.assert_allclose(b["output"]["weight"], np.sign(problem.params["output"]["weight"]) / 12**0.5)
     pairs = (
-        (nl.feedback_alignment(problem.objective, feedback=scheme), state),
+        (nl.feedback_alignment(problem.objective, feedback=scheme), ()),
         (nl.feedback_alignment(problem.objective), b),
     )
     ours, given = gradients(problem.params, problem.batch, *pairs)
@@ -316,40 +314,37 @@ def test_keeps_the_precision(feedback):
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
-def test_draws_have_the_scale_of_forward_weights_and_see_nothing_else_of_them():
+def test_draws_have_the_scale_of_forward_weights_and_see_none():
     network, draw = nl.mlp([50, 40, 30], activation=jnp.tanh), nl.feedback.random().init
-    given = nl.feedback.random(jax.nn.initializers.lecun_normal()).init
 
     @jax.jit
     def drawn():
         params = network.init(KEY)
-        turned, none = jax.tree.map(lambda w: -3 * w, params), jax.tree.map(jnp.zeros_like, params)
-        return [draw(OTHER, weights) for weights in (params, turned, none)], given(OTHER, params)
+        return draw(OTHER, params), draw(OTHER, jax.tree.map(lambda w: 3 * w + 1, params))
 
-    (b, other, of_zeros), lecun = drawn()
+    b, other = drawn()
     for layer, fan_in in (("hidden1", 50), ("output", 40)):
-        for scaled in (b, of_zeros, lecun):
-            assert float(np.std(scaled[layer]["weight"])) == pytest.approx(fan_in**-0.5, rel=0.1)
-        np.testing.assert_allclose(other[layer]["weight"], 3 * b[layer]["weight"], rtol=1e-5)
+        assert float(np.std(b[layer]["weight"])) == pytest.approx(fan_in**-0.5, rel=0.1)
+    chex.assert_trees_all_equal(b, other)
 
 
 @pytest.mark.parametrize("feedback", [nl.feedback.random(), nl.feedback.sign_symmetric()])
 def test_credit_keeps_its_size_in_stacks_and_for_transposed_weights(feedback):
-    """The layout of a weight does not change B's scale: stacked over depth, [units, inputs], or with a multiplier."""
+    """The layout of a weight does not change B's scale: stacked in the program or before, or [units, inputs]."""
     depth, units = 6, 64
     w = jax.random.normal(KEY, (depth, units, units)) / units**0.5
 
     def run(connection):
         def forward(params, x, propagate=feedforward):
             step = lambda h, w, propagate: (propagate("block", connection, jnp.tanh, w, h), None)
-            return nl.scan("depth", step, x, params, propagate)[0]
+            return nl.scan("depth", step, x, jnp.stack(list(params)), propagate)[0]
 
         return nl.feedback_alignment(nl.supervised(forward, nl.losses.half_squared_error), feedback=feedback)
 
     layouts = (
         (lambda w, x: x @ w, w),
         (lambda w, x: x @ w.T, jnp.swapaxes(w, 1, 2)),
-        (lambda w, x: x @ w / units**0.5, w * units**0.5),
+        (lambda w, x: x @ w, list(w)),
     )
     x, y = jax.random.normal(OTHER, (2, 50, units))
 
@@ -363,7 +358,7 @@ def test_credit_keeps_its_size_in_stacks_and_for_transposed_weights(feedback):
         return jnp.stack(found)
 
     found = sizes()
-    np.testing.assert_allclose(found, np.broadcast_to(found[:1], found.shape), rtol=0.15)
+    np.testing.assert_allclose(found, np.broadcast_to(found[:1], found.shape), rtol=0.25)  # B is drawn by the shape
     assert found[0, 0] > 0.2 * found[0, -1]  # f' takes the rest
 
 
