@@ -5,7 +5,7 @@ import inspect
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,67 +161,58 @@ def sweep(
     >>> round(found.best["rate"], 3), found.scores.shape, [row["diverged"] for row in found.rows()]
     (0.1, (3, 3), [0, 0, 3])
     """
-    takes("score", score, 1, "a function of the parameters, such as lambda params: objective(params, data).mean()")
-    takes("init", init, 1, "a function of a key, such as network.init, or lambda key: params")
     trials, seeds = _trials(settings), positive_integer("seeds", seeds)
-    if not callable(learner_of):
-        raise ValueError(f"learner_of must be a function of the settings that returns a learner, got {learner_of!r}")
-    try:
-        inspect.signature(learner_of).bind(**trials)
-    except TypeError as error:
-        raise ValueError(f"settings must be named like the arguments of learner_of: {error}") from None
-    count = len(next(iter(trials.values())))
-
-    def run_of(group: str) -> Run:
-        folder = None if checkpoint is None else Path(checkpoint) / group
-        run = Run(
-            learner=learner, key=key, data=data, num_steps=num_steps, batch_size=batch_size, order=order,
-            steps_per_dispatch=steps_per_dispatch, record=record, log=log, progress=progress, checkpoint=folder,
-            every=every,
-        )  # fmt: skip
-        if not isinstance(run.source, Arrays):
-            raise ValueError(
-                f"data must be arrays, got {run.source}: every group of settings starts the data "
-                "again, which an iterator cannot"
-            )
-        run.identity |= {"settings": json.dumps({n: values.tolist() for n, values in trials.items()}), "group": group}
-        return run
-
+    _require_functions(learner_of, trials, init, score)
     learner = Learner(_Init(learner_of), _Step(learner_of))  # equal for equal functions: compiled once for all sweeps
     begin = functools.partial(_begin, learner, init, seeds, key)
-    _, begun = jax.eval_shape(begin, {name: jax.ShapeDtypeStruct((1,), np.float32) for name in trials})
-    for name, judge in (("score", score), ("test", test)):
-        if judge is not None:
-            _require_one_number_each(name, judge, begun.params)
-    together = (
-        _fitting(run_of("all"), begin, trials, count) if at_once is None else positive_integer("at_once", at_once)
-    )
-    together = -(-count // -(-count // min(together, count)))  # equal groups share one compiled program
+    _require_one_number_each({"score": score, "test": test}, begin, trials)
+    run_of = functools.partial(
+        _run_of, trials, checkpoint, learner=learner, key=key, data=data, num_steps=num_steps, batch_size=batch_size,
+        order=order, steps_per_dispatch=steps_per_dispatch, record=record, log=log, progress=progress, every=every,
+    )  # fmt: skip
+    if at_once is None:
+        at_once = _fitting(run_of("all"), begin, trials)
+    found = _Found(trials, seeds)
+    for name, group in _groups(trials, positive_integer("at_once", at_once)):
+        keys, states = begin(group)
+        states, history = Loop(run_of(name), MANY_DONATING, keys, states, 0, _never, lambda states: None).finish()
+        found.add(states, np.asarray(_measured(score, states.params)), history)
+    return found.result(test)
 
-    scores, histories, best = [], [], (np.inf, None)
-    for first in range(0, count, together):
-        chosen = np.minimum(np.arange(first, first + together), count - 1)  # the last group is padded
-        run = run_of(f"settings-{first}-{min(first + together, count) - 1}")
-        keys, states = begin({name: values[chosen].astype(np.float32) for name, values in trials.items()})
-        states, history = Loop(run, MANY_DONATING, keys, states, 0, _never, lambda states: None).finish()
-        own = min(together, count - first)
-        apart = lambda x, own=own: x.reshape(together, seeds, *x.shape[1:])[:own]
-        found = apart(np.asarray(_measured(score, states.params)))
-        scores.append(found)
-        histories.append(jax.tree.map(apart, history))
-        means = _means(found)
-        if (lowest := float(means.min())) < best[0]:
+
+class _Found:
+    """What a sweep has found: scores and records of all trials, and the states of the best trial alone."""
+
+    def __init__(self, trials: dict[str, np.ndarray], seeds: int) -> None:
+        self._trials, self._seeds = trials, seeds
+        self._scores = np.zeros((0, seeds))
+        self._histories: list[Any] = []
+        self._best, self._lowest = None, np.inf
+
+    def add(self, states: LearnerState, scores: np.ndarray, history: Any) -> None:
+        """Adds a group's states, scores and records, each [trials · seeds, …]; trials that only pad it are left out."""
+        together, seeds = len(scores) // self._seeds, self._seeds
+        own = min(together, _count(self._trials) - len(self._scores))
+        apart = lambda x: x.reshape(together, seeds, *x.shape[1:])[:own]
+        means = _means(apart(scores))
+        if (lowest := float(means.min())) < self._lowest:
             at = int(means.argmin())
-            best = lowest, jax.tree.map(lambda x, at=at: x[at * seeds : (at + 1) * seeds], states)
-    score_of = np.concatenate(scores)
-    kept = jax.tree.map(lambda *x: np.concatenate(x), *histories)
-    if best[1] is None:
-        raise Diverged(f"every one of {count} settings lost a run: lower the learning rates", states, kept)
-    index = int(_means(score_of).argmin())
-    final = best[1]._replace(estimator=best[1].estimator.own)
-    tested = None if test is None else np.asarray(_measured(test, final.params))
-    chosen = {name: float(values[index]) for name, values in trials.items()}
-    return Sweep(trials, score_of, index, chosen, final, tested, kept)
+            self._best, self._lowest = jax.tree.map(lambda x: x[at * seeds : (at + 1) * seeds], states), lowest
+        self._last = states
+        self._scores = np.concatenate([self._scores, apart(scores)])
+        self._histories.append(jax.tree.map(apart, history))
+
+    def result(self, test: Callable[[Params], Array] | None) -> Sweep:
+        """Returns the results of all groups; raises Diverged if every trial lost a run."""
+        history = jax.tree.map(lambda *x: np.concatenate(x), *self._histories)
+        if self._best is None:
+            message = f"every one of {len(self._scores)} settings lost a run: lower the learning rates"
+            raise Diverged(message, self._last, history)
+        index = int(_means(self._scores).argmin())
+        best = {name: float(values[index]) for name, values in self._trials.items()}
+        states = self._best._replace(estimator=self._best.estimator.own)
+        tested = None if test is None else np.asarray(_measured(test, states.params))
+        return Sweep(self._trials, self._scores, index, best, states, tested, history)
 
 
 class Varied(NamedTuple):
@@ -272,6 +263,44 @@ def _begin(
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(of_trial)(trials))
 
 
+def _require_functions(learner_of: Any, trials: dict[str, np.ndarray], init: Any, score: Any) -> None:
+    """Raises a ValueError unless the functions take what a sweep gives them."""
+    takes("score", score, 1, "a function of the parameters, such as lambda params: objective(params, data).mean()")
+    takes("init", init, 1, "a function of a key, such as network.init, or lambda key: params")
+    if not callable(learner_of):
+        raise ValueError(f"learner_of must be a function of the settings that returns a learner, got {learner_of!r}")
+    try:
+        inspect.signature(learner_of).bind(**trials)
+    except TypeError as error:
+        raise ValueError(f"settings must be named like the arguments of learner_of: {error}") from None
+
+
+def _run_of(trials: dict[str, np.ndarray], checkpoint: str | os.PathLike | None, group: str, **settings: Any) -> Run:
+    """Returns the run of a group of trials, which has its own subfolder of `checkpoint`."""
+    run = Run(checkpoint=None if checkpoint is None else Path(checkpoint) / group, **settings)
+    if not isinstance(run.source, Arrays):
+        raise ValueError(
+            f"data must be arrays, got {run.source}: every group of settings starts the data "
+            "again, which an iterator cannot"
+        )
+    run.identity |= {"settings": json.dumps({n: values.tolist() for n, values in trials.items()}), "group": group}
+    return run
+
+
+def _groups(trials: dict[str, np.ndarray], at_once: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yields names and values of groups of equal size, which share one compiled program; the last may be padded."""
+    count = _count(trials)
+    together = -(-count // -(-count // min(at_once, count)))
+    for first in range(0, count, together):
+        chosen = np.minimum(np.arange(first, first + together), count - 1)
+        name = f"settings-{first}-{chosen[-1]}"
+        yield name, {name: values[chosen].astype(np.float32) for name, values in trials.items()}
+
+
+def _count(trials: dict[str, np.ndarray]) -> int:
+    return len(next(iter(trials.values())))
+
+
 def _trials(settings: Any) -> dict[str, np.ndarray]:
     """Checks settings and returns their values by name, [trials]."""
     if isinstance(settings, Mapping):
@@ -300,15 +329,14 @@ def _numbers(name: str, values: Any) -> list[float]:
         ) from None
 
 
-def _fitting(run: Run, begin: Callable[..., Any], trials: dict[str, np.ndarray], count: int) -> int:
+def _fitting(run: Run, begin: Callable[..., Any], trials: dict[str, np.ndarray]) -> int:
     """Returns how many settings fit into memory at once."""
     device = jax.local_devices()[0]
     told = device.memory_stats() or {}
     total = told.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    together = count
+    together = _count(trials)
     while together > 1:
-        shapes = {name: jax.ShapeDtypeStruct((together,), np.float32) for name in trials}
-        keys, states = jax.eval_shape(begin, shapes)
+        keys, states = jax.eval_shape(begin, _shapes(trials, together))
         steps = min(run.steps_per_dispatch, run.num_steps)
         assert isinstance(run.source, Arrays)
         if run.source.memory(Call(MANY_DONATING, run.learner, run.record, keys), states, steps) <= _SHARE * total:
@@ -328,11 +356,22 @@ def _measured(score: Callable[[Params], Array], params: Params) -> Array:
     return jax.lax.map(score, params)
 
 
-def _require_one_number_each(name: str, score: Callable[[Params], Array], params: Params) -> None:
-    """Raises a ValueError, before training, unless a run's score is one number."""
-    shape = jax.eval_shape(lambda params: jax.lax.map(score, params), params).shape
-    if len(shape) != 1:
-        raise ValueError(f"{name} must return one number, got shape {shape[1:]}: average over the examples")
+def _require_one_number_each(
+    judges: dict[str, Callable[[Params], Array] | None], begin: Callable[..., Any], trials: dict[str, np.ndarray]
+) -> None:
+    """Raises a ValueError, before training, unless a run's score and test are one number each."""
+    _, states = jax.eval_shape(begin, _shapes(trials, 1))
+    for name, judge in judges.items():
+        if judge is None:
+            continue
+        shape = jax.eval_shape(functools.partial(_measured, judge), states.params).shape
+        if len(shape) != 1:
+            raise ValueError(f"{name} must return one number, got shape {shape[1:]}: average over the examples")
+
+
+def _shapes(trials: dict[str, np.ndarray], count: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of the values of `count` trials."""
+    return {name: jax.ShapeDtypeStruct((count,), np.float32) for name in trials}
 
 
 def _never(*of: Any) -> None:
