@@ -73,7 +73,7 @@ def scale_by_conjugate_gradient(
     ) -> tuple[Params, ConjugateGradientState]:
         del params
         g = updates
-        kept = beta(g, state.gradient, state.direction)
+        kept = jnp.asarray(beta(g, state.gradient, state.direction))
         kept = jnp.maximum(kept, 0) if nonneg else kept
         bent = jax.tree.map(lambda g, p: kept.astype(p.dtype) * p - g, widened(g), widened(state.direction))
         afresh = (state.step == 0) | ~(dot(g, bent) < 0) | ~jnp.isfinite(kept)

@@ -112,6 +112,9 @@ def test_fallbacks(x64):
     np.testing.assert_array_equal(directions([first, shorter], restart=None)[1][0], -shorter)
     unclipped = directions([first, shorter], restart=None, nonneg=False)[1][0]
     np.testing.assert_allclose(unclipped, -shorter + 0.24 * first, rtol=1e-12)
+    # a β that is a Python number
+    fixed = directions([first, second], beta=lambda *of: 0.5, nonneg=False)[1][0]
+    np.testing.assert_allclose(fixed, -second - 0.5 * first)
     # the same gradient again, as after a failed search: y = 0, nothing to divide by
     for name, beta in BETAS.items():
         p, restarted = directions([first, first], beta=beta)[1]
