@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import operator
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
@@ -20,10 +21,25 @@ def is_size(value: Any) -> TypeGuard[int]:
 
 def positive_integer(name: str, value: Any) -> int:
     """Returns `value` as an int; raises ValueError unless it is a whole number of at least 1."""
-    if not is_size(value):
-        remedy = ": optax.inject_hyperparams needs it in static_args" if isinstance(value, jax.Array) else ""
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}{remedy}")
-    return int(value)
+    return _integer(name, value, 1)
+
+
+def nonnegative_integer(name: str, value: Any) -> int:
+    """Returns `value` as an int; raises ValueError unless it is a whole number of at least 0."""
+    return _integer(name, value, 0)
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    """Returns `value` as an int of at least `least`; integer scalars of NumPy and JAX count, unless they are traced."""
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:  # JAX raises one for traced arrays
+        found = None
+    if found is None or found < least:
+        traced = ": nl.sweep cannot try such numbers, and optax.inject_hyperparams needs them in static_args"
+        remedy = traced if isinstance(value, jax.core.Tracer) else ""
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}{remedy}")
+    return found
 
 
 def positive_count(name: str, value: Any) -> Any:
@@ -43,8 +59,15 @@ def positive_hyperparameter(name: str, value: Any) -> Any:
 
     `nl.sweep` and optax's wrappers pass such arrays; their values are unknown while tracing.
     """
-    if not isinstance(value, jax.Array):
-        return positive_number(name, value)
+    return _one_number(name, value) if isinstance(value, jax.Array) else positive_number(name, value)
+
+
+def nonzero_hyperparameter(name: str, value: Any) -> Any:
+    """Checks `value` as `nonzero_number` does; returns a scalar array as it is."""
+    return _one_number(name, value) if isinstance(value, jax.Array) else nonzero_number(name, value)
+
+
+def _one_number(name: str, value: Array) -> Array:
     if value.shape:
         raise ValueError(f"{name} must be one number, got an array of shape {value.shape}: nl.sweep tries many numbers")
     return value

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.require import fraction, nonzero_number, positive_integer, typed_key
+from nl_jax._core.require import fraction, nonzero_hyperparameter, positive_integer, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Learner, LearnerState, Params
 from nl_jax.estimators.noise.engine.sampled_gradient import SampledGradient
 
@@ -67,7 +67,7 @@ def seeded(
     Args:
       estimator: one with a `sample` function: `nl.weight_perturbation`, `nl.evolution_strategy`, or
         `nl.forward_gradient` in weights.
-      learning_rate: η, a number other than 0 or an optax schedule.
+      learning_rate: η, a number other than 0 or an optax schedule. `nl.sweep` can try many numbers.
       momentum: μ, at least 0 and below 1; 0 for none.
       window: H, at least 1. Without momentum no gradients are kept.
       example: with momentum, a batch or its shapes, which determine the number of rates.
@@ -97,7 +97,7 @@ def seeded(
     coefficients = coefficients_of(momentum, window)
     if momentum and example is None:
         raise ValueError("momentum needs example=, a batch or its shapes: past gradients are stored as rates")
-    rate = learning_rate if callable(learning_rate) else nonzero_number("learning_rate", learning_rate)
+    rate = learning_rate if callable(learning_rate) else nonzero_hyperparameter("learning_rate", learning_rate)
 
     def init(key: Key, params: Params) -> LearnerState:
         typed_key(key)

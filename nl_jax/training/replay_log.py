@@ -13,7 +13,7 @@ import numpy as np
 
 from nl_jax._core.deprecation import deprecated_argument
 from nl_jax._core.paths import path_name
-from nl_jax._core.require import positive_integer
+from nl_jax._core.require import nonnegative_integer, positive_integer
 from nl_jax.base import Batch, GradientEstimator, Params
 from nl_jax.estimators.noise import directions as samplers
 from nl_jax.estimators.noise.directions import Sampler
@@ -192,8 +192,8 @@ def replay(
     folder = log.folder if isinstance(log, TrainingLog) else Path(log)
     header = _read_header(folder)
     records = _read(folder, _record(header))
-    last = len(records) if steps is None else steps
-    if not 0 <= last <= len(records):
+    last = len(records) if steps is None else nonnegative_integer("steps", steps)
+    if last > len(records):
         raise ValueError(f"steps must be at least 0 and at most the log's {len(records)}, got {steps}")
     if header["parameters"] != _described(params):
         raise ValueError(

@@ -200,6 +200,9 @@ def test_what_is_refused(tmp_path):
         nl.replay(jax.eval_shape(nl.mlp([300, 250, 5], activation=nl.activations.tanh()).init, KEY), log)
     with pytest.raises(ValueError, match="at most the log's 3, got 4"):
         nl.replay(PARAMS, log, steps=4)
+    for steps in (2.0, True, -1):
+        with pytest.raises(ValueError, match=f"steps must be a whole number of at least 0, got {steps}"):
+            nl.replay(PARAMS, log, steps=steps)
     with pytest.raises(FileNotFoundError, match="has no training log"):
         nl.replay(PARAMS, tmp_path / "nowhere")
     with pytest.raises(ValueError, match="a state of its own cannot be replayed"):

@@ -131,6 +131,14 @@ def test_a_list_of_settings():
     assert listed.scores.shape == (2, 2)
 
 
+def test_the_rate_of_descent_in_place_can_be_swept():
+    estimator = nl.weight_perturbation(OBJECTIVE)
+    found = nl.sweep(lambda rate: nl.seeded(estimator, rate), {"rate": [0.02, 0.05]}, KEY, init, DATA, **COMMON)
+    assert found.scores.shape == (2, 2)
+    with pytest.raises(ValueError, match=r"learning_rate must be one number, got an array of shape \(2,\)"):
+        nl.seeded(estimator, jnp.ones(2))
+
+
 def test_what_cannot_be_swept_is_an_error():
     untold = lambda report: pytest.fail("training began")
     for settings in ({}, [], [{"rate": 1}, {"sigma": 1}], [3], [{}]):
