@@ -22,6 +22,15 @@ def without_residuals(state: LearnerState, info: Info) -> Info:
     return info._replace(residuals=(), failures=())
 
 
+def hashable(function: Any) -> Any:
+    """Returns the function; where it has no hash, which a static argument needs, another that calls it."""
+    try:
+        hash(function)
+    except TypeError:
+        return lambda *args, **named: function(*args, **named)
+    return function
+
+
 class Plan(NamedTuple):
     """What a compiled call repeats: its static arguments.
 

@@ -10,7 +10,7 @@ import numpy as np
 from nl_jax._core.require import concrete, positive_integer, typed_key
 from nl_jax.base import Key, Learner
 from nl_jax.training.batching import Order
-from nl_jax.training.dispatch import Record, without_residuals
+from nl_jax.training.dispatch import Record, hashable, without_residuals
 from nl_jax.training.outcome import Report
 from nl_jax.training.sources import source
 
@@ -41,7 +41,7 @@ class Run:
             raise ValueError(f"learner must be made by nl.learner(estimator, optimizer), got {type(learner).__name__}")
         typed_key(key)
         concrete("key", key)
-        self.learner, self.record, self.progress = learner, record or without_residuals, progress
+        self.learner, self.record, self.progress = learner, hashable(record or without_residuals), progress
         self.num_steps = positive_integer("num_steps", num_steps)
         self.steps_per_dispatch = positive_integer("steps_per_dispatch", steps_per_dispatch)
         self.source = source(data, batch_size, order)

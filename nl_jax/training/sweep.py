@@ -18,7 +18,7 @@ from nl_jax._core.numerics import mean_and_error
 from nl_jax._core.require import positive_integer, takes
 from nl_jax.base import Array, Batch, Info, Key, Learner, LearnerState, Params
 from nl_jax.training.batching import Order, shuffled
-from nl_jax.training.dispatch import MANY_DONATING, Call, Record
+from nl_jax.training.dispatch import MANY_DONATING, Call, Record, hashable
 from nl_jax.training.loop import Loop
 from nl_jax.training.outcome import Diverged
 from nl_jax.training.run import Log, Run
@@ -163,8 +163,11 @@ def sweep(
     """
     trials, seeds = _trials(settings), positive_integer("seeds", seeds)
     _require_functions(learner_of, trials, init, score)
+    learner_of, record = hashable(learner_of), hashable(record)
     learner = Learner(_Init(learner_of), _Step(learner_of))  # equal for equal functions: compiled once for all sweeps
-    begin = functools.partial(_begin, learner, init, seeds, key)
+    # These are compiled anew in every sweep: init and score may read what has changed since the last.
+    begin = jax.jit(functools.partial(_begin, learner, init, seeds, key))
+    score_all = jax.jit(functools.partial(_measured, score))
     _require_one_number_each({"score": score, "test": test}, begin, trials)
     run_of = functools.partial(
         _run_of, trials, checkpoint, learner=learner, key=key, data=data, num_steps=num_steps, batch_size=batch_size,
@@ -176,7 +179,7 @@ def sweep(
     for name, group in _groups(trials, positive_integer("at_once", at_once)):
         keys, states = begin(group)
         states, history = Loop(run_of(name), MANY_DONATING, keys, states, 0, _never, lambda states: None).finish()
-        found.add(states, np.asarray(_measured(score, states.params)), history)
+        found.add(states, np.asarray(score_all(states.params)), history)
     return found.result(test)
 
 
@@ -249,7 +252,6 @@ class _Step:
         return state._replace(estimator=Varied(settings, state.estimator)), info
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _begin(
     learner: Learner, init: Callable[[Key], Params], seeds: int, key: Key, trials: dict[str, Array]
 ) -> tuple[Key, LearnerState]:
@@ -350,7 +352,6 @@ def _means(scores: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(scores).all(axis=1), scores.mean(axis=1), np.inf)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _measured(score: Callable[[Params], Array], params: Params) -> Array:
     """Scores one run after another; all at once would hold every run's activations on all the data."""
     return jax.lax.map(score, params)

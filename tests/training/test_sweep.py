@@ -1,3 +1,6 @@
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +140,39 @@ def test_the_rate_of_descent_in_place_can_be_swept():
     assert found.scores.shape == (2, 2)
     with pytest.raises(ValueError, match=r"learning_rate must be one number, got an array of shape \(2,\)"):
         nl.seeded(estimator, jnp.ones(2))
+
+
+def test_score_and_init_are_read_anew_in_every_sweep():
+    at = {"offset": 0.0}
+    shifted = lambda params: jnp.sum(params) * 0 + at["offset"]
+    begun = lambda key: jnp.full([3, 1], at["offset"])
+    few = {**COMMON, "score": shifted, "test": shifted, "record": lambda state, info: info.loss}
+    for at["offset"] in (0.0, 1.0):
+        found = nl.sweep(learner_of, {"rate": [1e-9], "sigma": [1e-3]}, KEY, begun, DATA, **few)
+        assert (found.scores == at["offset"]).all()
+        assert (found.test == at["offset"]).all()
+        np.testing.assert_allclose(found.states.params, at["offset"], atol=1e-4)
+
+
+@dataclasses.dataclass
+class Unhashable:
+    """Calls a function. A dataclass that can be compared has no hash."""
+
+    function: Callable
+
+    def __call__(self, *of, **named):
+        return self.function(*of, **named)
+
+
+def test_functions_need_no_hash():
+    functions = {"score": Unhashable(score), "test": Unhashable(score), "record": Unhashable(lambda s, i: i.loss)}
+    before = module.MANY_DONATING.steps._cache_size()
+    found = nl.sweep(
+        Unhashable(lambda rate: learner_of(rate, 1e-3)), {"rate": [0.02, 0.2]}, KEY, Unhashable(init), DATA,
+        **{**COMMON, **functions, "at_once": 1},
+    )  # fmt: skip
+    assert found.history.shape == (2, 2, 20)
+    assert module.MANY_DONATING.steps._cache_size() == before + 1  # for both groups
 
 
 def test_what_cannot_be_swept_is_an_error():
