@@ -1,7 +1,7 @@
 """Checks the settings of a run."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ class Run:
         progress: bool | None,
         checkpoint: str | os.PathLike | None,
         every: int | None,
+        log_may_stop: bool = True,
     ) -> None:
         if not isinstance(learner, Learner):
             raise ValueError(f"learner must be made by nl.learner(estimator, optimizer), got {type(learner).__name__}")
@@ -45,7 +46,7 @@ class Run:
         self.num_steps = positive_integer("num_steps", num_steps)
         self.steps_per_dispatch = positive_integer("steps_per_dispatch", steps_per_dispatch)
         self.source = source(data, batch_size, order)
-        self.logs = (log,) if callable(log) else tuple(log)
+        self.logs, self.log_may_stop = _logs(log), log_may_stop
         if every is not None and checkpoint is None:
             raise ValueError(f"every={every} needs checkpoint=, the folder to save to")
         self.checkpoint, self.every = checkpoint, 1 if every is None else positive_integer("every", every)
@@ -65,4 +66,21 @@ class Run:
                         f"log must return None, figures to show as a mapping, or True to stop; got {answer!r}"
                     )
                 stop |= bool(answer)
+        if stop and not self.log_may_stop:
+            raise ValueError(
+                f"log returned True at step {report.step}, but a sweep cannot be stopped early: scores after different "
+                "numbers of steps cannot be compared; return None, and choose num_steps"
+            )
         return figures, stop
+
+
+def _logs(log: Any) -> tuple[Log, ...]:
+    """Returns the logs; raises a ValueError unless `log` is a function or an iterable of functions."""
+    several = isinstance(log, Iterable) and not isinstance(log, str)
+    logs = tuple(log) if several and not callable(log) else (log,)
+    wrong = [one for one in logs if not callable(one)]
+    if wrong:
+        raise ValueError(
+            f"log must be a function of a report, or a sequence of them, got {wrong[0]!r}: leave it out for none"
+        )
+    return logs

@@ -137,7 +137,8 @@ def sweep(
       test: another `score`, on data used neither to train nor to choose; it is computed for the best setting only.
       at_once: settings trained at once; by default as many as fit in a quarter of the device's memory.
       batch_size, order, steps_per_dispatch, record, progress, every: as for `fit`.
-      log: as for `fit`; a report covers the runs trained at once, with a leading axis [settings · seeds].
+      log: as for `fit`, but it must not return True, because scores after different numbers of steps cannot be
+        compared; a report covers the runs trained at once, with a leading axis [settings · seeds].
       checkpoint: as for `fit`; every group of settings trained at once has its own subfolder.
 
     Returns:
@@ -145,7 +146,8 @@ def sweep(
 
     Raises:
       ValueError: if settings are out of range, missing, or differ in their names; if a score is not one number; if
-        data is an iterator, which cannot begin again; or if the `checkpoint` folder belongs to another sweep.
+        data is an iterator, which cannot begin again; if `log` returns True; or if the `checkpoint` folder belongs to
+        another sweep.
       Diverged: if every setting has a diverged run.
       OSError, Interrupted, Terminated: as for `fit`, with `.state` and `.history` of the group that was being trained.
 
@@ -279,7 +281,7 @@ def _require_functions(learner_of: Any, trials: dict[str, np.ndarray], init: Any
 
 def _run_of(trials: dict[str, np.ndarray], checkpoint: str | os.PathLike | None, group: str, **settings: Any) -> Run:
     """Returns the run of a group of trials, which has its own subfolder of `checkpoint`."""
-    run = Run(checkpoint=None if checkpoint is None else Path(checkpoint) / group, **settings)
+    run = Run(checkpoint=None if checkpoint is None else Path(checkpoint) / group, log_may_stop=False, **settings)
     if not isinstance(run.source, Arrays):
         raise ValueError(
             f"data must be arrays, got {run.source}: every group of settings starts the data "

@@ -51,6 +51,9 @@ def test_several_logs_figures_and_a_stop(capsys):
 def test_a_log_that_answers_otherwise():
     with pytest.raises(ValueError, match="log must return None, figures to show as a mapping, or True to stop; got 35"):
         fit(num_steps=2, log=lambda report: 35)
+    for log, shown in ((None, "None"), ("run.csv", "'run.csv'"), ([print, 3], "3")):
+        with pytest.raises(ValueError, match=f"log must be a function of a report, or a sequence of them, got {shown}"):
+            fit(num_steps=2, log=log)
 
 
 def test_csv(tmp_path, expected):

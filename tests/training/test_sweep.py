@@ -196,6 +196,8 @@ def test_what_cannot_be_swept_is_an_error():
         nl.sweep(learner_of, GRID, KEY, init, iter([DATA]), **{**COMMON, "batch_size": None})
     with pytest.raises(ValueError, match="learner_of must return"):
         nl.sweep(lambda rate: optax.sgd(rate), {"rate": [1.0]}, KEY, init, DATA, **COMMON)
+    with pytest.raises(ValueError, match="log returned True at step 10, but a sweep cannot be stopped early"):
+        swept({"rate": [0.02, 0.2], "sigma": [1e-3]}, at_once=2, log=lambda report: report.step > 0)
     with pytest.raises(nl.Diverged, match="every one of 2 settings lost a run"):
         swept({"rate": [1e30], "sigma": [1e-3, 1e-2]}, at_once=2)
 
