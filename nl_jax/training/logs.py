@@ -3,7 +3,8 @@
 Each makes a function for the argument `log` of `nl.fit`, `nl.restarts` and `nl.sweep`. A row has the step (the number
 of steps taken), the loss, and every number that `record` kept, by its path in the tree:
 `{"step": 3, "loss": 0.5, "evaluations": 5}`. The elements of arrays have names that end in their indices, such as
-"loss/0" and "loss/1" for the runs of `restarts`.
+"loss/0" and "loss/1" for the runs of `restarts`; complex numbers have two, which end in "/real" and "/imag". A record
+that has the name of another column must have its value, as the `loss` of `info` has; otherwise a ValueError names it.
 """
 
 import json
@@ -227,12 +228,26 @@ def _rows(report: Report, every: int) -> Iterator[dict[str, Any]]:
         if step % every == 0:
             row: dict[str, Any] = {"step": step}
             for name, values in [("loss", report.losses), *recorded]:
-                row |= _spread(name, np.take(values, t, axis=axis))
+                _add(row, _spread(name, np.take(values, t, axis=axis)))
             yield row
 
 
 def _spread(name: str, value: np.ndarray) -> dict[str, Any]:
+    """Returns the elements of an array by name; a complex number is two."""
+    if np.iscomplexobj(value):
+        return _spread(f"{name}/real", value.real) | _spread(f"{name}/imag", value.imag)
     return {"/".join((name, *map(str, index))): value[index].item() for index in np.ndindex(value.shape)}
+
+
+def _add(row: dict[str, Any], columns: dict[str, Any]) -> None:
+    """Adds columns to a row; raises a ValueError where one would replace another value, such as the row's own step."""
+    for name, value in columns.items():
+        there = row.setdefault(name, value)
+        if value != there and not (math.isnan(value) and math.isnan(there)):
+            raise ValueError(
+                f"record keeps {name!r} = {value}, but the row of step {row['step']} has another {name!r} already, "
+                f"{there}: give what you record another name"
+            )
 
 
 def _keep(path: Path, step: Callable[[str], int], last: int, header: bool) -> None:

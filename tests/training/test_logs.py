@@ -107,6 +107,22 @@ def test_a_file_with_other_columns(tmp_path):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("make", [nl.logs.csv, nl.logs.json_lines])
+def test_a_record_of_another_columns_name(tmp_path, make):
+    path = tmp_path / "log"
+    fit(num_steps=2, record=lambda state, info: {"loss": info.loss, "step": state.step}, log=make(path))  # the same
+    for name in ("step", "loss"):
+        with pytest.raises(ValueError, match=f"record keeps '{name}' = .* row of step 1 has another .*: give what you"):
+            fit(num_steps=2, record=lambda state, info, name=name: {name: jnp.float32(-1)}, log=make(path))
+
+
+def test_complex_records_are_two_numbers(tmp_path):
+    record = lambda state, info: {"z": jax.lax.complex(info.loss, jnp.float32(2))}
+    fit(num_steps=1, record=record, log=nl.logs.json_lines(tmp_path / "log.jsonl"))
+    row = json.loads((tmp_path / "log.jsonl").read_text())
+    assert row == {"step": 1, "loss": row["loss"], "z/real": row["loss"], "z/imag": 2}
+
+
 def test_restarts_have_a_column_a_run(tmp_path):
     found = nl.restarts(
         LEARNER, KEY, lambda key: jnp.zeros((3, 1)), DATA, score=lambda w: jnp.mean(objective(w, DATA)), num_restarts=2,
