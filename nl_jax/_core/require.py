@@ -100,13 +100,27 @@ def gradient_transformation(optimizer: optax.GradientTransformation) -> None:
         raise ValueError(f"optimizer must be an optax optimizer such as optax.sgd(0.1), got {optimizer!r}")
 
 
+def is_key(x: Any) -> bool:
+    """Whether `x` is a typed key, or an array of them."""
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 def typed_key(key: Key) -> None:
     """Raises ValueError unless `key` is a typed key, as made by `jax.random.key`."""
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if not is_key(key):
+        dtype = getattr(key, "dtype", None)
         raise ValueError(
             f"key must be a typed key made by jax.random.key(seed), got {type(key).__name__} of dtype {dtype}"
         )
+
+
+def no_keys(name: str, tree: Any) -> None:
+    """Raises ValueError that names the first leaf of `tree` that is a typed key, which NumPy cannot hold."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if is_key(leaf):
+            where = f" at {path_name(path)!r}" if path else ""
+            raise ValueError(f"{name} keeps a typed key{where}: keep its numbers, jax.random.key_data(key)")
 
 
 def concrete(name: str, tree: Any) -> None:

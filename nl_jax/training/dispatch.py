@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.stages import Wrapped
 
+from nl_jax._core.require import no_keys
 from nl_jax.base import Array, Batch, Info, Key, Learner, LearnerState, State
 from nl_jax.training.batching import Order
 from nl_jax.training.outcome import Outcomes
@@ -53,7 +54,9 @@ Advanced = tuple[LearnerState, tuple[Outcomes, State]]
 
 def _taken(plan: Plan, step_key: Key, state: LearnerState, batch: Batch, step: Array) -> Advanced:
     state, info = plan.learner.step(jax.random.fold_in(step_key, step), state, batch)
-    return state, (Outcomes(info.loss, info.failures), plan.record(state, info))
+    recorded = plan.record(state, info)
+    no_keys("record", recorded)
+    return state, (Outcomes(info.loss, info.failures), recorded)
 
 
 def _step(plan: Plan, key: Key, state: LearnerState, batch: Batch, step: Array) -> Advanced:
@@ -70,6 +73,7 @@ def _steps(plan: Plan, num_steps: int, key: Key, state: LearnerState, data: Batc
     if plan.batch_size is not None:
         assert plan.order is not None
         chosen = plan.order(order_key, first_step, num_steps, examples, plan.batch_size)
+        _require_indices(chosen, (num_steps, plan.batch_size))
 
     def one(state: LearnerState, now: tuple[Array, Array | None]) -> Advanced:
         step, index = now
@@ -77,6 +81,15 @@ def _steps(plan: Plan, num_steps: int, key: Key, state: LearnerState, data: Batc
         return _taken(plan, step_key, state, batch, step)
 
     return jax.lax.scan(one, state, (first_step + jnp.arange(num_steps, dtype=jnp.int32), chosen))
+
+
+def _require_indices(chosen: Any, shape: tuple[int, int]) -> None:
+    """Raises a ValueError unless an order chose integers, one for each example of each batch."""
+    found = getattr(chosen, "shape", None), getattr(chosen, "dtype", None)
+    if found[0] != shape or not jnp.issubdtype(found[1], jnp.integer):
+        raise ValueError(
+            f"order must return integer indices of shape [num_steps, batch_size] = {list(shape)}, got {chosen}"
+        )
 
 
 def _many_step(plan: Plan, keys: Key, states: LearnerState, batch: Batch, step: Array) -> Advanced:

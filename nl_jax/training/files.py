@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from nl_jax._core.paths import by_path, path_name
+from nl_jax._core.require import is_key
 from nl_jax.base import Array
 
 
@@ -80,17 +81,13 @@ def filled(like: Any, found: dict[str, Any]) -> Any:
         x = found[path_name(path)]
         if not isinstance(like.sharding, NamedSharding):
             x = jax.device_put(x, like.sharding if like.committed else None)
-        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)) if _is_key(like) else x
+        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)) if is_key(like) else x
 
     return jax.tree_util.tree_map_with_path(leaf, like)
 
 
-def _is_key(x: Array) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
 def _data(x: Array) -> Array:
-    return jax.random.key_data(x) if _is_key(x) else x
+    return jax.random.key_data(x) if is_key(x) else x
 
 
 @contextlib.contextmanager

@@ -76,6 +76,21 @@ def test_record_and_log():
     assert seen == [0, 4, 8, 10]
 
 
+def test_a_typed_key_cannot_be_recorded():
+    for record, where in ((lambda s, i: {"key": KEY}, " at 'key'"), (lambda s, i: KEY, "")):
+        with pytest.raises(
+            ValueError, match=rf"record keeps a typed key{where}: keep .*, jax\.random\.key_data\(key\)"
+        ):
+            _fit(num_steps=1, record=record)
+
+
+def test_an_order_that_returns_other_than_indices():
+    for wrong in (lambda indices: indices[:, :5], lambda indices: indices.astype(float)):
+        order = lambda *of, wrong=wrong: wrong(batching.uniform(*of))
+        with pytest.raises(ValueError, match=r"order must return .* \[num_steps, batch_size\] = \[4, 8\], got "):
+            _fit(num_steps=4, order=order)
+
+
 def test_a_second_fit_does_not_compile_again():
     traces = []
 
