@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.base import State
+from nl_jax.base import Array, State
 
 
 def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
@@ -17,6 +17,11 @@ def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
 def widened(tree: State) -> State:
     """Returns the tree with every leaf cast to the dtype to sum it in."""
     return jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), tree)
+
+
+def all_finite(tree: State) -> Array:
+    """Returns whether every element of every leaf is finite."""
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)], bool))
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:

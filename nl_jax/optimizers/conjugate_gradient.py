@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax._core.numerics import widened
+from nl_jax._core.numerics import all_finite, widened
 from nl_jax._core.require import positive_hyperparameter, positive_integer, takes
 from nl_jax.base import Array, Params, State
 from nl_jax.optimizers.betas import Beta, polak_ribiere
@@ -82,7 +82,7 @@ def scale_by_conjugate_gradient(
         if period is not None:
             afresh |= state.step % period == 0
         bent = jax.tree.map(lambda g, p: p.astype(g.dtype), g, bent)  # in half precision this may overflow
-        afresh |= ~jnp.all(jnp.array([jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(bent)]))
+        afresh |= ~all_finite(bent)
         direction = jax.tree.map(lambda g, p: jnp.where(afresh, -g, p), g, bent)
         state = ConjugateGradientState(optax.safe_increment(state.step), g, direction, afresh)
         return optax.tree.scale(-1, direction), state

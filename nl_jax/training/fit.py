@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax._core.numerics import all_finite
 from nl_jax._core.require import concrete
-from nl_jax.base import Array, Batch, Key, Learner, LearnerState, Params, State
+from nl_jax.base import Batch, Key, Learner, LearnerState, State
 from nl_jax.training.batching import Order, shuffled
 from nl_jax.training.dispatch import ONE, ONE_DONATING, Record
 from nl_jax.training.loop import Loop
@@ -108,7 +109,10 @@ def fit(
     concrete("state", state)
     begin = int(state.step)
 
-    def stop(state: LearnerState | None, outcomes: Outcomes, history: State, first_step: int) -> None:
+    def stop(
+        before: LearnerState | None, after: LearnerState, outcomes: Outcomes, history: State, first_step: int
+    ) -> None:
+        del after
         bad = np.flatnonzero(outcomes.bad())
         if bad.size:
             step, loss, failed = first_step + bad[0], outcomes.losses[bad[0]], outcomes.failed(bad[0])
@@ -116,7 +120,7 @@ def fit(
             if step == begin:  # nothing has been learned in this run
                 remedy = f"look for NaN in data and parameters and for labels not in 0 … classes − 1; else {remedy}"
             message = f"at step {step} {failed}" if failed else f"the loss is {loss} at step {step}: {remedy}"
-            raise Diverged(message, state, history)
+            raise Diverged(message, before, history)
 
     def fault(state: LearnerState) -> str | None:
         if _finite(state.params):
@@ -127,6 +131,4 @@ def fit(
     return Loop(run, engine, key, jax.tree.map(jnp.asarray, state), begin, stop, fault).finish()
 
 
-@jax.jit
-def _finite(params: Params) -> Array:
-    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)], bool))
+_finite = jax.jit(all_finite)

@@ -44,8 +44,8 @@ class Loop:
       key: key of the run, or of each run.
       state: state of the run, or of all runs, stacked.
       first_step: number of the first step.
-      stop: `stop(state before, outcomes, history, first step)` raises if a dispatch went wrong; the state is None if
-        it was donated.
+      stop: `stop(state before, state after, outcomes, history, first step)` raises if a dispatch went wrong; the state
+        before is None if it was donated.
       fault: `fault(state)` returns why a state should not be kept, or None.
     """
 
@@ -56,7 +56,7 @@ class Loop:
         key: Key,
         state: LearnerState,
         first_step: int,
-        stop: Callable[[LearnerState | None, Outcomes, State, int], None],
+        stop: Callable[[LearnerState | None, LearnerState, Outcomes, State, int], None],
         fault: Callable[[LearnerState], str | None],
     ) -> None:
         self._run, self._stop, self._fault = run, stop, fault
@@ -160,7 +160,7 @@ class Loop:
             del self._records[here.parts :]
             self._records.append(recorded)
             lost = outcomes.bad().any()
-            self._stop(self._kept(), outcomes, self._history(here.parts + 1) if lost else None, here.step)
+            self._stop(self._kept(), state, outcomes, self._history(here.parts + 1) if lost else None, here.step)
             self._here = _Progress(here.step + taken, state, self._run.source.position, here.parts + 1, False)
         return outcomes.losses, recorded
 

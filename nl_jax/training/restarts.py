@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax._core.numerics import all_finite
 from nl_jax._core.require import positive_integer
 from nl_jax.base import Array, Batch, Key, Learner, LearnerState, Params, State
 from nl_jax.training.batching import Order, shuffled
@@ -77,7 +78,7 @@ def restarts(
     Raises:
       ValueError: for settings out of range, data of unequal lengths, a score that is not one number, or a `checkpoint`
         folder of other runs.
-      Diverged: if no run has a finite loss, or none has a finite score.
+      Diverged: if no run has finite parameters, or none has a finite score.
       OSError, Exhausted, Interrupted, Terminated: as for `fit`, with `.state` and `.history` of all runs.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
@@ -102,10 +103,13 @@ def restarts(
 
     run_keys, states = jax.vmap(begin)(keys)
 
-    def stop(states: LearnerState | None, outcomes: Outcomes, history: State, first_step: int) -> None:
-        if (bad := outcomes.bad())[:, -1].all():  # a failed run is NaN from the next step on
+    def stop(
+        before: LearnerState | None, after: LearnerState, outcomes: Outcomes, history: State, first_step: int
+    ) -> None:
+        # Parameters that are not finite stay so. A loss may be finite again, as with optax.apply_if_finite.
+        if (bad := outcomes.bad())[:, -1].all() and not _finite(after).any():
             message = f"all {num_restarts} restarts have diverged by step {first_step + bad.shape[1] - 1}"
-            raise Diverged(f"{message}: {outcomes.failed() or 'lower the learning rate'}", states, history)
+            raise Diverged(f"{message}: {outcomes.failed() or 'lower the learning rate'}", before, history)
 
     engine = MANY_DONATING if donate else MANY
     states, history = Loop(run, engine, run_keys, states, 0, stop, lambda states: None).finish()
@@ -119,3 +123,9 @@ def restarts(
         raise Diverged(f"no score of {num_restarts} restarts is finite: lower the learning rate", states, history)
     index = int(np.argmin(np.where(np.isfinite(scores), scores, np.inf)))
     return Restarts(jax.tree.map(lambda x: x[index], states), index, scores, states, history)
+
+
+@jax.jit
+@jax.vmap
+def _finite(state: LearnerState) -> Array:
+    return all_finite(state.params)

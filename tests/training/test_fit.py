@@ -264,6 +264,22 @@ def test_restarts_fail_only_if_all_do():
         _restarts(rate=1e4)
 
 
+def test_restarts_with_finite_parameters_have_not_diverged():
+    """Whatever the length of a dispatch: an optimizer may pass over steps whose loss is not finite."""
+    data = jnp.array([[1, 0], [0, jnp.nan], [1, 1], [0.5, 0.2]])
+    optimizer = optax.apply_if_finite(optax.sgd(0.1), 10)
+    learner = nl.learner(nl.backprop(lambda w, batch: (batch @ w - 1) ** 2), optimizer)
+    first, second = (
+        nl.restarts(
+            learner, KEY, lambda key: jax.random.normal(key, (2,)), data, score=jnp.sum, num_restarts=2, num_steps=8,
+            batch_size=1, steps_per_dispatch=steps, progress=False,
+        )
+        for steps in (1, 8)
+    )  # fmt: skip
+    assert np.isnan(first.history.loss).any(axis=1).all()
+    np.testing.assert_array_equal(first.scores, second.scores)
+
+
 def test_parameters_lost_in_the_last_step_are_an_error():
     wild = nl.learner(nl.backprop(objective), optax.sgd(1e38))
     with pytest.raises(nl.Diverged, match="parameters are no longer finite after step 0"):
