@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 
+from nl_jax._core.paths import path_name
 from nl_jax.training.files import abstract, checksum, described, filled, plain, quiet, reason, write
 
 KEPT = 3
@@ -71,8 +72,11 @@ class Checkpoints:
         self._claim({**about, "first step": str(first_step)}, described(state))
         self._args, self._orbax = ocp.args, ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
-    def newest(self, like: Any, recorded: Callable[[], Any]) -> Saved | None:
-        """Loads the newest step, or None; its state is placed as `like` is, its records have `recorded()`'s tree."""
+    def newest(self, like: Any, recorded: Callable[[], Any], step_axis: int) -> Saved | None:
+        """Loads the newest step, or None; its state is placed as `like` is.
+
+        Records have the tree, shapes and dtypes of `recorded()`, one step's, and an axis of steps.
+        """
         whole = self._whole()
         step = max(whole, default=self._first_step)
         with self._writing(step):
@@ -94,7 +98,7 @@ class Checkpoints:
         with self._reading(self._folder / "steps" / str(step), remedy), quiet():
             place = self._folder / "steps" / str(step)
             found = self._orbax.restore(place, args=self._args.StandardRestore(abstract(like)))
-        records = self._history(step, recorded())
+        records = self._history(step, recorded(), step_axis)
         self.step = step
         return Saved(step, filled(like, found), records, seal["position"], seal["finished"])
 
@@ -105,7 +109,7 @@ class Checkpoints:
         place = self._folder / "steps" / str(step)
         record = self._folder / "history" / f"{self.step}-{step}{self._process}.npz"
         with self._writing(step):
-            write(record, lambda file: np.savez(file, *jax.tree.leaves(records), allow_pickle=False))
+            write(record, lambda file: np.savez(file, allow_pickle=False, **_by_name(records)))
             with quiet():
                 self._orbax.save(place, args=self._args.StandardSave(plain(state)), force=True)
             files = [record, *(path for path in place.rglob("*") if path.is_file() and self._leads)]
@@ -151,9 +155,9 @@ class Checkpoints:
             "settings it began with, or name another folder"
         )
 
-    def _history(self, step: int, recorded: Any) -> list[Any]:
+    def _history(self, step: int, recorded: Any, step_axis: int) -> list[Any]:
         """Loads the records up to a step, in parts."""
-        dtypes, tree = jax.tree.flatten(recorded)
+        like, tree = _by_name(recorded), jax.tree.structure(recorded)
         parts: list[Any] = []
         while step > self._first_step:
             path = next((self._folder / "history").glob(f"*-{step}{self._process}.npz"), None)
@@ -161,12 +165,13 @@ class Checkpoints:
                 break  # removed, as the error below advises
             remedy = f"remove it to go on without what was recorded until step {step}"
             with self._reading(path, remedy), path.open("rb") as opened, np.load(opened) as file:
-                arrays = [file[name] for name in file.files]
-            if [x.dtype.itemsize for x in arrays] != [dtype.itemsize for dtype in dtypes]:
+                found = {name: file[name] for name in file.files}
+            first = _span(path)[0]
+            if not _alike(found, like, step - first, step_axis):
                 self._refuse("run", "record kept other values there")
-            # NumPy returns dtypes that it does not know, such as bfloat16, as bytes.
-            parts.insert(0, jax.tree.unflatten(tree, [x.view(d) for x, d in zip(arrays, dtypes, strict=True)]))
-            step = _span(path)[0]
+            leaves = [x.view(of.dtype) for x, of in zip(found.values(), like.values(), strict=True)]
+            parts.insert(0, jax.tree.unflatten(tree, leaves))
+            step = first
         return parts
 
     def _seal(self, step: int, process: str | None = None) -> Path:
@@ -211,3 +216,23 @@ def _span(record: Path) -> tuple[int, int]:
     """Returns the numbers of steps taken before and after those of a records file: (400, 600) for "400-600.npz"."""
     first, last = record.name.partition(".")[0].split("-")
     return int(first), int(last)
+
+
+def _by_name(records: Any) -> dict[str, Any]:
+    """Returns the leaves of records by number, dtype and path, such as "0 float32 loss"."""
+    leaves = jax.tree_util.tree_leaves_with_path(records)
+    return {f"{number} {x.dtype} {path_name(path)}": x for number, (path, x) in enumerate(leaves)}
+
+
+def _alike(found: dict[str, np.ndarray], like: dict[str, Any], steps: int, step_axis: int) -> bool:
+    """Whether saved records have the names, shapes and dtypes of `like`, which has no axis of steps."""
+    without_names = all(name.startswith("arr_") for name in found)  # as earlier versions saved them
+    if len(found) != len(like) or (list(found) != list(like) and not without_names):
+        return False
+
+    def same(x: np.ndarray, of: Any) -> bool:
+        # NumPy returns dtypes that it does not know, such as bfloat16, as bytes.
+        dtypes = x.dtype == of.dtype or (x.dtype.kind == "V" and x.dtype.itemsize == of.dtype.itemsize)
+        return dtypes and x.shape == (*of.shape[:step_axis], steps, *of.shape[step_axis:])
+
+    return all(map(same, found.values(), like.values()))

@@ -98,7 +98,8 @@ class Loop:
     def _resume(self, saves: Checkpoints) -> None:
         """Loads the newest saved step, if there is one."""
         run, here = self._run, self._here
-        saved = saves.newest(here.state, lambda: run.source.recorded(self._call, here.state))
+        recorded = lambda: run.source.recorded(self._call, here.state)
+        saved = saves.newest(here.state, recorded, self._call.engine.step_axis)
         if saved is None:
             return
         if saved.step > self._last_step:

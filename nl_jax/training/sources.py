@@ -84,9 +84,11 @@ class Arrays:
         return given + found.output_size_in_bytes + found.temp_size_in_bytes
 
     def recorded(self, run: Call, state: LearnerState) -> Any:
-        """Returns the tree of a record, with dtypes instead of arrays."""
+        """Returns the shapes and dtypes of one step's record."""
         steps = functools.partial(run.engine.steps, self._plan(run), 1)
-        return _dtypes(jax.eval_shape(steps, run.key, state, self._data, np.int32(0)))
+        _, (_, recorded) = jax.eval_shape(steps, run.key, state, self._data, np.int32(0))
+        of_one = functools.partial(jnp.squeeze, axis=run.engine.step_axis)
+        return jax.tree.map(lambda x: jax.eval_shape(of_one, x), recorded)
 
     def _plan(self, run: Call) -> Plan:
         return Plan(run.learner, run.record, self._order, self._batch_size)
@@ -152,9 +154,10 @@ class Stream:
         return state, jax.tree.map(lambda *x: np.stack(x, axis=run.engine.step_axis), *jax.device_get(found))
 
     def recorded(self, run: Call, state: LearnerState) -> Any:
-        """Returns the tree of a record, with dtypes instead of arrays; must be called before `resume`."""
+        """Returns the shapes and dtypes of one step's record; must be called before `resume`."""
         step = functools.partial(run.engine.step, Plan(run.learner, run.record))
-        return _dtypes(jax.eval_shape(step, run.key, state, self._next, np.int32(0)))
+        _, (_, recorded) = jax.eval_shape(step, run.key, state, self._next, np.int32(0))
+        return recorded
 
     def __str__(self) -> str:
         return f"an iterator of {self._shapes}"
@@ -192,11 +195,6 @@ class Stream:
         except StopIteration:
             return None
         return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(np.array(x)), batch)
-
-
-def _dtypes(outcome: Any) -> Any:
-    _, (_, recorded) = outcome
-    return jax.tree.map(lambda x: x.dtype, recorded)
 
 
 def _shapes(tree: Any) -> str:

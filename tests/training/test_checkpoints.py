@@ -254,9 +254,30 @@ def test_a_folder_of_another_run(stopped, change, message):
     assert saved == sorted(path.relative_to(stopped) for path in stopped.rglob("*"))
 
 
-def test_other_records(stopped):
+@pytest.mark.parametrize(
+    "record",
+    [
+        lambda state, info: info.loss,
+        lambda state, info: (info.loss, info.loss),  # of the size of the default's
+        lambda state, info: {"loss": info.loss, "steps": info.evaluations},
+        lambda state, info: info._replace(loss=info.loss[None], residuals=(), failures=()),
+    ],
+    ids=["number", "dtype", "name", "shape"],
+)
+def test_other_records(stopped, record):
     with pytest.raises(ValueError, match="belongs to another run: record kept other values there"):
-        fit(stopped, record=lambda state, info: info.loss)
+        fit(stopped, record=record)
+
+
+def test_records_without_names(tmp_path, whole, monkeypatch):
+    """As earlier versions saved them."""
+    numbered = lambda records: {f"arr_{number}": x for number, x in enumerate(jax.tree.leaves(records))}
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "_by_name", numbered)
+        fit(tmp_path, num_steps=30, every=10)
+    with pytest.raises(ValueError, match="belongs to another run: record kept other values there"):
+        fit(tmp_path, record=lambda state, info: (info.loss, info.loss))
+    same(fit(tmp_path, every=20), whole)
 
 
 def test_a_folder_of_something_else(tmp_path):
