@@ -176,7 +176,9 @@ class Loop:
 
     def _call_logs(self, loss: Any, losses: np.ndarray, recorded: Any) -> dict[str, Any]:
         """Calls the logs; returns the figures to show."""
-        figures, finished = self._run.call_logs(Report(self._here.step, loss, losses, recorded, self._here.state))
+        here = self._here
+        report = Report(here.step, loss, losses, recorded, here.state, self._call.key)
+        figures, finished = self._run.call_logs(report)
         self._here = self._here._replace(finished=finished)
         return figures
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nl_jax.base import Failure, LearnerState, State
+from nl_jax.base import Failure, Key, LearnerState, State
 
 
 class Report(NamedTuple):
@@ -17,6 +17,7 @@ class Report(NamedTuple):
       losses: loss of each step since the last report, [steps] or [num_restarts, steps].
       records: what `record` returned for these steps, with the axes of `losses` first; None in the first report.
       state: the state after these steps, on the device; for `restarts` all states, stacked along a leading axis.
+      key: key of the run; for `restarts` all keys, [num_restarts].
     """
 
     step: int
@@ -24,6 +25,7 @@ class Report(NamedTuple):
     losses: np.ndarray
     records: Any
     state: LearnerState
+    key: Key
 
 
 class Outcomes(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from nl_jax._core.deprecation import deprecated_argument
 from nl_jax._core.paths import path_name
 from nl_jax._core.require import nonnegative_integer, positive_integer
-from nl_jax.base import Batch, GradientEstimator, Params
+from nl_jax.base import Batch, GradientEstimator, Key, Params
 from nl_jax.estimators.noise import directions as samplers
 from nl_jax.estimators.noise.directions import Sampler
 from nl_jax.estimators.noise.directions.sampler import NamedSampler
@@ -23,6 +23,7 @@ from nl_jax.training.files import write
 from nl_jax.training.in_place import Past, Update, advanced, coefficients_of, nothing_yet
 
 _KEPT = "key", "rates"
+_OF_KEYS = "generator", "key"  # entries of the header that the run's first report sets
 _AT_ONCE = 256  # steps repeated in one compiled call
 
 
@@ -80,18 +81,19 @@ class TrainingLog:
         if momentum:
             self.header["momentum"] = coefficients.tolist()
         self._momentum = coefficients
-        self._record = _record(self.header)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             there = _read_header(self.folder)
         except FileNotFoundError:
             there = self.header
-            write(self.folder / "header.json", lambda file: file.write(json.dumps(self.header, indent=1).encode()))
+            self._write_header()
+        self.header |= {name: there[name] for name in _OF_KEYS if name in there}
         if there != self.header:
             wrong = [name for name in there | self.header if there.get(name) != self.header.get(name)]
             raise ValueError(
                 f"log folder {self.folder} belongs to another run: {', '.join(wrong)} differ. Take a new folder"
             )
+        self._record = _record(self.header)
         self.steps = len(_read(self.folder, self._record))
         path = self.folder / "updates.bin"
         path.touch()
@@ -103,8 +105,32 @@ class TrainingLog:
 
     def __call__(self, report: Any) -> None:
         """Appends the steps of a dispatch, as `nl.fit` reports them."""
-        if report.records is not None:
+        if report.key.ndim:
+            raise ValueError(
+                f"a training log records one run, this report is of {report.key.size} runs: train each by nl.fit, with "
+                "a folder of its own"
+            )
+        if report.records is None:
+            self._begin(report.key)
+        else:
             self.append(report.records.update, report.step, report.state.params)
+
+    def _begin(self, key: Key) -> None:
+        """Takes the generator of keys from the run's; raises a ValueError if there are records of another."""
+        generator = str(jax.random.key_impl(key))
+        if generator == self.header["generator"]:
+            return
+        if self.steps:
+            raise ValueError(
+                f"log folder {self.folder} belongs to another run: its keys are of {self.header['generator']}, this "
+                f"run's of {generator}. Take a new folder"
+            )
+        self.header |= {"generator": generator, "key": jax.random.key_data(key).size}
+        self._record = _record(self.header)
+        self._write_header()
+
+    def _write_header(self) -> None:
+        write(self.folder / "header.json", lambda file: file.write(json.dumps(self.header, indent=1).encode()))
 
     def append(self, updates: Update, step: int, params: Params) -> None:
         """Appends updates, stacked over steps.
@@ -115,7 +141,8 @@ class TrainingLog:
           params: the parameters after it, saved as a snapshot when one is due.
 
         Raises:
-          ValueError: if steps before these are missing, or the folder has different updates for the same steps.
+          ValueError: if steps before these are missing, the folder has different updates for the same steps, or keys
+            are of another generator than the run's (without `nl.fit`, than `jax.random.key`'s).
         """
         records = self._records(updates, step)
         first = step - len(records)
@@ -151,6 +178,11 @@ class TrainingLog:
             raise ValueError(
                 "momentum and window of a training log must be those of nl.seeded, whose coefficients are "
                 f"{momentum[0].tolist()}; got {self._momentum.tolist()}"
+            )
+        if key.shape[1:] != self._record["key"].shape:
+            raise ValueError(
+                f"keys must be of {self.header['generator']}, of {self.header['key']} words, these have "
+                f"{key.shape[-1]}: take such keys, or pass the log to nl.fit, which tells it the generator"
             )
         records = np.zeros(len(scale), self._record)
         records["step"] = np.arange(step - len(scale), step)

@@ -32,14 +32,14 @@ def learner_of(ours, rate=0.05, **momentum):
     return nl.seeded(ours, rate, example=BATCH, **momentum)
 
 
-def run(folder, ours, steps=9, rate=0.05, snapshot_every=None, **momentum):
+def run(folder, ours, steps=9, rate=0.05, snapshot_every=None, key=jax.random.key(7), **momentum):
     """The run twice: the second time its steps are there, and compared. Three steps a call, and what is left."""
     learner = learner_of(ours, rate, **momentum)
     for _ in range(2):
         log = nl.TrainingLog(folder, ours, PARAMS, BATCH, snapshot_every=snapshot_every, **momentum)
         state, _ = nl.fit(
-            learner, jax.random.key(7), learner.init(KEY, PARAMS), DATA, num_steps=steps, batch_size=10,
-            steps_per_dispatch=3, log=log, progress=False,
+            learner, key, learner.init(KEY, PARAMS), DATA, num_steps=steps, batch_size=10, steps_per_dispatch=3,
+            log=log, progress=False,
         )  # fmt: skip
     return log, state
 
@@ -96,6 +96,30 @@ def test_a_replay_with_momentum_has_the_same_bits(window, tmp_path):
         nl.TrainingLog(tmp_path, estimator(), PARAMS, BATCH, momentum=0.8, window=window)
     with pytest.raises(ValueError, match="another run: momentum differ"):
         nl.TrainingLog(tmp_path, estimator(), PARAMS, BATCH)
+
+
+def test_keys_of_another_generator(tmp_path):
+    """The log learns it from the run, before the first step."""
+    other = jax.random.key(7, impl="rbg")
+    log, state = run(tmp_path, estimator(), steps=4, key=other)
+    same(nl.replay(PARAMS, tmp_path), state.params)
+    assert log.bytes_per_step == 8 + 16 + 4 + 4 * 3 + 4
+    with pytest.raises(ValueError, match=r"another run: its keys are of rbg, this run's of threefry2x32"):
+        run(tmp_path, estimator(), steps=4)
+    _, info = jax.eval_shape(learner_of(estimator()).step, other, state, BATCH)
+    updates = jax.tree.map(lambda x: np.ones((1, *x.shape), x.dtype), info.update)
+    new = nl.TrainingLog(tmp_path / "new", estimator(), PARAMS, BATCH)
+    with pytest.raises(ValueError, match=r"keys must be of threefry2x32, of 2 words, these have 4"):
+        new.append(updates, 1, PARAMS)
+
+
+def test_a_log_of_many_runs_is_refused_before_the_first_step(tmp_path):
+    log = nl.TrainingLog(tmp_path, estimator(), PARAMS, BATCH)
+    with pytest.raises(ValueError, match=r"a training log records one run, this report is of 2 runs: train each by"):
+        nl.restarts(
+            learner_of(estimator()), KEY, lambda key: PARAMS, BATCH, score=lambda params: 0.0, num_restarts=2,
+            num_steps=1, log=log, progress=False,
+        )  # fmt: skip
 
 
 def _mistaken(folder, momentum):
