@@ -2,10 +2,9 @@
 
 import functools
 import inspect
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -308,29 +307,37 @@ def _count(trials: dict[str, np.ndarray]) -> int:
 def _trials(settings: Any) -> dict[str, np.ndarray]:
     """Checks settings and returns their values by name, [trials]."""
     if isinstance(settings, Mapping):
-        names, values = list(settings), [_numbers(name, of) for name, of in settings.items()]
-        rows = [dict(zip(names, of, strict=True)) for of in itertools.product(*values)] if names else []
+        grid = np.meshgrid(*(_numbers(name, values) for name, values in settings.items()), indexing="ij")
+        trials = {name: values.ravel() for name, values in zip(settings, grid, strict=True)}
     else:
-        rows = list(settings)
-    if not rows or any(not isinstance(row, Mapping) or not row or set(row) != set(rows[0]) for row in rows):
+        rows = list(settings) if isinstance(settings, Iterable) else []
+        alike = all(isinstance(row, Mapping) and set(row) == set(rows[0]) for row in rows)
+        trials = {name: _numbers(name, [row[name] for row in rows]) for name in rows[0]} if rows and alike else {}
+    if not trials or not _count(trials):
         raise ValueError(
             "settings must be values by name, such as {'rate': [0.01, 0.1]}, or a sequence of mappings that all have "
             f"the same names; got {settings!r}"
         )
-    trials = {name: np.array([row[name] for row in rows], float) for name in rows[0]}
-    wrong = [name for name, values in trials.items() if values.ndim != 1 or not np.isfinite(values).all()]
-    if wrong:
-        raise ValueError(f"settings must be finite numbers, those of {wrong[0]!r} are not: {trials[wrong[0]]}")
     return trials
 
 
-def _numbers(name: str, values: Any) -> list[float]:
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """Returns the values of a setting as float64; raises a ValueError unless float32 can hold them."""
     try:
-        return np.atleast_1d(np.asarray(values, float)).tolist()
-    except (TypeError, ValueError):
+        found = np.atleast_1d(np.asarray(values))
+    except ValueError:  # lists of unequal lengths
+        found = np.array(None)
+    if not any(jnp.issubdtype(found.dtype, kind) for kind in (np.bool_, np.integer, jnp.floating)):
         raise ValueError(
             f"settings must be numbers, those of {name!r} are {values!r}: for names or functions, make a sweep of each"
-        ) from None
+        )
+    if found.ndim != 1:
+        raise ValueError(f"settings must be one number each, those of {name!r} have shape {found.shape[1:]}")
+    found, limits = found.astype(float), np.finfo(np.float32)
+    size = np.abs(found)
+    if not ((size == 0) | ((limits.tiny <= size) & (size <= limits.max))).all():
+        raise ValueError(f"settings must be finite numbers of float32, those of {name!r} are not: {values!r}")
+    return found
 
 
 def _fitting(run: Run, begin: Callable[..., Any], trials: dict[str, np.ndarray]) -> int:

@@ -177,17 +177,24 @@ def test_functions_need_no_hash():
 
 def test_what_cannot_be_swept_is_an_error():
     untold = lambda report: pytest.fail("training began")
-    for settings in ({}, [], [{"rate": 1}, {"sigma": 1}], [3], [{}]):
+    for settings in ({}, [], {"rate": [], "sigma": [1]}, [{"rate": 1}, {"sigma": 1}], [3], [{}], 3):
         with pytest.raises(ValueError, match="settings must be values by name"):
             swept(settings)
     with pytest.raises(ValueError, match=r"those of 'rate' are \['adam', 'sgd'\]"):
         swept({"rate": ["adam", "sgd"]})
+    for wrong in (["0.1"], [[1], [2, 3]], [1j], [None]):
+        for settings in ({"rate": wrong}, [{"rate": one} for one in wrong]):
+            with pytest.raises(ValueError, match="settings must be numbers, those of 'rate' are"):
+                swept(settings)
+    with pytest.raises(ValueError, match=r"must be one number each, those of 'rate' have shape \(2,\)"):
+        swept({"rate": [[1, 2], [3, 4]]})
     with pytest.raises(ValueError, match=r"settings must be named like the arguments of learner_of: missing .*'rate'"):
         swept({"lr": [0.1]})
     with pytest.raises(ValueError, match=r"init must take one argument, got .'w'"):
         nl.sweep(learner_of, GRID, KEY, {"w": jnp.zeros(3)}, DATA, **COMMON)
-    with pytest.raises(ValueError, match="those of 'rate' are not"):
-        swept({"rate": [np.inf]})
+    for value in (np.inf, np.nan, 1e-46, 1e39):
+        with pytest.raises(ValueError, match="those of 'rate' are not"):
+            swept({"rate": [value]})
     with pytest.raises(ValueError, match="score must return one number"):
         swept({"rate": [0.02, 0.2], "sigma": [1e-3]}, at_once=2, score=lambda w: w, log=untold)
     with pytest.raises(ValueError, match="test must return one number"):
