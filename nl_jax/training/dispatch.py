@@ -85,8 +85,7 @@ def _steps(plan: Plan, num_steps: int, key: Key, state: LearnerState, data: Batc
 
 def _require_indices(chosen: Any, shape: tuple[int, int]) -> None:
     """Raises a ValueError unless an order chose integers, one for each example of each batch."""
-    found = getattr(chosen, "shape", None), getattr(chosen, "dtype", None)
-    if found[0] != shape or not jnp.issubdtype(found[1], jnp.integer):
+    if getattr(chosen, "shape", None) != shape or not jnp.issubdtype(chosen.dtype, jnp.integer):
         raise ValueError(
             f"order must return integer indices of shape [num_steps, batch_size] = {list(shape)}, got {chosen}"
         )
