@@ -181,7 +181,7 @@ def sweep(
         keys, states = begin(group)
         states, history = Loop(run_of(name), MANY_DONATING, keys, states, 0, _never, lambda states: None).finish()
         found.add(states, np.asarray(score_all(states.params)), history)
-    return found.result(test)
+    return found.result(states, test)
 
 
 class _Found:
@@ -189,34 +189,34 @@ class _Found:
 
     def __init__(self, trials: dict[str, np.ndarray], seeds: int) -> None:
         self._trials, self._seeds = trials, seeds
-        self._scores = np.zeros((0, seeds))
+        self._scores: list[np.ndarray] = []
         self._histories: list[Any] = []
-        self._best, self._lowest = None, np.inf
+        self._best: LearnerState | None = None
+        self._lowest = np.inf
 
     def add(self, states: LearnerState, scores: np.ndarray, history: Any) -> None:
         """Adds a group's states, scores and records, each [trials · seeds, …]; trials that only pad it are left out."""
         together, seeds = len(scores) // self._seeds, self._seeds
-        own = min(together, _count(self._trials) - len(self._scores))
+        own = min(together, _count(self._trials) - sum(map(len, self._scores)))
         apart = lambda x: x.reshape(together, seeds, *x.shape[1:])[:own]
         means = _means(apart(scores))
         if (lowest := float(means.min())) < self._lowest:
             at = int(means.argmin())
             self._best, self._lowest = jax.tree.map(lambda x: x[at * seeds : (at + 1) * seeds], states), lowest
-        self._last = states
-        self._scores = np.concatenate([self._scores, apart(scores)])
+        self._scores.append(apart(scores))
         self._histories.append(jax.tree.map(apart, history))
 
-    def result(self, test: Callable[[Params], Array] | None) -> Sweep:
-        """Returns the results of all groups; raises Diverged if every trial lost a run."""
-        history = jax.tree.map(lambda *x: np.concatenate(x), *self._histories)
+    def result(self, last: LearnerState, test: Callable[[Params], Array] | None) -> Sweep:
+        """Returns the results of all groups; raises Diverged, with the `last` states, if every trial lost a run."""
+        scores, history = jax.tree.map(lambda *x: np.concatenate(x), *zip(self._scores, self._histories, strict=True))
         if self._best is None:
-            message = f"every one of {len(self._scores)} settings lost a run: lower the learning rates"
-            raise Diverged(message, self._last, history)
-        index = int(_means(self._scores).argmin())
+            message = f"every one of {len(scores)} settings lost a run: lower the learning rates"
+            raise Diverged(message, last, history)
+        index = int(_means(scores).argmin())
         best = {name: float(values[index]) for name, values in self._trials.items()}
         states = self._best._replace(estimator=self._best.estimator.own)
         tested = None if test is None else np.asarray(_measured(test, states.params))
-        return Sweep(self._trials, self._scores, index, best, states, tested, history)
+        return Sweep(self._trials, scores, index, best, states, tested, history)
 
 
 class Varied(NamedTuple):

@@ -62,7 +62,7 @@ def test_a_run_is_that_of_fit(found):
 
 
 def test_the_best_is_the_lowest_mean_of_settings_that_lost_no_run(found):
-    assert found.scores.shape == (6, 2)
+    assert (found.scores.shape, found.scores.dtype) == ((6, 2), np.float32)
     assert not np.isfinite(found.scores[4:]).any()  # rate = 1e30
     assert found.best_index == found.scores[:4].mean(axis=1).argmin()
     assert found.best == {name: values[found.best_index] for name, values in found.settings.items()}
