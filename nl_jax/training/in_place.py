@@ -77,7 +77,8 @@ def seeded(
       otherwise the parameters are copied.
 
     Raises:
-      ValueError: if the estimator has no `sample` function, or the learning rate is 0 or not finite.
+      ValueError: if the estimator has no `sample` function, or the learning rate is 0 or not finite; when run, if with
+        momentum the keys of `init` and `step` are of different generators.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> objective = lambda w, batch: (batch @ w - 1) ** 2
@@ -109,6 +110,11 @@ def seeded(
 
     def step(key: Key, state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         typed_key(key)
+        if momentum and state.optimizer.keys.shape[1:] != jax.random.key_data(key).shape:
+            raise ValueError(
+                f"key is of {jax.random.key_impl(key)}, but init was given a key of another generator, and momentum keeps "
+                "past keys: give both the same"
+            )
         sampled, estimator_state, info = sample(key, state.estimator, state.params, batch)
         scale = jnp.asarray(-(rate(state.step) if callable(rate) else rate), jnp.float32)
         # Without the barrier XLA would merge constants of the rates and the scale; a replay only has their values.

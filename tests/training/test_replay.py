@@ -170,6 +170,13 @@ def test_momentum_that_is_refused(settings, message):
         nl.seeded(LINEAR, 0.1, **settings)
 
 
+def test_momentum_with_keys_of_two_generators_is_refused():
+    learner, other = nl.seeded(LINEAR, 0.1, momentum=0.9, example=jnp.eye(3)), jax.random.key(0, impl="rbg")
+    state = learner.init(KEY, jnp.zeros(3))
+    with pytest.raises(ValueError, match="key is of rbg, but init was given a key of another generator"):
+        jax.eval_shape(learner.step, other, state, jnp.eye(3))
+
+
 def test_in_place_is_gradient_descent():
     """The update of optax.sgd at the same key, to rounding; the rate follows a schedule."""
     ours = nl.seeded(estimator(), optax.linear_schedule(0.1, 0.0, 4))
