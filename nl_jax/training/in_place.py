@@ -112,8 +112,8 @@ def seeded(
         typed_key(key)
         if momentum and state.optimizer.keys.shape[1:] != jax.random.key_data(key).shape:
             raise ValueError(
-                f"key is of {jax.random.key_impl(key)}, but init was given a key of another generator, and momentum keeps "
-                "past keys: give both the same"
+                f"key is of {jax.random.key_impl(key)}, but init was given a key of another generator, and momentum "
+                "keeps past keys: make both by the same"
             )
         sampled, estimator_state, info = sample(key, state.estimator, state.params, batch)
         scale = jnp.asarray(-(rate(state.step) if callable(rate) else rate), jnp.float32)
