@@ -189,6 +189,36 @@ def test_direct_feedback_hears_a_read_out_in_the_loop_step_by_step(x64):
     np.testing.assert_allclose(grads["hidden"]["weight"], expected, rtol=1e-10)
 
 
+def test_direct_feedback_hears_heads_inside_and_outside_a_loop(x64):
+    """By hand: a step hears the head in its loop at the same step; a layer below the loop hears the sum over steps."""
+
+    def forward(params, x, propagate=feedforward):
+        product, linear = lambda w, x: x @ w, lambda nu: nu
+
+        def step(x, _, propagate):
+            x = propagate("r", product, jnp.tanh, params["r"], x)
+            return x, propagate("y", product, linear, params["y"], x)
+
+        low = propagate("low", product, jnp.tanh, params["low"], x)
+        x, read = nl.scan("time", step, low, None, propagate, length=3)
+        return jnp.sum(read**2, axis=0) + propagate("out", product, linear, params["out"], x)
+
+    rng = np.random.default_rng(0)
+    shapes = {"low": (2, 4), "r": (4, 4), "y": (4, 2), "out": (4, 2)}
+    params = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    state = {"low": rng.normal(size=(4, 4)), "time/r": rng.normal(size=(4, 4))}
+    objective = nl.supervised(forward, nl.losses.half_squared_error)
+    estimator = nl.direct_feedback_alignment(objective)
+    batch = rng.normal(size=(6, 2)), rng.normal(size=(6, 2))
+    credit = jax.jit(estimator.credit)(KEY, state, params, batch)
+    first, last = credit["time/y"].delta, credit["out"].delta
+    heard = np.concatenate([first, np.broadcast_to(last, (3, 6, 2))], axis=-1)
+    own = credit["time/r"]
+    np.testing.assert_allclose(own.delta, heard @ state["time/r"].T * (1 - own.axons**2), rtol=1e-10)
+    heard, own = np.concatenate([np.sum(first, axis=0), last], axis=-1), credit["low"]
+    np.testing.assert_allclose(own.delta, heard @ state["low"].T * (1 - own.axons**2), rtol=1e-10)
+
+
 def test_every_estimator_has_its_place_here():
     placed = {*AGREES, *OWN_NOISE, *LIKE, *BY_NAME, *REFUSES}
     assert placed == set(ESTIMATORS)

@@ -29,8 +29,8 @@ def direct_feedback_alignment(
     differentiated exactly. If the loss reads a hidden layer directly, that exact credit is added.
 
     In a loop every step receives an error. From a highest layer in the same loop it is the error of the same step; from
-    one in another loop it is the sum over that loop's steps. In a loop over depth, where parameters are stacked, every
-    step has its own B^l.
+    one outside all loops it is the same for every step; from one in another loop it is the sum over that loop's steps.
+    In a loop over depth, where parameters are stacked, every step has its own B^l.
 
     The highest layer receives its exact gradient, on the scale of `jax.grad`; the estimate for hidden layers is biased.
     A parameter used between layers or inside an activation receives credit through the weights it feeds. Under
@@ -87,7 +87,7 @@ def direct_feedback_alignment(
         weights = _given(state, hidden) if isinstance(state, Mapping) else _drawn(weight_init, state, nus, hidden, own)
         errors = {}
         for name, weight in weights.items():
-            e = jnp.concatenate([_heard(name, head, credit[head]) for head in heads], axis=-1)
+            e = _heard(name, {head: credit[head] for head in heads})
             errors[name] = _sent(name, weight, own[name], e, nus[name])
         _, sent = interpret(objective, _through_activation)(params, batch, errors)
         return losses, credit | {name: credit[name] + delta for name, delta in sent.items()}, pull
@@ -220,8 +220,15 @@ def _read_by_others(
     return hidden
 
 
-def _heard(name: str, head: str, e: Array) -> Array:
-    """Returns a highest layer's error as a layer receives it, [steps, batch, units]; size 1 for steps that share it."""
+def _heard(name: str, errors: Mapping[str, Array]) -> Array:
+    """Returns the highest layers' errors as a layer receives them, [steps, batch, units]; size 1 for shared steps."""
+    heard = [_told_by(head, e, name) for head, e in errors.items()]
+    steps = jnp.broadcast_shapes(*(e.shape[:-1] for e in heard))  # a head outside a loop tells all its steps the same
+    return jnp.concatenate([jnp.broadcast_to(e, (*steps, e.shape[-1])) for e in heard], axis=-1)
+
+
+def _told_by(head: str, e: Array, name: str) -> Array:
+    """Returns what one highest layer tells a layer: its own error at each step of loops that the two share."""
     loops, theirs = loops_around(name), loops_around(head)
     scopes = zip(name.split(SEPARATOR)[:-1], head.split(SEPARATOR)[:-1], strict=False)
     common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], scopes))
