@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax._core.paths import path_name
-from nl_jax.base import Array, Key, Params
+from nl_jax.base import Array, Factory, GradientEstimator, Key, Objective, Params, SampleFn
 
 
 def is_size(value: Any) -> TypeGuard[int]:
@@ -176,10 +176,42 @@ def takes(name: str, function: Any, count: int, remedy: str) -> None:
         inspect.signature(function).bind(*[None] * count)
     except TypeError:
         what = "one argument" if count == 1 else f"{count} arguments"
-        shown = getattr(function, "__name__", None) or repr(function)[:200]
-        raise ValueError(f"{name} must take {what}, got {shown}: {remedy}") from None
+        raise ValueError(f"{name} must take {what}, got {_shown(function)}: {remedy}") from None
     except ValueError:  # it has no signature
         return
+
+
+def gradient_estimator(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is an estimator; the usual cause is a factory that was not called."""
+    if not isinstance(value, GradientEstimator):
+        raise ValueError(
+            f"{name} must be a GradientEstimator such as nl.backprop(objective), not nl.backprop; got {_shown(value)}"
+        )
+
+
+def sample_function(estimator: Any, remedy: str) -> SampleFn:
+    """Returns the estimator's `sample`; raises ValueError unless it is an estimator that has one."""
+    gradient_estimator("estimator", estimator)
+    if estimator.sample is None:
+        raise ValueError(
+            "estimator must have a `sample` function, as nl.weight_perturbation, nl.evolution_strategy and "
+            f"nl.forward_gradient in weights have: {remedy}"
+        )
+    return estimator.sample
+
+
+def estimator_of(name: str, factory: Factory, objective: Objective) -> GradientEstimator:
+    """Returns the estimator that a factory makes of the objective; raises ValueError unless it makes one."""
+    remedy = "hand in nl.backprop or functools.partial(nl.node_perturbation, num_samples=32), not the estimator"
+    takes(name, factory, 1, remedy)
+    made = factory(objective)
+    if not isinstance(made, GradientEstimator):
+        raise ValueError(f"{name} must make a GradientEstimator of an objective, it makes {_shown(made)}: {remedy}")
+    return made
+
+
+def _shown(value: Any) -> str:
+    return getattr(value, "__name__", None) or repr(value)[:200]
 
 
 def sampler(name: str, value: Any) -> None:

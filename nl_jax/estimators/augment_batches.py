@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from nl_jax._core.require import takes, typed_key
+from nl_jax._core.require import gradient_estimator, takes, typed_key
 from nl_jax.base import Batch, GradientEstimator, Info, Key, Params, State
 
 
@@ -22,7 +22,7 @@ def augment_batches(estimator: GradientEstimator, augment: Callable[[Key, Batch]
       An estimator with the state of `estimator`.
 
     Raises:
-      ValueError: if `augment` does not take a key and a batch.
+      ValueError: if `estimator` is not an estimator, or `augment` does not take a key and a batch.
 
     >>> import jax.numpy as jnp, nl_jax as nl
     >>> objective = nl.objectives.denoising(lambda w, x: w * x, nl.losses.half_squared_error)
@@ -31,6 +31,7 @@ def augment_batches(estimator: GradientEstimator, augment: Callable[[Key, Batch]
     >>> round(float(info.loss), 1)  # half of four inputs are lost, ½ each
     1.0
     """
+    gradient_estimator("estimator", estimator)
     takes("augment", augment, 2, "a function of a key and a batch, such as nl.objectives.masking_noise(0.3)")
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.require import typed_key
+from nl_jax._core.require import estimator_of, typed_key
 from nl_jax.base import Batch, Factory, GradientEstimator, Info, Key, Params, State
 
 
@@ -28,7 +28,8 @@ def by_block(losses: Any, factory: Factory) -> GradientEstimator:
       Evaluations are counted in passes through the whole network: one, plus as many as a block takes.
 
     Raises:
-      ValueError: if `losses` was not made by `nl.local_losses`, or the factory refuses a block's objective.
+      ValueError: if `losses` was not made by `nl.local_losses`, or the factory makes no estimator or refuses a block's
+        objective.
 
     >>> import functools, jax, jax.numpy as jnp, nl_jax as nl
     >>> trunk = nl.mlp([3, 6, 4], activation=nl.activations.tanh(), output_activation=nl.activations.tanh())
@@ -42,12 +43,7 @@ def by_block(losses: Any, factory: Factory) -> GradientEstimator:
     """
     if not all(hasattr(losses, name) for name in ("parts", "received", "objective")):
         raise ValueError(f"losses must be made by nl.local_losses, got {losses!r}")
-    if not callable(factory):
-        raise ValueError(
-            f"factory must be a function of an objective, such as nl.backprop or functools.partial("
-            f"nl.node_perturbation, num_samples=32); got {type(factory).__name__}"
-        )
-    factory(losses.objective)  # bad settings are errors here, not at the first step
+    estimator_of("factory", factory, losses.objective)  # bad settings are errors here, not at the first step
 
     def init(key: Key, params: Params) -> State:
         typed_key(key)

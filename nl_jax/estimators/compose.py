@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from nl_jax._core.failures import ever, raise_if_known
 from nl_jax._core.numerics import wide_dtype
 from nl_jax._core.paths import assign, by_path, replaced
-from nl_jax._core.require import positive_integer, typed_key
+from nl_jax._core.require import estimator_of, gradient_estimator, positive_integer, typed_key
 from nl_jax.base import Array, Batch, Factory, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.objectives.parts import restricted
 
@@ -25,8 +25,9 @@ def average(estimator: GradientEstimator, num_estimates: int) -> GradientEstimat
       fails if one of the estimates does.
 
     Raises:
-      ValueError: if `num_estimates` is not a whole number of at least 1.
+      ValueError: if `estimator` is not an estimator, or `num_estimates` not a whole number of at least 1.
     """
+    gradient_estimator("estimator", estimator)
     num_estimates = positive_integer("num_estimates", num_estimates)
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
@@ -37,9 +38,9 @@ def average(estimator: GradientEstimator, num_estimates: int) -> GradientEstimat
             grads, state, info = estimator.estimate(jax.random.fold_in(key, index), state, params, batch)
             return (state, jax.tree.map(lambda s, g: s + g.astype(s.dtype), total, grads)), info
 
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, wide_dtype(p.dtype)), params)
+        zeros = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), wide_dtype(jnp.result_type(p))), params)
         (state, total), infos = jax.lax.scan(one, (state, zeros), jnp.arange(num_estimates))
-        grads = jax.tree.map(lambda s, p: (s / num_estimates).astype(p.dtype), total, params)
+        grads = jax.tree.map(lambda s, p: (s / num_estimates).astype(jnp.result_type(p)), total, params)
         loss, residuals = jax.tree.map(lambda x: jnp.mean(x, axis=0), (infos.loss, infos.residuals))
         failures = ever(infos.failures)
         raise_if_known(failures)  # the estimates were traced, and cannot have raised
@@ -61,7 +62,8 @@ def mix(estimators: Sequence[GradientEstimator], weights: Sequence[float]) -> Gr
       the sum, its residuals the tuple of residuals, its failures those of all.
 
     Raises:
-      ValueError: if numbers of estimators and weights differ, or the weights do not sum to 1.
+      ValueError: if one is not an estimator, the numbers of estimators and weights differ, or the weights do not sum to
+        1.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> objective = lambda w, batch: (w * batch) ** 2
@@ -71,6 +73,8 @@ def mix(estimators: Sequence[GradientEstimator], weights: Sequence[float]) -> Gr
     6
     """
     estimators, weights = tuple(estimators), tuple(float(w) for w in weights)
+    for i, member in enumerate(estimators):
+        gradient_estimator(f"estimators[{i}]", member)
     if not estimators or len(estimators) != len(weights):
         raise ValueError(f"weights must be one number per estimator; got {len(weights)} for {len(estimators)}")
     if not abs(sum(weights) - 1) < 1e-6:
@@ -106,8 +110,8 @@ def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEst
       evaluations the sum, its residuals the tuple of residuals, its failures those of all.
 
     Raises:
-      ValueError: if there is no part or a factory refuses the objective; when run, if a leaf matches no pattern or a
-        pattern matches no leaf.
+      ValueError: if there is no part, or a factory makes no estimator or refuses the objective; when run, if a leaf
+        matches no pattern or a pattern matches no leaf.
 
     >>> import functools, jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -123,12 +127,7 @@ def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEst
     if not parts:
         raise ValueError("parts must name at least one pattern and its estimator, got none")
     for pattern, factory in parts.items():
-        if not callable(factory):
-            raise ValueError(
-                f"parts[{pattern!r}] must be a factory, such as nl.backprop or functools.partial(nl.node_perturbation, "
-                f"num_samples=32), called with the part's own objective; got {type(factory).__name__}"
-            )
-        factory(objective)  # bad settings are errors here, not at the first step
+        estimator_of(f"parts[{pattern!r}]", factory, objective)  # bad settings are errors here, not at the first step
 
     def built(params: Params) -> list[tuple[dict[str, Array], GradientEstimator]]:
         leaves = by_path(params)
@@ -160,16 +159,32 @@ def batch_sum(estimator: GradientEstimator) -> GradientEstimator:
       estimator: any estimator.
 
     Returns:
-      `estimator` with its gradient times the number of examples, the first axis of the batch's leaves. The
-      loss it reports is still the mean.
+      `estimator` with its gradient times the number of examples, the first axis of the batch's leaves; numbers in
+      the batch have none. The loss it reports is still the mean.
+
+    Raises:
+      ValueError: if `estimator` is not an estimator; when run, if the leaves' first axes differ or none has one.
     """
+    gradient_estimator("estimator", estimator)
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
+        examples = _examples(batch)
         grads, state, info = estimator.estimate(key, state, params, batch)
-        examples = jax.tree.leaves(batch)[0].shape[0]
         return jax.tree.map(lambda g: g * examples, grads), state, info
 
     return GradientEstimator(estimator.init, estimate)
+
+
+def _examples(batch: Batch) -> int:
+    """Returns the number of examples; ValueError unless all leaves with axes have that many along the first."""
+    shapes = jax.tree.map(jnp.shape, batch)
+    lengths = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)}
+    if len(lengths) != 1:
+        raise ValueError(
+            "batch must be arrays with examples along their first axis, equally many, for their losses to be summed; "
+            f"got shapes {shapes}: close the objective over what is not per example"
+        )
+    return lengths.pop()
 
 
 def _split(key: Key, parts: int) -> list[Key]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax._core.paths import assign, by_path, replaced
-from nl_jax._core.require import typed_key
+from nl_jax._core.require import estimator_of, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Learner, LearnerState, Objective, Params
 from nl_jax.objectives.parts import restricted
 from nl_jax.training.learner import learner
@@ -112,7 +112,7 @@ def _checked(stage: Any) -> Stage:
 
 
 def _learner(stage: Stage, objective: Objective) -> Learner:
-    return learner(stage.factory(objective), stage.optimizer)
+    return learner(estimator_of("a stage's factory", stage.factory, objective), stage.optimizer)
 
 
 def _joined(params: Params, states: Sequence[LearnerState], step: Array) -> LearnerState:

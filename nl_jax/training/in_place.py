@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.require import fraction, nonzero_hyperparameter, positive_integer, typed_key
+from nl_jax._core.require import fraction, nonzero_hyperparameter, positive_integer, sample_function, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Learner, LearnerState, Params
 from nl_jax.estimators.noise.engine.sampled_gradient import SampledGradient
 
@@ -89,12 +89,7 @@ def seeded(
     >>> bool(info.loss < 0.01), info.update.rates.shape
     (True, (4, 1))
     """
-    if not isinstance(estimator, GradientEstimator) or estimator.sample is None:
-        raise ValueError(
-            "estimator must have a `sample` function, as nl.weight_perturbation, nl.evolution_strategy and "
-            f"nl.forward_gradient in weights have; got {estimator!r}. For all others use nl.learner"
-        )
-    sample = estimator.sample
+    sample = sample_function(estimator, "for all others use nl.learner")
     coefficients = coefficients_of(momentum, window)
     if momentum and example is None:
         raise ValueError("momentum needs example=, a batch or its shapes: past gradients are stored as rates")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax._core.paths import path_name
-from nl_jax._core.require import arrays, gradient_transformation, typed_key
+from nl_jax._core.require import arrays, gradient_estimator, gradient_transformation, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Learner, LearnerState, Params, State
 
 
@@ -44,8 +44,7 @@ def learner(estimator: GradientEstimator, optimizer: optax.GradientTransformatio
     >>> int(state.step), bool(info.loss < 0.5)
     (20, True)
     """
-    if not isinstance(estimator, GradientEstimator):
-        raise ValueError(f"estimator must be a GradientEstimator such as nl.backprop(objective), got {estimator!r}")
+    gradient_estimator("estimator", estimator)
     if isinstance(optimizer, optax.MultiSteps):  # accumulates gradients; not a GradientTransformation in optax
         optimizer = optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
     gradient_transformation(optimizer)

@@ -13,7 +13,7 @@ import numpy as np
 
 from nl_jax._core.deprecation import deprecated_argument
 from nl_jax._core.paths import path_name
-from nl_jax._core.require import nonnegative_integer, positive_integer
+from nl_jax._core.require import nonnegative_integer, positive_integer, sample_function
 from nl_jax.base import Batch, GradientEstimator, Key, Params
 from nl_jax.estimators.noise import directions as samplers
 from nl_jax.estimators.noise.directions import Sampler
@@ -263,8 +263,7 @@ def _repeated(directions: Directions, generator: str, params: Params, past: Any,
 
 
 def _header(estimator: GradientEstimator, params: Params, batch: Batch) -> dict[str, Any]:
-    if estimator.sample is None:
-        raise ValueError("estimator must have a `sample` function, as nl.seeded needs it; nl.weight_perturbation has")
+    sample = sample_function(estimator, "give the log the estimator of nl.seeded")
     key = jax.random.key(0)
     state = jax.eval_shape(estimator.init, key, params)
     if jax.tree.leaves(state):
@@ -272,7 +271,7 @@ def _header(estimator: GradientEstimator, params: Params, batch: Batch) -> dict[
             "an estimator with a state of its own cannot be replayed, because no log keeps the state: take a baseline "
             "without one, such as nl.baselines.antithetic()"
         )
-    sampled, _, _ = jax.eval_shape(estimator.sample, key, state, params, batch)
+    sampled, _, _ = jax.eval_shape(sample, key, state, params, batch)
     sampler = sampled.directions.sampler
     return {
         "format": 1,

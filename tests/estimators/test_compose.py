@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import nl_jax as nl
@@ -26,6 +27,12 @@ def test_average_is_the_mean_of_estimates(x64):
     singles = [_estimate(one, problem, jax.random.fold_in(KEY, i))[0] for i in range(4)]
     chex.assert_trees_all_close(grads, jax.tree.map(lambda *g: sum(g) / 4, *singles), rtol=1e-10)
     assert int(info.evaluations) == 4 * 3
+
+
+def test_average_takes_numbers_as_parameters():
+    one = nl.backprop(lambda w, b: (w * b) ** 2)
+    at = KEY, (), 2.0, jnp.ones(3)
+    np.testing.assert_array_equal(nl.average(one, 2).estimate(*at)[0], one.estimate(*at)[0])
 
 
 def test_average_hands_on_the_state():
@@ -117,7 +124,7 @@ def test_partition_refuses_what_it_would_confuse():
     objective = lambda p, b: b * (jnp.sum(p["a/b"] ** 2) + jnp.sum(p["a"]["b"] ** 2))
     with pytest.raises(ValueError, match="two parameters have the path 'a/b'"):
         nl.partition(objective, {"*": nl.backprop}).estimate(KEY, ((),), ambiguous, jnp.ones(2))
-    with pytest.raises(ValueError, match=r"parts\['\*'\] must be a factory, .* got GradientEstimator"):
+    with pytest.raises(ValueError, match=r"parts\['\*'\] must take one argument, got GradientEstimator"):
         nl.partition(objective, {"*": nl.backprop(objective)})
 
 
@@ -161,3 +168,49 @@ def test_batch_sum_is_the_gradient_of_the_sum(x64):
     grads, _, _ = _estimate(nl.batch_sum(nl.backprop(problem.objective)), problem)
     expected = jax.grad(lambda p: jnp.sum(problem.objective(p, problem.batch)))(problem.params)
     chex.assert_trees_all_close(grads, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [{"prior": jnp.ones(7), "x": jnp.ones((3, 2))}, {"x": jnp.ones((3, 2)), "prior": jnp.ones(7)}, (), 2.0],
+    ids=["first", "last", "empty", "number"],
+)
+def test_batch_sum_needs_one_number_of_examples(batch):
+    estimator = nl.batch_sum(nl.backprop(lambda w, b: jnp.ones(3)))
+    with pytest.raises(ValueError, match=r"batch must be arrays with examples along their first axis, .*; got shapes"):
+        estimator.estimate(KEY, (), jnp.ones(2), batch)
+
+
+def test_batch_sum_passes_over_numbers():
+    grads, _, _ = nl.batch_sum(nl.backprop(lambda w, b: b["a"] * w * b["x"])).estimate(
+        KEY, (), jnp.float32(1), {"a": 2.0, "x": jnp.ones(3)}
+    )
+    assert float(grads) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        (r"estimators\[1\]", lambda exact: nl.mix([exact, nl.backprop], [0.5, 0.5])),
+        ("estimator", lambda exact: nl.average(nl.backprop, 2)),
+        ("estimator", lambda exact: nl.batch_sum(nl.backprop)),
+        ("estimator", lambda exact: nl.augment_batches(nl.backprop, lambda key, batch: batch)),
+        ("estimator", lambda exact: nl.normalised(nl.backprop)),
+        ("estimator", lambda exact: nl.seeded(nl.backprop, 0.1)),
+        ("reference", lambda exact: nl.diagnostics.measure(exact, nl.backprop, KEY, 1.0, jnp.ones(1))),
+    ],
+    ids=["mix", "average", "batch_sum", "augment_batches", "normalised", "seeded", "measure"],
+)
+def test_what_is_no_estimator_is_refused(name, make):
+    message = rf"{name} must be a GradientEstimator such as nl\.backprop\(objective\), not nl\.backprop; got backprop"
+    with pytest.raises(ValueError, match=message):
+        make(nl.backprop(lambda w, b: w * b))
+
+
+def test_a_factory_must_make_an_estimator():
+    objective = lambda w, b: w * b
+    message = "must make a GradientEstimator of an objective, it makes 3"
+    with pytest.raises(ValueError, match=rf"parts\['\*'\] {message}"):
+        nl.partition(objective, {"*": lambda objective: 3})
+    with pytest.raises(ValueError, match=f"a stage's factory {message}"):
+        nl.alternating(objective, [nl.Stage("*", lambda objective: 3, optax.sgd(0.1))])

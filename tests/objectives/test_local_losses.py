@@ -315,7 +315,7 @@ def test_what_does_not_fit_is_said():
         "patches=True needs a block that ends at an image": lambda: cut(patches=True),
         "the block of 'output' has hidden1, output": lambda: cut(blocks=["output"], groups=2),
         "losses must be made by nl.local_losses": lambda: nl.by_block(MLP, nl.backprop),
-        "factory must be a function of an objective": lambda: nl.by_block(problem("image")[0], 3),
+        "factory must take one argument, got 3: hand in nl.backprop": lambda: nl.by_block(problem("image")[0], 3),
         "state must be the 2 states that init made": lambda: nl.by_block(
             problem("image")[0], nl.backprop).estimate(KEY, (), *problem("image")[1:]),
         "is named like the head of 'a'": lambda: nl.local_losses(

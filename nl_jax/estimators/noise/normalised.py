@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from nl_jax._core.require import sample_function
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Params, State
 from nl_jax.estimators.noise.engine.sampled_gradient import SampledGradient
 
@@ -35,12 +36,7 @@ def normalised(estimator: GradientEstimator) -> GradientEstimator:
     >>> bool(jnp.allclose(step(1.0), step(100.0), rtol=1e-3))
     True
     """
-    if not isinstance(estimator, GradientEstimator) or estimator.sample is None:
-        raise ValueError(
-            "estimator must have a `sample` function, as nl.weight_perturbation(objective, num_samples=8) has; got "
-            f"{estimator!r}"
-        )
-    own = estimator.sample
+    own = sample_function(estimator, "only rates have a standard deviation")
 
     def sample(key: Key, state: State, params: Params, batch: Batch) -> tuple[SampledGradient, State, Info]:
         sampled, state, info = own(key, state, params, batch)

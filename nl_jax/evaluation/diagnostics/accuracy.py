@@ -8,7 +8,7 @@ import optax
 
 from nl_jax._core.failures import raise_if_known
 from nl_jax._core.numerics import widened
-from nl_jax._core.require import positive_integer, typed_key
+from nl_jax._core.require import gradient_estimator, positive_integer, typed_key
 from nl_jax.base import Array, Batch, Failure, GradientEstimator, Key, Params
 
 
@@ -121,7 +121,8 @@ def measure(
       A `Measurement`, at least in float32 for any parameter dtype; NaN under `jax.jit` if an estimate fails.
 
     Raises:
-      ValueError: if `num_estimates` is not a whole number of at least 2, or the key is not a typed key.
+      ValueError: if an estimator is not one, `num_estimates` is not a whole number of at least 2, or the key is
+        not a typed key.
       FloatingPointError: outside of `jax.jit`, if an estimate fails (see `nl.Info`).
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
@@ -133,6 +134,8 @@ def measure(
     >>> bool(abs(m.relative_variance - predicted) < 5 * m.relative_variance_error)
     True
     """
+    gradient_estimator("estimator", estimator)
+    gradient_estimator("reference", reference)
     n = positive_integer("num_estimates", num_estimates)
     if n < 2:
         raise ValueError("num_estimates must be at least 2: one estimate has no variance")

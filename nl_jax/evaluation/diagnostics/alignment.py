@@ -9,7 +9,7 @@ import optax
 
 from nl_jax._core.numerics import widened
 from nl_jax._core.paths import path_name
-from nl_jax._core.require import positive_integer, typed_key
+from nl_jax._core.require import gradient_estimator, positive_integer, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LearnerState, Params, State
 
 Split = Callable[[Params], Mapping[str, Params]]
@@ -71,7 +71,7 @@ def alignment(
       {name: degrees}; NaN for a part where either is zero, and for all parts if an estimate fails under `jax.jit`.
 
     Raises:
-      ValueError: if the key is not a typed key.
+      ValueError: if an estimator is not one, or the key is not a typed key.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -82,6 +82,8 @@ def alignment(
     >>> list(degrees), bool(degrees["output"] < 0.01)  # which is given its exact gradient
     (['hidden1', 'output'], True)
     """
+    gradient_estimator("estimator", estimator)
+    gradient_estimator("reference", reference)
     typed_key(key)
     ours_key, reference_key = jax.random.split(key)
     ours = widened(estimator.estimate(ours_key, state, params, batch)[0])
@@ -120,7 +122,8 @@ def trace_alignment(
       `record(state, info) -> Traced`, measured at the state after the step. Steps are counted from 1.
 
     Raises:
-      ValueError: if `every` is not a whole number of at least 1, or the key is not a typed key.
+      ValueError: if an estimator is not one, `every` is not a whole number of at least 1, or the key is not a
+        typed key.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -133,6 +136,8 @@ def trace_alignment(
     >>> history.info.loss.shape, history.degrees["hidden1"][4::5].shape  # steps 5, 10, 15 and 20
     ((20,), (4,))
     """
+    gradient_estimator("estimator", estimator)
+    gradient_estimator("reference", reference)
     typed_key(key)
     every = positive_integer("every", every)
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from nl_jax._core.failures import raise_if_failed
-from nl_jax._core.require import positive_integer, typed_key
+from nl_jax._core.require import gradient_estimator, positive_integer, typed_key
 from nl_jax.base import Batch, GradientEstimator, Key, Params
 from nl_jax.evaluation.diagnostics.accuracy import measure
 from nl_jax.evaluation.diagnostics.timing import Spread, interleaved, spread
@@ -127,7 +127,7 @@ def efficiency(
       An `Efficiency`; print it, or call its `plot()`.
 
     Raises:
-      ValueError: if there is no candidate, or a number is out of range.
+      ValueError: if there is no candidate, one is not an estimator, or a number is out of range.
       FloatingPointError: if an estimate fails (see `nl.Info`).
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
@@ -139,6 +139,8 @@ def efficiency(
     """
     if not isinstance(estimators, Mapping) or not estimators:
         raise ValueError(f"estimators must map names to at least one candidate, got {estimators!r}")
+    for name, candidate in estimators.items():
+        gradient_estimator(f"estimators[{name!r}]", candidate)
     rounds = positive_integer("rounds", rounds)
     key = jax.random.key(0) if key is None else key
     typed_key(key)
