@@ -1,5 +1,6 @@
 """Node perturbation by measured changes of activity (Dalm et al. 2023)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,19 @@ from nl_jax._core.require import (
     sampler,
     typed_key,
 )
-from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LayerCredit, Objective, Params, State, stateless
+from nl_jax.base import (
+    Array,
+    Batch,
+    GradientEstimator,
+    Info,
+    Key,
+    LayerCredit,
+    Objective,
+    Params,
+    Program,
+    State,
+    stateless,
+)
 from nl_jax.estimators.noise.directions import Sampler, gaussian
 from nl_jax.estimators.noise.engine.chunks import Footprint, default_chunk, occupied, stacked, sum_over_samples
 from nl_jax.estimators.noise.engine.shares import alone
@@ -30,6 +43,9 @@ _GAUSSIAN = gaussian()
 
 NoisyProgram = Callable[..., Array]
 """`noisy(key, params, batch, propagate=feedforward) -> losses`, [batch]."""
+
+Pass = tuple[Array, dict[str, Array]]
+"""The losses of a pass, [batch], and the pre-activations of its measured layers."""
 
 Reference = Literal["clean", "mean"]
 """What noisy passes are compared with: a clean pass, or their own mean."""
@@ -118,44 +134,24 @@ def activity_node_perturbation(
         floating(params)
         clean = local(objective)(params, batch)
         losses, nodes = per_example(clean.outputs), clean.responses
-        (examples,) = losses.shape
-        _require_batch(nodes, examples)
+        _require_batch(nodes, losses.size)
         _refuse_mixing(objective, params, batch, nodes)
-        units = sum(nu.size for nu in nodes.values()) // examples
-        draw = _injected(nodes, directions, sigma, units, Noise(directions, key, num_samples))
-
-        def measured(index: Array) -> tuple[Array, dict[str, Array]]:
-            """Returns the losses and the pre-activations of one noisy pass."""
-            if noisy is None:
-                noisy_losses, found = _measured(objective, nodes)(params, batch, draw(index))
-            else:
-                own = jax.random.fold_in(key, index)
-                program = lambda params, batch, propagate: noisy(own, params, batch, propagate=propagate)
-                noisy_losses, found = _measured(program, nodes)(params, batch)
-                _require_same(found, nodes)
-            return widened(per_example(noisy_losses)), widened(found)
-
-        # vmap would run a device that ignores its key once for all samples.
-        usual = default_chunk(num_samples, Footprint(occupied(nodes), weights_of_its_own=False))
-        at_once = 1 if noisy is not None else chunk or usual
-        indices = alone(num_samples).indices
-
-        def total_around(centre: tuple[Array, dict[str, Array]], of: Callable[[Array], Any]) -> State:
-            """Sums the credit of passes `of(index)`, each seen from `centre`."""
-
-            def sample(index: Array) -> dict[str, Array]:
-                loss_change, change = jax.tree.map(jnp.subtract, of(index), centre)
-                return credit_of(loss_change, change, units)
-
-            sums = lambda some: jax.tree.map(lambda delta: jnp.sum(delta, axis=0), stacked(sample)(some))
-            return sum_over_samples(sums, indices, at_once)
-
-        if reference == "clean":
-            total = total_around(widened((losses, nodes)), measured)
+        units = sum(nu.size for nu in nodes.values()) // losses.size
+        if noisy is None:
+            draw = _injected(nodes, sigma, units, Noise(directions, key, num_samples))
+            noisy_pass = lambda index: _measured(objective, nodes, params, batch, draw(index))
         else:
-            passes = jax.lax.map(measured, indices, batch_size=None if at_once == 1 else at_once)
+            own = lambda index: functools.partial(noisy, jax.random.fold_in(key, index))
+            noisy_pass = lambda index: _measured(own(index), nodes, params, batch)
+        usual = default_chunk(num_samples, Footprint(occupied(nodes), weights_of_its_own=False))
+        at_once = chunk or usual if noisy is None else 1  # vmap would run a device that ignores its key once for all
+        indices = alone(num_samples).indices
+        if reference == "clean":
+            total = _total(noisy_pass, widened((losses, nodes)), units, indices, at_once)
+        else:
+            passes = jax.lax.map(noisy_pass, indices, batch_size=None if at_once == 1 else at_once)
             mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), passes)
-            total = total_around(mean, lambda index: jax.tree.map(lambda x: x[index], passes))
+            total = _total(lambda index: jax.tree.map(lambda x: x[index], passes), mean, units, indices, at_once)
         return clean, jax.tree.map(lambda delta, nu: (delta / num_samples).astype(nu.dtype), total, nodes)
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
@@ -182,7 +178,7 @@ def credit_of(loss_change: Array, change: dict[str, Array], units: int) -> dict[
       change: Δν by layer, [batch, …], with loop axes first.
       units: N.
     """
-    parts = [_batch_first(name, x) for name, x in change.items()]
+    parts = [jnp.moveaxis(x, loops_around(name), 0) for name, x in change.items()]
     square: Any = sum(jnp.sum(x**2, axis=tuple(range(1, x.ndim))) for x in parts)
     rate = jnp.where(square > 0, units * loss_change / jnp.where(square > 0, square, 1), 0)
 
@@ -193,26 +189,40 @@ def credit_of(loss_change: Array, change: dict[str, Array], units: int) -> dict[
     return {name: of_layer(name, x) for name, x in change.items()}
 
 
-def _measured(program: Any, nodes: dict[str, Array]) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """Returns `run(params, batch, offsets) -> (losses, {layer: ν̃})` for the measured layers."""
+def _total(of: Callable[[Array], Pass], reference: Pass, units: int, indices: Array, at_once: int) -> dict[str, Array]:
+    """Sums the credit of the passes `of(index)`, each compared with the reference."""
+
+    def credit(index: Array) -> dict[str, Array]:
+        loss_change, change = jax.tree.map(jnp.subtract, of(index), reference)
+        return credit_of(loss_change, change, units)
+
+    sums = lambda some: jax.tree.map(lambda delta: jnp.sum(delta, axis=0), stacked(credit)(some))
+    return sum_over_samples(sums, indices, at_once)
+
+
+def _measured(
+    program: Program, nodes: dict[str, Array], params: Params, batch: Batch, offsets: dict[str, Array] | None = None
+) -> Pass:
+    """Runs a noisy pass; ValueError unless it has the measured layers."""
 
     def layer(site: Site, offset: Array | None) -> tuple[Array, Array | None]:
         nu = site.preactivation()
         nu = nu if offset is None else nu + offset
         return site.activation(nu), nu if site.name in nodes else None
 
-    return interpret(program, layer)
+    losses, found = interpret(program, layer)(params, batch, offsets)
+    here, there = ({name: nu.shape for name, nu in x.items()} for x in (found, nodes))
+    if here != there:
+        raise ValueError(f"noisy must run the objective's layers, with pre-activations of shapes {there}; got {here}")
+    return widened((per_example(losses), found))
 
 
 def _injected(
-    nodes: dict[str, Array], sampler: Sampler, sigma: float | Array | None, units: int, noise: Noise
+    nodes: dict[str, Array], sigma: float | Array | None, units: int, noise: Noise
 ) -> Callable[[Array], dict[str, Array]]:
     """Returns `draw(index) -> {layer: σ ξ}`, independent for every example and step."""
     step = step_size(sigma, balanced(1), [nu.dtype for nu in nodes.values()], units)
-    template = {
-        name: jax.ShapeDtypeStruct(jnp.moveaxis(nu, loops_around(name), 0).shape, nu.dtype)
-        for name, nu in nodes.items()
-    }
+    template = jax.eval_shape(lambda: {name: jnp.moveaxis(nu, loops_around(name), 0) for name, nu in nodes.items()})
 
     def draw(index: Array) -> dict[str, Array]:
         examples = next(iter(template.values())).shape[0]
@@ -221,10 +231,6 @@ def _injected(
         return {name: jnp.moveaxis(x, 0, loops_around(name)) for name, x in gamma.items()}
 
     return draw
-
-
-def _batch_first(name: str, x: Array) -> Array:
-    return jnp.moveaxis(x, loops_around(name), 0)
 
 
 def _require_batch(nodes: dict[str, Array], examples: int) -> None:
@@ -246,9 +252,3 @@ def _refuse_mixing(objective: Objective, params: Params, batch: Batch, nodes: di
         lambda offsets: mixing(params, batch, offsets)[1], shapes,
         "use nl.node_perturbation with credit=nl.spaces.per_batch_credit()",
     )  # fmt: skip
-
-
-def _require_same(found: dict[str, Array], nodes: dict[str, Array]) -> None:
-    here, there = ({name: nu.shape for name, nu in x.items()} for x in (found, nodes))
-    if here != there:
-        raise ValueError(f"noisy must run the objective's layers, with pre-activations of shapes {there}; got {here}")
