@@ -1,12 +1,11 @@
 """Parts of the parameters, chosen by path; used by `nl.train_only`, `nl.partition` and `nl.alternating`."""
 
-import fnmatch
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from nl_jax._core.paths import by_path, replaced
+from nl_jax._core.paths import by_path, first_matches, matching, replaced
 from nl_jax._core.require import takes_propagate
 from nl_jax.base import Array, Batch, Objective, Params, Propagate
 from nl_jax.propagation import feedforward
@@ -60,11 +59,12 @@ def train_only(objective: Objective, params: Params, *patterns: str) -> Part:
     if not patterns:
         raise ValueError(f"patterns must name the parameters to train; the paths are {', '.join(leaves)}")
     for pattern in patterns:
-        if not fnmatch.filter(leaves, pattern):
-            layer = fnmatch.filter(leaves, f"{pattern}/*")
+        if not matching(leaves, pattern):
+            layer = matching(leaves, f"{pattern}/*")
             remedy = f"write '{pattern}/*' for all of this layer" if layer else f"the paths are {', '.join(leaves)}"
             raise ValueError(f"pattern {pattern!r} matches no parameter; {remedy}")
-    chosen = {path: x for path, x in leaves.items() if any(fnmatch.fnmatchcase(path, one) for one in patterns)}
+    places = first_matches(leaves, patterns)
+    chosen = {path: x for path, x in leaves.items() if path in places}
     for path, leaf in chosen.items():
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(

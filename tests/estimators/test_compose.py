@@ -128,6 +128,31 @@ def test_partition_refuses_what_it_would_confuse():
         nl.partition(objective, {"*": nl.backprop(objective)})
 
 
+@pytest.mark.parametrize(
+    ("patterns", "shares"),
+    [
+        (["a[0]/w", "*"], [["a[0]/w"], ["a0/w"]]),
+        (["a[0]/*", "*"], [["a[0]/w"], ["a0/w"]]),
+        (["a[[]0]/*", "*"], [["a[0]/w"], ["a0/w"]]),
+        (["a[02]/*", "*"], [["a0/w"], ["a[0]/w"]]),
+    ],
+)
+def test_brackets_of_a_name_stand_for_themselves(patterns, shares):
+    params, seen = {"a[0]": {"w": jnp.ones(2)}, "a0": {"w": jnp.ones(2)}}, {}
+
+    def watched(pattern):
+        def init(key, params):
+            seen[pattern] = list(params)
+            return ()
+
+        return lambda objective: nl.GradientEstimator(init, nl.backprop(objective).estimate)
+
+    objective = lambda p, b: b
+    nl.partition(objective, {pattern: watched(pattern) for pattern in patterns}).init(KEY, params)
+    assert list(seen.values()) == shares
+    assert [*nl.train_only(objective, params, patterns[0]).params] == shares[0]
+
+
 def test_partition_names_what_does_not_match():
     problem = problems.chain()
     with pytest.raises(ValueError, match="no pattern of parts matches parameter 'hidden1/bias'"):

@@ -1,6 +1,5 @@
 """REINFORCE: the score-function estimator (Williams 1992)."""
 
-import fnmatch
 from collections.abc import Mapping
 
 import jax
@@ -8,13 +7,14 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nl_jax._core.drawing import own_key
+from nl_jax._core.paths import first_matches
 from nl_jax._core.require import floating, layered, per_example, positive_integer, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.estimators.noise import reward_baselines
 from nl_jax.estimators.noise.engine.shares import require_automatic, require_sharding
 from nl_jax.estimators.noise.reward_baselines import RewardBaseline
 from nl_jax.estimators.noise.stochastic_units import Unit
-from nl_jax.propagation import Site, local
+from nl_jax.propagation import Site, interpret, local
 
 _LEAVE_ONE_OUT = reward_baselines.leave_one_out()
 
@@ -86,57 +86,18 @@ def reinforce(
             "nl.reward_baselines.running_mean() needs only one"
         )
 
-    def init(key: Key, params: Params) -> State:
-        del key, params
-        return baseline.init()
-
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
         floating(params)
         copies = jax.tree.map(lambda leaf: _repeated(leaf, num_samples, sharding), batch)
-        examples = jax.eval_shape(lambda params, batch: per_example(objective(params, batch)), params, copies).shape
-        drawing: dict[str, str] = {}
-        drawn: dict[str, Array] = {}  # each layer's sample, from its activation to its response: drawn once
-
-        def unit_of(site: Site) -> Unit | None:
-            pattern = next((p for p in chosen if fnmatch.fnmatchcase(site.name, p)), None)
-            if pattern is None or not jax.tree.leaves(site.params):
-                return None
-            drawing[site.name] = pattern
-            return chosen[pattern]
-
-        def activate(site: Site, nu: Array) -> Array:
-            unit = unit_of(site)
-            if unit is None:
-                return site.activation(nu)
-            drawn[site.name] = unit.sample(own_key(key, site), nu)
-            return unit.axons(drawn[site.name], site.activation)
-
-        def respond(site: Site, nu: Array) -> Array | None:
-            """Returns ⟨e, ν⟩ per example. Its credit is ℓ − b, the same for all units and all steps of a loop."""
-            unit = unit_of(site)
-            if unit is None:
-                return None
-            if nu.shape[:1] != examples:
-                raise ValueError(
-                    f"every example is judged by its own loss, so that layer {site.name!r} must have its {examples[0]} "
-                    f"examples along the first axis; its shape is {nu.shape}"
-                )
-            still = jax.lax.stop_gradient(nu)
-            eligibility = unit.eligibility(drawn[site.name], still)
-            products = jax.lax.stop_gradient(eligibility) * nu.astype(eligibility.dtype)
-            return jnp.sum(products.reshape(examples[0], -1), axis=1)
-
-        losses, responses, learned, pull = local(objective, respond, activate)(params, copies)
+        draws = _Draws(key, *_drawing(objective, params, copies, chosen))
+        losses, responses, learned, pull = local(objective, draws.respond, draws.activate)(params, copies)
         for name in learned:
             if name not in responses:
                 raise ValueError(
                     f"layer {name!r} has parameters but no stochastic unit: add one, such as units={{{name!r}: "
                     "nl.units.gaussian(sigma=0.1), …}, and pass the layer's parameters to propagate"
                 )
-        for pattern in chosen:
-            if pattern not in drawing.values():
-                raise ValueError(f"no layer gets units[{pattern!r}]; those that draw are {', '.join(drawing)}")
         each = per_example(losses).reshape(num_samples, -1)
         judgement = (each - baseline.expected(each, state)).reshape(-1) / losses.size
         credit = {name: judgement.astype(response.dtype) for name, response in responses.items()}
@@ -145,7 +106,55 @@ def reinforce(
         loss = jnp.mean(losses)
         return grads, baseline.update(state, loss), Info(loss, jnp.int32(2 * num_samples))
 
-    return GradientEstimator(init, estimate)
+    return GradientEstimator(lambda key, params: baseline.init(), estimate)
+
+
+class _Draws:
+    """The stochastic units of one run: each layer's sample is drawn for its axons and kept for its eligibility."""
+
+    def __init__(self, key: Key, examples: int, units: Mapping[str, Unit]) -> None:
+        self.key, self.examples, self.units = key, examples, units
+        self.samples: dict[str, Array] = {}
+
+    def activate(self, site: Site, nu: Array) -> Array:
+        """Returns the axons of a sample s ~ p(s | ν)."""
+        if site.name not in self.units:
+            return site.activation(nu)
+        unit = self.units[site.name]
+        self.samples[site.name] = unit.sample(own_key(self.key, site), nu)
+        return unit.axons(self.samples[site.name], site.activation)
+
+    def respond(self, site: Site, nu: Array) -> Array | None:
+        """Returns ⟨e, ν⟩ per example. Its credit is ℓ − b, the same for all units and all steps of a loop."""
+        if site.name not in self.units:
+            return None
+        if nu.shape[:1] != (self.examples,):
+            raise ValueError(
+                f"every example is judged by its own loss, so that layer {site.name!r} must have its {self.examples} "
+                f"examples along the first axis; its shape is {nu.shape}"
+            )
+        e = self.units[site.name].eligibility(self.samples[site.name], jax.lax.stop_gradient(nu))
+        products = jax.lax.stop_gradient(e) * nu.astype(e.dtype)
+        return jnp.sum(products.reshape(self.examples, -1), axis=1)
+
+
+def _drawing(
+    objective: Objective, params: Params, batch: Batch, units: Mapping[str, Unit]
+) -> tuple[int, dict[str, Unit]]:
+    """Returns the number of examples and the unit of each layer that draws; runs nothing."""
+    layers: dict[str, None] = {}
+
+    def layer(site: Site, given: None) -> tuple[Array, None]:
+        if jax.tree.leaves(site.params):
+            layers[site.name] = None
+        return site.axons(), None
+
+    losses = jax.eval_shape(lambda *at: per_example(interpret(objective, layer)(*at)[0]), params, batch)
+    places = first_matches(layers, units)
+    for place, pattern in enumerate(units):
+        if place not in places.values():
+            raise ValueError(f"no layer gets units[{pattern!r}]; those with parameters are {', '.join(layers)}")
+    return len(losses), {name: list(units.values())[place] for name, place in places.items()}
 
 
 def _repeated(leaf: Array, times: int, sharding: NamedSharding | None) -> Array:

@@ -218,7 +218,9 @@ def test_layers_without_parameters_draw_nothing():
 
     grads, _, _ = traced(kinds)
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, problem.params)
-    with pytest.raises(ValueError, match=r"no layer gets units\['pooled'\]; those that draw are features, output"):
+    with pytest.raises(
+        ValueError, match=r"no layer gets units\['pooled'\]; those with parameters are features, output"
+    ):
         traced({"pooled": units.bernoulli()} | kinds)
 
 
@@ -241,6 +243,18 @@ def test_every_layer_must_draw(drawn, x64):
     kinds = {"output": units.categorical(), "hidden2": units.bernoulli()}
     with pytest.raises(ValueError, match="layer 'hidden1' has parameters but no stochastic unit"):
         jax.eval_shape(nl.reinforce(drawn.objective, units=kinds).estimate, KEY, (), *drawn[1:3])
+
+
+def test_a_name_with_brackets_is_written_as_it_is():
+    product = lambda p, x: x @ p
+
+    def forward(params, x, propagate=nl.propagation.feedforward):
+        return propagate("a0", product, jnp.tanh, params[1], propagate("a[0]", product, jnp.tanh, params[0], x))
+
+    objective = nl.supervised(forward, nl.losses.half_squared_error)
+    kinds = {"a[0]": units.gaussian(sigma=0.1), "a0": units.bernoulli()}
+    at = [jnp.ones((2, 2))] * 2, (jnp.ones((3, 2)), jnp.ones((3, 2)))
+    jax.eval_shape(nl.reinforce(objective, units=kinds).estimate, KEY, (), *at)
 
 
 def test_settings_are_checked(drawn):
