@@ -46,7 +46,9 @@ class Site(NamedTuple):
 
     def preactivation(self) -> Array:
         """Computes ν = W x + b."""
-        return self.connection(self.params, *self.inputs)
+        nu = self.connection(self.params, *self.inputs)
+        _require_array(self.name, "connection", nu)
+        return nu
 
     def axons(self) -> Array:
         """Computes f(ν)."""
@@ -91,7 +93,8 @@ def interpret(
       order of propagation. Layers whose found value is None are left out.
 
     Raises:
-      ValueError: when run, if two layers have one name, a name contains a "/", a value is given to a layer that does
+      ValueError: when run, if two layers have one name, a name is no string or contains a "/", a layer's connection or
+        activation returns other than one array, a value is given to a layer that does
         not exist, or a layer is inside a transformation of the program's own, where it cannot be reached.
     """
 
@@ -132,6 +135,7 @@ class _Interpreter:
             raise ValueError(_UNREACHED.format(own))
         site = Site(own, connection, activation, params, inputs, self.steps)
         axons, found = self.layer(site, self.values.get(own))
+        _require_array(own, "activation", axons)
         self.met[own] = axons
         if found is not None:
             self.found[own] = found
@@ -181,6 +185,8 @@ class _Interpreter:
         return self.found
 
     def _named(self, name: str) -> str:
+        if not isinstance(name, str):
+            raise ValueError(f"the name of a layer or loop must be a string, such as 'hidden', got {name!r}")
         if SEPARATOR in name:
             raise ValueError(f"layer {name!r}: a name must not contain {SEPARATOR!r}, which separates loops and layers")
         own = self.scope + name
@@ -201,6 +207,15 @@ def _summing(loop: Callable, body: Callable, begin: Any, xs: Any, length: int | 
 
     (carry, totals), ys = loop(adding, (begin, zeros), xs, length)
     return carry, ys, totals
+
+
+def _require_array(name: str, function: str, value: Any) -> None:
+    """Raises ValueError unless a layer's connection or activation returned one array."""
+    if jax.tree.structure(value) != jax.tree.structure(0):
+        raise ValueError(
+            f"layer {name!r}: its {function} must return one array, got {type(value).__name__}: concatenate several "
+            "along the last axis, and split them between layers"
+        )
 
 
 def require_new(name: str, met: Collection[str]) -> None:

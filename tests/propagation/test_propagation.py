@@ -37,6 +37,24 @@ def test_duplicate_layers_are_named(name):
         INTERPRETATIONS[name](twice)
 
 
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ((3, affine, jnp.tanh), "the name of a layer or loop must be a string, such as 'hidden', got 3"),
+        (("same", affine, lambda nu: (nu, nu)), "layer 'same': its activation must return one array, got tuple"),
+        (("same", lambda *at: [affine(*at)], lambda nu: nu[0]), "layer 'same': its connection must return one array"),
+    ],
+    ids=["name", "activation", "connection"],
+)
+@pytest.mark.parametrize("run", ["record", "local_gradient"])
+def test_what_is_no_layer_is_said(run, layer, message):
+    def program(params, x, propagate=feedforward):
+        return propagate(*layer, params, x)
+
+    with pytest.raises(ValueError, match=message):
+        INTERPRETATIONS[run](program)
+
+
 def test_unknown_and_missing_layers_are_named():
     p = problems.chain()
     _, axons = trace(propagation.record(p.forward), p.params, p.batch[0])
