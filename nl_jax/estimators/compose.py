@@ -103,7 +103,8 @@ def partition(objective: Objective, parts: Mapping[str, Factory]) -> GradientEst
       objective: a per-example objective.
       parts: estimator factories by pattern, `{"output/*": nl.backprop, "*": functools.partial(
         nl.node_perturbation, num_samples=32)}`. A pattern (shell style: *, ?, [ab]) is matched against a
-        leaf's path, such as "hidden1/weight"; the first match in order wins.
+        leaf's path, such as "hidden1/weight"; the first match in order wins. Brackets that are part of a path stand for
+        themselves.
 
     Returns:
       An estimator whose state is the tuple of the parts' states; its loss is the mean of their losses, its

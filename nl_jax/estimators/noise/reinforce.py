@@ -43,8 +43,8 @@ def reinforce(
     Args:
       objective: a per-example objective that takes `propagate`, such as `nl.bandit`'s; examples must not interact.
       units: from `nl.units`, for every layer with parameters, or by layer name, patterns (shell style) allowed:
-        `{"output": nl.units.categorical(), "*": nl.units.bernoulli()}`; the first match in order wins. Layers without
-        parameters (pooling) stay as they are.
+        `{"output": nl.units.categorical(), "*": nl.units.bernoulli()}`; the first match in order wins. Brackets
+        that are part of a name stand for themselves. Layers without parameters (pooling) stay as they are.
       num_samples: K, drawn all at once, as K copies of the batch; if they do not fit in memory use
         `nl.average(estimator, n)`.
       baseline: b, from `nl.reward_baselines`.
