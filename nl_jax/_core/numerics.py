@@ -1,16 +1,23 @@
-"""Accurate sums, and means with their standard errors."""
+"""Dtypes to compute in, unit vectors, and means with their standard errors."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from nl_jax.base import Array, State
+from nl_jax.base import Array, Params, State
+
+
+def floating_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the dtype to compute in: JAX's default float for integers and booleans, whose arithmetic wraps."""
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.dtype(jnp.result_type(float))
 
 
 def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """Returns the dtype to sum in: float32 at least, because in half precision a long sum stops growing."""
+    dtype = floating_dtype(dtype)
     return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
@@ -22,6 +29,17 @@ def widened(tree: State) -> State:
 def all_finite(tree: State) -> Array:
     """Returns whether every element of every leaf is finite."""
     return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)], bool))
+
+
+def unit_vector(tree: Params) -> Params:
+    """Divides a tree by its length as a vector, in the dtype to sum in; NaN if the tree is zero.
+
+    It is first divided by its largest component, so that squares neither underflow nor overflow.
+    """
+    tree = widened(tree)
+    for ord in (jnp.inf, 2):
+        tree = optax.tree.scale(1 / optax.tree.norm(tree, ord), tree)
+    return tree
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from nl_jax._core.numerics import floating_dtype
 from nl_jax.base import Array
 
 
@@ -12,7 +13,8 @@ def summed(name: str, terms: Callable[[Array, Array], Array], outputs: Array, ta
 
     Args:
       name: the loss's name, for the error message.
-      terms: an elementwise function; it receives both arrays in the dtype that JAX promotes them to.
+      terms: an elementwise function; it receives both arrays in the dtype that JAX promotes them to, or in JAX's
+        default float if that is not floating.
       outputs: shape [batch, …].
       targets: of the same shape.
 
@@ -25,5 +27,5 @@ def summed(name: str, terms: Callable[[Array, Array], Array], outputs: Array, ta
             f"{name} compares arrays of one shape [batch, …]; got outputs {outputs.shape} and targets "
             f"{targets.shape} (labels need jax.nn.one_hot first)"
         )
-    dtype = jnp.result_type(outputs, targets)
+    dtype = floating_dtype(jnp.result_type(outputs, targets))
     return jnp.sum(terms(outputs.astype(dtype), targets.astype(dtype)), axis=tuple(range(1, outputs.ndim)))

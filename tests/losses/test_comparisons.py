@@ -54,3 +54,14 @@ def test_a_nan_is_not_lost(name):
     assert not np.isnan(loss(x, targets)).any()
     x[0, 1, 1] = targets[1, 0, 0] = np.nan
     assert np.isnan(loss(x, targets)).all()
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+@pytest.mark.parametrize("dtype", [bool, jnp.uint8, jnp.int32])
+@pytest.mark.usefixtures("lenient")
+def test_whole_numbers_are_floats(name, dtype):
+    """The difference of unsigned integers would wrap."""
+    outputs, targets = np.array([[1, 0, 1]], dtype), np.array([[1, 1, 1]], dtype)
+    loss = COMPARISONS[name](outputs, targets)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, COMPARISONS[name](outputs.astype("f4"), targets.astype("f4")))

@@ -20,6 +20,10 @@ def test_cross_entropy_value_and_derivative(x64):
         np.testing.assert_allclose(curvature[n, :, n], np.diag(p[n]) - np.outer(p[n], p[n]), rtol=1e-12, atol=1e-14)
 
 
+def test_cross_entropy_of_whole_logits():
+    np.testing.assert_allclose(losses.cross_entropy(np.array([[3, 3]], np.uint8), np.array([0])), np.log(2), rtol=1e-6)
+
+
 def test_cross_entropy_of_large_logits_is_finite():
     np.testing.assert_allclose(losses.cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([0])), [0.0])
 
