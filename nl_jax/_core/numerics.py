@@ -15,10 +15,13 @@ def floating_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.dtype(jnp.result_type(float))
 
 
-def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """Returns the dtype to sum in: float32 at least, because in half precision a long sum stops growing."""
-    dtype = floating_dtype(dtype)
-    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+def wide_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
+    """Returns the dtype to sum in: float32 at least, because in half precision a long sum stops growing.
+
+    It is the widest of the floating dtypes, and JAX's default float for integers and booleans alone.
+    """
+    floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)] or map(floating_dtype, dtypes)
+    return max(jnp.dtype(jnp.float32), *floating, key=lambda dtype: dtype.itemsize)
 
 
 def widened(tree: State) -> State:
@@ -29,6 +32,11 @@ def widened(tree: State) -> State:
 def all_finite(tree: State) -> Array:
     """Returns whether every element of every leaf is finite."""
     return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)], bool))
+
+
+def in_one_dtype(tree: State) -> State:
+    """Returns the tree with every leaf cast to one dtype, the one to sum all of them in."""
+    return optax.tree.cast(tree, wide_dtype(*(leaf.dtype for leaf in jax.tree.leaves(tree))))
 
 
 def unit_vector(tree: Params) -> Params:

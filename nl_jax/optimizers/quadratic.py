@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.sparse.linalg import cg
 
-from nl_jax._core.numerics import wide_dtype
+from nl_jax._core.numerics import in_one_dtype
 from nl_jax._core.require import floating, positive_integer
 from nl_jax.base import Array, Params
 
@@ -44,8 +44,7 @@ def minimum_of_quadratic(
         raise ValueError(f"tol must be a number of at least 0, got {tol!r}")
     floating(start)
     maxiter = None if max_steps is None else positive_integer("max_steps", max_steps)
-    dtype = max((wide_dtype(leaf.dtype) for leaf in jax.tree.leaves(start)), key=lambda dtype: dtype.itemsize)
-    wide = optax.tree.cast(start, dtype)
+    wide = in_one_dtype(start)
     gradient, product = jax.linearize(jax.grad(function), wide)
     step, _ = cg(product, optax.tree.scale(-1, gradient), tol=tol, maxiter=maxiter)
     # cg treats a residual of NaN as converged, and returns its start as the solution.

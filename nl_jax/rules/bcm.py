@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
-from nl_jax._core.require import positive_number
+from nl_jax._core.require import positive_hyperparameter
 from nl_jax.base import Array, Params, State
-from nl_jax.rules.rule import Change, Rule, mean, mean_outer
+from nl_jax.rules.rule import Change, Rule, in_wide_dtype, mean, mean_outer
 
 
 def bcm(*, rate: float = 0.1) -> Rule:
@@ -16,8 +16,8 @@ def bcm(*, rate: float = 0.1) -> Rule:
     not change.
 
     Args:
-      rate: the fraction of its distance to ⟨y²⟩ that θ moves at each step, above 0 and at most 1. Learning must be
-        slower than θ, or responses oscillate.
+      rate: the fraction of its distance to ⟨y²⟩ that θ moves at each step, above 0 and at most 1 (unchecked in
+        an array). Learning must be slower than θ, or responses oscillate.
 
     Returns:
       A rule with state θ [1, units].
@@ -25,7 +25,7 @@ def bcm(*, rate: float = 0.1) -> Rule:
     Raises:
       ValueError: if rate is not as described.
     """
-    if positive_number("rate", rate) > 1:
+    if isinstance(positive_hyperparameter("rate", rate), float) and rate > 1:
         raise ValueError(f"rate must be at most 1, where the threshold follows each batch; got {rate!r}")
 
     def init(params: Params) -> State:
@@ -33,7 +33,7 @@ def bcm(*, rate: float = 0.1) -> Rule:
 
     def change(state: State, params: Params, pre: Array, post: Array, teacher: Array | None) -> tuple[Change, State]:
         del params, teacher
-        theta = state + rate * (mean(post**2) - state)
+        theta = state + jnp.asarray(rate, state.dtype) * (mean(post**2) - state)
         return {"weight": mean_outer(pre, post * (post - theta))}, theta
 
-    return Rule(init, change)
+    return Rule(init, in_wide_dtype(change))

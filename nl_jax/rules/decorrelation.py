@@ -5,11 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.numerics import in_one_dtype
 from nl_jax._core.paths import path_name
 from nl_jax._core.products import unfold
 from nl_jax._core.require import layered, nonnegative_number, per_example, typed_key
 from nl_jax.base import DECORRELATION, Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.propagation import Site, local
+from nl_jax.rules.rule import mean_outer
 
 
 def decorrelation(objective: Objective, *, kappa: float = 0.0) -> GradientEstimator:
@@ -90,10 +92,12 @@ def change(R: Array, q: Array, kappa: float) -> Array:
       q: the layer's inputs multiplied by R, [examples, inputs].
       kappa: κ.
     """
-    moments = q.T @ q / q.shape[0]
+    dtype = R.dtype
+    R, q = in_one_dtype((R, q))  # in half precision, moments of many inputs overflow
+    moments = mean_outer(q, q)
     diagonal = jnp.diag(jnp.diagonal(moments))
     V = diagonal - jnp.eye(len(R), dtype=R.dtype)
-    return -R @ ((1 - kappa) * (moments - diagonal) + kappa * V)
+    return (-R @ ((1 - kappa) * (moments - diagonal) + kappa * V)).astype(dtype)
 
 
 def _places(params: Params) -> list[int]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nl_jax._core.numerics import widened
 from nl_jax._core.require import per_example, takes_propagate
 from nl_jax.base import Array, Batch, Forward, GradientEstimator, Info, Key, Objective, Params, State
 from nl_jax.propagation import Site, interpret
@@ -45,10 +46,10 @@ def local_learning(
       objective. In a loop the inputs and axons (activity) of all steps are stored.
 
     Raises:
-      ValueError: if forward takes no `propagate` or a rule is not one; when run, if forward is an objective, or for a
-        layer that does not exist, has no weight or one that is not multiplied once by inputs, lacks the targets its
-        rule needs, gets a change that does not fit its parameters, or is stacked over depth with a rule that has a
-        state. The message names the layer.
+      ValueError: if forward takes no `propagate` or a rule is not one; when run, if forward is an objective, if the
+        batch has no example or is of more than a pair, or for a layer that does not exist, has no weight or one that is
+        not multiplied once by inputs, lacks the targets its rule needs, gets a change that does not fit its parameters,
+        or is stacked over depth with a rule that has a state. The message names the layer.
 
     >>> import jax, jax.numpy as jnp, optax, nl_jax as nl
     >>> from nl_jax import rules
@@ -89,7 +90,7 @@ def local_learning(
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         del key
-        inputs, targets = batch if isinstance(batch, tuple | list) else (batch, None)
+        inputs, targets = _divided(batch)
         rules, met = by_layer(params), dict[str, _Met]()
 
         def layer(site: Site, given: None) -> tuple[Array, tuple[Array, Array] | None]:
@@ -108,6 +109,8 @@ def local_learning(
         for name, one in rules.items():
             own, site = _own(name, params), _site(name, met)
             pre, post = seen[site]
+            if post.size == 0:
+                raise ValueError(f"batch must have at least one example, but layer {name!r} has inputs {pre.shape}")
             teacher = None
             if one.supervised:
                 shape = *post.shape[:-2], *met[site].shape
@@ -126,10 +129,22 @@ def local_learning(
             states[name] = jax.tree.map(lambda old, new: new.astype(old.dtype), state[name], after)
             grads = _with(grads, name.split(SEPARATOR), jax.tree.map(jnp.negative, change))
         if objective is None:
-            return grads, states, Info(optax.tree.norm(grads, squared=True), jnp.int32(2))
+            return grads, states, Info(optax.tree.norm(widened(grads), squared=True), jnp.int32(2))
         return grads, states, Info(jnp.mean(per_example(objective(params, batch))), jnp.int32(3))
 
     return GradientEstimator(init, estimate)
+
+
+def _divided(batch: Batch) -> tuple[Any, Any]:
+    """Returns the batch's inputs and targets; the targets are None if it has none."""
+    if not isinstance(batch, tuple | list):
+        return batch, None
+    if len(batch) != 2:
+        raise ValueError(
+            f"batch must be the inputs or a pair (inputs, targets), got {len(batch)} parts: give several inputs as a "
+            "dict, or as the first of a pair"
+        )
+    return batch[0], batch[1]
 
 
 def _require_forward(forward: Forward, params: Params, batch: Batch, error: Exception) -> None:

@@ -9,6 +9,9 @@ No argument gives access to another layer, so a rule is local by construction.
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+import jax
+
+from nl_jax._core.numerics import floating_dtype, in_one_dtype
 from nl_jax.base import Array, Params, State
 
 Change = dict[str, Array]
@@ -56,12 +59,27 @@ class Rule(NamedTuple):
 
 def unsupervised(change: Callable[[Params, Array, Array], Change]) -> Rule:
     """Makes a rule without state or teacher from `change(params, x, y)`."""
-    return Rule(_nothing, lambda state, params, pre, post, teacher: (change(params, pre, post), state))
+    return Rule(_nothing, in_wide_dtype(lambda state, params, x, y, t: (change(params, x, y), state)))
 
 
 def supervised(change: Callable[[Params, Array, Array, Array], Change]) -> Rule:
     """Makes a rule with a teacher and without state from `change(params, x, y, t)`."""
-    return Rule(_nothing, lambda state, params, pre, post, teacher: (change(params, pre, post, teacher), state), True)
+    return Rule(_nothing, in_wide_dtype(lambda state, params, x, y, t: (change(params, x, y, t), state)), True)
+
+
+def in_wide_dtype(change: ChangeFn) -> ChangeFn:
+    """Makes a change computed in float32 at least, because sums over examples overflow half precision.
+
+    The change returned has the dtypes of the parameters, and the state keeps its own.
+    """
+
+    def narrowed(state: State, params: Params, pre: Array, post: Array, teacher: Array | None) -> tuple[Change, State]:
+        found, after = change(*in_one_dtype((state, params, pre, post, teacher)))
+        own = lambda name: floating_dtype(params.get(name, params["weight"]).dtype)  # a wrong name is told elsewhere
+        found = {name: values.astype(own(name)) for name, values in found.items()}
+        return found, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
+
+    return narrowed
 
 
 def mean_outer(a: Array, b: Array) -> Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.require import positive_number
+from nl_jax._core.require import positive_hyperparameter
 from nl_jax.base import Array, Params
 from nl_jax.rules.rule import Change, Rule, mean, mean_outer, unsupervised
 
@@ -22,13 +22,13 @@ def soft_hebb(*, temperature: float = 1.0, anti_hebbian: bool = False) -> Rule:
     Raises:
       ValueError: if temperature is not a finite number above 0.
     """
-    positive_number("temperature", temperature)
+    positive_hyperparameter("temperature", temperature)
 
     def change(params: Params, x: Array, y: Array) -> Change:
         del y
         W = params["weight"]
         u = x @ W
-        s = jax.nn.softmax(u / temperature, axis=1)
+        s = jax.nn.softmax(u / jnp.asarray(temperature, u.dtype), axis=1)
         if anti_hebbian:
             wins = jax.nn.one_hot(jnp.argmax(u, axis=1), u.shape[1], dtype=bool)
             s = jnp.where(wins, s, -s)

@@ -9,6 +9,7 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.propagation import feedforward
+from nl_jax.rules import decorrelation
 
 KEY = jax.random.key(0)
 RULE = {"*/decorrelation": nl.decorrelation}
@@ -68,6 +69,16 @@ def test_change_is_the_papers_equation(kappa, x64):
         assert not np.any(grads[name]["bias"])
     np.testing.assert_allclose(info.loss, loss, rtol=1e-12)
     assert int(info.evaluations) == 2
+
+
+def test_moments_are_summed_in_single_precision():
+    """Products of R, moments and many inputs overflow float16, though the change does not."""
+    for examples, inputs in ((1000, 3), (3, 1000)):
+        found = decorrelation.change(
+            jnp.eye(inputs, dtype=jnp.float16), jnp.full((examples, inputs), 10, jnp.float16), 0.0
+        )
+        assert found.dtype == jnp.float16
+        np.testing.assert_array_equal(found, 100 * (np.eye(inputs) - 1))
 
 
 X = np.random.default_rng(2).normal(size=(2000, 4)) @ (np.random.default_rng(3).normal(size=(4, 4)) + np.eye(4)) / 2

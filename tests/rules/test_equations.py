@@ -1,5 +1,6 @@
 """Every rule beside its equation, unit by unit and example by example."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -72,15 +73,13 @@ EQUATIONS = {
 }
 
 
-def changed(name):
+def changed(name, dtype="float64", x=X, y=Y, t=T):
+    """The change by a rule with parameters of a dtype; the examples keep theirs."""
     rule = RULES[name]()
-    params = {"weight": jnp.asarray(W), "bias": jnp.ones(3), "lateral": jnp.asarray(C)}
+    params = {"weight": jnp.asarray(W, dtype), "bias": jnp.ones(3, dtype), "lateral": jnp.asarray(C, dtype)}
     if name == "competitive_hebbian":  # among units, which see their own answers
-        return rule.change(
-            rule.init(params), {"weight": jnp.asarray(C), "bias": jnp.ones(3)}, jnp.asarray(Y), None, None
-        )
-    teacher = jnp.asarray(T) if rule.supervised else None
-    return rule.change(rule.init(params), params, jnp.asarray(X), jnp.asarray(Y), teacher)
+        params, x = {"weight": params["lateral"], "bias": params["bias"]}, y
+    return rule.change(rule.init(params), params, jnp.asarray(x), jnp.asarray(y), jnp.asarray(t))
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -88,6 +87,29 @@ def test_the_weights_change_by_the_equation(name):
     change, _ = changed(name)
     examples = [np.stack(EQUATIONS[name](x, y, t), axis=1) for x, y, t in zip(X, Y, T, strict=True)]
     np.testing.assert_allclose(change["weight"], np.mean(examples, axis=0), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_half_precision_is_summed_in_single(name):
+    """There are more examples than float16 can count, and the squares of some are too large for it."""
+    many = [np.tile(a, (10_000, 1)).astype(np.float16) for a in (100 * X, 300 * Y, T)]
+    change, state = changed(name, "float16", *many)
+    single = [a.astype(np.float32) for a in many]
+    expected, _ = changed(name, "float32", *single)
+    assert {leaf.dtype for leaf in jax.tree.leaves((change, state))} == {jnp.dtype("float16")}
+    within = lambda a: np.clip(np.asarray(a, np.float64), -65504, 65504)
+    for part, values in change.items():
+        np.testing.assert_allclose(within(values), within(expected[part]), rtol=0.02, atol=0.1)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_whole_numbers_are_floats(name):
+    """As images are given, whose squares wrap."""
+    whole = [np.abs(size * a).astype(np.uint8) for size, a in ((20, X), (20, Y), (1, T))]
+    change, _ = changed(name, "float32", *whole)
+    expected, _ = changed(name, "float32", *(a.astype(np.float32) for a in whole))
+    for part, values in change.items():
+        np.testing.assert_array_equal(values, expected[part])
 
 
 def test_lateral_connections_are_oja_among_units():
@@ -146,6 +168,18 @@ def test_the_threshold_slides_to_the_mean_square():
 def test_bad_settings_are_named(make, value):
     with pytest.raises(ValueError, match=r"(rate|temperature) must be a finite Python number above 0"):
         make(value)
+
+
+@pytest.mark.parametrize("make", [lambda v: rules.bcm(rate=v), lambda v: rules.soft_hebb(temperature=v)])
+def test_settings_may_be_arrays_of_one_number(make):
+    """Such as `nl.sweep` tries."""
+
+    def weight(rule):
+        params = {"weight": jnp.asarray(W)}
+        return rule.change(rule.init(params), params, X, Y, None)[0]["weight"]
+
+    swept = jax.vmap(lambda value: weight(make(value)))(jnp.array([0.3, 0.6], jnp.float32))
+    np.testing.assert_allclose(swept, [weight(make(0.3)), weight(make(0.6))], rtol=1e-6)
 
 
 def test_bad_settings_of_single_rules_are_named():

@@ -353,6 +353,16 @@ def test_states_keep_their_dtype(lenient):
     assert after["output"].dtype == jnp.bfloat16
 
 
+def test_float16_holds_its_sums(lenient):
+    """Neither ‖Δ‖² nor the sums over examples overflow; a run would be said to diverge."""
+    network = nl.mlp([3, 8, 2], activation=nl.activations.identity())
+    params, x = init(network, jnp.float16), np.full((16, 3), 30, np.float16)
+    grads, _, info = estimate(network.apply, rules.hebb(), params, x)
+    square = sum(np.sum(np.square(g, dtype=np.float32)) for g in jax.tree.leaves(grads))
+    assert square > 65504
+    np.testing.assert_allclose(info.loss, square, rtol=1e-3)
+
+
 def test_an_objective_is_per_example():
     p = problems.chain()
     with pytest.raises(ValueError, match="one loss per example"):
@@ -496,6 +506,8 @@ BAD = {
         ONES,
         "'hidden' gets parameters whose shapes differ",
     ),
+    "a batch of three": (transposed, rules.oja(), SQUARE, (ONES, ONES, ONES), "batch must be .* a pair .* got 3 parts"),
+    "no examples": (chain, {"output": rules.oja()}, None, jnp.ones((0, 4)), "batch must have at least one example"),
     "a hidden teacher": (chain, {"hidden1": rules.delta()}, None, None, "layer 'hidden1' learns from.*got none"),
 }
 
