@@ -1,5 +1,6 @@
 """Dtypes to compute in, unit vectors, and means with their standard errors."""
 
+import functools
 import math
 
 import jax
@@ -45,9 +46,19 @@ def unit_vector(tree: Params) -> Params:
     It is first divided by its largest component, so that squares neither underflow nor overflow.
     """
     tree = widened(tree)
-    for ord in (jnp.inf, 2):
-        tree = optax.tree.scale(1 / optax.tree.norm(tree, ord), tree)
+    for length in (largest_component, optax.tree.norm):
+        tree = divided(tree, length(tree))
     return tree
+
+
+def largest_component(tree: Params) -> Array:
+    """Returns the largest absolute value of any component."""
+    return functools.reduce(jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)])
+
+
+def divided(tree: Params, by: Array) -> Params:
+    """Divides a tree by a scalar. It is not multiplied by its inverse, which need not be a normal number."""
+    return jax.tree.map(lambda x: x / by, tree)
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:

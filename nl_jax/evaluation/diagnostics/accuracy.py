@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax._core.failures import raise_if_known
-from nl_jax._core.numerics import widened
+from nl_jax._core.numerics import divided, largest_component, unit_vector, widened
 from nl_jax._core.require import gradient_estimator, positive_integer, typed_key
 from nl_jax.base import Array, Batch, Failure, GradientEstimator, Key, Params
 
@@ -88,11 +88,13 @@ class PerEstimate(NamedTuple):
 def cosine(a: Params, b: Params) -> Array:
     """Computes the cosine of the angle between two trees as vectors, ⟨a, b⟩ / ‖a‖‖b‖; NaN if either is zero.
 
+    Half precision is computed in float32.
+
     >>> import jax.numpy as jnp
     >>> round(float(cosine({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([1.0, 1.0])})), 4)
     0.7071
     """
-    return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
+    return optax.tree.vdot(unit_vector(a), unit_vector(b))
 
 
 def measure(
@@ -118,7 +120,8 @@ def measure(
       num_estimates: independent estimates, at least 2.
 
     Returns:
-      A `Measurement`, at least in float32 for any parameter dtype; NaN under `jax.jit` if an estimate fails.
+      A `Measurement`, at least in float32 for any parameter dtype; NaN under `jax.jit` if an estimate fails. Cosine,
+      signal to noise and relative figures do not depend on the scale of the gradients.
 
     Raises:
       ValueError: if an estimator is not one, `num_estimates` is not a whole number of at least 2, or the key is
@@ -141,13 +144,16 @@ def measure(
         raise ValueError("num_estimates must be at least 2: one estimate has no variance")
     typed_key(key)
     state_key, reference_key, sample_key = jax.random.split(key, 3)
-    exact = widened(reference.estimate(reference_key, reference.init(reference_key, params), params, batch)[0])
+    gradient = widened(reference.estimate(reference_key, reference.init(reference_key, params), params, batch)[0])
+    # Gradients are measured in units of the reference's largest component, or fourth powers of small ones underflow.
+    unit = _unit(gradient)
+    exact = divided(gradient, unit)
     state = estimator.init(state_key, params)
 
     @jax.jit  # traced once for both passes
     def estimate(index: Array) -> tuple[Params, tuple[Failure, ...]]:
         grads, _, info = estimator.estimate(jax.random.fold_in(sample_key, index), state, params, batch)
-        return widened(grads), info.failures
+        return divided(widened(grads), unit), info.failures
 
     # Two passes with the same keys: moments about the mean itself avoid rounding errors even with a large bias.
     def accumulate(total: Params, index: Array) -> tuple[Params, tuple[Failure, ...]]:
@@ -187,12 +193,12 @@ def measure(
     along, across = jnp.mean(each.along_bias**2), jnp.mean(each.along_last[1:] ** 2)
     bias_variance = jnp.maximum(4 * along / n - 2 * across / float(n) ** 2, 2 * across / float(n) ** 2)
     return Measurement(
-        reference=exact,
-        mean=mean,
-        bias=bias,
-        bias_error=jax.tree.map(lambda v: jnp.sqrt(v / n), variance),
-        variance=variance,
-        variance_error=variance_error,
+        reference=gradient,
+        mean=optax.tree.scale(unit, mean),
+        bias=optax.tree.scale(unit, bias),
+        bias_error=jax.tree.map(lambda v: unit * jnp.sqrt(v / n), variance),
+        variance=jax.tree.map(lambda v: unit * (unit * v), variance),
+        variance_error=jax.tree.map(lambda v: unit * (unit * v), variance_error),
         cosine=jnp.mean(each.cosine),
         cosine_error=_standard_error(each.cosine),
         relative_bias=optax.tree.norm(bias, squared=True) / power - relative / n,
@@ -203,6 +209,12 @@ def measure(
         signal_to_noise_error=jnp.where(relative > 0, relative_error / relative**2, 0),
         zero_estimates=jnp.sum(each.zero),
     )
+
+
+def _unit(gradient: Params) -> Array:
+    """Returns the largest absolute value of any component; 1 where nothing can be divided by it."""
+    largest = largest_component(gradient)
+    return jnp.where((largest >= jnp.finfo(largest.dtype).tiny) & jnp.isfinite(largest), largest, 1)
 
 
 def _standard_error(samples: Array) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from nl_jax._core.failures import raise_if_failed
+from nl_jax._core.numerics import divided, largest_component
 from nl_jax._core.require import gradient_estimator, positive_integer, typed_key
 from nl_jax.base import Batch, GradientEstimator, Key, Params
 from nl_jax.evaluation.diagnostics.accuracy import measure
@@ -16,7 +17,7 @@ from nl_jax.evaluation.diagnostics.timing import Spread, interleaved, spread
 
 
 class EstimatorEfficiency(NamedTuple):
-    """The results of one estimator; `*_error` is a standard error, 0 for the infinite figures of exact estimators.
+    """The results of one estimator; `*_error` is a standard error, 0 for infinite figures.
 
     Attributes:
       seconds: seconds per estimate, median and quartiles.
@@ -24,7 +25,8 @@ class EstimatorEfficiency(NamedTuple):
       cosine, cosine_error: the cosine of one estimate to the gradient.
       signal_to_noise, signal_to_noise_error: ⟨E ĝ, g⟩²/(‖g‖² E‖ĝ − E ĝ‖²) of one estimate. It equals ‖g‖²/E‖ĝ − g‖² for
         an unbiased estimator, and does not depend on the scale of an uncalibrated one. Averaging n estimates multiplies
-        it by n, so the cost of signal does not depend on the number of samples in one estimate.
+        it by n, so the cost of signal does not depend on the number of samples in one estimate. It is infinite where
+        estimates are equal up to rounding, whether or not they are the gradient: the cosine shows their bias.
       per_second, per_second_error: signal to noise per second.
       per_evaluation, per_evaluation_error: signal to noise per evaluation.
     """
@@ -69,7 +71,7 @@ class Efficiency(NamedTuple):
     def plot(self) -> Any:
         """Plots signal to noise per second and per 1,000 evaluations with standard errors, as a Matplotlib figure.
 
-        Exact estimators, which have no noise, are omitted.
+        Estimators without noise are omitted.
 
         Raises:
           ImportError: if Matplotlib is not installed.
@@ -178,11 +180,14 @@ def _row(seconds: np.ndarray, evaluations: int, quality: Any) -> EstimatorEffici
     # The standard error of a median for normal deviations: 0.93 times the interquartile range over √rounds.
     time = spread(seconds)
     time_error = 0.93 * (time.high - time.low) / len(seconds) ** 0.5 / time.median
-    power = optax.tree.norm(quality.reference, squared=True)
-    scale = float(optax.tree.vdot(quality.mean, quality.reference) / power)
+    unit = largest_component(quality.reference)  # in which no square underflows
+    mean, reference = divided(quality.mean, unit), divided(quality.reference, unit)
+    power = optax.tree.norm(reference, squared=True)
+    scale = float(optax.tree.vdot(mean, reference) / power)
     snr, snr_error = (scale**2 * float(x) for x in (quality.signal_to_noise, quality.signal_to_noise_error))
-    exact = snr > 1 / np.finfo(np.float32).eps and float(quality.cosine) > 0.999  # the rest is rounding
-    snr, relative = (math.inf, 0.0) if exact else (snr, snr_error / snr if snr else math.nan)
+    noise, rounding = quality.relative_variance * power, np.finfo(np.float32).eps
+    noiseless = bool(noise < rounding * optax.tree.norm(mean, squared=True))
+    snr, relative = (math.inf, 0.0) if noiseless else (snr, snr_error / snr if snr else math.nan)
     per_second, per_evaluation = snr / time.median, snr / evaluations
     return EstimatorEfficiency(
         seconds=time,
@@ -190,11 +195,11 @@ def _row(seconds: np.ndarray, evaluations: int, quality: Any) -> EstimatorEffici
         cosine=float(quality.cosine),
         cosine_error=float(quality.cosine_error),
         signal_to_noise=snr,
-        signal_to_noise_error=0.0 if exact else snr_error,
+        signal_to_noise_error=0.0 if noiseless else snr_error,
         per_second=per_second,
-        per_second_error=0.0 if exact else per_second * math.hypot(relative, time_error),
+        per_second_error=0.0 if noiseless else per_second * math.hypot(relative, time_error),
         per_evaluation=per_evaluation,
-        per_evaluation_error=0.0 if exact else per_evaluation * relative,
+        per_evaluation_error=0.0 if noiseless else per_evaluation * relative,
     )
 
 
@@ -208,5 +213,5 @@ def _autodiff(objective: Any) -> GradientEstimator:
 
 def _figure(value: float, error: float) -> str:
     if math.isinf(value) or math.isnan(value):
-        return "exact" if value > 0 else "not a number"
+        return "no noise" if value > 0 else "not a number"
     return f"{value:,.0f} ± {error:,.0f}" if value >= 1000 else f"{value:.3g} ± {error:.2g}"

@@ -80,6 +80,29 @@ def test_half_precision_is_measured_in_single():
     assert np.all(np.abs(m.variance - 1) < 5 * m.variance_error)
 
 
+def test_the_scale_of_gradients_does_not_matter():
+    """Neither fourth powers of small ones underflow nor squares of large ones overflow."""
+    params = np.array([1.0, -2.0, 0.5], np.float32)
+
+    def scaled(estimator, scale):
+        def estimate(*at):
+            grads, *rest = estimator.estimate(*at)
+            return jax.tree.map(lambda g: scale * g, grads), *rest
+
+        return estimator._replace(estimate=estimate)
+
+    @jax.jit
+    def run(scale):
+        return measure(*(scaled(_noisy(spread), scale) for spread in (0.7, 0.0)), KEY, params, (), num_estimates=20)
+
+    one, *others = (jax.device_get(run(np.float32(scale))) for scale in (1, 1e-30, 1e30))
+    for scale, other in zip((1e-30, 1e30), others, strict=True):
+        for name in one._fields[6:]:
+            np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-4, err_msg=name)
+        for name in ("reference", "mean", "bias", "bias_error"):
+            np.testing.assert_allclose(getattr(other, name), scale * getattr(one, name), rtol=1e-4, err_msg=name)
+
+
 def test_an_exact_estimator_is_exact():
     m = _measured(_noisy(0.0), _noisy(0.0), np.ones(2, np.float32), 3)
     np.testing.assert_array_equal(m.variance, 0)
@@ -141,6 +164,8 @@ def test_cosine():
     run = jax.jit(cosine)
     np.testing.assert_allclose(run(a, b), 0.6, rtol=1e-6)
     assert np.isnan(run(a, nothing))
+    long = jnp.ones(100_000, jnp.float16)  # whose square overflows
+    np.testing.assert_allclose([run(long, long), run(long, -long)], [1, -1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2.5])

@@ -24,6 +24,8 @@ def test_angles_from_the_smallest_on():
         np.testing.assert_allclose(turned(np.radians(degrees).astype("float32")), degrees, rtol=1e-5, atol=2e-5)
     assert np.isnan(angle(jnp.zeros(2), jnp.ones(2)))
     np.testing.assert_allclose(angle(jnp.array([1e-22, 0.0]), jnp.array([1e25, 1e25])), 45, rtol=1e-6)
+    long = jnp.ones(100_000, jnp.float16)  # whose square overflows
+    np.testing.assert_allclose([angle(long, long), angle(long, -long)], [0, 180], rtol=1e-6)
 
 
 def fixed(grads):
