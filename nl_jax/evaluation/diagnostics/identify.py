@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jax.scipy.special import betainc, log_ndtr, logsumexp
 
+from nl_jax._core.numerics import in_one_dtype
 from nl_jax._core.require import positive_hyperparameter, positive_integer, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Key, Params
 from nl_jax.evaluation.diagnostics.scatter import Scatter, scatter, scattered_evidence
@@ -82,7 +82,7 @@ def identify(
         several times the number of weights.
 
     Returns:
-      An `Identified`. The posterior is NaN if nothing was observed.
+      An `Identified`, computed in float32 at least. The posterior is NaN if nothing was observed.
 
     Raises:
       ValueError: if there are fewer than two candidates, priors are not numbers above 0 for all of them, the
@@ -110,7 +110,7 @@ def identify(
     if seen is None:
         seen = jax.tree.map(lambda change: jnp.ones(jnp.shape(change), bool), trajectory.change)
     mask = _by_step(seen)
-    d = jnp.where(mask, _by_step(trajectory.change), 0)
+    d = jnp.where(mask, _by_step(in_one_dtype(trajectory.change)), 0)
     n = jnp.sum(mask, dtype=d.dtype)
 
     def weigh(estimated: Scatter) -> tuple[Array, Array]:
@@ -156,14 +156,15 @@ def _estimates(candidate: GradientEstimator, key: Key, trajectory: Trajectory, c
         index, params, batch = given
         state = candidate.init(init_key, params)
         own = jax.random.split(jax.random.fold_in(sample_key, index), count)
-        return scatter(jax.vmap(lambda k: ravel_pytree(candidate.estimate(k, state, params, batch)[0])[0])(own))
+        estimates = jax.vmap(lambda k: candidate.estimate(k, state, params, batch)[0])(own)
+        return scatter(_by_step(in_one_dtype(estimates)))
 
     steps = jnp.shape(jax.tree.leaves(trajectory.params)[0])[0]
     return jax.lax.map(at_step, (jnp.arange(steps), trajectory.params, trajectory.batch))
 
 
 def _by_step(tree: Params) -> Array:
-    """Concatenates all leaves to [steps, n], in the order of `ravel_pytree`."""
+    """Concatenates all leaves to [steps, n]."""
     leaves = jax.tree.leaves(tree)
     return jnp.concatenate([jnp.reshape(leaf, (jnp.shape(leaf)[0], -1)) for leaf in leaves], axis=1)
 
@@ -178,7 +179,7 @@ def _prior(names: list[str], prior: Mapping[str, float] | None) -> dict[str, flo
 
 
 def _require_fitting(trajectory: Trajectory) -> None:
-    """Raises a ValueError unless `change` and `observed` have the parameters' structure and shapes."""
+    """Raises a ValueError unless `change` and `observed` fit the parameters, and the batch their number of steps."""
     shapes = jax.tree.map(jnp.shape, trajectory.params)
     for name in ("change", "observed"):
         tree = getattr(trajectory, name)
@@ -186,4 +187,12 @@ def _require_fitting(trajectory: Trajectory) -> None:
             raise ValueError(
                 f"trajectory.{name} must be a tree of the shapes of trajectory.params, steps first: {shapes}, "
                 f"got {jax.tree.map(jnp.shape, tree)}"
+            )
+    steps = jnp.shape(jax.tree.leaves(trajectory.params)[0])[:1]
+    for name in ("params", "batch"):
+        found = [jnp.shape(leaf) for leaf in jax.tree.leaves(getattr(trajectory, name))]
+        if not steps or any(shape[:1] != steps for shape in found):
+            raise ValueError(
+                f"trajectory.{name} must have the same number of steps on the first axis of every leaf, {steps} as in "
+                f"trajectory.params; got leaves of shape {', '.join(map(str, found))}"
             )

@@ -19,6 +19,8 @@ KEY = jax.random.key(0)
 NET = nl.mlp([3, 2], activation=nl.activations.identity(), bias=False)
 RULES = {"hebb": nl.rules.hebb(), "oja": nl.rules.oja(), "instar": nl.rules.instar()}
 CANDIDATES = {name: nl.local_learning(NET.apply, rule) for name, rule in RULES.items()}
+SHAPES = (3, 2), (4, 3), (3, 2)
+"""Of the weights, a batch and a change."""
 STEPS, SIGMA, FARTHEST = 3, 0.2, 2.0
 
 
@@ -139,6 +141,24 @@ def test_feedback_and_the_gradient_are_told_from_each_other():
         np.testing.assert_allclose(found.rate[name], 0.1, rtol=1e-3)
 
 
+@pytest.mark.parametrize("noise", [0.05, None], ids=["noise given", "noise open"])
+def test_half_precision_is_weighed_in_single(noise):
+    """The sum of squares is too large for float16, and the wrong rule would be certain."""
+
+    @jax.jit
+    def found(key):
+        W, x, error = (jax.random.normal(k, (400, *s)) for k, s in zip(jax.random.split(key, 3), SHAPES, strict=True))
+        grown = lambda W, x: RULES["oja"].change((), {"weight": W}, x, x @ W, None)[0]["weight"]
+        change = 0.1 * jax.vmap(grown)(W, x) + 0.05 * error
+        half = [a.astype(jnp.float16) for a in (W, x, change)]
+        trajectory = Trajectory({"output": {"weight": half[0]}}, half[1], {"output": {"weight": half[2]}})
+        return identify(trajectory, CANDIDATES, KEY, noise=noise)
+
+    identified = found(KEY)
+    assert identified.posterior["oja"] > 0.99
+    np.testing.assert_allclose(identified.rate["oja"], 0.1, rtol=0.05)
+
+
 def test_bad_input_is_refused():
     trajectory, _ = jax.eval_shape(simulated, KEY)
     with pytest.raises(ValueError, match="candidates must map at least two names"):
@@ -149,5 +169,7 @@ def test_bad_input_is_refused():
         identify(trajectory, CANDIDATES, KEY, noise=0.0)
     with pytest.raises(ValueError, match=r"trajectory.change must be a tree of the shapes of trajectory.params"):
         identify(trajectory._replace(change={}), CANDIDATES, KEY)
+    with pytest.raises(ValueError, match=r"trajectory.batch must have the same number of steps.*\(3,\) .*\(4, 3\)"):
+        identify(trajectory._replace(batch=jnp.ones((4, 3))), CANDIDATES, KEY)
     with pytest.raises(ValueError, match="key must be a typed key"):
         identify(trajectory, CANDIDATES, 0)
