@@ -16,13 +16,18 @@ def floating_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.dtype(jnp.result_type(float))
 
 
+def floating(x: Array) -> Array:
+    """Returns the array in the dtype to compute in."""
+    return x.astype(floating_dtype(x.dtype))
+
+
 def wide_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
     """Returns the dtype to sum in: float32 at least, because in half precision a long sum stops growing.
 
     It is the widest of the floating dtypes, and JAX's default float for integers and booleans alone.
     """
-    floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)] or map(floating_dtype, dtypes)
-    return max(jnp.dtype(jnp.float32), *floating, key=lambda dtype: dtype.itemsize)
+    floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)] or map(floating_dtype, dtypes)
+    return max(jnp.dtype(jnp.float32), *floats, key=lambda dtype: dtype.itemsize)
 
 
 def widened(tree: State) -> State:

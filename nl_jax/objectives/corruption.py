@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax._core import require
+from nl_jax._core.numerics import floating
 from nl_jax._core.require import positive_number
 from nl_jax.base import Array, Key
 
@@ -35,7 +36,7 @@ def masking_noise(fraction: float) -> Corruption:
 
 
 def gaussian_noise(sigma: float) -> Corruption:
-    """Adds Gaussian noise: x + σ ξ, ξ standard normal (Vincent et al. 2010).
+    """Adds Gaussian noise: x + σ ξ, ξ standard normal (Vincent et al. 2010). Inputs of integers become floats.
 
     Args:
       sigma: σ, in units of the inputs, above 0.
@@ -46,6 +47,7 @@ def gaussian_noise(sigma: float) -> Corruption:
     sigma = positive_number("sigma", sigma)
 
     def corrupt(key: Key, clean: Array) -> tuple[Array, Array]:
+        clean = floating(clean)
         return clean + sigma * jax.random.normal(key, clean.shape, clean.dtype), clean
 
     return corrupt

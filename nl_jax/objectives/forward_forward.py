@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from nl_jax._core.numerics import floating, floating_dtype, widened
 from nl_jax._core.require import layered, positive_integer, positive_number
 from nl_jax.base import ActivationFn, Array, Batch, Connection, Forward, Key, Objective, Params, Propagate
 from nl_jax.objectives.judged import pair
@@ -92,8 +93,8 @@ def overlay(inputs: Array, labels: Array, num_classes: int) -> Array:
     """Replaces the inputs' first `num_classes` features by the label, as a one-hot vector (Hinton 2022 §3.3).
 
     Args:
-      inputs: shape [batch, features], at least as many features as classes.
-      labels: integers of shape [batch].
+      inputs: shape [batch, features], at least as many features as classes; integers become floats.
+      labels: integers of shape [batch] in 0 … num_classes − 1; a label outside gives NaN in the place of its vector.
       num_classes: at least 1.
 
     Raises:
@@ -107,7 +108,9 @@ def overlay(inputs: Array, labels: Array, num_classes: int) -> Array:
         raise ValueError(
             f"inputs must be of shape [batch, features], {num_classes} features at least; got {inputs.shape}"
         )
-    return inputs.at[:, :num_classes].set(jax.nn.one_hot(labels, num_classes, dtype=inputs.dtype))
+    inputs, labels = floating(inputs), jnp.asarray(labels).astype(jnp.int32)
+    one_hot = jax.nn.one_hot(labels, num_classes, dtype=inputs.dtype)
+    return inputs.at[:, :num_classes].set(jnp.where(_known(labels, num_classes)[:, None], one_hot, jnp.nan))
 
 
 def contrast(num_classes: int) -> Callable[[Key, Batch], tuple[Array, Array]]:
@@ -120,7 +123,8 @@ def contrast(num_classes: int) -> Callable[[Key, Batch], tuple[Array, Array]]:
 
     Returns:
       `(key, (inputs, labels)) -> (inputs, positive)`, with twice the examples, for `nl.augment_batches`. The positive
-      inputs come first. Wrong labels are equally likely, and drawn again for each key.
+      inputs come first. Wrong labels are equally likely, and drawn again for each key. A label out of range gives NaN
+      in both, as in `overlay`.
 
     Raises:
       ValueError: if `num_classes` is not as described.
@@ -131,7 +135,8 @@ def contrast(num_classes: int) -> Callable[[Key, Batch], tuple[Array, Array]]:
     def contrasted(key: Key, batch: Batch) -> tuple[Array, Array]:
         inputs, labels = pair(batch, "labels")
         labels = labels.astype(jnp.int32)  # in int8, label + shift would overflow
-        wrong = (labels + jax.random.randint(key, labels.shape, 1, num_classes)) % num_classes
+        shifted = (labels + jax.random.randint(key, labels.shape, 1, num_classes)) % num_classes
+        wrong = jnp.where(_known(labels, num_classes), shifted, labels)
         both = [overlay(inputs, chosen, num_classes) for chosen in (labels, wrong)]
         return jnp.concatenate(both), jnp.repeat(jnp.array([True, False]), len(labels))
 
@@ -161,11 +166,18 @@ def predict(forward: Forward, num_classes: int) -> Callable[[Params, Array], Arr
     return predicted
 
 
+def _known(labels: Array, num_classes: int) -> Array:
+    return (labels >= 0) & (labels < num_classes)
+
+
 def _mean_square(axons: Array) -> Array:
-    return jnp.mean(axons**2, axis=tuple(range(1, axons.ndim)))
+    """Computes mean_i (x_i)² per example in float32 at least: in half precision a square of 300 is infinite."""
+    (x,) = widened([axons])
+    return jnp.mean(x**2, axis=tuple(range(1, x.ndim)))
 
 
 def _direction(axons: Array) -> Array:
     """Divides x by its root mean square; an x of 0 stays 0."""
-    size = jnp.sqrt(_mean_square(axons)).reshape(-1, *[1] * (axons.ndim - 1))
-    return axons / jnp.where(size > 0, size, 1)
+    (x,) = widened([axons])
+    size = jnp.sqrt(_mean_square(x)).reshape(-1, *[1] * (x.ndim - 1))
+    return (x / jnp.where(size > 0, size, 1)).astype(floating_dtype(axons.dtype))

@@ -80,6 +80,20 @@ def test_each_layer_follows_its_own_term(x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), *both(params, batch))
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float16])
+def test_squares_of_large_inputs_neither_wrap_nor_overflow(dtype):
+    params, _ = _problem()
+    images = np.array([[200, 100, 50, 10], [20, 10, 5, 1]], dtype) * (1 if dtype == jnp.uint8 else dtype(10))
+    objective = nl.objectives.forward_forward(NETWORK.apply)
+    predict = nl.objectives.predict(NETWORK.apply, 2)
+    params = jax.tree.map(lambda w: w.astype(dtype) if dtype == jnp.float16 else w, params)
+    single = jax.tree.map(lambda w: w.astype(np.float32), params)
+    run = jax.jit(lambda p, x: (objective(p, (x, np.array([True, False]))), predict(p, x)))
+    (losses, labels), (expected, right) = run(params, images), run(single, images.astype(np.float32))
+    np.testing.assert_allclose(losses, expected, rtol=1e-2)
+    np.testing.assert_array_equal(labels, right)
+
+
 def test_goodness_does_not_read_the_length_from_below():
     params, (inputs, _) = _problem()
     goodness = jax.jit(nl.objectives.goodness(NETWORK.apply))
@@ -114,6 +128,15 @@ def test_contrast_is_of_right_and_wrong_labels():
     assert abs(shift[1] - 150) < 5 * 75**0.5
     assert (both[:, 3:] == 7).all()
     assert (both[:, :3].sum(axis=1) == 1).all()
+
+
+def test_a_label_out_of_range_is_nan():
+    """A one-hot vector of zeros would be no label, and the remainder another one."""
+    inputs, labels = np.ones((3, 5), np.uint8), np.array([5, -1, 2])
+    unknown = [[True] * 3 + [False] * 2] * 2 + [[False] * 5]
+    np.testing.assert_array_equal(np.isnan(nl.objectives.overlay(inputs, labels, 3)), unknown)
+    both, _ = nl.objectives.contrast(3)(KEY, (inputs, labels))
+    np.testing.assert_array_equal(np.isnan(both), unknown * 2)
 
 
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8])

@@ -38,6 +38,8 @@ def test_gaussian_noise():
     corrupted, clean = nl.objectives.gaussian_noise(0.5)(KEY, jnp.full((400, 50), 2.0))
     assert (clean == 2).all()
     np.testing.assert_allclose([corrupted.mean(), corrupted.std()], [2, 0.5], rtol=0.02)
+    of_images = nl.objectives.gaussian_noise(0.5)(KEY, jnp.full((400, 50), 2, jnp.uint8))
+    np.testing.assert_array_equal(of_images, (corrupted, clean))
 
 
 @pytest.mark.parametrize("fraction", [0, 1.0, True, "0.5"])
