@@ -21,7 +21,7 @@ class Solution(NamedTuple):
       variables: v [variables].
       covariance: the covariance of v [variables, variables].
       standard_errors: [variables], infinite where the observations do not determine a variable.
-      noise: σ, the standard deviation of the residuals for the remaining degrees of freedom.
+      noise: σ, the standard deviation of the residuals for the remaining degrees of freedom; NaN if there are none.
     """
 
     variables: Array
@@ -43,7 +43,8 @@ def judged(variables: Array, residuals: Array, design: Array, count: Array) -> S
     lengths = _lengths(design)
     _, s, Vt = jnp.linalg.svd(design / lengths[None, :], full_matrices=False)
     inverse = _inverse(s, design.shape)
-    noise = jnp.sqrt(jnp.sum(residuals**2) / (count - variables.size))
+    freedom = jnp.where(count > variables.size, count - variables.size, jnp.nan)
+    noise = jnp.sqrt(jnp.sum(residuals**2) / freedom)
     scaled = noise * inverse[:, None] * Vt / lengths[None, :]
     covariance = scaled.T @ scaled
     # A variable is undetermined if it lies partly in directions without a singular value above rounding.

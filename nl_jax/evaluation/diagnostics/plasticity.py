@@ -1,7 +1,7 @@
 """Fits the coefficients of a polynomial plasticity rule to observed weights or activity.
 
 The rule is w ← w + Σ_abc θ_abc x^a y^b w^c (`nl.rules.parametric`). Each function estimates the coefficients θ and
-their standard errors. θ includes the learning rate.
+their standard errors. θ includes the learning rate. Arrays of any dtypes are computed in one, float32 at least.
 """
 
 import functools
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax._core.numerics import in_one_dtype
 from nl_jax._core.require import nonnegative_number, positive_integer
 from nl_jax.base import Array
 from nl_jax.evaluation.diagnostics.least_squares import Solution, descend, judged, linear
@@ -74,6 +75,7 @@ def plasticity_from_weights(
     [0.1, -0.1]
     """
     sought = _checked_terms(terms)
+    weights, pre, post = _together(weights, pre, post)
     _require_steps("pre", pre, weights, 1)
     _require_steps("post", post, weights, 2)
     columns = jax.vmap(monomials)(weights[:-1], pre, post)[(slice(None), *np.transpose(sought))]
@@ -108,6 +110,7 @@ def plasticity_from_readings(
     Raises:
       ValueError: as in `plasticity_from_activity`.
     """
+    readings, pre, initial = _together(readings, pre, initial)
     _require_steps("pre", pre, readings, 1)
     if np.shape(initial) != np.shape(readings)[1:]:
         raise ValueError(
@@ -151,8 +154,9 @@ def plasticity_from_activity(
       A `Plasticity`. Its standard errors hold for many observations, where the likelihood is Gaussian in θ.
 
     Raises:
-      ValueError: if shapes do not fit together, a term does not exist, there are not more observations than unknowns,
-        l1 is below 0 or num_steps is not a whole number of at least 1.
+      ValueError: if shapes do not fit together, a term does not exist, there are not more observations than unknowns
+        (under `jax.jit` NaN count as observations, and the noise and standard errors of too few are NaN), l1 is below 0
+        or num_steps is not a whole number of at least 1.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> x = jax.random.normal(jax.random.key(0), (20, 5, 3))
@@ -166,6 +170,7 @@ def plasticity_from_activity(
     >>> [round(float(found.theta[powers]), 2) for powers in candidates[:2]]
     [0.1, -0.1]
     """
+    activity, pre, initial = _together(activity, pre, initial)
     if np.ndim(activity) != 3 or np.ndim(pre) != 3 or np.shape(activity)[:2] != np.shape(pre)[:2]:
         raise ValueError(
             "activity must be of shape [steps, examples, units] and pre of shape [steps, examples, inputs], "
@@ -197,8 +202,9 @@ def _unrolled(
         positive_integer("num_steps", num_steps),
     )
     unknowns = len(sought) + (math.prod(np.shape(initial)) if fit_initial else 0)
-    _require_observations(math.prod(np.shape(observed)), unknowns)
     seen = ~jnp.isnan(observed)
+    _require_observations(seen.size, unknowns)
+    _require_observations(jnp.sum(seen), unknowns)
     target = jnp.where(seen, observed, 0)
 
     def split(v: Array) -> tuple[Array, Array]:
@@ -272,8 +278,18 @@ def _require_steps(name: str, given: Array, weights: Array, axis: int) -> None:
         )
 
 
-def _require_observations(count: int, unknowns: int) -> None:
-    if count <= unknowns:
+def _together(*given: Array) -> list[Array]:
+    """Returns arrays of one floating dtype, float32 at least, in which solvers exist."""
+    return in_one_dtype([jnp.asarray(one) for one in given])
+
+
+def _require_observations(count: int | Array, unknowns: int) -> None:
+    """Raises a ValueError unless there are more observations than unknowns; passes if their number is unknown yet."""
+    try:
+        few = bool(count <= unknowns)
+    except jax.errors.ConcretizationTypeError:
+        return
+    if few:
         raise ValueError(
             f"there are {count} observations of {unknowns} unknowns: observe more steps, or name fewer terms"
         )

@@ -152,12 +152,41 @@ def test_an_l1_penalty_leaves_a_minimum_of_the_penalised_loss():
     assert np.isnan([found.standard_errors[p] for p in TERMS]).all()
 
 
+@pytest.mark.parametrize(("dtype", "fit_initial"), [(int, False), (jnp.bfloat16, True), (np.uint8, False)])
+def test_arrays_of_any_dtype_are_fitted(dtype, fit_initial):
+    """Those of integers neither wrap nor fail, and lists are arrays."""
+    rng = np.random.default_rng(8)
+    x, y = (rng.integers(0, 20, (STEPS, 1, size)).astype(dtype) for size in (INPUTS, UNITS))
+    W = rng.integers(0, 20, (STEPS + 1, INPUTS, UNITS)).astype(dtype)
+    terms = [(1, 0, 0), (0, 1, 0)]
+
+    @jax.jit
+    def fitted(W, x, y, initial=None):
+        initial = [[1] * UNITS] * INPUTS if initial is None else initial
+        settings = {"terms": terms, "fit_initial": fit_initial, "num_steps": 2}
+        return [
+            plasticity_from_weights(W, x, y, terms=[(2, 1, 0), (0, 2, 1)]).theta,
+            plasticity_from_readings(W, x, initial=initial, **settings).theta,
+            plasticity_from_activity(y, x, initial=initial, **settings).theta,
+        ]
+
+    found, expected = fitted(W, x, y), fitted(*(a.astype(np.float64) for a in (W, x, y)), np.ones((INPUTS, UNITS)))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.isfinite(theirs).all()
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-7)
+
+
 def test_bad_input_is_refused():
     x, W, y = np.ones((4, 1, 3)), np.ones((5, 3, 2)), np.ones((4, 1, 2))
     with pytest.raises(ValueError, match=r"pre must be of shape \[steps, examples, inputs\].*\(5, 1, 3\)"):
         plasticity_from_weights(W, np.ones((5, 1, 3)), y)
     with pytest.raises(ValueError, match="24 observations of 27 unknowns: observe more steps, or name fewer terms"):
         plasticity_from_weights(W, x, y)
+    y[0, 0, 0] = np.nan
+    few = lambda y: plasticity_from_activity(y, x, initial=W[0], terms=ALL_TERMS[:7], num_steps=1)
+    with pytest.raises(ValueError, match="7 observations of 7 unknowns"):
+        few(y)
+    assert np.isnan(jax.jit(few)(y).noise)  # whose values are unknown to it
     with pytest.raises(ValueError, match=r"terms must name each term once.*\(1, 1, 3\)"):
         plasticity_from_weights(W, x, y, terms=[(1, 1, 3)])
     with pytest.raises(ValueError, match="activity must be of shape"):
