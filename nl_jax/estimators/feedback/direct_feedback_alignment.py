@@ -10,7 +10,7 @@ from jax.nn import initializers
 
 from nl_jax._core.dependence import reached
 from nl_jax._core.deprecation import deprecated_argument
-from nl_jax._core.drawing import layer_key
+from nl_jax._core.keys import layer_key
 from nl_jax._core.require import layered, per_example, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Initializer, Key, LayerCredit, Objective, Params, State
 from nl_jax.estimators.feedback.received import chosen, steps_of_their_own

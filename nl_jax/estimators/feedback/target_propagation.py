@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.nn import initializers
 
-from nl_jax._core.drawing import own_key
+from nl_jax._core.keys import own_key
 from nl_jax._core.require import gradient_transformation, layered, positive_number, takes, typed_key
 from nl_jax.base import (
     ActivationFn,

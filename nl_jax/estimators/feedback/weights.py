@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.nn import initializers
 
-from nl_jax._core.drawing import own_key
+from nl_jax._core.keys import own_key
 from nl_jax._core.require import gradient_transformation, typed_key
 from nl_jax.base import Array, EstimatorInitFn, Initializer, Key, Params, State
 from nl_jax.estimators.feedback.drawing import continuous, drawn, normal_like

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nl_jax._core.drawing import own_key
+from nl_jax._core.keys import own_key
 from nl_jax._core.paths import first_matches
 from nl_jax._core.require import floating, layered, per_example, positive_integer, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State

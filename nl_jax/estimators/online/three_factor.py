@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax._core.dependence import reached
-from nl_jax._core.drawing import own_key
+from nl_jax._core.keys import own_key
 from nl_jax._core.numerics import wide_dtype
 from nl_jax._core.require import (
     floating,
