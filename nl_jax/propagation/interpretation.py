@@ -94,8 +94,8 @@ def interpret(
 
     Raises:
       ValueError: when run, if two layers have one name, a name is no string or contains a "/", a layer's connection or
-        activation returns other than one array, a value is given to a layer that does
-        not exist, or a layer is inside a transformation of the program's own, where it cannot be reached.
+        activation returns other than one array, a value is given to a layer that does not exist, or a layer is inside a
+        transformation of the program's own, where it cannot be reached.
     """
 
     def run(params: Params, inputs: Any, given: Given | None = None) -> tuple[Any, dict[str, Any]]:
@@ -211,7 +211,7 @@ def _summing(loop: Callable, body: Callable, begin: Any, xs: Any, length: int | 
 
 def _require_array(name: str, function: str, value: Any) -> None:
     """Raises ValueError unless a layer's connection or activation returned one array."""
-    if jax.tree.structure(value) != jax.tree.structure(0):
+    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(value)):
         raise ValueError(
             f"layer {name!r}: its {function} must return one array, got {type(value).__name__}: concatenate several "
             "along the last axis, and split them between layers"
