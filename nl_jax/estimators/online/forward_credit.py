@@ -71,7 +71,7 @@ def online_estimator(
       derivative: `derivative(key) -> Derivative`.
       evaluations: `evaluations(params)`, the cost of an estimate.
       alone: whether each example is run separately, so that its influence on others need not be carried; not done where
-        a layer mixes examples.
+        a layer mixes examples, or a part of the batch is not per example.
     """
     layered(name, objective)
     loop_name("loop", loop)
@@ -90,9 +90,9 @@ def online_estimator(
             return jnp.mean(per_example(interpret(objective, _as_it_is, loop=run_loop)(params, batch)[0]))
 
         learn = jax.value_and_grad(mean_loss)
-        if alone and not jax.eval_shape(mixing_layers(objective), params, batch)[1]:
+        if alone and (count := _separable(objective, params, batch)):
             examples = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 1), batch)
-            keys = jax.random.split(key, jax.tree.leaves(batch)[0].shape[0])
+            keys = jax.random.split(key, count)
             each = jax.vmap(learn, in_axes=(None, 0, 0))(params, keys, examples)
             loss, grads = jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
         else:
@@ -101,6 +101,13 @@ def online_estimator(
         return grads, state, Info(loss, jnp.int32(evaluations(params)))
 
     return GradientEstimator(stateless, estimate)
+
+
+def _separable(objective: Objective, params: Params, batch: Batch) -> int:
+    """Returns the number of examples; 0 if a layer mixes them, or a part of the batch is not divided into them."""
+    losses, mixes = jax.eval_shape(mixing_layers(objective), params, batch)
+    divided = all(jnp.shape(leaf)[:1] == losses.shape for leaf in jax.tree.leaves(batch))
+    return losses.size if divided and not mixes else 0
 
 
 def require_loop(estimator: str, loop: str, met: list[str]) -> None:

@@ -29,8 +29,8 @@ def rtrl(objective: Objective, *, loop: str = "time") -> GradientEstimator:
     Returns:
       An estimator without state or randomness, equal to `backprop` up to rounding. For P parameters in the loop and
       states of S components, over the batch, it stores P S numbers, whatever the number of steps. Each example is run
-      separately, except where a layer mixes examples; outside layers, no example may act on another. Its evaluations
-      are counted as one for each parameter, plus four.
+      separately, except where a layer mixes examples or a part of the batch is not per example; outside layers, no
+      example may act on another. Its evaluations are counted as one for each parameter, plus four.
 
     Raises:
       ValueError: if the objective takes no `propagate`; when run, if the program has no loop of this name.

@@ -70,6 +70,16 @@ def test_without_approximation_it_is_backprop_through_time(program):
         chex.assert_trees_all_close(estimate, exact, rtol=1e-12, atol=1e-13)
 
 
+def test_a_batch_may_hold_what_is_no_example():
+    own = programs.leaky()
+    objective = lambda params, batch, propagate=nl.propagation.feedforward: (
+        batch["scale"].sum() * own.objective(params, batch["examples"], propagate=propagate)
+    )
+    shared = own._replace(objective=objective, batch={"scale": jnp.ones(2), "examples": own.batch})
+    (estimate,), exact = _estimates([nl.rtrl], shared)
+    chex.assert_trees_all_close(estimate, exact, rtol=1e-12, atol=1e-13)
+
+
 def _not_linear(params, x, hidden):
     return programs.connected(params, x, jnp.sin(3 * hidden))
 
