@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.base import Array, Params
-from nl_jax.rules.rule import Change, Rule, unsupervised
+from nl_jax.rules.rule import Change, Rule, mean_outer, unsupervised
 
 POWERS = 3
 """Powers 0, 1 and 2 of each of x, y and w."""
@@ -48,7 +49,7 @@ def parametric(theta: Theta) -> Rule:
 
 def monomials(W: Array, x: Array, y: Array) -> Array:
     """Computes ⟨x_i^a y_j^b⟩ w_ij^c for all powers, [3, 3, 3, inputs, units], the terms that θ multiplies."""
-    together = jnp.einsum("ani,bnj->abij", _powers(x), _powers(y)) / x.shape[0]
+    together = jax.vmap(jax.vmap(mean_outer, (None, 0)), (0, None))(_powers(x), _powers(y))
     return jnp.einsum("abij,cij->abcij", together, _powers(W))
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from nl_jax._core.numerics import floating_dtype, in_one_dtype
 from nl_jax.base import Array, Params, State
@@ -84,7 +86,15 @@ def in_wide_dtype(change: ChangeFn) -> ChangeFn:
 
 def mean_outer(a: Array, b: Array) -> Array:
     """Averages the outer product ⟨a bᵀ⟩ over the examples along the first axis."""
-    return a.T @ b / a.shape[0]
+    return sum_outer(a, b) / a.shape[0]
+
+
+def sum_outer(a: Array, b: Array) -> Array:
+    """Sums the outer product Σ a bᵀ over the examples along the first axis, whatever mesh they are laid over."""
+    laid = [x for x in map(jax.typeof, (a, b)) if any(x.sharding.spec)]
+    # With explicit axes JAX does not choose the layout of a sum over devices: here every device gets all of it.
+    everywhere = NamedSharding(laid[0].sharding.mesh, PartitionSpec(None, None)) if laid else None
+    return jnp.matmul(a.T, b, out_sharding=everywhere)
 
 
 def mean(a: Array) -> Array:

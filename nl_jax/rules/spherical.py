@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.base import Array, Params
-from nl_jax.rules.rule import Change, Rule, unsupervised
+from nl_jax.rules.rule import Change, Rule, sum_outer, unsupervised
 
 
 def spherical() -> Rule:
@@ -24,6 +24,6 @@ def spherical() -> Rule:
         best = jnp.max(u, axis=1, keepdims=True)
         wins = jax.nn.one_hot(jnp.argmax(u, axis=1), u.shape[1], dtype=u.dtype) * (best > 0).astype(u.dtype)
         share = wins / jnp.maximum(jnp.sum(wins, axis=0, keepdims=True), 1.0)
-        return {"weight": x.T @ share - W * jnp.sum(share * u, axis=0, keepdims=True)}
+        return {"weight": sum_outer(x, share) - W * jnp.sum(share * u, axis=0, keepdims=True)}
 
     return unsupervised(change)

@@ -19,6 +19,21 @@ objective = nl.supervised(lambda w, x: x @ w, nl.losses.half_squared_error)
 LEARNER = nl.learner(nl.backprop(objective), optax.sgd(0.05, momentum=0.9))
 
 
+NETWORK = nl.mlp([8, 3, 2], activation=nl.activations.tanh())
+RULES = {  # that sum over the examples in different ways
+    "oja": nl.rules.oja(),
+    "spherical": nl.rules.spherical(),
+    "parametric": nl.rules.parametric({(1, 1, 0): 1.0, (0, 2, 1): -1.0}),
+}
+
+
+def follow(rule, data):
+    """The parameters after two steps of a local rule."""
+    learner = nl.learner(nl.local_learning(NETWORK.apply, rule), optax.sgd(0.05))
+    state = learner.init(KEY, NETWORK.init(KEY))
+    return nl.fit(learner, KEY, state, data, num_steps=2, batch_size=16, progress=False)[0].params
+
+
 class Compilations(logging.Handler):
     """Counts the compilations of runs' steps."""
 
@@ -53,6 +68,9 @@ def main(folder):
             np.testing.assert_allclose(np.concatenate([history.loss, more.loss]), losses.loss, rtol=1e-4)
             assert state.params.sharding.is_equivalent_to(columns, 2)
             found.append({"axes": str(kind), "batch_size": batch_size, "compiled": compiled})
+        for rule in RULES.values():
+            params, expected = follow(rule, data[0]), follow(rule, X)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, expected)
         place = f"{folder}/{kind}"
         fit(data, 16, num_steps=3, checkpoint=place)
         resumed, _ = fit(data, 16, checkpoint=place)
