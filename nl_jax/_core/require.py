@@ -31,13 +31,14 @@ def nonnegative_integer(name: str, value: Any) -> int:
 
 def _integer(name: str, value: Any, least: int) -> int:
     """Returns `value` as an int of at least `least`; integer scalars of NumPy and JAX count, unless they are traced."""
+    found, remedy = None, ""
     try:
         found = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:  # JAX raises one for traced arrays
-        found = None
+    except jax.errors.TracerIntegerConversionError:
+        remedy = ": nl.sweep cannot try such numbers, and optax.inject_hyperparams needs them in static_args"
+    except TypeError:
+        pass
     if found is None or found < least:
-        traced = ": nl.sweep cannot try such numbers, and optax.inject_hyperparams needs them in static_args"
-        remedy = traced if isinstance(value, jax.core.Tracer) else ""
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}{remedy}")
     return found
 

@@ -52,7 +52,8 @@ def open_loop(body: Callable, carry: Any, xs: Any, length: int | None = None) ->
         found = f"they have {sorted(lengths)}" if lengths else "it has no xs"
         raise ValueError(f"a loop's xs must have one leading axis of steps, as long as its length: {found}")
     (steps,) = lengths
-    example = [x[0] for x in x_leaves]  # slices of the values: they know the mesh axes over which they vary
+    # Slices of the values themselves: they know the mesh axes over which they vary.
+    example = [x[0] if steps else _nothing(x) for x in x_leaves]
     out_trees: list[Any] = []
 
     def flat(carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
@@ -77,6 +78,12 @@ def open_loop(body: Callable, carry: Any, xs: Any, length: int | None = None) ->
         step, consts, carry_leaves, x_leaves, steps, example, totals,
         lambda carry, ys: (jax.tree.unflatten(carry_tree, carry), jax.tree.unflatten(out_trees[0], ys)),
     )  # fmt: skip
+
+
+def require_steps(name: str, xs: Any, length: int | None) -> None:
+    """Raises ValueError if the loop has no steps, for rules that look at its first or last one."""
+    if length == 0 or any(jnp.shape(x)[:1] == (0,) for x in jax.tree.leaves(xs)):
+        raise ValueError(f"loop {name!r} has no steps: give it a length, or xs with a leading axis, of at least 1")
 
 
 def _totals(step: Callable, consts: Leaves, carry: Leaves, x: Leaves) -> list[bool]:
@@ -271,3 +278,8 @@ def instantiated(credit: Any) -> Any:
         return credit
     aval: Any = credit.aval
     return np.zeros(aval.shape, aval.dtype) if aval.dtype == jax.dtypes.float0 else zero_of(aval)
+
+
+def _nothing(x: Any) -> Any:
+    """Returns what a step of a loop without steps would read."""
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)

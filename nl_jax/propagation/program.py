@@ -63,8 +63,7 @@ def scan(
       `(carry, ys)`: the last carry, and the y of all steps stacked.
 
     Raises:
-      ValueError: for a loop without steps, a name that is taken or contains a "/", or a `propagate` that is not
-        callable.
+      ValueError: for a name that is taken or contains a "/", or a `propagate` that is not callable.
       TypeError: from `jax.lax.scan`, if `step` changes the carry's shapes or dtypes.
 
     >>> import jax.numpy as jnp
@@ -77,8 +76,6 @@ def scan(
     """
     if not callable(propagate):
         raise ValueError(f"propagate must be what the program was called with, got {propagate!r}")
-    if length == 0 or any(x.shape[:1] == (0,) for x in jax.tree.leaves(xs)):
-        raise ValueError(f"loop {name!r} has no steps: give it a length, or xs with a leading axis, of at least 1")
     inside = getattr(propagate, "scan", None)
     xs, rebuilt = as_slices(xs)  # lazy weights for stacked weights, perhaps with noise drawn in the loop
 

@@ -10,6 +10,7 @@ from nl_jax._core.dependence import reached
 from nl_jax._core.require import per_example
 from nl_jax.base import Array, Axons, Batch, Objective, Params
 from nl_jax.propagation import Loop, PartlyClamped, Site, clamp, interpret, loops_around, plain_loop
+from nl_jax.propagation.loops import require_steps
 
 
 class Freedom(NamedTuple):
@@ -89,7 +90,7 @@ def _read(objective: Objective, params: Params, batch: Batch, axons: Axons, loop
 
 def _last_step(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
     """Runs the last step of a loop alone, in which no layer is read by later steps."""
-    del name
+    require_steps(name, xs, length)
     carry, y = body(carry, jax.tree.map(lambda x: x[-1], xs))
     steps = jax.tree.leaves(xs)[0].shape[0] if jax.tree.leaves(xs) else length
     return carry, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps, *jnp.shape(leaf))), y)

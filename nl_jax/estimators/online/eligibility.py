@@ -26,7 +26,7 @@ from nl_jax.estimators.online.forward_credit import require_loop
 from nl_jax.estimators.online.traced_layers import Layers
 from nl_jax.estimators.online.traces import lessons_of_loop
 from nl_jax.propagation import Site, interpret, plain_loop
-from nl_jax.propagation.loops import Leaves, differentiable
+from nl_jax.propagation.loops import Leaves, differentiable, require_steps
 
 
 class Estimate(NamedTuple):
@@ -130,6 +130,7 @@ def _second_run(
     def run(own: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
         if own != loop:
             return plain_loop(own, body, carry, xs, length)
+        require_steps(own, xs, length)
         read, credit, results = lessons_of_loop(layers, body, carry, xs, length, worth, pair)
         pairs = zip(read, jax.lax.stop_gradient(credit), strict=True)
         lessons.extend(jnp.sum(leaf * c).astype(float) for leaf, c in pairs)

@@ -15,7 +15,17 @@ from nl_jax._core.require import layered, loop_name, per_example, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
 from nl_jax.estimators.noise.spaces.coupling import mixing_layers
 from nl_jax.propagation import Loop, Site, interpret, plain_loop
-from nl_jax.propagation.loops import Leaves, Opened, Static, chosen, differentiable, instantiated, open_loop, replaced
+from nl_jax.propagation.loops import (
+    Leaves,
+    Opened,
+    Static,
+    chosen,
+    differentiable,
+    instantiated,
+    open_loop,
+    replaced,
+    require_steps,
+)
 
 Read = tuple[Leaves, Leaves]
 """x_t, and ∂L/∂y_t."""
@@ -124,7 +134,7 @@ def forward_loop(derivative: Callable[[Key], Derivative], key: Key) -> Loop:
     """Returns `jax.lax.scan` with the derivative for this key."""
 
     def loop(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
-        del name
+        require_steps(name, xs, length)
         own = open_loop(body, carry, xs, length)
 
         def plain(key: Key, consts: Leaves, carry: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:

@@ -23,6 +23,7 @@ from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, P
 from nl_jax.estimators.noise import reward_baselines
 from nl_jax.estimators.noise.reward_baselines import RewardBaseline
 from nl_jax.propagation import Site, interpret
+from nl_jax.propagation.loops import require_steps
 
 _RUNNING_MEAN = reward_baselines.running_mean()
 
@@ -147,6 +148,7 @@ def _taught(objective: Objective, lessons: dict[str, Params], batch: Batch) -> C
 
 def _first_step(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
     """Runs one step instead of a loop whose layers have the same parameters at all steps."""
+    require_steps(name, xs, length)
     first = jax.tree.map(lambda leaf: leaf[0], xs)
     begin, zeros = carry  # what layers found is summed beside the loop's own carry
     closed = jax.make_jaxpr(lambda begin, x: jax.tree.leaves(body((begin, zeros), x)[0][0]))(begin, first)

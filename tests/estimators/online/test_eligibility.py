@@ -197,7 +197,12 @@ def test_what_is_no_units_own_state_is_refused():
     with pytest.raises(ValueError, match="e_prop: the program has no loop named loop='tim'"):
         _estimates([functools.partial(nl.e_prop, loop="tim")], objective, *at)
     chain = problems.chain()
+    network = nl.recurrent(nl.cells.rnn(2), 1, 2)
+    error = nl.supervised(network.apply, nl.losses.half_squared_error)
+    no_steps = network.init(jax.random.key(0), jnp.float64), (jnp.ones((3, 0, 1)), jnp.ones((3, 2)))
     for make in (nl.e_prop, nl.rtrl, nl.three_factor):
+        with pytest.raises(ValueError, match="loop 'time' has no steps: give it a length, or xs"):
+            _estimates([make], error, *no_steps)
         with pytest.raises(ValueError, match=r"loop must be the name of the program's loop over time.* got 3"):
             make(objective, loop=3)
     with pytest.raises(ValueError, match="rflo: the program has no loop named loop='time', its loops are none"):
