@@ -14,13 +14,11 @@ from tests.registry import ESTIMATORS
 pytestmark = pytest.mark.slow
 
 EVERYWHERE = (
-    "backprop",
-    "fixed_prediction",
-    "feedback_random",
-    "weight_clean",
-    "node_clean",
+    *("backprop", "backprop_recursion", "lagrangian_backprop", "fixed_prediction", "zero_divergence"),
+    *("feedback_random", "weight_clean", "node_clean"),
 )
-"""Those that stand for their families on every problem, and without `jax.jit`: others differ in what they draw."""
+"""Those that run on every problem, and without `jax.jit`: all exact ones, and one for each family of the others, which
+differ in what they draw."""
 
 EXTRA = (contract.eager, breadth.convolution, breadth.batch_norm, breadth.two_heads, breadth.half_precision)
 USUAL = tuple(check for check in CHECKS if check not in (*EXTRA, freedom.locality))
