@@ -34,8 +34,7 @@ def sphere() -> Sampler:
         lengths = _lengths(jax.random.fold_in(own, 0), sizes, size(template))
 
         def small(leaves: list[Any]) -> list[Array]:
-            widest = max((wide_dtype(leaf.dtype) for leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
-            flat = _on_sphere(own, together, lengths[0][0], widest)
+            flat = _on_sphere(own, together, lengths[0][0], wide_dtype(*(leaf.dtype for leaf in leaves)))
             return [part.astype(leaf.dtype) for part, leaf in zip(divide(flat, leaves), leaves, strict=True)]
 
         def large(number: int, leaf: Any) -> tuple[Any, Fill]:

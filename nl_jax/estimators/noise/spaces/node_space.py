@@ -250,7 +250,7 @@ def _response(
     credit: Callable[[Key, Array], dict[str, Array]], shape: tuple[int, int], nus: dict[str, Array], key: Key
 ) -> Array:
     """R_kn = Σ_l ⟨ξ_k^l, ν^l⟩_n over the layers of a step, of which only the derivative, `credit(key, c)`, is used."""
-    dtype = max((wide_dtype(nu.dtype) for nu in nus.values()), key=lambda dtype: jnp.finfo(dtype).bits)
+    dtype = wide_dtype(*(nu.dtype for nu in nus.values()))
 
     @jax.custom_vjp
     def response(nus: dict[str, Array], key: Key) -> Array:
