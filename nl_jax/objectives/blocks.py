@@ -75,7 +75,7 @@ class Block(NamedTuple):
         return one_per_example("loss", loss(outputs, repeated), "targets", repeated)
 
 
-def run(
+def run_block(
     network: Any,
     block: Block,
     params: Params,

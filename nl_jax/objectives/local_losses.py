@@ -11,7 +11,7 @@ from jax.nn import initializers
 from nl_jax._core.require import positive_integer, takes
 from nl_jax.activations import identity
 from nl_jax.base import Array, Batch, Key, Objective, Params, Propagate
-from nl_jax.objectives import blocks as of_network
+from nl_jax.objectives.blocks import Block, run_block, split
 from nl_jax.objectives.judged import pair
 from nl_jax.propagation import feedforward, record
 
@@ -117,7 +117,7 @@ def local_losses(
         raise ValueError(f"network must be made by nl.network or nl.mlp, got {network!r}")
     takes("loss", loss, 2, "a loss of outputs and targets, such as nl.losses.cross_entropy")
     num_outputs = positive_integer("num_outputs", num_outputs)
-    cut = of_network.split(network, blocks, groups, patches)
+    cut = split(network, blocks, groups, patches)
 
     def init(key: Key, dtype: Any = jnp.float32) -> Params:
         keys = jax.random.split(key, 1 + len(cut))
@@ -134,10 +134,10 @@ def local_losses(
         below: dict[str, Array] = {}
         found = {}
         for block in cut:
-            axons = of_network.run(network, block, params, inputs, below, propagate)
+            axons = run_block(network, block, params, inputs, below, propagate)
             below |= jax.lax.stop_gradient(axons)
 
-            def predict(own: Params, x: Array, block: of_network.Block = block) -> Array:
+            def predict(own: Params, x: Array, block: Block = block) -> Array:
                 return block.predict(own, block.apart(x)).reshape(len(x), block.losses, num_outputs)
 
             found[block.name] = propagate(block.head, predict, _IDENTITY, params[block.head], axons[block.name])
@@ -156,10 +156,10 @@ def local_losses(
         return outputs(params, inputs, propagate)[cut[-1].name]
 
     def of_block(
-        block: of_network.Block, others: Params, params: Params, batch: Batch, propagate: Propagate = feedforward
+        block: Block, others: Params, params: Params, batch: Batch, propagate: Propagate = feedforward
     ) -> Array:
         (inputs, below), targets = batch
-        axons = of_network.run(network, block, others | params, inputs, below, propagate, apart=True)
+        axons = run_block(network, block, others | params, inputs, below, propagate, apart=True)
         found = propagate(block.head, block.predict, _IDENTITY, params[block.head], axons[block.name])
         return block.judge(loss, found, targets)
 

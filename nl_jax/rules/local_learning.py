@@ -107,26 +107,9 @@ def local_learning(
         teachers = targets if isinstance(targets, Mapping) else {next(reversed(met), None): targets}
         grads, states = jax.tree.map(jnp.zeros_like, params), {}
         for name, one in rules.items():
-            own, site = _own(name, params), _site(name, met)
-            pre, post = seen[site]
-            if post.size == 0:
-                raise ValueError(f"batch must have at least one example, but layer {name!r} has inputs {pre.shape}")
-            teacher = None
-            if one.supervised:
-                shape = *post.shape[:-2], *met[site].shape
-                teacher = _teacher(name, shape, teachers.get(site, teachers.get(name))).reshape(post.shape)
-            parts = Stacked(name, met[site].params)
-            learn = functools.partial(_learned, one, parts)
-            if jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, met[site].params):
-                flat = lambda x: x.reshape(-1, x.shape[-1])
-                taught = None if teacher is None else flat(teacher)
-                change, after = learn(state[name], own, flat(pre), flat(post), taught)
-            else:
-                _require_depth(name, post.shape[:-2], own, met[site].params, state[name])
-                change, after = jax.vmap(learn, in_axes=(None, 0, 0, 0, None if teacher is None else 0))(
-                    state[name], own, pre, post, teacher
-                )
-            states[name] = jax.tree.map(lambda old, new: new.astype(old.dtype), state[name], after)
+            site = _site(name, met)
+            told = teachers.get(site, teachers.get(name))
+            change, states[name] = _applied(name, one, state[name], _own(name, params), met[site], *seen[site], told)
             grads = _with(grads, name.split(SEPARATOR), jax.tree.map(jnp.negative, change))
         if objective is None:
             return grads, states, Info(optax.tree.norm(widened(grads), squared=True), jnp.int32(2))
@@ -225,6 +208,33 @@ def _require_depth(name: str, steps: tuple[int, ...], own: Params, used: Params,
             f"layer {name!r} is stacked over depth, and its rule keeps a state, of which there is one for all steps: "
             "use a rule without state, or write the layers out"
         )
+
+
+def _applied(
+    name: str, rule: Rule, state: State, own: Params, met: _Met, pre: Array, post: Array, targets: Any
+) -> tuple[Params, State]:
+    """Applies a layer's rule; returns its change, a tree like its parameters, and the rule's next state.
+
+    Args:
+      name, rule, state, own: the layer's name in the parameters, its rule, the rule's state and its parameters.
+      met: the layer, as it was run.
+      pre, post: its inputs and axons, [examples, units] after the axes of loops.
+      targets: those of a supervised rule.
+    """
+    if post.size == 0:
+        raise ValueError(f"batch must have at least one example, but layer {name!r} has inputs {pre.shape}")
+    teacher = None
+    if rule.supervised:
+        teacher = _teacher(name, (*post.shape[:-2], *met.shape), targets).reshape(post.shape)
+    learn = functools.partial(_learned, rule, Stacked(name, met.params))
+    if jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, met.params):  # every step is one more example
+        flat = lambda x: x.reshape(-1, x.shape[-1])
+        change, after = learn(state, own, *jax.tree.map(flat, (pre, post, teacher)))
+    else:  # every step has its own parameters
+        _require_depth(name, post.shape[:-2], own, met.params, state)
+        axes = None, 0, 0, 0, None if teacher is None else 0
+        change, after = jax.vmap(learn, in_axes=axes)(state, own, pre, post, teacher)
+    return change, jax.tree.map(lambda old, new: new.astype(old.dtype), state, after)
 
 
 def _learned(
