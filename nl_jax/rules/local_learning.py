@@ -108,8 +108,8 @@ def local_learning(
         grads, states = jax.tree.map(jnp.zeros_like, params), {}
         for name, one in rules.items():
             site = _site(name, met)
-            told = teachers.get(site, teachers.get(name))
-            change, states[name] = _applied(name, one, state[name], _own(name, params), met[site], *seen[site], told)
+            told, (pre, post) = teachers.get(site, teachers.get(name)), seen[site]
+            change, states[name] = _applied(name, one, state[name], _own(name, params), met[site], pre, post, told)
             grads = _with(grads, name.split(SEPARATOR), jax.tree.map(jnp.negative, change))
         if objective is None:
             return grads, states, Info(optax.tree.norm(widened(grads), squared=True), jnp.int32(2))

@@ -141,35 +141,52 @@ def leaf(moments: Moments, g: np.ndarray, error: float, whole: float = 0.0, tole
     covariance = (moments.products / n - np.outer(mean, mean)) * n / (n - 1)
     if not np.all(np.isfinite(covariance)):
         return LeafBias(np.nan, np.nan, np.inf, np.inf, np.inf, True, False)
-    zero = not float(g @ g) ** 0.5 > 1e-12 * whole  # 0 up to rounding
-    norm = (whole or 1.0) if zero else float(g @ g) ** 0.5
-    missed = NormalDist().inv_cdf(1 - MISSED)
-    length, length_error, seen, far = np.nan, np.nan, np.nan, False
-    if not zero:
-        length = 1 + float(mean @ g) / norm**2
-        length_error = (max(0.0, float(g @ covariance @ g)) / n) ** 0.5 / norm**2
-        limit = NormalDist().inv_cdf(1 - error / 2) * length_error + tolerance
-        far = not abs(length - 1) <= limit
-        seen = limit + missed * length_error
+    size = float(g @ g) ** 0.5
+    zero = not size > 1e-12 * whole  # 0 up to rounding
+    length = _Test(np.nan, np.nan, np.nan, False) if zero else _length_test(mean, covariance / n, g, error, tolerance)
+    distance = _distance_test(mean, covariance / n, (whole or 1.0) if zero else size, error, tolerance)
+    rejected = length.rejected or distance.rejected
+    return LeafBias(length.found, length.error, length.visible, distance.found, distance.visible, rejected, zero)
 
-    spectrum = np.maximum(np.linalg.eigvalsh(covariance), 0.0) / n  # eigenvalues of the mean's covariance
-    chance, limit2 = float(spectrum.sum()), chi_square_limit(spectrum, error)
-    square = float(mean @ mean)
-    limit = (chance + limit2) ** 0.5 + tolerance * norm
-    # With a bias b the square has mean ‖b‖² + tr Σ/n and variance 2 tr Σ²/n² + 4 bᵀΣb/n. bᵀΣb is at most λ ‖b‖² with
-    # Σ's largest eigenvalue λ, so B = ‖b‖² solves B − limit² = z (2 tr Σ²/n² + 4 λ B/n)^½.
-    excess, spread, slope = limit**2 - chance, 2 * float(spectrum @ spectrum), 4 * float(spectrum.max())
-    half = missed**2 * slope
-    seen2 = excess + (half + (half**2 + 4 * missed**2 * (spread + slope * excess)) ** 0.5) / 2
-    return LeafBias(
-        length,
-        length_error,
-        seen,
-        max(0.0, square - chance) ** 0.5 / norm,
-        seen2**0.5 / norm,
-        bool(far or not square**0.5 <= limit),
-        zero,
-    )
+
+class _Test(NamedTuple):
+    """A statistic and its standard error, the smallest bias that it would show, and whether it shows one.
+
+    Numbers are fractions of the gradient's length.
+    """
+
+    found: float
+    error: float
+    visible: float
+    rejected: bool
+
+
+def _length_test(mean: np.ndarray, covariance: np.ndarray, g: np.ndarray, error: float, tolerance: float) -> _Test:
+    """Tests ⟨ĝ, g⟩/‖g‖² = 1, a normal statistic; `mean` is that of ĝ − g, with its own covariance."""
+    length = 1 + float(mean @ g) / float(g @ g)
+    length_error = max(0.0, float(g @ covariance @ g)) ** 0.5 / float(g @ g)
+    limit = NormalDist().inv_cdf(1 - error / 2) * length_error + tolerance
+    return _Test(length, length_error, limit + _missed() * length_error, not abs(length - 1) <= limit)
+
+
+def _distance_test(mean: np.ndarray, covariance: np.ndarray, norm: float, error: float, tolerance: float) -> _Test:
+    """Tests ‖⟨ĝ⟩ − g‖² = 0, a sum of χ² with the covariance's eigenvalues.
+
+    With a bias b the square has mean ‖b‖² + tr S and variance 2 tr S² + 4 bᵀS b for the covariance S of the mean. bᵀS b
+    is at most λ ‖b‖² with S's largest eigenvalue λ, so the smallest visible B = ‖b‖² solves
+    B − excess = z (2 tr S² + 4 λ B)^½, where the limit exceeds tr S by `excess`.
+    """
+    spectrum = np.maximum(np.linalg.eigvalsh(covariance), 0.0)
+    trace, square, z = float(spectrum.sum()), float(mean @ mean), _missed()
+    limit = (trace + chi_square_limit(spectrum, error)) ** 0.5 + tolerance * norm
+    excess, spread, slope = limit**2 - trace, 2 * float(spectrum @ spectrum), 4 * float(spectrum.max())
+    visible = excess + (z**2 * slope + (z**4 * slope**2 + 4 * z**2 * (spread + slope * excess)) ** 0.5) / 2
+    return _Test(max(0.0, square - trace) ** 0.5 / norm, np.nan, visible**0.5 / norm, not square**0.5 <= limit)
+
+
+def _missed() -> float:
+    """Returns the normal quantile z of the probability with which a visible bias is seen."""
+    return NormalDist().inv_cdf(1 - MISSED)
 
 
 def chi_square_limit(weights: np.ndarray, error: float) -> float:
