@@ -181,17 +181,9 @@ def measure(
     power = optax.tree.norm(exact, squared=True)
     (second, fourth, _), each = jax.lax.scan(spread, (zeros, zeros, zeros), jnp.arange(n))
     variance = jax.tree.map(lambda s: s / (n - 1), second)
-    # Var(s²) = (μ₄ − σ⁴ (n − 3)/(n − 1)) / n
-    variance_error = jax.tree.map(
-        lambda f, v: jnp.sqrt(jnp.maximum(f / n - v**2 * (n - 3) / (n - 1), 0) / n), fourth, variance
-    )
+    variance_error = jax.tree.map(lambda f, v: _variance_error(f / n, v, n), fourth, variance)
     relative = optax.tree.sum(variance) / power
     relative_error = _standard_error(each.square) / power
-    # With b = E ĝ − g and covariance V, Var(‖b̂‖² − tr V̂/n) = 4 bᵀV b/n + 2 tr V²/n². The mean of ⟨b̂, d⟩² is
-    # bᵀV b + tr V²/n, and that of ⟨d, d'⟩² over pairs of estimates is tr V². The floor, the error where there is no
-    # bias, makes the errors of small biases up to a fifth too large.
-    along, across = jnp.mean(each.along_bias**2), jnp.mean(each.along_last[1:] ** 2)
-    bias_variance = jnp.maximum(4 * along / n - 2 * across / float(n) ** 2, 2 * across / float(n) ** 2)
     return Measurement(
         reference=gradient,
         mean=optax.tree.scale(unit, mean),
@@ -202,7 +194,7 @@ def measure(
         cosine=jnp.mean(each.cosine),
         cosine_error=_standard_error(each.cosine),
         relative_bias=optax.tree.norm(bias, squared=True) / power - relative / n,
-        relative_bias_error=jnp.sqrt(bias_variance) / power,
+        relative_bias_error=_square_bias_error(each, n) / power,
         relative_variance=relative,
         relative_variance_error=relative_error,
         signal_to_noise=1 / relative,
@@ -215,6 +207,22 @@ def _unit(gradient: Params) -> Array:
     """Returns the largest absolute value of any component; 1 where nothing can be divided by it."""
     largest = largest_component(gradient)
     return jnp.where((largest >= jnp.finfo(largest.dtype).tiny) & jnp.isfinite(largest), largest, 1)
+
+
+def _variance_error(fourth: Array, variance: Array, n: int) -> Array:
+    """Computes the standard error of s², with Var(s²) = (μ₄ − σ⁴ (n − 3)/(n − 1)) / n."""
+    return jnp.sqrt(jnp.maximum(fourth - variance**2 * (n - 3) / (n - 1), 0) / n)
+
+
+def _square_bias_error(each: PerEstimate, n: int) -> Array:
+    """Computes the standard error of ‖b̂‖² − tr V̂/n, for b = E ĝ − g and the covariance V of ĝ.
+
+    Its variance is 4 bᵀV b/n + 2 tr V²/n². The mean of ⟨b̂, d⟩² is bᵀV b + tr V²/n, and that of ⟨d, d'⟩² over pairs of
+    estimates is tr V². The floor, the error where there is no bias, makes the errors of small biases up to a fifth too
+    large.
+    """
+    along, across = jnp.mean(each.along_bias**2), jnp.mean(each.along_last[1:] ** 2)
+    return jnp.sqrt(jnp.maximum(4 * along / n - 2 * across / float(n) ** 2, 2 * across / float(n) ** 2))
 
 
 def _standard_error(samples: Array) -> Array:
