@@ -98,7 +98,7 @@ def identity() -> Activation:
 
 
 def sigmoid() -> Activation:
-    """Logistic sigmoid, f(ν) = 1 / (1 + e^{−ν}), df(x) = x (1 − x) (logistic sigmoid: seed 000, seed 001 §1)."""
+    """Logistic sigmoid, f(ν) = 1 / (1 + e^{−ν}), df(x) = x (1 − x) (seed 000, seed 001 §1)."""
     return Activation(jax.nn.sigmoid, lambda x: x * (1 - x), name="sigmoid")
 
 

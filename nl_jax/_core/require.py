@@ -3,8 +3,8 @@
 import inspect
 import math
 import operator
-from numbers import Integral, Real
-from typing import Any, TypeGuard
+from numbers import Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,9 @@ from nl_jax._core.paths import path_name
 from nl_jax.base import Array, Factory, GradientEstimator, Key, Objective, Params, SampleFn
 
 
-def is_size(value: Any) -> TypeGuard[int]:
-    """Whether `value` is a whole number of at least 1; numpy integers count."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+def is_size(value: Any) -> bool:
+    """Whether `value` is a whole number of at least 1; integer scalars of NumPy and JAX count."""
+    return (_index(value) or 0) >= 1
 
 
 def positive_integer(name: str, value: Any) -> int:
@@ -30,17 +30,32 @@ def nonnegative_integer(name: str, value: Any) -> int:
 
 
 def _integer(name: str, value: Any, least: int) -> int:
-    """Returns `value` as an int of at least `least`; integer scalars of NumPy and JAX count, unless they are traced."""
-    found, remedy = None, ""
-    try:
-        found = None if isinstance(value, bool) else operator.index(value)
-    except jax.errors.TracerIntegerConversionError:
-        remedy = ": nl.sweep cannot try such numbers, and optax.inject_hyperparams needs them in static_args"
-    except TypeError:
-        pass
+    """Returns `value` as an int; raises ValueError unless it is a whole number of at least `least`."""
+    found = _index(value)
     if found is None or found < least:
+        traced = ": nl.sweep cannot try such numbers, and optax.inject_hyperparams needs them in static_args"
+        remedy = traced if _is_traced(value) else ""
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}{remedy}")
     return found
+
+
+def _index(value: Any) -> int | None:
+    """Returns a whole number as an int; None for all else, traced numbers included."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def _is_traced(value: Any) -> bool:
+    """Whether a number's value is not known yet."""
+    try:
+        float(value)
+    except jax.errors.ConcretizationTypeError:
+        return True
+    except (TypeError, ValueError):
+        pass
+    return False
 
 
 def positive_count(name: str, value: Any) -> Any:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax._core.numerics import floating
+from nl_jax._core.numerics import as_floating
 from nl_jax.base import Array
 from nl_jax.losses.summed import summed
 
@@ -28,7 +28,7 @@ def cross_entropy(outputs: Array, targets: Array) -> Array:
     >>> cross_entropy(jnp.zeros([2, 4]), jnp.array([0, 3]))
     Array([1.3862944, 1.3862944], dtype=float32)
     """
-    outputs, targets = floating(jnp.asarray(outputs)), jnp.asarray(targets)
+    outputs, targets = as_floating(jnp.asarray(outputs)), jnp.asarray(targets)
     if outputs.ndim >= 2 and targets.shape == outputs.shape and jnp.issubdtype(targets.dtype, jnp.floating):
         return _of_probabilities(outputs, targets)
     if outputs.ndim >= 2 and targets.shape == outputs.shape[:-1] and jnp.issubdtype(targets.dtype, jnp.integer):

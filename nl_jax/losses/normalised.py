@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.numerics import floating, wide_dtype
+from nl_jax._core.numerics import as_floating, wide_dtype
 from nl_jax._core.require import takes
 from nl_jax.base import Array
 from nl_jax.losses.kullback_leibler import kullback_leibler
@@ -34,7 +34,7 @@ def normalised(loss: Callable[[Array, Array], Array]) -> Callable[[Array, Array]
     takes("loss", loss, 2, "a function of outputs and targets; some are made by a call, nl.losses.p_norm(2)")
 
     def normalised_loss(outputs: Array, targets: Array) -> Array:
-        outputs = floating(jnp.asarray(outputs))
+        outputs = as_floating(jnp.asarray(outputs))
         dtype, others = wide_dtype(outputs.dtype), tuple(range(1, outputs.ndim))
         x = outputs.astype(dtype)
         # L does not depend on the length of x: long x are divided by their largest output, to keep X and 1/X² in range.

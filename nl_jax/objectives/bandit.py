@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.numerics import floating
+from nl_jax._core.numerics import as_floating
 from nl_jax._core.require import takes
 from nl_jax.base import Array, Batch, Forward, Objective
 from nl_jax.objectives.judged import Run, judged, one_per_example, pair
@@ -59,7 +59,7 @@ def bandit(forward: Forward, reward: Callable[[Any, Any], Array], *, act: Callab
     @jax.custom_jvp
     def environment(outputs: Any, context: Any) -> Array:
         rewards = jnp.asarray(one_per_example("reward", reward(act(outputs), context), "context", context))
-        return -floating(rewards)
+        return -as_floating(rewards)
 
     @environment.defjvp
     def _tangent(primals: Any, tangents: Any) -> Any:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax._core import require
-from nl_jax._core.numerics import floating
+from nl_jax._core.numerics import as_floating
 from nl_jax._core.require import positive_number
 from nl_jax.base import Array, Key
 
@@ -47,7 +47,7 @@ def gaussian_noise(sigma: float) -> Corruption:
     sigma = positive_number("sigma", sigma)
 
     def corrupt(key: Key, clean: Array) -> tuple[Array, Array]:
-        clean = floating(clean)
+        clean = as_floating(clean)
         return clean + sigma * jax.random.normal(key, clean.shape, clean.dtype), clean
 
     return corrupt

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.numerics import floating, floating_dtype, widened
+from nl_jax._core.numerics import as_floating, floating_dtype, widened
 from nl_jax._core.require import layered, positive_integer, positive_number
 from nl_jax.base import ActivationFn, Array, Batch, Connection, Forward, Key, Objective, Params, Propagate
 from nl_jax.objectives.judged import pair
@@ -108,7 +108,7 @@ def overlay(inputs: Array, labels: Array, num_classes: int) -> Array:
         raise ValueError(
             f"inputs must be of shape [batch, features], {num_classes} features at least; got {inputs.shape}"
         )
-    inputs, labels = floating(inputs), jnp.asarray(labels).astype(jnp.int32)
+    inputs, labels = as_floating(inputs), jnp.asarray(labels).astype(jnp.int32)
     one_hot = jax.nn.one_hot(labels, num_classes, dtype=inputs.dtype)
     return inputs.at[:, :num_classes].set(jnp.where(_known(labels, num_classes)[:, None], one_hot, jnp.nan))
 

@@ -6,8 +6,9 @@ quadratic function with exact line search all four are equal (seed 003 eq. 31–
 
 from collections.abc import Callable
 
+from nl_jax._core.numerics import dot
 from nl_jax.base import Array, Params
-from nl_jax.optimizers.inner import difference, dot, ratio
+from nl_jax.optimizers.inner import difference, ratio
 
 Beta = Callable[[Params, Params, Params], Array]
 """`beta(gradient, previous, direction) -> β`: g at x_{n+1}, g at x_n, and p_n, the direction from x_n to x_{n+1}."""

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax._core.numerics import all_finite, widened
+from nl_jax._core.numerics import all_finite, dot, widened
 from nl_jax._core.require import positive_hyperparameter, positive_integer, takes
 from nl_jax.base import Array, Params, State
 from nl_jax.optimizers.betas import Beta, polak_ribiere
-from nl_jax.optimizers.inner import dot, ratio
+from nl_jax.optimizers.inner import ratio
 
 
 class ConjugateGradientState(NamedTuple):

@@ -1,15 +1,10 @@
-"""Inner products of trees, and their quotients."""
+"""Differences of trees, and quotients of inner products."""
 
 import jax.numpy as jnp
 import optax
 
 from nl_jax._core.numerics import widened
 from nl_jax.base import Array, Params
-
-
-def dot(a: Params, b: Params) -> Array:
-    """Computes aᵀb, summed in float32 at least."""
-    return optax.tree.vdot(widened(a), widened(b))
 
 
 def difference(a: Params, b: Params) -> Params:

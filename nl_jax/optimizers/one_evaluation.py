@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax._core.numerics import widened
+from nl_jax._core.numerics import dot, widened
 from nl_jax._core.require import positive_integer
 from nl_jax.base import Array, Params
-from nl_jax.optimizers.inner import dot, ratio
+from nl_jax.optimizers.inner import ratio
 
 
 class OneEvaluationState(NamedTuple):

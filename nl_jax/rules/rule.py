@@ -91,10 +91,13 @@ def mean_outer(a: Array, b: Array) -> Array:
 
 def sum_outer(a: Array, b: Array) -> Array:
     """Sums the outer product Σ a bᵀ over the examples along the first axis, whatever mesh they are laid over."""
-    laid = [x for x in map(jax.typeof, (a, b)) if any(x.sharding.spec)]
-    # With explicit axes JAX does not choose the layout of a sum over devices: here every device gets all of it.
-    everywhere = NamedSharding(laid[0].sharding.mesh, PartitionSpec(None, None)) if laid else None
-    return jnp.matmul(a.T, b, out_sharding=everywhere)
+    laid = [x.sharding for x in map(jax.typeof, (a, b))]
+    if not any(any(sharding.spec) for sharding in laid):
+        return jnp.matmul(a.T, b)
+    # With explicit axes JAX does not choose the layout of a sum over devices: inputs and units stay where they are.
+    inputs, units = (next(iter(sharding.spec[1:]), None) for sharding in laid)
+    spec = PartitionSpec(inputs, None if units == inputs else units)
+    return jnp.matmul(a.T, b, out_sharding=NamedSharding(laid[0].mesh, spec))
 
 
 def mean(a: Array) -> Array:

@@ -7,6 +7,7 @@ of steps taken), the loss, and every number that `record` kept, by its path in t
 that has the name of another column must have its value, as the `loss` of `info` has; otherwise a ValueError names it.
 """
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ def csv(path: str | Path, *, every: int = 1) -> Callable[[Report], None]:
     path, every = Path(path), positive_integer("every", every)
 
     def log(report: Report) -> None:
-        if report.records is None:
+        if report.is_first:
             _keep(path, lambda line: int(line.partition(",")[0]), report.step, header=True)
             return
         rows = list(_rows(report, every))
@@ -89,7 +90,7 @@ def json_lines(path: str | Path, *, every: int = 1) -> Callable[[Report], None]:
     path, every = Path(path), positive_integer("every", every)
 
     def log(report: Report) -> None:
-        if report.records is None:
+        if report.is_first:
             _keep(path, lambda line: json.loads(line)["step"], report.step, header=False)
             return
         with path.open("a") as file:
@@ -157,15 +158,14 @@ class evaluate:  # noqa: N801, used as a function, like the others
     Shows the newest value beside the progress bar and keeps all; a resumed run keeps those since it was resumed.
 
     Args:
-      score: `score(params)` returns a number; it is compiled. With `nl.restarts` and `nl.sweep` it is mapped over the
-        runs.
+      score: `score(params)` returns a number; it is compiled. With `nl.restarts` and `nl.sweep` every run is scored.
       every: steps between two evaluations. One takes place at the first dispatch that reaches a multiple of it;
         shorter dispatches (`steps_per_dispatch`) are more exact.
       name: the name to show.
 
     Attributes:
-      steps: numbers of steps taken, a list; the first is that before training.
-      values: the scores, a list of numbers, or of arrays [num_restarts].
+      steps: numbers of steps taken, a list; the first is that before training. Each group of a sweep begins anew.
+      values: the scores, a list of numbers, or of arrays with one for each run of a report.
 
     Raises:
       ValueError: if a setting is not as described.
@@ -189,7 +189,7 @@ class evaluate:  # noqa: N801, used as a function, like the others
 
     def __call__(self, report: Report) -> dict[str, str]:
         """Evaluates if it is time; returns the newest value to show."""
-        if report.records is None or report.step // self._every > self.steps[-1] // self._every:
+        if report.is_first or report.step // self._every > self.steps[-1] // self._every:
             self.steps.append(report.step)
             self.values.append(self._value(report))
         return {self._name: f"{np.mean(self.values[-1]):.4g}"}
@@ -198,13 +198,14 @@ class evaluate:  # noqa: N801, used as a function, like the others
         runs = report.state.step.ndim
         if runs not in self._compiled:
             function = self._score
-            for _ in range(runs):
-                function = jax.vmap(function)
+            for _ in range(runs):  # one run after another: all at once would hold the activations of all
+                function = functools.partial(jax.lax.map, function)
             self._compiled[runs] = jax.jit(function)
-        value = np.asarray(self._compiled[runs](report.state.params))
-        if value.ndim != runs:
-            raise ValueError(f"score must return one number, got an array of shape {value.shape[runs:]}")
-        return value[()]
+        value = self._compiled[runs](report.state.params)
+        if not isinstance(value, jax.Array) or value.shape != report.state.step.shape:
+            found = jax.tree.map(lambda x: np.shape(x)[runs:], value)
+            raise ValueError(f"score must return one number, got {found}: average over the examples")
+        return np.asarray(value)[()]
 
 
 def _by_one_process(log: Callable[[Report], None]) -> Callable[[Report], None]:
@@ -219,7 +220,7 @@ def _by_one_process(log: Callable[[Report], None]) -> Callable[[Report], None]:
 
 def _rows(report: Report, every: int) -> Iterator[dict[str, Any]]:
     """Yields a row for each step since the last report whose number is divisible by `every`."""
-    if report.records is None:
+    if report.is_first:
         return
     axis, steps = report.losses.ndim - 1, report.losses.shape[-1]
     recorded = [(path_name(path) or "record", x) for path, x in jax.tree_util.tree_leaves_with_path(report.records)]

@@ -27,6 +27,11 @@ class Report(NamedTuple):
     state: LearnerState
     key: Key
 
+    @property
+    def is_first(self) -> bool:
+        """Whether no step was taken since the run began or was resumed."""
+        return self.losses.shape[-1] == 0
+
 
 class Outcomes(NamedTuple):
     """Losses and failures of steps, with leading axes [steps] or [runs, steps].

@@ -110,10 +110,11 @@ class TrainingLog:
                 f"a training log records one run, this report is of {report.key.size} runs: train each by nl.fit, with "
                 "a folder of its own"
             )
-        if report.records is None:
+        if report.is_first:
             self._begin(report.key)
         else:
-            self.append(report.records.update, report.step, report.state.params)
+            updates: Any = getattr(report.records, "update", None)
+            self.append(updates, report.step, report.state.params)
 
     def _begin(self, key: Key) -> None:
         """Takes the generator of keys from the run's; raises a ValueError if there are records of another."""

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,7 +164,7 @@ def sweep(
     (0.1, (3, 3), [0, 0, 3])
     """
     trials, seeds = _trials(settings), positive_integer("seeds", seeds)
-    _require_functions(learner_of, trials, init, score)
+    _require_functions(learner_of, trials, init, score, test)
     learner_of, record = hashable(learner_of), hashable(record)
     learner = Learner(_Init(learner_of), _Step(learner_of))  # equal for equal functions: compiled once for all sweeps
     # These are compiled anew in every sweep: init and score may read what has changed since the last.
@@ -266,9 +267,10 @@ def _begin(
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(of_trial)(trials))
 
 
-def _require_functions(learner_of: Any, trials: dict[str, np.ndarray], init: Any, score: Any) -> None:
+def _require_functions(learner_of: Any, trials: dict[str, np.ndarray], init: Any, score: Any, test: Any) -> None:
     """Raises a ValueError unless the functions take what a sweep gives them."""
-    takes("score", score, 1, "a function of the parameters, such as lambda params: objective(params, data).mean()")
+    for name, judge in {"score": score, "test": score if test is None else test}.items():
+        takes(name, judge, 1, "a function of the parameters, such as lambda params: objective(params, data).mean()")
     takes("init", init, 1, "a function of a key, such as network.init, or lambda key: params")
     if not callable(learner_of):
         raise ValueError(f"learner_of must be a function of the settings that returns a learner, got {learner_of!r}")
@@ -325,7 +327,9 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     """Returns the values of a setting as float64; raises a ValueError unless float32 can hold them."""
     try:
         found = np.atleast_1d(np.asarray(values))
-    except ValueError:  # lists of unequal lengths
+        if found.dtype == object and all(isinstance(value, Real) for value in found.flat):
+            found = found.astype(float)  # such as fractions
+    except (TypeError, ValueError):  # lists of unequal lengths
         found = np.array(None)
     if not any(jnp.issubdtype(found.dtype, kind) for kind in (np.bool_, np.integer, jnp.floating)):
         raise ValueError(
@@ -336,7 +340,10 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     found, limits = found.astype(float), np.finfo(np.float32)
     size = np.abs(found)
     if not ((size == 0) | ((limits.tiny <= size) & (size <= limits.max))).all():
-        raise ValueError(f"settings must be finite numbers of float32, those of {name!r} are not: {values!r}")
+        raise ValueError(
+            f"settings must be 0 or numbers of float32, from {limits.tiny:.2g} to {limits.max:.2g} in size; those of "
+            f"{name!r} are {values!r}"
+        )
     return found
 
 

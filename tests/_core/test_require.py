@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import nl_jax as nl
 from nl_jax._core import require
 
 
@@ -30,3 +31,8 @@ def test_the_remedy_for_traced_numbers_is_theirs_alone():
     count = lambda value: require.positive_integer("restart_every", value)
     with pytest.raises(ValueError, match=r"got .*: nl\.sweep cannot try .*optax\.inject_hyperparams needs them in"):
         jax.eval_shape(count, jnp.int32(2))
+    with pytest.raises(ValueError, match=r"got .*: nl\.sweep cannot try"):  # as a sweep passes them
+        jax.eval_shape(count, jnp.float32(2))
+    with pytest.raises(ValueError, match=r"got Array\(2\., dtype=float32\)$"):
+        count(jnp.float32(2))
+    assert nl.mlp([jnp.int32(3), np.int64(2)], activation=jnp.tanh).shapes["output"] == (2,)

@@ -168,8 +168,16 @@ def test_held_out_data_is_evaluated(capsys):
     found = nl.restarts(LEARNER, KEY, init, DATA, score=score, log=several, **settings)
     assert several.steps == [0, 2]
     np.testing.assert_allclose(several.values[-1], found.scores, rtol=1e-6)
-    with pytest.raises(ValueError, match=r"score must return one number, got an array of shape \(3, 1\)"):
-        fit(num_steps=2, log=nl.logs.evaluate(lambda params: params))
+    for wrong, shape in ((lambda params: params, r"\(3, 1\)"), (lambda params: {"a": score(params)}, r"{'a': \(\)}")):
+        with pytest.raises(ValueError, match=f"score must return one number, got {shape}: average over the examples"):
+            fit(num_steps=2, log=nl.logs.evaluate(wrong))
+
+
+def test_losses_are_logged_and_data_evaluated_where_nothing_is_recorded(tmp_path):
+    nothing, held_out = lambda state, info: None, nl.logs.evaluate(lambda params: jnp.sum(params**2), every=4)
+    fit(num_steps=8, record=nothing, log=[nl.logs.csv(tmp_path / "loss.csv"), held_out])
+    assert held_out.steps == [0, 4, 8]
+    assert len((tmp_path / "loss.csv").read_text().splitlines()) == 1 + 8
 
 
 def test_bad_settings(tmp_path, monkeypatch):

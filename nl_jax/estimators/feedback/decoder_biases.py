@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from nl_jax._core.dependence import reached, severed
 from nl_jax.base import Array, Batch, Objective, Params
 from nl_jax.estimators.feedback.drawing import continuous
-from nl_jax.estimators.feedback.received import chosen, steps_of_their_own
+from nl_jax.estimators.feedback.received import steps_of_their_own
 from nl_jax.propagation import Site, interpret, learning_layers, loops_around, record
 
 Biases = tuple[Array, ...]
@@ -68,7 +68,8 @@ def _shapes(objective: Objective, params: Params, batch: Batch) -> dict[str, tup
     own = steps_of_their_own(objective, params, batch)
 
     def shape(name: str, x: Array) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(chosen(x.shape, own[name]) + x.shape[loops_around(name) + 1 :], x.dtype)
+        steps = (x.shape[axis] for axis in own[name])
+        return jax.ShapeDtypeStruct((*steps, *x.shape[loops_around(name) + 1 :]), x.dtype)
 
     decoded = _decoded(objective, params, batch)
     return {name: tuple(shape(name, x) for x in inputs) for name, inputs in decoded.items()}

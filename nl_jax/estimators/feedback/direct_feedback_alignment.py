@@ -13,7 +13,7 @@ from nl_jax._core.deprecation import deprecated_argument
 from nl_jax._core.keys import layer_key
 from nl_jax._core.require import layered, per_example, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Initializer, Key, LayerCredit, Objective, Params, State
-from nl_jax.estimators.feedback.received import chosen, steps_of_their_own
+from nl_jax.estimators.feedback.received import steps_of_their_own
 from nl_jax.propagation import Local, Site, interpret, local, loops_around, record
 from nl_jax.propagation.interpretation import SEPARATOR
 
@@ -151,7 +151,7 @@ def _drawn(
     told = sum(_units(name, nu) for name, nu in nus.items() if name not in hidden)
 
     def one(name: str) -> Array:
-        steps, shape = chosen(nus[name].shape, own[name]), (_units(name, nus[name]), told)
+        steps, shape = tuple(nus[name].shape[axis] for axis in own[name]), (_units(name, nus[name]), told)
         draw = lambda key: weight_init(key, shape, nus[name].dtype)
         for _ in steps:  # an initializer may scale by the whole shape, which the steps are no part of
             draw = jax.vmap(draw)
@@ -239,7 +239,7 @@ def _told_by(head: str, e: Array, name: str) -> Array:
 def _sent(name: str, weight: Array, own: tuple[int, ...], e: Array, nu: Array) -> Array:
     """Computes B e, in the shape of ν."""
     loops = loops_around(name)
-    expected = *chosen(nu.shape, own), _units(name, nu), e.shape[-1]
+    expected = *(nu.shape[axis] for axis in own), _units(name, nu), e.shape[-1]
     if weight.shape != expected:
         raise ValueError(
             f"layer {name!r}: the state's B has shape {weight.shape}, but [units, units of the highest] are {expected} "

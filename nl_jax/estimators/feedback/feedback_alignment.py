@@ -32,7 +32,8 @@ def feedback_alignment(objective: Objective, *, feedback: Feedback | None = None
         `kolen_pollack(optimizer)`, `weight_mirror(optimizer)`.
 
     Returns:
-      An estimator with the feedback's state. It uses its key in `init` and for the feedback's own learning.
+      An estimator with the feedback's state. It uses its key in `init` and for the feedback's own learning. B in the
+      state is on the scale of its shape; estimates bring it to that of each layer's own fan in, where these differ.
 
     Raises:
       ValueError: if the objective takes no `propagate` or `feedback` is not a `Feedback`; when run, if layers share a

@@ -1,82 +1,100 @@
 """Finds what layers receive of the program's parameters: whole, or as one step's slice of a stack. Nothing is run."""
 
-import functools
 import itertools
+import math
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from nl_jax._core.dependence import Flow, Flows, mark, sources_of_outputs
+from nl_jax._core.require import is_key
 from nl_jax.base import Array, Batch, Objective, Params
 from nl_jax.estimators.feedback.drawing import continuous
-from nl_jax.propagation import Site, interpret, plain_loop
-from nl_jax.propagation.interpretation import SEPARATOR, loops_around
+from nl_jax.propagation import Site, interpret, loops_around, plain_loop
+from nl_jax.propagation.interpretation import SEPARATOR
 
-_STEP_OF = "a step of "
+_SLICE, _INDEX = "slice of ", "index of "
 
 
 class Received(NamedTuple):
     """One array among the parameters that a layer receives.
 
     Attributes:
+      steps: numbers of steps of the loops around the layer, outermost first.
       shape: of the array, in one step.
-      sources: numbers of the program's parameters that it depends on, and names of loops whose steps change it.
+      sources: numbers of the program's parameters that it depends on, and names of loops: those that slice a parameter
+        which it depends on, and those with an index that it depends on.
     """
 
+    steps: tuple[int, ...]
     shape: tuple[int, ...]
     sources: frozenset[Hashable]
 
+    def own_steps(self, name: str, parameters: list[Array]) -> tuple[int, ...]:
+        """Returns the places of the loops whose every step has an array of its own, from the outermost.
 
-def received(objective: Objective, params: Params, batch: Batch) -> dict[str, tuple[tuple[int, ...], list[Received]]]:
-    """Returns, for each layer, the shape of ν with the axes of loops first, and the parameters that it receives.
+        The parameters must hold enough values for that: a weight that is only masked or gated at each step is one.
+        """
+        loops = list(itertools.accumulate(name.split(SEPARATOR)[:-1], lambda outer, own: outer + SEPARATOR + own))
+        held = sum(parameters[i].size for i in self.sources if isinstance(i, int))
+        values, found = math.prod(self.shape), list[int]()
+        for axis in reversed([axis for axis, loop in enumerate(loops) if loop in self.sources]):
+            if values * self.steps[axis] <= held:
+                values, found = values * self.steps[axis], [axis, *found]
+        return tuple(found)
 
-    A loop's step changes an array that depends on what the step reads (`xs`), or on a number that it carries, such as
-    an index. Parameters that are carried do not count: they are the same at every step, or learn on the way.
-    """
 
-    def layer(site: Site, given: None) -> tuple[Array, tuple[Array, list[Array]]]:
+def received(
+    objective: Objective, params: Params, batch: Batch, note: Callable[[Site, Array], Any] = lambda site, nu: None
+) -> dict[str, list[Received]]:
+    """Returns the parameters that each layer receives; `note(site, ν)` is called for each layer as it is traced."""
+
+    def layer(site: Site, given: None) -> tuple[Array, list[Array]]:
         nu = site.preactivation()
-        return site.activation(nu), (nu, jax.tree.leaves(site.params))
+        note(site, nu)
+        return site.activation(nu), jax.tree.leaves(site.params)
 
     def loop(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
-        here = functools.partial(mark, _STEP_OF + name)
+        def index(leaf: Any) -> Any:
+            return leaf if continuous(leaf) or is_key(leaf) else mark(_INDEX + name, leaf)
 
         def marked(carry: Any, x: Any) -> tuple[Any, Any]:
-            carry = jax.tree.map(lambda leaf: leaf if continuous(leaf) else here(leaf), carry)
-            return body(carry, jax.tree.map(here, x))
+            slices = jax.tree.map(lambda leaf: mark(_SLICE + name, leaf) if continuous(leaf) else index(leaf), x)
+            return body(jax.tree.map(index, carry), slices)
 
         return plain_loop(name, marked, carry, xs, length)
 
     def gate(name: str, arriving: Flows) -> Flows:
-        return arriving | {Flow(name)} if name.startswith(_STEP_OF) else arriving
+        """Adds a loop's name to what passes its indices, and its slices of parameters."""
+        of_parameters = any(isinstance(flow.source, int) for flow in arriving)
+        if name.startswith(_INDEX) or (name.startswith(_SLICE) and of_parameters):
+            return arriving | {Flow(name.removeprefix(_INDEX).removeprefix(_SLICE))}
+        return arriving
 
-    def run(params: Params, batch: Batch) -> dict[str, tuple[Array, list[Array]]]:
+    def run(params: Params, batch: Batch) -> dict[str, list[Array]]:
         return interpret(objective, layer, loop=loop)(params, batch)[1]
 
     program, shapes = jax.make_jaxpr(run, return_shape=True)(params, batch)
     count = len(jax.tree.leaves(params))
     flows = [frozenset({Flow(i)} if i < count else ()) for i in range(len(program.in_avals))]
     outputs = jax.tree.unflatten(jax.tree.structure(shapes), sources_of_outputs(program, flows, gate))
-    found = {}
-    for name, (nu, leaves) in shapes.items():
-        loops, sources = loops_around(name), outputs[name][1]
-        pairs = zip(leaves, sources, strict=True)
-        found[name] = nu.shape, [Received(x.shape[loops:], frozenset(f.source for f in flow)) for x, flow in pairs]
-    return found
+
+    def one(loops: int, x: jax.ShapeDtypeStruct, flow: Flows) -> Received:
+        return Received(x.shape[:loops], x.shape[loops:], frozenset(each.source for each in flow))
+
+    return {
+        name: [one(loops_around(name), x, flow) for x, flow in zip(leaves, outputs[name], strict=True)]
+        for name, leaves in shapes.items()
+    }
 
 
 def steps_of_their_own(objective: Objective, params: Params, batch: Batch) -> dict[str, tuple[int, ...]]:
-    """Finds, for each layer, the loops around it, from the outermost on, that change its parameters at each step."""
-
-    def axes(name: str, leaves: list[Received]) -> tuple[int, ...]:
-        loops = itertools.accumulate(name.split(SEPARATOR)[:-1], lambda outer, inner: outer + SEPARATOR + inner)
-        sources = frozenset[Hashable]().union(*(leaf.sources for leaf in leaves))
-        return tuple(axis for axis, loop in enumerate(loops) if _STEP_OF + loop in sources)
-
-    return {name: axes(name, leaves) for name, (_, leaves) in received(objective, params, batch).items()}
-
-
-def chosen(of_axes: tuple[Any, ...], axes: tuple[int, ...]) -> tuple[Any, ...]:
-    """Returns the entries at some axes, such as their sizes in a shape."""
-    return tuple(of_axes[axis] for axis in axes)
+    """Finds, for each layer, the loops around it in which every step has its own parameters, from the outermost on."""
+    parameters = [jnp.asarray(leaf) if jnp.ndim(leaf) == 0 else leaf for leaf in jax.tree.leaves(params)]
+    found = received(objective, params, batch)
+    return {
+        name: tuple(sorted({axis for array in arrays for axis in array.own_steps(name, parameters)}))
+        for name, arrays in found.items()
+    }

@@ -8,7 +8,7 @@ import jax
 from nl_jax.base import Batch, Objective, Params, State
 from nl_jax.estimators.feedback.received import received
 from nl_jax.estimators.feedback.weights import Feedback
-from nl_jax.propagation import loops_around
+from nl_jax.propagation.trial import fan_ins
 
 
 def scaled(source: Feedback, objective: Objective, state: State, params: Params, batch: Batch) -> Params:
@@ -23,18 +23,17 @@ def _corrections(objective: Objective, params: Params, batch: Batch) -> Any:
     """Computes √(fan in by shape / fan in) for each parameter, a tree of numbers.
 
     By shape, a weight […, inputs, units] has all axes but the last as its fan in. That is wrong for a stack of weights
-    in a loop over depth, and for weights [units, inputs]. A weight's own fan in is its size in a layer over the layer's
-    units: these are on the last axis of ν, or, if the weight has no axis of that size, on the first that it has. The
-    factor is 1 for all other parameters, and for those from which a program computes smaller or larger weights.
+    in a loop over depth, for weights [units, inputs], and for those with several axes of units. The factor is 1 where
+    the fan in is not known or differs between layers, and for parameters that are smaller than the layer's weight.
     """
     leaves, tree = jax.tree.flatten(params)
-    factors = [1.0] * len(leaves)
-    for name, (shape, arrays) in received(objective, params, batch).items():
-        axes = *shape[-1:], *shape[loops_around(name) + 1 :]
-        for array in arrays:
-            units, size = next((n for n in axes if n in array.shape), 0), math.prod(array.shape)
+    entering: dict[str, list[int]] = {}
+    arrays = received(objective, params, batch, lambda site, nu: entering.update({site.name: fan_ins(site, nu.shape)}))
+    factors: list[set[float]] = [set() for _ in leaves]
+    for name, several in arrays.items():
+        for array, fan_in in zip(several, entering[name], strict=True):
             for i in (source for source in array.sources if isinstance(source, int)):
-                leaf = leaves[i]
-                if len(array.shape) > 1 and leaf.ndim > 1 and units and leaf.size % size == 0:
-                    factors[i] = math.sqrt(math.prod(leaf.shape[:-1]) * units / size)
-    return jax.tree.unflatten(tree, factors)
+                whole = leaves[i].size % max(1, math.prod(array.shape)) == 0  # one weight, or a stack of them
+                if len(array.shape) > 1 and leaves[i].ndim > 1 and fan_in and whole:
+                    factors[i].add(math.sqrt(math.prod(leaves[i].shape[:-1]) / fan_in))
+    return jax.tree.unflatten(tree, [one.pop() if len(one) == 1 else 1.0 for one in factors])

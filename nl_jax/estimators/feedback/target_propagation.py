@@ -26,7 +26,7 @@ from nl_jax.estimators.feedback.decoder_biases import Biases, biases_by_layer, b
 from nl_jax.estimators.feedback.drawing import continuous, drawn, normal_like
 from nl_jax.estimators.feedback.example import shapes_of
 from nl_jax.estimators.feedback.feedback_path import Back, Find, Run, Seen, beside, feedback_path
-from nl_jax.estimators.feedback.received import chosen, steps_of_their_own
+from nl_jax.estimators.feedback.received import steps_of_their_own
 from nl_jax.estimators.lagrangian.lagrangian import stationarity
 
 Steps = dict[str, tuple[int, ...]]
@@ -89,7 +89,7 @@ def difference_target_propagation(
         layers' inputs.
       eta: η, the step size of the highest target, above 0; in half precision no smaller than the default.
       sigma: σ, standard deviation of the noise on the inputs to be reconstructed, in units of axons, above 0.
-      weight_init: initializer of the first B, in the shape of the forward weight.
+      weight_init: initializer of the first B, as in `nl.feedback.kolen_pollack`.
 
     Returns:
       An estimator whose state is (`Decoders`, the optimizer's state). `info.residuals` is a `nl.KKT` at the feedforward
@@ -202,7 +202,7 @@ def _decode(layer: Seen, biases: Biases, activation: ActivationFn, y: Array) -> 
 
 def _of_step(layer: Seen, biases: dict[str, Biases], steps: Steps) -> Biases:
     """Returns c of the current step; ValueError if its shapes are not those of the layer's inputs."""
-    at = chosen(layer.steps, steps[layer.name])
+    at = tuple(layer.steps[axis] for axis in steps[layer.name])
     ours = [c.shape[len(at) :] for c in biases[layer.name]]
     theirs = [x.shape[1:] for x in layer.inputs if continuous(x)]
     if ours != theirs:

@@ -103,7 +103,9 @@ def kolen_pollack(optimizer: optax.GradientTransformation, weight_init: Initiali
       optimizer: optimizer of B; the learner's own, with decay, such as `optax.adamw(1e-3, weight_decay=1e-1)`. Without
         decay W − B stays constant. Apart from the decay, its step must depend on the gradients alone. W must be updated
         as often as B, which takes one step for every estimate: within `nl.average`, B takes several while W takes one.
-      weight_init: initializer of the first B, in the shape of the forward weight, or of a stack of them.
+      weight_init: initializer of the first B, in the shape of the forward weight. The default takes all axes but the
+        last for inputs. For stacks of weights over depth give `jax.nn.initializers.lecun_normal(batch_axis=0)`, for
+        weights [units, inputs] `lecun_normal(in_axis=-1, out_axis=-2)`, or a function of the shape that chooses.
 
     Raises:
       ValueError: if `optimizer` is not one of optax's.
@@ -131,7 +133,9 @@ def weight_mirror(optimizer: optax.GradientTransformation, weight_init: Initiali
     Args:
       optimizer: optimizer of B for that gradient, with decay, without which B grows without bound: for η = λ = 0.01
         `optax.chain(optax.add_decayed_weights(1.0), optax.sgd(0.01))`.
-      weight_init: initializer of the first B, in the shape of the forward weight, or of a stack of them.
+      weight_init: initializer of the first B, in the shape of the forward weight. The default takes all axes but the
+        last for inputs. For stacks of weights over depth give `jax.nn.initializers.lecun_normal(batch_axis=0)`, for
+        weights [units, inputs] `lecun_normal(in_axis=-1, out_axis=-2)`, or a function of the shape that chooses.
 
     Raises:
       ValueError: if `optimizer` is not one of optax's.

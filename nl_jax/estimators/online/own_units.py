@@ -1,49 +1,19 @@
 """Tests whether each parameter of a layer acts on one unit alone, as a trace for each parameter supposes."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun
 
 from nl_jax._core.dependence import equations
-from nl_jax._core.paths import path_name
-from nl_jax.base import Array
-from nl_jax.propagation import Site
 from nl_jax.propagation.loops import Leaves, chosen, differentiable, replaced
+from nl_jax.propagation.trial import Recorded, drawn
 
 MIXES = "mixes examples"
 OTHERS = "has parameters that act on other units than that of their place on the last axis"
 
 _TOLERANCE = 0.02
 """Allowed relative difference in float32 and above; matrix products of GPUs may keep ten bits."""
-
-
-class Recorded(NamedTuple):
-    """A layer's connection as a program.
-
-    Attributes:
-      program: takes the leaves of parameters and inputs, returns ν.
-      parameters: the parameters by path, as shapes and dtypes.
-      inputs: shapes and dtypes of the inputs.
-    """
-
-    program: ClosedJaxpr
-    parameters: dict[str, jax.ShapeDtypeStruct]
-    inputs: list[jax.ShapeDtypeStruct]
-
-
-def recorded(site: Site) -> Recorded | None:
-    """Records the connection; None if it can be traced only where it stands, as one that names a mesh axis."""
-    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    params, inputs = jax.tree.map(shape, (site.params, site.inputs))
-    try:
-        program = jax.make_jaxpr(lambda params, inputs: site.connection(params, *inputs))(params, inputs)
-    except Exception:  # the program itself runs it in its place, and reports what is wrong with it
-        return None
-    paths = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    return Recorded(program, paths, list(inputs))
 
 
 def fault(layer: Recorded | None) -> str | None:
@@ -79,12 +49,7 @@ def fault(layer: Recorded | None) -> str | None:
 def _judged(layer: Recorded, shape: tuple[int, ...], whole: int) -> tuple[str | None, bool]:
     """Returns what is wrong, and whether all parameters and inputs had an effect, without which nothing is shown."""
     generator = np.random.default_rng(0)
-
-    def drawn(x: jax.ShapeDtypeStruct) -> Array:
-        values = generator.uniform(0.5, 1.5, x.shape) if differentiable(x) else np.full(x.shape, whole)
-        return jnp.asarray(values, x.dtype)
-
-    leaves = [drawn(x) for x in (*layer.parameters.values(), *layer.inputs)]
+    leaves = drawn(layer, generator, whole)
     moving, count = [differentiable(x) for x in leaves], len(layer.parameters)
     run = jaxpr_as_fun(layer.program)
     nu, pull = jax.vjp(lambda some: run(*replaced(leaves, moving, some))[0], chosen(leaves, moving))

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from nl_jax._core.dependence import reached, severed
 from nl_jax.base import Array, Params
 from nl_jax.estimators.feedback.feedback_path import taught, transposed
-from nl_jax.estimators.online.own_units import MIXES, Recorded, recorded
+from nl_jax.estimators.online.own_units import MIXES
 from nl_jax.propagation import Site
 from nl_jax.propagation.loops import differentiable
+from nl_jax.propagation.trial import Recorded, recorded
 
 
 class Mode(enum.Enum):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax._core.failures import raise_if_known
-from nl_jax._core.numerics import divided, largest_component, unit_vector, widened
+from nl_jax._core.numerics import divided, dot, in_one_dtype, largest_component, unit_vector, widened
 from nl_jax._core.require import gradient_estimator, positive_integer, typed_key
 from nl_jax.base import Array, Batch, Failure, GradientEstimator, Key, Params
 
@@ -94,7 +94,8 @@ def cosine(a: Params, b: Params) -> Array:
     >>> round(float(cosine({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([1.0, 1.0])})), 4)
     0.7071
     """
-    return optax.tree.vdot(unit_vector(a), unit_vector(b))
+    a, b = in_one_dtype((a, b))
+    return dot(unit_vector(a), unit_vector(b))
 
 
 def measure(
@@ -170,9 +171,7 @@ def measure(
         zero = optax.tree.norm(sample) == 0
         progress = jnp.where(zero & (power > 0), 0, cosine(sample, exact))
         square = optax.tree.norm(d, squared=True)
-        return (second, fourth, d), PerEstimate(
-            progress, square, optax.tree.vdot(bias, d), optax.tree.vdot(before, d), zero
-        )
+        return (second, fourth, d), PerEstimate(progress, square, dot(bias, d), dot(before, d), zero)
 
     zeros = jax.tree.map(jnp.zeros_like, exact)
     bias, failures = jax.lax.scan(accumulate, zeros, jnp.arange(n))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax._core.numerics import unit_vector, widened
+from nl_jax._core.numerics import in_one_dtype, unit_vector, widened
 from nl_jax._core.paths import path_name
 from nl_jax._core.require import gradient_estimator, positive_integer, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, LearnerState, Params, State
@@ -37,7 +37,7 @@ def angle(a: Params, b: Params) -> Array:
     >>> round(float(angle({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([1.0, 1.0])})), 4)
     45.0
     """
-    a, b = unit_vector(a), unit_vector(b)
+    a, b = map(unit_vector, in_one_dtype((a, b)))
     difference, total = (optax.tree.norm(f(a, b)) for f in (optax.tree.sub, optax.tree.add))
     return jnp.degrees(2 * jnp.arctan2(difference, total))
 

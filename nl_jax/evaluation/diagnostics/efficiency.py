@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from nl_jax._core.failures import raise_if_failed
-from nl_jax._core.numerics import divided, largest_component
+from nl_jax._core.numerics import divided, dot, largest_component
 from nl_jax._core.require import gradient_estimator, positive_integer, typed_key
 from nl_jax.base import Batch, GradientEstimator, Key, Params
 from nl_jax.evaluation.diagnostics.accuracy import measure
@@ -183,7 +183,7 @@ def _row(seconds: np.ndarray, evaluations: int, quality: Any) -> EstimatorEffici
     unit = largest_component(quality.reference)  # in which no square underflows
     mean, reference = divided(quality.mean, unit), divided(quality.reference, unit)
     power = optax.tree.norm(reference, squared=True)
-    scale = float(optax.tree.vdot(mean, reference) / power)
+    scale = float(dot(mean, reference) / power)
     snr, snr_error = (scale**2 * float(x) for x in (quality.signal_to_noise, quality.signal_to_noise_error))
     noise, rounding = quality.relative_variance * power, np.finfo(np.float32).eps
     noiseless = bool(noise < rounding * optax.tree.norm(mean, squared=True))

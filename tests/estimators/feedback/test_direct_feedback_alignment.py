@@ -188,12 +188,16 @@ def test_steps_with_their_own_weights_hear_by_their_own_and_others_share_one(sta
     units, depth = 40, 3
 
     def forward(params, x, propagate=nl.propagation.feedforward):
-        matmul = lambda w, x: x @ w
-        recur = lambda h, x, propagate: (
-            propagate("layer", lambda w, x, h: x + h @ w, jnp.tanh, params["r"], x, h),
-            None,
-        )
-        h, _ = nl.scan("time", recur, jnp.zeros((x.shape[1], units)), x, propagate)
+        matmul, steps = lambda w, x: x @ w, len(x)
+
+        def recur(h, x, propagate):  # a weight that is gated and masked at each step is one
+            x, mask, number, key = x
+            gated = params["r"] * jnp.mean(x) * mask * jax.random.bernoulli(key, 0.5, (units, units)).astype(float)
+            cell = lambda w, x, h: x + h @ (w * jnp.where(number > 0, 1.0, 0.5))
+            return propagate("layer", cell, jnp.tanh, gated * jnp.where(number > 0, 1.0, 0.5), x, h), None
+
+        xs = x, jnp.ones((steps, 1, 1)), jnp.arange(steps), jax.random.split(KEY, steps)
+        h, _ = nl.scan("time", recur, jnp.zeros((x.shape[1], units)), xs, propagate)
 
         def carried(carry, _, propagate):  # weights that are carried are the same at every step
             h, w = carry

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import nl_jax as nl
+from nl_jax.estimators.feedback.scale import scaled
 from nl_jax.propagation import feedforward
 from nl_jax.theory import conservation
 from tests import problems
@@ -360,6 +361,32 @@ def test_credit_keeps_its_size_in_stacks_and_for_transposed_weights(feedback):
     found = sizes()
     np.testing.assert_allclose(found, np.broadcast_to(found[:1], found.shape), rtol=0.25)  # B is drawn by the shape
     assert found[0, 0] > 0.2 * found[0, -1]  # f' takes the rest
+
+
+def test_b_has_the_scale_of_each_layers_own_fan_in():
+    """Of weights either way up, of images either way round, and of several heads."""
+    channels_first = ("NCHW", "OIHW", "NCHW")
+    conv = lambda w, x: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=channels_first)
+    usual = lambda w, x: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    heads = lambda w, x: jnp.einsum("bti,ihd->bthd", x, w)
+    layouts = {  # a connection, its weight and input, and fan in
+        "plain": (lambda w, x: x @ w, (8, 32), (8,), 8),
+        "transposed": (lambda w, x: x @ w.T, (32, 8), (8,), 8),
+        "positions": (lambda w, x: jnp.einsum("oi,bip->bop", w, x), (32, 8), (8, 8), 8),
+        "channels first": (conv, (32, 8, 3, 3), (8, 8, 8), 72),
+        "narrow": (conv, (32, 8, 3, 3), (8, 3, 3), 72),
+        "usual": (usual, (3, 3, 8, 32), (8, 8, 8), 72),
+        "heads": (heads, (64, 8, 16), (5, 64), 64),
+    }
+
+    for name, (connection, shape, at, fan_in) in layouts.items():
+
+        def objective(w, x, propagate=feedforward, connection=connection):
+            return propagate("layer", connection, jnp.tanh, w, x).reshape(len(x), -1).sum(axis=1)
+
+        source = nl.feedback.random()
+        b = scaled(source, objective, source.init(OTHER, jnp.ones(shape)), jnp.ones(shape), jnp.ones((2, *at)))
+        assert float(jnp.std(b)) == pytest.approx(fan_in**-0.5, rel=0.15), name
 
 
 def test_a_connection_that_holds_its_weight_is_fed_back_like_one_that_is_given_it(x64):

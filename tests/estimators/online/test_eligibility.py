@@ -10,11 +10,12 @@ import optax
 import pytest
 
 import nl_jax as nl
-from nl_jax.estimators.online.own_units import fault, recorded
+from nl_jax.estimators.online.own_units import fault
 from nl_jax.estimators.online.three_factor import cubed
 from nl_jax.evaluation.conformance.problem import Problem
 from nl_jax.evaluation.conformance.subject import keys, sampler
 from nl_jax.propagation import Site, feedforward
+from nl_jax.propagation.trial import recorded
 from tests import problems
 from tests.deviation import largest_deviation
 from tests.estimators.online import programs
