@@ -193,7 +193,7 @@ def test_what_cannot_be_swept_is_an_error():
     with pytest.raises(ValueError, match=r"init must take one argument, got .'w'"):
         nl.sweep(learner_of, GRID, KEY, {"w": jnp.zeros(3)}, DATA, **COMMON)
     for value in (np.inf, np.nan, 1e-46, 1e39):
-        with pytest.raises(ValueError, match="those of 'rate' are not"):
+        with pytest.raises(ValueError, match=r"must be 0 or numbers of float32, .* those of 'rate' are"):
             swept({"rate": [value]})
     with pytest.raises(ValueError, match="score must return one number"):
         swept({"rate": [0.02, 0.2], "sigma": [1e-3]}, at_once=2, score=lambda w: w, log=untold)
