@@ -190,6 +190,7 @@ def test_a_difference_of_rounding_noise_is_refused(make, baseline):
 @pytest.mark.parametrize(
     ("make", "dtype"),
     [
+        (nl.weight_perturbation, jnp.bfloat16),
         (nl.weight_perturbation, jnp.float16),
         (nl.weight_perturbation, jnp.float32),
         (nl.node_perturbation, jnp.bfloat16),
@@ -222,7 +223,7 @@ def test_the_default_step_suits_the_dtype(make, dtype, x64):
         return np.linalg.norm(flat(difference)) / np.linalg.norm(flat(reference))
 
     by_default, given, longer = map(error, found)
-    assert by_default == given < 60 * float(jnp.finfo(dtype).eps) ** (2 / 3)
+    assert by_default == given < min(60 * float(jnp.finfo(dtype).eps) ** (2 / 3), 0.12)
     assert by_default < longer / 3
 
 
