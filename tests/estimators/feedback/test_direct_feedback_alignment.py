@@ -207,6 +207,12 @@ def test_steps_with_their_own_weights_hear_by_their_own_and_others_share_one(sta
         block = lambda h, w, propagate: (propagate("layer", matmul, jnp.tanh, w, h), None)
         h, _ = nl.scan("depth", block, h, jnp.stack(list(params["blocks"])), propagate)
 
+        def gated(h, w, propagate):  # by data in a loop within, of fewer steps than there are weights
+            inner = lambda h, x, propagate: (propagate("layer", matmul, jnp.tanh, w * x, h), None)
+            return nl.scan("inner", inner, h, x[:2, :1, :1], propagate)[0], None
+
+        h, _ = nl.scan("outer", gated, h, jnp.stack(list(params["blocks"])), propagate)
+
         def counted(carry, _, propagate):
             h, i = carry
             return (propagate("layer", matmul, jnp.tanh, jnp.stack(list(params["blocks"]))[i], h), i + 1), None
@@ -227,7 +233,8 @@ def test_steps_with_their_own_weights_hear_by_their_own_and_others_share_one(sta
         drawn = nl.direct_feedback_weights(objective, seed, params, batch)
         shapes = {name: weight.shape for name, weight in drawn.items()}
         one, several = (units, 30), (depth, units, 30)
-        assert shapes == {"time/layer": one, "again/layer": one, "depth/layer": several, "count/layer": several}
+        shared = dict.fromkeys(("time/layer", "again/layer"), one)
+        assert shapes == shared | dict.fromkeys(("depth/layer", "outer/inner/layer", "count/layer"), several)
         assert float(drawn["depth/layer"].std()) == pytest.approx(units**-0.5, rel=0.1)
 
 

@@ -59,6 +59,21 @@ def test_looks_and_leaves_that_are_not_accounted_for_are_too_many_alarms():
     assert alarms > ERROR + 4 * standard_error(ERROR)
 
 
+def test_each_statistic_sees_what_the_other_cannot():
+    """A wrong length is lost in the noise of a hundred other directions; a wrong direction changes no length."""
+    g, rng = np.eye(100)[0], np.random.default_rng(0)
+    noise = rng.standard_normal((BLOCK, 100)) * np.where(g > 0, 0.1, 3.0)
+    nothing = Moments(0, np.zeros(100), np.zeros((100, 100)))
+    found = {name: leaf(nothing.grown(noise + bias), g, ERROR) for name, bias in {
+        "none": 0 * g, "long": 0.05 * g, "aside": 2.5 * np.eye(100)[1],
+    }.items()}  # fmt: skip
+    assert not found["none"].biased
+    assert found["long"].biased
+    assert found["long"].visible_length < 0.05 < found["long"].visible_distance
+    assert found["aside"].biased
+    assert abs(found["aside"].length - 1) < 0.05
+
+
 @pytest.mark.parametrize(("part", "seen"), [(1.0, 1 - MISSED), (0.5, None)])
 def test_a_bias_of_the_size_that_is_called_visible_is_seen_as_often_as_said(part, seen):
     """In length, and judged once; one of half the size is missed far more often."""
