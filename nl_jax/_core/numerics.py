@@ -71,7 +71,7 @@ def divided(tree: Params, by: Array) -> Params:
 
 def dot(a: Params, b: Params) -> Array:
     """Computes aᵀb, summed in float32 at least."""
-    # Not by jnp.vdot, which before JAX 0.10 sums one after the other on a CPU: 10⁵ ones are off by 10⁻³.
+    # Not by jnp.vdot, which in JAX 0.8 sums one after the other on a CPU: for 10⁵ ones it is off by 10⁻³.
     products = jax.tree.map(lambda x, y: jnp.sum(x * y), widened(a), widened(b))
     return functools.reduce(jnp.add, in_one_dtype(jax.tree.leaves(products)) or [jnp.float32(0)])
 

@@ -4,9 +4,8 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from nl_jax.training.loop import Loop
 from nl_jax.training.outcome import Diverged
 from nl_jax.training.run import Log, Run
 from nl_jax.training.sources import Arrays
+from nl_jax.training.trials import count, groups, shapes, trials_of
 
 _SHARE = 0.25
 """The fraction of the device's memory that runs trained at once may use."""
@@ -163,7 +163,7 @@ def sweep(
     >>> round(found.best["rate"], 3), found.scores.shape, [row["diverged"] for row in found.rows()]
     (0.1, (3, 3), [0, 0, 3])
     """
-    trials, seeds = _trials(settings), positive_integer("seeds", seeds)
+    trials, seeds = trials_of(settings), positive_integer("seeds", seeds)
     _require_functions(learner_of, trials, init, score, test)
     learner_of, record = hashable(learner_of), hashable(record)
     learner = Learner(_Init(learner_of), _Step(learner_of))  # equal for equal functions: compiled once for all sweeps
@@ -178,7 +178,7 @@ def sweep(
     if at_once is None:
         at_once = _fitting(run_of("all"), begin, trials)
     found = _Found(trials, seeds)
-    for name, group in _groups(trials, positive_integer("at_once", at_once)):
+    for name, group in groups(trials, positive_integer("at_once", at_once)):
         keys, states = begin(group)
         states, history = Loop(run_of(name), MANY_DONATING, keys, states, 0, _never, lambda states: None).finish()
         found.add(states, np.asarray(score_all(states.params)), history)
@@ -198,7 +198,7 @@ class _Found:
     def add(self, states: LearnerState, scores: np.ndarray, history: Any) -> None:
         """Adds a group's states, scores and records, each [trials · seeds, …]; trials that only pad it are left out."""
         together, seeds = len(scores) // self._seeds, self._seeds
-        own = min(together, _count(self._trials) - sum(map(len, self._scores)))
+        own = min(together, count(self._trials) - sum(map(len, self._scores)))
         apart = lambda x: x.reshape(together, seeds, *x.shape[1:])[:own]
         means = _means(apart(scores))
         if (lowest := float(means.min())) < self._lowest:
@@ -292,69 +292,14 @@ def _run_of(trials: dict[str, np.ndarray], checkpoint: str | os.PathLike | None,
     return run
 
 
-def _groups(trials: dict[str, np.ndarray], at_once: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yields names and values of groups of equal size, which share one compiled program; the last may be padded."""
-    count = _count(trials)
-    together = -(-count // -(-count // min(at_once, count)))
-    for first in range(0, count, together):
-        chosen = np.minimum(np.arange(first, first + together), count - 1)
-        name = f"settings-{first}-{chosen[-1]}"
-        yield name, {name: values[chosen].astype(np.float32) for name, values in trials.items()}
-
-
-def _count(trials: dict[str, np.ndarray]) -> int:
-    return len(next(iter(trials.values())))
-
-
-def _trials(settings: Any) -> dict[str, np.ndarray]:
-    """Checks settings and returns their values by name, [trials]."""
-    if isinstance(settings, Mapping):
-        grid = np.meshgrid(*(_numbers(name, values) for name, values in settings.items()), indexing="ij")
-        trials = {name: values.ravel() for name, values in zip(settings, grid, strict=True)}
-    else:
-        rows = list(settings) if isinstance(settings, Iterable) else []
-        alike = all(isinstance(row, Mapping) and set(row) == set(rows[0]) for row in rows)
-        trials = {name: _numbers(name, [row[name] for row in rows]) for name in rows[0]} if rows and alike else {}
-    if not trials or not _count(trials):
-        raise ValueError(
-            "settings must be values by name, such as {'rate': [0.01, 0.1]}, or a sequence of mappings that all have "
-            f"the same names; got {settings!r}"
-        )
-    return trials
-
-
-def _numbers(name: str, values: Any) -> np.ndarray:
-    """Returns the values of a setting as float64; raises a ValueError unless float32 can hold them."""
-    try:
-        found = np.atleast_1d(np.asarray(values))
-        if found.dtype == object and all(isinstance(value, Real) for value in found.flat):
-            found = found.astype(float)  # such as fractions
-    except (TypeError, ValueError):  # lists of unequal lengths
-        found = np.array(None)
-    if not any(jnp.issubdtype(found.dtype, kind) for kind in (np.bool_, np.integer, jnp.floating)):
-        raise ValueError(
-            f"settings must be numbers, those of {name!r} are {values!r}: for names or functions, make a sweep of each"
-        )
-    if found.ndim != 1:
-        raise ValueError(f"settings must be one number each, those of {name!r} have shape {found.shape[1:]}")
-    found, limits = found.astype(float), np.finfo(np.float32)
-    size = np.abs(found)
-    if not ((size == 0) | ((limits.tiny <= size) & (size <= limits.max))).all():
-        raise ValueError(
-            f"settings must be 0 or numbers of float32, from {limits.tiny:.2g} to {limits.max:.2g} in size; those of "
-            f"{name!r} are {values!r}"
-        )
-    return found
-
-
 def _fitting(run: Run, begin: Callable[..., Any], trials: dict[str, np.ndarray]) -> int:
     """Returns how many settings fit into memory at once."""
     device = jax.local_devices()[0]
     told = device.memory_stats() or {}
     total = told.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    together = _count(trials)
+    together = count(trials)
     while together > 1:
-        keys, states = jax.eval_shape(begin, _shapes(trials, together))
+        keys, states = jax.eval_shape(begin, shapes(trials, together))
         steps = min(run.steps_per_dispatch, run.num_steps)
         assert isinstance(run.source, Arrays)
         if run.source.memory(Call(MANY_DONATING, run.learner, run.record, keys), states, steps) <= _SHARE * total:
@@ -377,18 +322,13 @@ def _require_one_number_each(
     judges: dict[str, Callable[[Params], Array] | None], begin: Callable[..., Any], trials: dict[str, np.ndarray]
 ) -> None:
     """Raises a ValueError, before training, unless a run's score and test are one number each."""
-    _, states = jax.eval_shape(begin, _shapes(trials, 1))
+    _, states = jax.eval_shape(begin, shapes(trials, 1))
     for name, judge in judges.items():
         if judge is None:
             continue
         shape = jax.eval_shape(functools.partial(_measured, judge), states.params).shape
         if len(shape) != 1:
             raise ValueError(f"{name} must return one number, got shape {shape[1:]}: average over the examples")
-
-
-def _shapes(trials: dict[str, np.ndarray], count: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of the values of `count` trials."""
-    return {name: jax.ShapeDtypeStruct((count,), np.float32) for name in trials}
 
 
 def _never(*of: Any) -> None:

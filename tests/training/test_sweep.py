@@ -1,5 +1,6 @@
 import dataclasses
 from collections.abc import Callable
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.training import sweep as module
+from nl_jax.training.trials import trials_of
 
 pytestmark = pytest.mark.slow
 
@@ -175,6 +177,11 @@ def test_functions_need_no_hash():
     assert module.MANY_DONATING.steps._cache_size() == before + 1  # for both groups
 
 
+@pytest.mark.parametrize("values", [[Fraction(1, 2), 2], [10**20], [jnp.float16(0.5)], [True], [0, 0.5]], ids=str)
+def test_numbers_of_any_kind_are_settings(values):
+    np.testing.assert_array_equal(trials_of({"rate": values})["rate"], np.array(values, float))
+
+
 def test_what_cannot_be_swept_is_an_error():
     untold = lambda report: pytest.fail("training began")
     for settings in ({}, [], {"rate": [], "sigma": [1]}, [{"rate": 1}, {"sigma": 1}], [3], [{}], 3):
@@ -195,6 +202,8 @@ def test_what_cannot_be_swept_is_an_error():
     for value in (np.inf, np.nan, 1e-46, 1e39):
         with pytest.raises(ValueError, match=r"must be 0 or numbers of float32, .* those of 'rate' are"):
             swept({"rate": [value]})
+    with pytest.raises(ValueError, match=r"test must take one argument, got 0\.5: a function of the parameters"):
+        swept({"rate": [0.1], "sigma": [1e-3]}, test=0.5)
     with pytest.raises(ValueError, match="score must return one number"):
         swept({"rate": [0.02, 0.2], "sigma": [1e-3]}, at_once=2, score=lambda w: w, log=untold)
     with pytest.raises(ValueError, match="test must return one number"):

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from nl_jax._core.dependence import reached, severed
 from nl_jax.base import Array, Batch, Objective, Params
-from nl_jax.estimators.feedback.drawing import continuous
 from nl_jax.estimators.feedback.received import steps_of_their_own
 from nl_jax.propagation import Site, interpret, learning_layers, loops_around, record
+from nl_jax.propagation.loops import differentiable
 
 Biases = tuple[Array, ...]
 
@@ -79,7 +79,7 @@ def _decoded(objective: Objective, params: Params, batch: Batch) -> dict[str, Bi
     """Returns the inputs to decode: floating-point inputs of learning layers that depend on other layers' axons."""
 
     def layer(site: Site, given: Array | None) -> tuple[Array, Biases]:
-        return site.axons() if given is None else given, tuple(filter(continuous, site.inputs))
+        return site.axons() if given is None else given, tuple(filter(differentiable, site.inputs))
 
     def inputs(params: Params, batch: Batch, axons: Mapping[str, Array]) -> dict[str, Biases]:
         return interpret(objective, layer)(params, batch, axons)[1]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from nl_jax._core.require import typed_key
 from nl_jax.base import Array, Initializer, Key, Params
+from nl_jax.propagation.loops import differentiable
 
 
 def drawn(weight_init: Initializer, key: Key, params: Params) -> Params:
@@ -18,13 +19,8 @@ def drawn(weight_init: Initializer, key: Key, params: Params) -> Params:
 def normal_like(key: Key, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
     """Draws independent standard normal noise in the arrays' shapes; indices and masks stay as they are."""
     keys = jax.random.split(key, len(arrays))
-    draw = lambda k, x: jax.random.normal(k, x.shape, x.dtype) if continuous(x) else x
+    draw = lambda k, x: jax.random.normal(k, x.shape, x.dtype) if differentiable(x) else x
     return tuple(draw(k, x) for k, x in zip(keys, arrays, strict=True))
-
-
-def continuous(x: Array) -> bool:
-    """Returns whether x can be perturbed and receive credit: an index or a mask cannot."""
-    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _leaf(weight_init: Initializer, key: Key, leaf: Array) -> Array:

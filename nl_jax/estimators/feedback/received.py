@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from nl_jax._core.dependence import Flow, Flows, mark, sources_of_outputs
 from nl_jax._core.require import is_key
 from nl_jax.base import Array, Batch, Objective, Params
-from nl_jax.estimators.feedback.drawing import continuous
 from nl_jax.propagation import Site, interpret, loops_around, plain_loop
 from nl_jax.propagation.interpretation import SEPARATOR
+from nl_jax.propagation.loops import differentiable
 
 _SLICE, _INDEX = "slice of ", "index of "
 
@@ -58,10 +58,10 @@ def received(
 
     def loop(name: str, body: Callable, carry: Any, xs: Any, length: int | None) -> tuple[Any, Any]:
         def index(leaf: Any) -> Any:
-            return leaf if continuous(leaf) or is_key(leaf) else mark(_INDEX + name, leaf)
+            return leaf if differentiable(leaf) or is_key(leaf) else mark(_INDEX + name, leaf)
 
         def marked(carry: Any, x: Any) -> tuple[Any, Any]:
-            slices = jax.tree.map(lambda leaf: mark(_SLICE + name, leaf) if continuous(leaf) else index(leaf), x)
+            slices = jax.tree.map(lambda leaf: mark(_SLICE + name, leaf) if differentiable(leaf) else index(leaf), x)
             return body(jax.tree.map(index, carry), slices)
 
         return plain_loop(name, marked, carry, xs, length)

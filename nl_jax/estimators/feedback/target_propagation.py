@@ -23,11 +23,12 @@ from nl_jax.base import (
     State,
 )
 from nl_jax.estimators.feedback.decoder_biases import Biases, biases_by_layer, biases_by_parameter, taken_by_layer
-from nl_jax.estimators.feedback.drawing import continuous, drawn, normal_like
+from nl_jax.estimators.feedback.drawing import drawn, normal_like
 from nl_jax.estimators.feedback.example import shapes_of
 from nl_jax.estimators.feedback.feedback_path import Back, Find, Run, Seen, beside, feedback_path
 from nl_jax.estimators.feedback.received import steps_of_their_own
 from nl_jax.estimators.lagrangian.lagrangian import stationarity
+from nl_jax.propagation.loops import differentiable
 
 Steps = dict[str, tuple[int, ...]]
 """By layer, the loops over which its parameters, and with them its decoder, are stacked."""
@@ -170,7 +171,7 @@ def _by_targets(activation: ActivationFn, eta: float, steps: Steps) -> Back:
         to_axons, to_target = (_decode(layer, own, activation, y) for y in (layer.axons, layer.axons - step_size * z))
         displaced = ((x - t) / step_size for x, t in zip(to_axons, to_target, strict=True))
         # indices are not decoded
-        return tuple(next(displaced) if continuous(x) else r for x, r in zip(layer.inputs, routed, strict=True))
+        return tuple(next(displaced) if differentiable(x) else r for x, r in zip(layer.inputs, routed, strict=True))
 
     return back
 
@@ -183,10 +184,10 @@ def _reconstruction(activation: ActivationFn, sigma: float, steps: Steps) -> Fin
         if layer.name not in biases:
             return None
         noise = normal_like(own_key(key, layer), layer.inputs)
-        noisy = tuple(x + sigma * xi if continuous(x) else x for x, xi in zip(layer.inputs, noise, strict=True))
+        noisy = tuple(x + sigma * xi if differentiable(x) else x for x, xi in zip(layer.inputs, noise, strict=True))
         y = layer.activation(layer.connection(*noisy))
         decoded = _decode(layer, _of_step(layer, biases, steps), activation, y)
-        pairs = zip(decoded, filter(continuous, noisy), strict=True)
+        pairs = zip(decoded, filter(differentiable, noisy), strict=True)
         errors = [0.5 * jnp.sum((restored - x) ** 2).astype(float) / len(x) for restored, x in pairs]
         return sum(errors, start=jnp.asarray(0.0))
 
@@ -196,7 +197,7 @@ def _reconstruction(activation: ActivationFn, sigma: float, steps: Steps) -> Fin
 def _decode(layer: Seen, biases: Biases, activation: ActivationFn, y: Array) -> tuple[Array, ...]:
     """Computes g(y) = a(Bᵀ y + c) for each floating-point input of the layer."""
     returned = layer.transpose(layer.companion)(y)
-    continuing = [nu for nu, x in zip(returned, layer.inputs, strict=True) if continuous(x)]
+    continuing = [nu for nu, x in zip(returned, layer.inputs, strict=True) if differentiable(x)]
     return tuple(activation(nu + c[None]) for nu, c in zip(continuing, biases, strict=True))
 
 
@@ -204,7 +205,7 @@ def _of_step(layer: Seen, biases: dict[str, Biases], steps: Steps) -> Biases:
     """Returns c of the current step; ValueError if its shapes are not those of the layer's inputs."""
     at = tuple(layer.steps[axis] for axis in steps[layer.name])
     ours = [c.shape[len(at) :] for c in biases[layer.name]]
-    theirs = [x.shape[1:] for x in layer.inputs if continuous(x)]
+    theirs = [x.shape[1:] for x in layer.inputs if differentiable(x)]
     if ours != theirs:
         raise ValueError(
             f"layer {layer.name!r}: its decoder is for inputs of shapes {ours}, as the example has them, but on this "

@@ -17,8 +17,9 @@ from jax.nn import initializers
 from nl_jax._core.keys import own_key
 from nl_jax._core.require import gradient_transformation, typed_key
 from nl_jax.base import Array, EstimatorInitFn, Initializer, Key, Params, State
-from nl_jax.estimators.feedback.drawing import continuous, drawn, normal_like
+from nl_jax.estimators.feedback.drawing import drawn, normal_like
 from nl_jax.estimators.feedback.feedback_path import Find, Seen
+from nl_jax.propagation.loops import differentiable
 
 _LECUN = initializers.lecun_normal()
 
@@ -144,10 +145,10 @@ def weight_mirror(optimizer: optax.GradientTransformation, weight_init: Initiali
 
     def agreement(layer: Seen, key: Key) -> Array | None:
         """Computes ⟨B ξ, y⟩ of one layer, averaged over examples and positions."""
-        if not any(map(continuous, layer.inputs)):
+        if not any(map(differentiable, layer.inputs)):
             return None
         noise = normal_like(own_key(key, layer), layer.inputs)
-        silence = jax.tree.map(lambda x: jnp.zeros_like(x) if continuous(x) else x, noise)
+        silence = jax.tree.map(lambda x: jnp.zeros_like(x) if differentiable(x) else x, noise)
         y = layer.connection(*noise) - layer.connection(*silence)
         places = math.prod(y.shape[:-1] or y.shape)  # a single unit may have no axis
         return jnp.sum(layer.companion(*noise) * jax.lax.stop_gradient(y)) / places

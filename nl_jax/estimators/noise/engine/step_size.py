@@ -16,8 +16,8 @@ def balanced(order: int) -> Length:
 
     The best factor grows with the network, from 2 to 5 for 43 parameters to 15 and more for 269,000: in float32,
     float16 and bfloat16, with one-sided (order 1) and central (order 2) differences. Central ones in bfloat16 would be
-    longer than 1. At that length, 1.6, curvature biases the small network's estimates by 17 % of a layer's gradient, at
-    length 1 by 7 %; errors from rounding mostly average out.
+    longer than 1. At that length, 1.6, curvature biases the small network's estimates by 18 ± 2 % of a layer's
+    gradient, at length 1 by 8 ± 2 %; errors from rounding mostly average out.
     """
     return lambda eps: min(8 * eps ** (1 / (order + 1)), 1.0)
 
