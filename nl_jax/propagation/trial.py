@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from nl_jax._core.dependence import equations
 from nl_jax._core.paths import path_name
 from nl_jax.propagation.interpretation import Site
 from nl_jax.propagation.loops import Leaves, chosen, differentiable, replaced
@@ -25,6 +26,11 @@ class Recorded(NamedTuple):
     program: ClosedJaxpr
     parameters: dict[str, jax.ShapeDtypeStruct]
     inputs: list[jax.ShapeDtypeStruct]
+
+    @property
+    def calls_host(self) -> bool:
+        """Whether running it would call the host, such as a device that is trained."""
+        return any("callback" in equation.primitive.name for equation in equations(self.program))
 
 
 def recorded(site: Site) -> Recorded | None:
@@ -61,9 +67,11 @@ def fan_ins(site: Site, nu: tuple[int, ...]) -> list[int]:
         return [math.prod(leaf.shape) // nu[1] if leaf.ndim == 2 else 1 for leaf in leaves]  # a matrix, either way up
     example: Any = tuple(jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for x in site.inputs)
     layer = recorded(site._replace(inputs=example))
+    if layer is None or layer.calls_host:
+        return [0] * len(leaves)
     try:
         with jax.ensure_compile_time_eval():
-            return [0] * len(leaves) if layer is None else _entering(layer)
+            return _entering(layer)
     except Exception:  # it holds values of a trace, or runs only in its place
         return [0] * len(leaves)
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from nl_jax._core.dependence import equations
 from nl_jax.propagation.loops import Leaves, chosen, differentiable, replaced
 from nl_jax.propagation.trial import Recorded, drawn
 
@@ -32,7 +31,7 @@ def fault(layer: Recorded | None) -> str | None:
                 f"has a parameter {path!r} of shape {leaf.shape}, in which the last axis is not that of the "
                 f"{nu.shape[-1]} units"
             )
-    if any("callback" in equation.primitive.name for equation in equations(layer.program)):
+    if layer.calls_host:
         return None
     found: str | None = None
     try:

@@ -9,7 +9,8 @@ import pytest
 
 import nl_jax as nl
 from nl_jax.estimators.feedback.scale import scaled
-from nl_jax.propagation import feedforward
+from nl_jax.propagation import Site, feedforward
+from nl_jax.propagation.trial import fan_ins
 from nl_jax.theory import conservation
 from tests import problems
 
@@ -387,6 +388,24 @@ def test_b_has_the_scale_of_each_layers_own_fan_in():
         source = nl.feedback.random()
         b = scaled(source, objective, source.init(OTHER, jnp.ones(shape)), jnp.ones(shape), jnp.ones((2, *at)))
         assert float(jnp.std(b)) == pytest.approx(fan_in**-0.5, rel=0.15), name
+
+
+def test_to_count_a_fan_in_no_device_is_called():
+    called = []
+
+    def device(w, x):
+        called.append(x)
+        return np.zeros((*x.shape[:2], 3), np.float32)
+
+    @jax.custom_vjp
+    def connection(w, x):
+        return jax.pure_callback(device, jax.ShapeDtypeStruct((*x.shape[:2], 3), jnp.float32), w, x)
+
+    connection.defvjp(lambda w, x: (connection(w, x), (w, x)), lambda kept, delta: kept)
+    site = Site("layer", connection, jnp.tanh, jnp.ones((4, 3)), (jnp.ones((2, 5, 4)),))
+    assert fan_ins(site, (2, 5, 3)) == [0]
+    assert not called
+    assert fan_ins(site._replace(connection=lambda w, x: x @ w), (2, 5, 3)) == [4]
 
 
 def test_a_connection_that_holds_its_weight_is_fed_back_like_one_that_is_given_it(x64):
