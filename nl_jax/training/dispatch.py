@@ -80,7 +80,12 @@ def _steps(plan: Plan, num_steps: int, key: Key, state: LearnerState, data: Batc
         batch = data if index is None else jax.tree.map(lambda x: gather(x, index), data)
         return _taken(plan, step_key, state, batch, step)
 
-    return jax.lax.scan(one, state, (first_step + jnp.arange(num_steps, dtype=jnp.int32), chosen))
+    now = first_step + jnp.arange(num_steps, dtype=jnp.int32), chosen
+    if num_steps > 1:
+        return jax.lax.scan(one, state, now)
+    # No loop: in loops, XLA's CPU compiler is slow for derivatives of convolutions other than `nl.connections.conv`.
+    state, made = one(state, jax.tree.map(lambda x: jnp.squeeze(x, 0), now))
+    return state, jax.tree.map(lambda x: jnp.expand_dims(x, 0), made)
 
 
 def _require_indices(chosen: Any, shape: tuple[int, int]) -> None:

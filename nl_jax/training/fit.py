@@ -54,7 +54,8 @@ def fit(
       order: `nl.batching.shuffled` (passes over the data) or `nl.batching.uniform` (with replacement).
       steps_per_dispatch: steps between two returns to Python; with arrays, one compiled call runs them all. Python
         then calls the logs, saves the state and handles Ctrl-C and SIGTERM, in a few milliseconds at most. Use 1,000 or
-        more if a step takes 0.1 ms or less.
+        more if a step takes 0.1 ms or less. Use 1 on a CPU for convolutions other than `nl.connections.conv`: XLA's
+        CPU compiler is slow for their derivatives in a loop.
       record: `record(state, info)` returns what to keep of each step; by default `info` without its residuals. Only
         `lambda state, info: info` makes the run compute the residuals.
       log: a function, or several, called with an `nl.Report` before the first dispatch and after each. It returns None,

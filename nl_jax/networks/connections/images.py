@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jax.nn import initializers
 
 from nl_jax._core.products import product
 from nl_jax._core.require import is_size, positive_integer
 from nl_jax.base import Array, Initializer, Params
 from nl_jax.networks.connections.connection import ConnectionSpec, Joint, Shape, weights
+from nl_jax.networks.connections.convolution import convolve, explicit_padding
 
 
 def conv(
@@ -53,11 +53,8 @@ def conv(
         if features is None:
             raise ValueError("conv needs channels=… where the layer's shape is left to be inferred")
 
-        def convolve(x: Array, weight: Array) -> Array:
-            return lax.conv_general_dilated(x, weight, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
         def apply(params: Params, x: Array) -> Array:
-            nu = product(convolve, x, params["weight"])
+            nu = product(lambda x, weight: convolve(x, weight, strides, padding), x, params["weight"])
             return nu + jnp.expand_dims(params["bias"], (0, 1, 2)) if bias else nu
 
         weight = (*window, source_shape[-1], features)
@@ -96,7 +93,7 @@ def max_pool(
         del shape
         require_image("max_pool", source_shape)
         height, width = spatial(source_shape, size, strides, padding)
-        pads = _explicit(source_shape, size, strides, padding)
+        pads = explicit_padding(source_shape[:2], size, strides, padding)
         if any(max(side) >= length for side, length in zip(pads, size, strict=True)):
             raise ValueError(
                 f"padding {pads} leaves windows of {size} with nothing but padding; keep it below the window"
@@ -148,15 +145,9 @@ def require_image(what: str, shape: Shape) -> None:
         raise ValueError(f"{what} reads an image (height, width, channels), its source has shape {shape}")
 
 
-def _explicit(source: Shape, window: Shape, strides: Shape, padding: Any) -> tuple[tuple[int, int], ...]:
-    if isinstance(padding, str):
-        return tuple(lax.padtype_to_pads(source[:2], window, strides, padding))
-    return tuple(padding)
-
-
 def spatial(source: Shape, window: Shape, strides: Shape, padding: Any) -> Shape:
     """Computes the height and width of the output of a sliding window; raises a ValueError if no window fits."""
-    pads = _explicit(source, window, strides, padding)
+    pads = explicit_padding(source[:2], window, strides, padding)
     axes = zip(source[:2], window, strides, pads, strict=True)
     sides = tuple((n + low + high - w) // s + 1 for n, w, s, (low, high) in axes)
     if min(sides) < 1:

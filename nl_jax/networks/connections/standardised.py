@@ -4,13 +4,13 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jax.nn import initializers
 
 from nl_jax._core.products import product
 from nl_jax._core.require import positive_integer, positive_number
 from nl_jax.base import Array, Initializer, Key, Params
 from nl_jax.networks.connections.connection import ConnectionSpec, Joint, Shape
+from nl_jax.networks.connections.convolution import convolve
 from nl_jax.networks.connections.images import pair, require_image, spatial
 
 
@@ -50,15 +50,13 @@ def standardised_conv(
         require_image("standardised_conv", source_shape)
         values = math.prod(window) * source_shape[-1]
 
-        def convolve(x: Array, weight: Array) -> Array:
-            return lax.conv_general_dilated(x, weight, strides, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
         def standardised(x: Array, weight: Array) -> Array:
+            response = lambda x, weight: convolve(x, weight, strides, "VALID")
             every = jnp.ones((*window, source_shape[-1], 1), x.dtype) / values
-            mean = convolve(x, every)
-            variance = jnp.maximum(convolve(x**2, every) - mean**2, 0)
+            mean = response(x, every)
+            variance = jnp.maximum(response(x**2, every) - mean**2, 0)
             sums = jnp.sum(weight, axis=(0, 1, 2), keepdims=True)
-            return (convolve(x, weight) - mean * sums) / jnp.sqrt(values * (variance + epsilon))
+            return (response(x, weight) - mean * sums) / jnp.sqrt(values * (variance + epsilon))
 
         def init(key: Key, dtype: Any) -> Params:
             return {"weight": weight_init(key, (*window, source_shape[-1], channels), dtype)}
