@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nl_jax._core.require import layered, loop_name, per_example, typed_key
+from nl_jax._core.numerics import wide_dtype
+from nl_jax._core.require import layered, loop_name, per_example, positive_integer, typed_key
 from nl_jax.base import Array, Batch, GradientEstimator, Info, Key, Objective, Params, State, stateless
+from nl_jax.estimators.noise.engine.chunks import sum_over_samples
 from nl_jax.estimators.noise.spaces.coupling import mixing_layers
 from nl_jax.propagation import Loop, Site, interpret, plain_loop
 from nl_jax.propagation.loops import (
@@ -71,6 +73,7 @@ def online_estimator(
     evaluations: Callable[[Params], int],
     *,
     alone: bool = True,
+    chunk: int | None = None,
 ) -> GradientEstimator:
     """Returns an estimator of the mean loss's gradient in which the loop over time has the given derivative.
 
@@ -82,9 +85,11 @@ def online_estimator(
       evaluations: `evaluations(params)`, the cost of an estimate.
       alone: whether each example is run separately, so that its influence on others need not be carried; not done where
         a layer mixes examples, or a part of the batch is not per example.
+      chunk: how many examples run at once where they run separately; None for all.
     """
     layered(name, objective)
     loop_name("loop", loop)
+    chunk = None if chunk is None else positive_integer("chunk", chunk)
 
     def estimate(key: Key, state: State, params: Params, batch: Batch) -> tuple[Params, State, Info]:
         typed_key(key)
@@ -102,9 +107,13 @@ def online_estimator(
         learn = jax.value_and_grad(mean_loss)
         if alone and (count := _separable(objective, params, batch)):
             examples = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 1), batch)
-            keys = jax.random.split(key, count)
-            each = jax.vmap(learn, in_axes=(None, 0, 0))(params, keys, examples)
-            loss, grads = jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
+            of_each = jax.vmap(lambda key, example: learn(params, key, example))
+            loss, grads = _mean_over(of_each, (jax.random.split(key, count), examples), count, chunk)
+        elif chunk is not None:
+            raise ValueError(
+                f"{name}: chunk={chunk} runs examples separately, but a layer of this program mixes them, or a part of "
+                "the batch is not per example: leave chunk out"
+            )
         else:
             loss, grads = learn(params, key, batch)
         require_loop(name, loop, met)
@@ -118,6 +127,20 @@ def _separable(objective: Objective, params: Params, batch: Batch) -> int:
     losses, mixes = jax.eval_shape(mixing_layers(objective), params, batch)
     divided = all(jnp.shape(leaf)[:1] == losses.shape for leaf in jax.tree.leaves(batch))
     return losses.size if divided and not mixes else 0
+
+
+def _mean_over(of_each: Callable[..., Any], examples: Any, count: int, chunk: int | None) -> Any:
+    """Averages each example's results over all examples, `chunk` of them at a time."""
+    if chunk is None or chunk >= count:
+        return jax.tree.map(lambda leaf: leaf.mean(axis=0), of_each(*examples))
+
+    def summed(indices: Array) -> Any:
+        some = of_each(*jax.tree.map(lambda leaf: leaf[indices], examples))
+        return jax.tree.map(lambda leaf: leaf.sum(axis=0, dtype=wide_dtype(leaf.dtype)), some)
+
+    total = sum_over_samples(summed, jnp.arange(count, dtype=jnp.int32), chunk)
+    like = jax.eval_shape(of_each, *examples)
+    return jax.tree.map(lambda leaf, like: (leaf / count).astype(like.dtype), total, like)
 
 
 def require_loop(estimator: str, loop: str, met: list[str]) -> None:

@@ -13,7 +13,7 @@ Jacobian = list[Leaves]
 """J by parameter leaf: [components of the leaf, *state's shape] for each part of the state."""
 
 
-def rtrl(objective: Objective, *, loop: str = "time") -> GradientEstimator:
+def rtrl(objective: Objective, *, chunk: int | None = None, loop: str = "time") -> GradientEstimator:
     """Computes the exact gradient forward in time: real-time recurrent learning (Williams & Zipser 1989, eq. 6–8).
 
         J_t = ∂h_t/∂h_{t−1} J_{t−1} + ∂h_t/∂θ,    ∂L/∂θ = Σ_t ∂L_t/∂θ + ∂L_t/∂h_{t−1} J_{t−1}
@@ -23,17 +23,20 @@ def rtrl(objective: Objective, *, loop: str = "time") -> GradientEstimator:
 
     Args:
       objective: a per-example objective that takes `propagate`, whose program has an `nl.scan` of this name.
-      loop: its name. Its inputs at each step should not depend on parameters: call an encoder in the loop. Otherwise
-        each of the encoder's outputs is one more parameter, and memory grows with the number of steps.
+      chunk: examples whose influence is carried at once; None for all. The result does not depend on it. On a CPU a few
+        at once are faster, because their influence stays in the cache.
+      loop: the loop's name. Its inputs at each step should not depend on parameters: call an encoder in the loop.
+        Otherwise each of the encoder's outputs is one more parameter, and memory grows with the number of steps.
 
     Returns:
       An estimator without state or randomness, equal to `backprop` up to rounding. For P parameters in the loop and
-      states of S components, over the batch, it stores P S numbers, whatever the number of steps. Each example is run
-      separately, except where a layer mixes examples or a part of the batch is not per example; outside layers, no
-      example may act on another. Its evaluations are counted as one for each parameter, plus four.
+      states of S components, it stores P S numbers for each example of a chunk, whatever the number of steps. Each
+      example is run separately, except where a layer mixes examples or a part of the batch is not per example; outside
+      layers, no example may act on another. Its evaluations are counted as one for each parameter, plus four.
 
     Raises:
-      ValueError: if the objective takes no `propagate`; when run, if the program has no loop of this name.
+      ValueError: if the objective takes no `propagate` or `chunk` is not as described; when run, if the program has no
+        loop of this name, or if `chunk` is given and examples cannot be run separately.
 
     >>> import jax, jax.numpy as jnp, nl_jax as nl
     >>> def forward(w, xs, propagate=nl.propagation.feedforward):  # xs [batch, time]
@@ -46,7 +49,7 @@ def rtrl(objective: Objective, *, loop: str = "time") -> GradientEstimator:
     >>> bool(jnp.allclose(ours, exact))
     True
     """
-    return online_estimator("rtrl", objective, loop, lambda key: by_influence(exact), cost)
+    return online_estimator("rtrl", objective, loop, lambda key: by_influence(exact), cost, chunk=chunk)
 
 
 def cost(params: Params) -> int:

@@ -27,7 +27,7 @@ ALL_ORDERS = functools.partial(nl.snap, order=9)
 ONE_WINDOW = functools.partial(nl.truncated_backprop, window=7)
 # All run programs by forward_credit: each program by rtrl, and by what differs in how its own loop is taken apart.
 EXACT = {
-    "summed": (nl.rtrl, ONE_WINDOW),
+    "summed": (nl.rtrl, functools.partial(nl.rtrl, chunk=3), ONE_WINDOW),
     "traced": (nl.rtrl, ONE_WINDOW),
     "gated": (nl.rtrl, ALL_ORDERS, ONE_WINDOW),
     "rebound": (nl.rtrl, ALL_ORDERS),
@@ -188,6 +188,19 @@ def test_neither_memory_nor_equations_grow_with_the_steps(name):
     assert many.equations == few.equations
 
 
+def test_memory_is_that_of_a_chunk():
+    network = nl.recurrent(nl.cells.rnn(12), 2, 3)
+    objective = nl.supervised(network.apply, nl.losses.cross_entropy)
+    batch = jnp.ones((16, 4, 2), jnp.float32), jnp.arange(16) % 3
+    at = (), jax.eval_shape(network.init, jax.random.key(0)), batch
+
+    def temporaries(chunk):
+        estimate = jax.jit(nl.rtrl(objective, chunk=chunk).estimate)
+        return estimate.lower(jax.random.key(0), *at).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(None) > 3 * temporaries(4) > 9 * temporaries(1)
+
+
 def test_eager_jit_and_vmap_agree():
     """All run programs alike, and their certificates compare what is mapped: the cheapest, for what is not compiled."""
     problem = programs.leaky()
@@ -216,6 +229,8 @@ def test_wrong_settings_are_refused_with_a_remedy():
         nl.truncated_backprop(problem.objective, window=0)
     with pytest.raises(ValueError, match=r"loop must be the name of the program's loop over time, .* got 3"):
         nl.rtrl(problem.objective, loop=3)
+    with pytest.raises(ValueError, match="chunk must be a whole number of at least 1, got 0"):
+        nl.rtrl(problem.objective, chunk=0)
     with pytest.raises(ValueError, match="uoro needs to reach the layers"):
         nl.uoro(lambda params, batch: batch)
     with pytest.raises(ValueError, match="key must be a typed key"):
@@ -230,6 +245,9 @@ def test_examples_that_meet_in_a_layer_are_run_together():
         return nu - nu.mean(axis=0, keepdims=True)
 
     centred.mixes_examples = True
-    estimates, exact = _estimates((nl.rtrl, ALL_ORDERS), programs.leaky(connection=centred))
+    problem = programs.leaky(connection=centred)
+    with pytest.raises(ValueError, match=r"rtrl: chunk=2 runs examples separately, but a layer .* leave chunk out"):
+        _estimates([functools.partial(nl.rtrl, chunk=2)], problem)
+    estimates, exact = _estimates((nl.rtrl, ALL_ORDERS), problem)
     for estimate in estimates:
         chex.assert_trees_all_close(estimate, exact, rtol=1e-12, atol=1e-13)
