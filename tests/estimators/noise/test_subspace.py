@@ -304,6 +304,17 @@ def test_bases_have_orthonormal_columns():
     assert not np.any(of_zeros)
 
 
+def test_a_loop_without_steps_leaves_its_weights_alone():
+    def forward(w, x, propagate):
+        step = lambda h, x, propagate: (propagate("cell", lambda w, x, h: x @ w + h, jnp.tanh, w, x, h), None)
+        return nl.scan("time", step, jnp.ones((len(x), 3)), jnp.swapaxes(x, 0, 1), propagate)[0]
+
+    objective = lambda w, x, propagate=nl.propagation.feedforward: jnp.sum(forward(w, x, propagate) ** 2, axis=1)
+    grads, _, info = nl.subspace_perturbation(objective).estimate(KEY, (), jnp.ones((2, 3)), jnp.ones((4, 0, 2)))
+    assert not np.any(grads)
+    assert info.loss == 3
+
+
 def test_settings_that_will_not_do():
     with pytest.raises(ValueError, match="rank must be a whole number of at least 1, got 0"):
         nl.bases.inputs(0)

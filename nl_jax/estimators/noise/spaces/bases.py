@@ -135,6 +135,8 @@ def orthonormal(columns: Array, stacked: int) -> Array:
     which takes longer than a forward pass on an accelerator.
     """
     shape, rank = columns.shape, columns.shape[-1]
+    if not columns.size:  # of a loop without steps
+        return columns
     wide = columns.astype(wide_dtype(columns.dtype)).reshape(*shape[:stacked], -1, rank)
     rounding = 10 * jnp.finfo(wide.dtype).eps * wide.shape[-2] ** 0.5
 

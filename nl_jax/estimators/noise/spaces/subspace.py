@@ -1,5 +1,6 @@
 """The space of weights in a few directions of their inputs."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -93,8 +94,9 @@ def _lifted(place: int, leaf: Array, coordinates: Array, found: Found) -> Array:
     if place not in found.matrices:
         return coordinates
     wide = wide_dtype(leaf.dtype)
-    stack = leaf.shape[: found.stacked[place]]
-    matrix = found.matrices[place].reshape(*stack, -1, coordinates.shape[-2])
+    stacked, rank = found.stacked[place], coordinates.shape[-2]
+    stack, inputs = leaf.shape[:stacked], math.prod(leaf.shape[stacked:-1])
+    matrix = found.matrices[place].reshape(*stack, inputs, rank)
     return (matrix.astype(wide) @ coordinates.astype(wide)).reshape(leaf.shape).astype(leaf.dtype)
 
 
