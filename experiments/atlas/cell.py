@@ -23,6 +23,9 @@ _TIMED, _SECONDS = (3, 30), 20.0
 """Least and greatest number of timed steps for the median, and when to stop between them; each is followed by a step of
 backprop."""
 
+_LONG = 0.01
+"""Seconds of an update above which a CPU trains one rate at a time: what that works on stays in the cache."""
+
 TOO_LONG = "too long"
 """The status of a cell that was not measured because of its time."""
 
@@ -58,12 +61,12 @@ def measured(task: Task, method: Method, effort: Effort, hours: float = math.inf
     if needed > hours:
         why = f"{runs} runs of {effort.updates:,} updates would take about {needed:.2g} hours, one after the other"
         return {"status": TOO_LONG, "why": why, "hours": needed, **step, **made}
-    looks: list[dict[str, np.ndarray]] = []
+    looks: dict[int, list[np.ndarray]] = {}
     look = _looked_at(estimator, lesson, task)
 
     def log(report: nl.Report) -> None:
-        error, cosine = jax.device_get(look(report.state, report.step))
-        looks.append({"update": np.array(report.step), "error": error, "cosine": cosine})
+        error_and_cosine = np.stack(jax.device_get(look(report.state, report.step)))
+        looks.setdefault(report.step, []).append(error_and_cosine)
 
     def learner_of(rate: Any) -> nl.Learner:
         return nl.learner(estimator, optax.adam(optax.cosine_decay_schedule(rate, effort.updates)))
@@ -74,15 +77,15 @@ def measured(task: Task, method: Method, effort: Effort, hours: float = math.inf
             learner_of, {"rate": effort.rates}, jax.random.key(0), lesson.init, lesson.train,
             score=lambda params: lesson.error(params, task.validation),
             test=lambda params: lesson.error(params, task.test), num_steps=effort.updates, seeds=effort.seeds,
-            at_once=len(effort.rates), batch_size=task.batch_size, progress=False, log=log,
+            at_once=_at_once(effort, step), batch_size=task.batch_size, progress=False, log=log,
             steps_per_dispatch=-(-effort.updates // LOOKS),
         )  # fmt: skip
     except nl.Diverged as lost:
         return {"status": "diverged", "why": str(lost), **step, **made}
     assert found.test is not None
-    of_best = lambda values: values.reshape(len(effort.rates), effort.seeds)[found.best_index]
-    error = np.stack([of_best(one["error"]) for one in looks])
-    updates = np.array([one["update"] for one in looks])
+    updates = np.array(sorted(looks))
+    every = np.stack([np.concatenate(looks[update], axis=1) for update in updates])  # [looks, 2, rates · seeds]
+    error, cosine = np.moveaxis(every.reshape(*every.shape[:2], -1, effort.seeds)[:, :, found.best_index], 1, 0)
     reached = stays_at_most(task.goal, error.mean(axis=1), updates)
     return {
         "status": "measured",
@@ -92,7 +95,7 @@ def measured(task: Task, method: Method, effort: Effort, hours: float = math.inf
         "test errors": found.test,
         "updates": updates,
         "validation error along training": error,
-        "cosine along training": np.stack([of_best(one["cosine"]) for one in looks]),
+        "cosine along training": cosine,
         "updates to the goal": reached,
         "evaluations": effort.updates * step["evaluations per update"],
         "evaluations to the goal": reached and reached * step["evaluations per update"],
@@ -102,6 +105,11 @@ def measured(task: Task, method: Method, effort: Effort, hours: float = math.inf
         **step,
         **made,
     }
+
+
+def _at_once(effort: Effort, step: dict[str, Any]) -> int:
+    """Returns the number of rates that are trained at once."""
+    return 1 if jax.default_backend() == "cpu" and step["seconds per update"] > _LONG else len(effort.rates)
 
 
 def beside_anchor(task: Task, rate: float, seeds: int) -> dict[str, Any]:
