@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import deep_linear
+from experiments.deep_linear import __main__ as deep_linear
+from experiments.deep_linear.measuring import MOMENTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
@@ -32,7 +33,7 @@ def test_measured_and_law_agree(left):
     np.testing.assert_allclose(course.law[:, -1], [2, 0.98], rtol=1e-3)
     first, second = (np.argmax(curve > curve[-1] / 2) for curve in course.measured.raw)
     assert second > 1.5 * first  # one after the other
-    assert course.random.shape == (2, deep_linear.MOMENTS)
+    assert course.random.shape == (2, MOMENTS)
     assert np.all(course.random[:, -1] < course.random[:, 0] / 3)
 
 
@@ -46,7 +47,7 @@ def test_folder(left):
     assert (out / "deep_linear.png").read_bytes().startswith(b"\x89PNG")
 
 
-def empty(courses, config):
+def empty(courses, settings):
     """In the place of the picture, which takes a second to draw."""
     return Figure(figsize=(1, 1))
 
@@ -57,7 +58,7 @@ def test_another_law_is_an_error(left, tmp_path, monkeypatch, capsys):
     late = np.stack([np.interp(0.999 * course.time, course.time, curve) for curve in course.law])
     wrong = dataclasses.replace(course, law=late)
     assert wrong.deviation > 1.5
-    monkeypatch.setattr(deep_linear, "_measure", lambda depth, config: wrong)
+    monkeypatch.setattr(deep_linear, "measure", lambda depth, settings: wrong)
     monkeypatch.setattr(deep_linear, "plot", empty)
     assert deep_linear.main(["--depths", "3", "--strengths", "2", "1", "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr()
@@ -69,7 +70,7 @@ def test_another_law_is_an_error(left, tmp_path, monkeypatch, capsys):
 def test_the_picture_shows_what_was_measured(left):
     _, course = left
     config = deep_linear.Config(depths=(3,), strengths=(2.0, 1.0), seeds=2)
-    strengths, by_rate, losses, _ = deep_linear.plot([course], config).axes
+    strengths, by_rate, losses, _ = deep_linear.plot([course], config.settings).axes
     measured = {line.get_label(): line for line in strengths.lines}["measured, s = 1"]
     np.testing.assert_array_equal(measured.get_ydata(), course.measured.raw[1])
     np.testing.assert_array_equal(by_rate.lines[0].get_ydata(), course.errors)
@@ -99,12 +100,12 @@ def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
 
 
 def test_ctrl_c_leaves_what_was_done(left, tmp_path, monkeypatch, capsys):
-    def interrupted(depth, config):
+    def interrupted(depth, settings):
         if depth == 4:
             raise KeyboardInterrupt
         return left[1]
 
-    monkeypatch.setattr(deep_linear, "_measure", interrupted)
+    monkeypatch.setattr(deep_linear, "measure", interrupted)
     monkeypatch.setattr(deep_linear, "plot", empty)
     arguments = ["--depths", "3", "4", "--strengths", "2", "1", "--out", str(tmp_path)]
     assert deep_linear.main(arguments) == 130
