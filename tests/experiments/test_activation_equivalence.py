@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import activation_equivalence as experiment
+from experiments.activation_equivalence import __main__ as experiment
+from experiments.activation_equivalence.measuring import Comparison, Descent
 from experiments.harness.plotting import figure
 
 pytestmark = pytest.mark.usefixtures("lenient")
@@ -32,16 +33,16 @@ def test_equal_functions_learn_differently(tmp_path, capsys):
 
 def test_inequality_is_a_non_zero_exit(tmp_path, monkeypatch, capsys):
     losses = np.array([[0.5, 0.2]])
-    descent = experiment.Descent(losses, losses / 2, losses, 1e-12)
-    rounded, wrong = (experiment.Comparison(*np.full((3, 2), value)) for value in (2.0, 200.0))
+    descent = Descent(losses, losses / 2, losses, 1e-12)
+    rounded, wrong = (Comparison(*np.full((3, 2), value)) for value in (2.0, 200.0))
     for compared, walked, code in (
         (rounded, descent, 0),
         (wrong, descent, 1),
         (rounded, descent._replace(drift=1e-6), 1),
         (rounded, descent._replace(tanh=losses), 1),
     ):
-        monkeypatch.setattr(experiment, "compare", lambda dtype, config, compared=compared: compared)
-        monkeypatch.setattr(experiment, "descend", lambda config, walked=walked: walked)
+        monkeypatch.setattr(experiment, "compare", lambda dtype, settings, compared=compared: compared)
+        monkeypatch.setattr(experiment, "descend", lambda settings, walked=walked: walked)
         monkeypatch.setattr(experiment, "plot", lambda *results: figure(1, 1, (1, 1))[0])
         assert experiment.main(["--out", str(tmp_path)]) == code
         assert ("not as equal" in capsys.readouterr().err) == bool(code)
