@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from experiments import batch_norm
-from experiments.batch_norm import Curve
+from experiments.batch_norm import __main__ as batch_norm
+from experiments.batch_norm import report
+from experiments.batch_norm.training import SCHEMES, Curve
 
 pytestmark = pytest.mark.usefixtures("lenient")
-NONE, AT_ONCE, ALTERNATING, BY_EXAMPLE = batch_norm.SCHEMES
+NONE, AT_ONCE, ALTERNATING, BY_EXAMPLE = SCHEMES
 
 
 def curve(rule, scheme, rate, losses):
@@ -41,11 +42,11 @@ def test_runs_and_writes(tmp_path, monkeypatch, capsys):
 
 
 def test_every_scheme_is_judged_at_its_best_rate():
-    chosen = batch_norm.best(CURVES)
+    chosen = report.best(CURVES)
     assert {key: c.learning_rate for key, c in chosen.items()} == {("backprop", NONE): 0.1, ("backprop", AT_ONCE): 1.0}
     lost = [curve("backprop", NONE, 1.0, [np.nan, 1.0]), CURVES[0]]
-    assert batch_norm.best(lost)["backprop", NONE].learning_rate == 0.1
-    row = batch_norm.table(CURVES).splitlines()[2]
+    assert report.best(lost)["backprop", NONE].learning_rate == 0.1
+    row = report.table(CURVES).splitlines()[2]
     assert row.startswith(f"backprop, {AT_ONCE}")
     assert row.removeprefix(f"backprop, {AT_ONCE}").split() == (
         ["1", "120", "0.2000", "±", "0.1000", "93.00", "±", "2.00"]
@@ -53,7 +54,7 @@ def test_every_scheme_is_judged_at_its_best_rate():
 
 
 def test_the_picture_shows_what_was_measured():
-    by_update, accuracies, by_rate = batch_norm.plot(CURVES, "title").axes
+    by_update, accuracies, by_rate = report.plot(CURVES, "title").axes
     np.testing.assert_allclose(by_update.lines[1].get_ydata(), [3, 2, 0.2])
     np.testing.assert_allclose(accuracies.lines[1].get_ydata(), [10, 50, 93])
     np.testing.assert_allclose(by_rate.lines[0].get_xdata(), [0.1])  # the rate at which all was lost is left out
