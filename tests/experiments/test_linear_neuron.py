@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from experiments import linear_neuron
+from experiments.linear_neuron import __main__ as linear_neuron
+from experiments.linear_neuron.measuring import Point, Settings
+from experiments.linear_neuron.report import plot, table
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
 
@@ -56,14 +58,16 @@ def test_folder(left):
     assert (out / "linear_neuron.png").read_bytes().startswith(b"\x89PNG")
 
 
-def _point(N: int, mean: float) -> linear_neuron.Point:
+SETTINGS = Settings(inputs=10, noise=0.5, datasets=2, steps=(5,))
+
+
+def _point(N: int, mean: float) -> Point:
     spread = np.array([mean - 0.1, mean + 0.1])  # one standard error is 0.1
-    return linear_neuron.Point(N, 0.5, spread, spread, spread[None], spread[None], 1e-6)
+    return Point(N, 0.5, spread, spread, spread[None], spread[None], 1e-6)
 
 
 def test_the_table_judges_only_where_errors_can_be_judged():
-    config = linear_neuron.Config(inputs=10, steps=(5,), datasets=2)
-    text = linear_neuron.table([_point(2, 0.7), _point(9, 9.0)], config)
+    text = table([_point(2, 0.7), _point(9, 9.0)], SETTINGS)
     rows = [line.split() for line in text.splitlines()[1:3]]
     assert rows[0] == ["2", "0.20", "0.7000", "0.7000", "±0.1000", "0.5000", "+2.0", "0.7000"]
     assert rows[1] == ["9", "0.90", "9.0000", "9.0000", "0.5000", "–", "9.0000"]
@@ -71,8 +75,7 @@ def test_the_table_judges_only_where_errors_can_be_judged():
 
 
 def test_the_picture_shows_what_was_measured():
-    config = linear_neuron.Config(inputs=10, steps=(5,), datasets=2)
-    test, training = linear_neuron.plot([_point(2, 0.7), _point(10, 9.0), _point(20, 0.3)], config).axes
+    test, training = plot([_point(2, 0.7), _point(10, 9.0), _point(20, 0.3)], SETTINGS).axes
     for axes, means in ((test, [0.7, np.nan, 0.3]), (training, [0.7, 9.0, 0.3])):
         measured = axes.containers[0].lines[0]
         np.testing.assert_allclose(measured.get_xdata(), [0.2, 1, 2])
@@ -82,7 +85,7 @@ def test_the_picture_shows_what_was_measured():
 def test_disagreement_is_an_error(tmp_path, monkeypatch, capsys):
     """By 6 standard errors below the law; at N = 9, too near to D to be judged, it would not be."""
     monkeypatch.setattr(
-        linear_neuron, "_measure", lambda N, config: dataclasses.replace(_point(N, 0.7), law=1.3 if N < 9 else 99.0)
+        linear_neuron, "measure", lambda N, settings: dataclasses.replace(_point(N, 0.7), law=1.3 if N < 9 else 99.0)
     )
     arguments = ["--inputs", "10", "--examples", "2", "9", "--steps", "5", "--out", str(tmp_path)]
     assert linear_neuron.main(arguments) == 1
@@ -95,8 +98,7 @@ def test_disagreement_is_an_error(tmp_path, monkeypatch, capsys):
 
 
 def test_without_noise_rounding_is_not_judged():
-    config = linear_neuron.Config(inputs=10, steps=(5,), datasets=2)
-    assert "largest deviation from" not in linear_neuron.table([dataclasses.replace(_point(20, 1e-9), law=0.0)], config)
+    assert "largest deviation from" not in table([dataclasses.replace(_point(20, 1e-9), law=0.0)], SETTINGS)
 
 
 def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
@@ -117,12 +119,12 @@ def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
 
 
 def test_ctrl_c_leaves_what_was_done(tmp_path, monkeypatch, capsys):
-    def interrupted(N, config):
+    def interrupted(N, settings):
         if N == 5:
             raise KeyboardInterrupt
         return _point(N, 0.7)
 
-    monkeypatch.setattr(linear_neuron, "_measure", interrupted)
+    monkeypatch.setattr(linear_neuron, "measure", interrupted)
     arguments = ["--inputs", "10", "--examples", "2", "3", "5", "--steps", "5", "--out", str(tmp_path)]
     assert linear_neuron.main(arguments) == 130
     assert "what had been written is kept" in capsys.readouterr().err
