@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import optimizers
+from experiments.optimizers import __main__ as optimizers
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

@@ -1,0 +1,1 @@
+"""Descending a narrow valley: steepest descent, conjugate gradients and Adam."""
