@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.loss_surfaces import __main__ as loss_surfaces
+from experiments.loss_surfaces import measuring
 from experiments.loss_surfaces.formulas import NORMALISED, SURFACES
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
@@ -64,7 +65,7 @@ WRONG = {
 def test_another_formula_is_a_non_zero_exit(what, tmp_path, monkeypatch, capsys):
     wrong = WRONG[what](SURFACES["normalised Kullback–Leibler"])
     monkeypatch.setattr(loss_surfaces, "SURFACES", {"wrong": wrong})
-    monkeypatch.setattr(loss_surfaces, "NORMALISED", (wrong,))
+    monkeypatch.setattr(measuring, "NORMALISED", (wrong,))
     monkeypatch.setattr(loss_surfaces, "drawn", lambda targets: {})
     monkeypatch.setattr(loss_surfaces, "plot", lambda arrays, targets: loss_surfaces_figure())
     assert loss_surfaces.main(["--points", "50", "--out", str(tmp_path)]) == 1
@@ -81,22 +82,22 @@ def loss_surfaces_figure():
 def test_a_loss_that_knows_its_length_is_found_out(monkeypatch):
     """Kullback and Leibler's own, taken for a normalised one."""
     loss = SURFACES["Kullback–Leibler"]
-    monkeypatch.setattr(loss_surfaces, "NORMALISED", (loss,))
-    assert loss_surfaces.compare(loss, TARGETS, 50)["Σ x ∂L/∂x"] > 1
+    monkeypatch.setattr(measuring, "NORMALISED", (loss,))
+    assert measuring.compare(loss, TARGETS, 50)["Σ x ∂L/∂x"] > 1
 
 
 def test_eq_17_and_18_are_judged(x64, monkeypatch):
-    right = loss_surfaces.two_variables(0.3, 50)
+    right = measuring.two_variables(0.3, 50)
     assert max(right.values()) < 1
     for name in ("L", "L'", "L''"):
-        curve = loss_surfaces.curve
+        curve = measuring.curve
 
         def off(a, x, name=name, curve=curve):
             return {**(found := curve(a, x)), name: 1.0001 * found[name] + 1e-9}
 
         with monkeypatch.context() as patch:
-            patch.setattr(loss_surfaces, "curve", off)
-            assert loss_surfaces.two_variables(0.3, 50)[name] > 1
+            patch.setattr(measuring, "curve", off)
+            assert measuring.two_variables(0.3, 50)[name] > 1
 
 
 def test_errors_are_one_line_and_a_non_zero_exit(tmp_path, capsys):
