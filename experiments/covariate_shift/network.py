@@ -34,12 +34,13 @@ SCHEMES = {
 
 
 class Settings(NamedTuple):
-    """Training settings of all schemes.
+    """The settings of `Config` that the parts share.
 
     Attributes:
       hidden: units of each hidden layer.
       activation: the hidden layers' activation, a name in `ACTIVATIONS`.
       jolt: largest absolute noise on γ and β.
+      updates: parameter updates.
       rates, batch_size, seeds: as for `sweep`.
     """
 
@@ -47,6 +48,7 @@ class Settings(NamedTuple):
     activation: str
     jolt: float
     rates: Sequence[float]
+    updates: int
     batch_size: int
     seeds: int
 

@@ -10,8 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments.covariate_shift import __main__ as covariate_shift
-from experiments.covariate_shift.__main__ import Results, shift
 from experiments.covariate_shift.network import PLAIN, SCHEMES, Measured, jolts
+from experiments.covariate_shift.report import ALLOWED, plot, table, verdict
+from experiments.covariate_shift.shift import Results, shift
 from experiments.harness.sweep import Scores
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
@@ -19,7 +20,7 @@ _, NORMALISED, JOLTED = SCHEMES
 SMALL = ["--hidden", "4", "3", "--rates", "0.5", "--updates", "3", "--seeds", "2", "--jolt", "0.2"]
 
 
-def empty(results, config):
+def empty(results, settings):
     """In the place of the picture, which takes seconds to draw."""
     return Figure(figsize=(1, 1))
 
@@ -37,7 +38,7 @@ def left(tmp_path_factory):
 def test_normalised_units_follow_the_law(left):
     out, results = left
     found = json.loads((out / "covariate_shift.json").read_text())
-    assert 0 < found["largest_deviation"] < covariate_shift.ALLOWED
+    assert 0 < found["largest_deviation"] < ALLOWED
     measured, law = results.received(JOLTED)
     assert measured.shape == law.shape == (2, 1, 2, 3)  # layers, rates, seeds, updates
     assert law.min() > 0.05
@@ -117,17 +118,17 @@ def _results():
     )
 
 
-CONFIG = covariate_shift.Config(hidden=(1,), rates=(1.0, 2.0), seeds=2, updates=1)
+SETTINGS = covariate_shift.Config(hidden=(1,), rates=(1.0, 2.0), seeds=2, updates=1).settings
 
 
 def test_the_table_shows_what_was_measured():
-    assert covariate_shift.verdict(_results()).largest_deviation == pytest.approx(0, abs=1e-12)
-    row = covariate_shift.table(_results(), CONFIG).splitlines()[2].removeprefix(PLAIN).split()
+    assert verdict(_results()).largest_deviation == pytest.approx(0, abs=1e-12)
+    row = table(_results(), SETTINGS).splitlines()[2].removeprefix(PLAIN).split()
     assert row == ["2", "0.2000", "±", "0.0000", "1.0000", "±", "0.0000", "1.0000", "±", "0.0000"]
 
 
 def test_the_picture_shows_what_was_measured():
-    through, by_layer, by_rate, losses, _, laws = covariate_shift.plot(_results(), CONFIG).axes
+    through, by_layer, by_rate, losses, _, laws = plot(_results(), SETTINGS).axes
     np.testing.assert_allclose(through.lines[0].get_ydata(), [0.2])
     np.testing.assert_allclose(by_layer.lines[0].get_ydata(), [0.2])
     np.testing.assert_allclose(by_rate.lines[1].get_ydata(), [0.1, 0.2])
