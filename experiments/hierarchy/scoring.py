@@ -7,7 +7,8 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from experiments.harness.data import Split
-from experiments.hierarchy.network import Answers, Hierarchy, Size, answers, taught
+from experiments.hierarchy.network import Answers, Hierarchy, Size, answers
+from experiments.hierarchy.teaching import taught
 
 SHOWN = 8  # images in the figure of completions
 

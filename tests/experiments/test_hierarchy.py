@@ -9,8 +9,8 @@ import pytest
 
 from experiments.harness import data
 from experiments.hierarchy import __main__ as hierarchy
-from experiments.hierarchy import network as hierarchy_network
-from experiments.hierarchy.network import Answers, Size
+from experiments.hierarchy import teaching
+from experiments.hierarchy.network import Answers, Size, answers
 from experiments.hierarchy.scoring import KINDS, Scores, hidden, names, turned
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lenient")]
@@ -35,9 +35,9 @@ SIZE = Size(features=8, memories=60, neighbours=2)  # one size and number of ima
 @pytest.fixture
 def few(monkeypatch):
     """300 images to learn from, as many to test on, and fewer steps of each layer."""
-    competed = hierarchy_network._competed
+    competed = teaching._competed
     fewer = lambda *at, num_steps, **how: competed(*at, num_steps=min(num_steps, 60), **how)
-    monkeypatch.setattr(hierarchy_network, "_competed", fewer)
+    monkeypatch.setattr(teaching, "_competed", fewer)
     dataset = data.mnist_5000()
     short = [data.Split(*(part[:300] for part in split)) for split in dataset[1:]]
     monkeypatch.setattr(data, "mnist_5000", lambda: data.Dataset(dataset.name, *short))
@@ -48,10 +48,10 @@ def test_it_learns_and_answers(few):
     images, labels = data.mnist_5000().train
     right, found = [], []
     for learns in (False, True):
-        one = hierarchy_network.taught(
+        one = teaching.taught(
             jax.random.key(0), images, SIZE, "low and mid", features_learn=learns, memory_learns=learns
         )
-        seen = hierarchy_network.answers(one, images)
+        seen = answers(one, images)
         called = names(seen, labels)
         right.append(np.mean([called[int(c)] == label for c, label in zip(seen.concept, labels, strict=True)]))
         found.append(one.params)
