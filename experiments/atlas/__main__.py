@@ -6,7 +6,7 @@ python -m experiments.atlas --help
 import dataclasses
 import itertools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,22 +16,18 @@ import tyro
 from tqdm.auto import tqdm
 
 from experiments.atlas import page as atlas_page
-from experiments.atlas.cell import TOO_LONG, Effort, beside_anchor
+from experiments.atlas.anchors import ANCHORS, BACKPROP, beside_anchor, from_anchors, known
+from experiments.atlas.cell import TOO_LONG, Effort
 from experiments.atlas.methods import METHODS, Method, of_user
+from experiments.atlas.report import table
 from experiments.atlas.tasks import TASKS, Task
 from experiments.atlas.workers import IMAGES, Order, all_done, task_of
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.finished import Finished
 from experiments.harness.results import Folder, judge, plain, verdict
-from nl_jax._core.numerics import mean_and_error
 
 QUICK_TASKS = ("student_teacher", "digits")
 QUICK_METHODS = ("backprop", "node_perturbation", "weight_perturbation", "feedback_alignment")
-ALLOWED = 0.02
-"""Allowed excess of backprop's error over the task's anchor."""
-
-BACKPROP, ANCHORS = "backprop", "anchors"
-"""The method compared with anchors, and the folder of these comparisons among the cells."""
 
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")]
 
@@ -107,7 +103,7 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
     ]
     todo = [order for order in orders if not (config.resume and _is_done(finished, order))]
     shown = _of_earlier(finished)
-    _from_anchors(finished)  # unreadable files are errors now, not after hours
+    from_anchors(finished)  # unreadable files are errors now, not after hours
     anchored = {name: task for name, task in tasks.items() if task.anchor is not None and BACKPROP in methods}
     anchored = {} if config.quick else anchored
     about = {"rates": len(config.rates), "seeds": config.seeds}
@@ -138,14 +134,14 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
             print(f"\n{task.title}; error: {task.unit}\n{table(cells, name, methods)}")
             if name in anchored and (part := f"{ANCHORS}/{name}") in finished:
                 print(known(finished[part]))
-        _write(folder, shown, about, judged=_from_anchors(finished))
+        _write(folder, shown, about, judged=from_anchors(finished))
     if lost:
         name, error = next(iter(lost.items()))
         raise ExperimentError(
             f"{len(lost)} of the cells could not be measured, {', '.join(lost)}; {name}: {error!r}; --resume tries "
             "them again"
         )
-    if own := _from_anchors(finished, anchored):
+    if own := from_anchors(finished, anchored):
         judge(own)
     return cells
 
@@ -213,54 +209,6 @@ def command(config: Config, task: str, method: str) -> str:
     chosen = f"--methods {method}" if method in METHODS else f"--methods backprop --estimator {method}"
     where = f"--tasks {task}" if task in TASKS else f"--data-dir {config.data_dir}"
     return " ".join(["python -m experiments.atlas", where, chosen, *changed])
-
-
-def _from_anchors(finished: Finished, tasks: Iterable[str] | None = None) -> dict[str, float]:
-    """Returns the excess of backprop's mean test error over its anchor, in units of the allowed excess.
-
-    Args:
-      finished: the finished parts.
-      tasks: names of the tasks that are asked about; by default all with a finished comparison.
-    """
-    found = {}
-    for part in finished:
-        folder, name = atlas_page.task_and_method(part)
-        if folder == ANCHORS and (tasks is None or name in tasks):
-            anchor = finished[part]
-            excess = float(np.mean(anchor["test errors"])) - anchor["known"]
-            found[f"{name}, {BACKPROP}"] = max(0.0, excess) / ALLOWED
-    return found
-
-
-def known(anchor: Mapping[str, Any]) -> str:
-    """Returns backprop's error beside the known one as text."""
-    error = "{:.3f} ± {:.3f}".format(*mean_and_error(np.asarray(anchor["test errors"])))
-    with_all = f"with all {anchor['examples']:,} examples and {anchor['updates']:,} updates"
-    return f"backprop {with_all}: {error}, where {anchor['known']:g} is known"
-
-
-def table(cells: Mapping[str, Any], task: str, methods: Mapping[str, Method]) -> str:
-    """Returns one task's methods as text, best first; ± is a standard error over seeds."""
-    heads = f"{'test error':>18}{'behind backprop':>20}{'evaluations':>13}{'to the goal':>13}{'MB':>7}"
-    lines = [f"{'method':30}{heads}  it may see"]
-    rest = []
-    own = {name: cells[f"{task}/{name}"] for name in methods if f"{task}/{name}" in cells}
-    exact = own.get("backprop", {})
-    for name, cell in sorted(own.items(), key=lambda of: np.mean(of[1].get("test errors", np.inf))):
-        if cell["status"] != "measured":
-            rest.append(f"{name:30}{cell['status']}: {cell['why'].splitlines()[0][:90]}")
-            continue
-        errors = np.asarray(cell["test errors"])
-        behind = ""
-        if exact.get("status") == "measured":
-            behind = "{:.3f} ± {:.3f}".format(*mean_and_error(errors - np.asarray(exact["test errors"])))
-        error = "{:.3f} ± {:.3f}".format(*mean_and_error(errors))
-        reached = cell["evaluations to the goal"]
-        lines.append(
-            f"{name:30}{error:>18}{behind:>20}{cell['evaluations']:>13,}"
-            f"{f'{reached:,}' if reached else 'never':>13}{(cell['bytes'] or 0) / 1e6:>7.2f}  {cell['verdict']}"
-        )
-    return "\n".join(lines + rest)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

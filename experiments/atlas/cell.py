@@ -47,7 +47,11 @@ def measured(task: Task, method: Method, effort: Effort, hours: float = math.inf
     trains from each initialisation at each learning rate, which decays to zero as a cosine. All other results,
     including the test error, are those of the rate with the least validation error.
     """
-    made = {"task": {"title": task.title, "unit": task.unit, "goal": task.goal}, "family": method.family, **_made()}
+    made = {
+        "task": {"title": task.title, "unit": task.unit, "goal": task.goal},
+        "family": method.family,
+        **provenance(),
+    }
     if method.in_time and not task.recurrent:
         return {"status": "not for it", "why": "it is made for networks with a loop over time", **made}
     try:
@@ -112,35 +116,7 @@ def _at_once(effort: Effort, step: dict[str, Any]) -> int:
     return 1 if jax.default_backend() == "cpu" and step["seconds per update"] > _LONG else len(effort.rates)
 
 
-def beside_anchor(task: Task, rate: float, seeds: int) -> dict[str, Any]:
-    """Trains by backprop as the task's anchor was trained: with the validation examples too, and its updates.
-
-    Args:
-      task: a task with an anchor.
-      rate: Adam's initial learning rate, chosen on the validation examples before.
-      seeds: number of initialisations.
-    """
-    assert task.anchor is not None
-    updates = task.anchor.updates or task.updates
-    everything = jax.tree.map(lambda *parts: np.concatenate(parts), task.train, task.validation)
-    estimator = nl.backprop(task.objective)
-    found = nl.sweep(
-        lambda rate: nl.learner(estimator, optax.adam(optax.cosine_decay_schedule(rate, updates))),
-        {"rate": (rate,)}, jax.random.key(0), task.init, everything,
-        score=lambda params: task.error(params, task.validation), test=lambda params: task.error(params, task.test),
-        num_steps=updates, seeds=seeds, batch_size=task.batch_size, progress=False,
-    )  # fmt: skip
-    return {
-        "known": task.anchor.error,
-        "test errors": found.test,
-        "rate": rate,
-        "updates": updates,
-        "examples": len(everything[0]),
-        **_made(),
-    }
-
-
-def _made() -> dict[str, str]:
+def provenance() -> dict[str, str]:
     """Returns date, versions and device."""
     versions = f"jax {jax.__version__}, nl_jax {nl.__version__}"
     return {"date": datetime.date.today().isoformat(), "versions": versions, "device": jax.devices()[0].device_kind}

@@ -10,6 +10,7 @@ import pytest
 
 import nl_jax as nl
 from experiments.atlas import __main__ as atlas
+from experiments.atlas import anchors as atlas_anchors
 from experiments.atlas import cell as atlas_cell
 from experiments.atlas import lessons as atlas_lessons
 from experiments.atlas import methods as atlas_methods
@@ -234,14 +235,14 @@ def test_an_interrupted_atlas_shows_what_is_there(small, tmp_path, monkeypatch):
 
 def test_an_anchor_that_is_missed_fails(tmp_path):
     finished = Finished(tmp_path, atlas.Config(), resume=False)
-    of = lambda: atlas._from_anchors(finished, ["small"])
+    of = lambda: atlas_anchors.from_anchors(finished, ["small"])
     assert of() == {}
     finished["anchors/small"] = {"known": 0.1, "test errors": [0.15, 0.13]}
     assert of()["small, backprop"] == pytest.approx(2)
     finished["anchors/small"] = {"known": 0.1, "test errors": [0.05, 0.05]}
     finished["anchors/other"] = {"known": 0.1, "test errors": [0.15, 0.13]}
     assert of() == {"small, backprop": 0}
-    assert len(atlas._from_anchors(finished)) == 2
+    assert len(atlas_anchors.from_anchors(finished)) == 2
 
 
 def test_an_anchor_that_cannot_be_trained_leaves_the_cells(small, tmp_path, capsys, monkeypatch):
@@ -261,7 +262,7 @@ def test_an_anchor_that_cannot_be_trained_leaves_the_cells(small, tmp_path, caps
 
 
 def test_an_anchor_is_met_with_all_examples_and_its_own_updates():
-    found = atlas_cell.beside_anchor(small_task(), 0.1, 2)
+    found = atlas_anchors.beside_anchor(small_task(), 0.1, 2)
     assert (found["known"], found["examples"], found["updates"], len(found["test errors"])) == (0.1, 50, 70, 2)
     assert max(found["test errors"]) <= 0.1  # it learns
 
