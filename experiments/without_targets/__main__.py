@@ -19,7 +19,8 @@ from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.finished import Finished
 from experiments.harness.results import Folder
 from experiments.harness.settings import at_least
-from experiments.without_targets.ladder import METHODS, RUNGS, Settings
+from experiments.without_targets.ladder import METHODS, RUNGS
+from experiments.without_targets.lesson import Settings
 from experiments.without_targets.report import plot, receptive_fields, table
 from experiments.without_targets.teaching import Scores, teach
 

@@ -9,7 +9,8 @@ import numpy as np
 import nl_jax as nl
 from experiments.harness import data
 from experiments.harness.failure import ExperimentError
-from experiments.without_targets.ladder import METHODS, Images, Settings, Teaching, seen
+from experiments.without_targets.ladder import METHODS
+from experiments.without_targets.lesson import Images, Settings, Teaching, seen
 
 
 class Scores(NamedTuple):

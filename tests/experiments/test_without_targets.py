@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from experiments.without_targets import __main__ as without_targets
-from experiments.without_targets import ladder
-from experiments.without_targets.ladder import METHODS, RUNGS
+from experiments.without_targets.ladder import LABELS, METHODS, RUNGS
+from experiments.without_targets.lesson import Images, Settings, seen
 from experiments.without_targets.teaching import Scores
 
 pytestmark = pytest.mark.usefixtures("lenient")
@@ -22,23 +22,23 @@ SCORES = {
 
 def test_every_method_stands_on_one_rung():
     on_rungs = [name for names in RUNGS.values() for name in names]
-    assert on_rungs == list(METHODS) == list(ladder.LABELS)
+    assert on_rungs == list(METHODS) == list(LABELS)
 
 
 @pytest.mark.slow
 def test_what_each_update_sees_is_what_its_rung_says():
-    at = ladder.Settings(hidden=3, updates=10, num_samples=2), ladder.Images(jnp.eye(4, 9), jnp.arange(4), 4)
-    seen = {name: ladder.seen(make(*at)) for name, make in METHODS.items()}
-    assert seen["random"] == seen["pca"] == "–"
-    assert seen["sanger"] == "own weight, own pre, own post"
-    assert seen["soft_hebb"] == "own weight, own pre"
-    assert seen["reward_node_perturbation"] == seen["error_node_perturbation"] == "own pre, noise, loss"
-    assert seen["reward_reinforce"] == "own pre, own post, noise, loss"
-    assert seen["error_backprop"] == "own pre, own post, other axons, other weights, target"
+    at = Settings(hidden=3, updates=10, num_samples=2), Images(jnp.eye(4, 9), jnp.arange(4), 4)
+    found = {name: seen(make(*at)) for name, make in METHODS.items()}
+    assert found["random"] == found["pca"] == "–"
+    assert found["sanger"] == "own weight, own pre, own post"
+    assert found["soft_hebb"] == "own weight, own pre"
+    assert found["reward_node_perturbation"] == found["error_node_perturbation"] == "own pre, noise, loss"
+    assert found["reward_reinforce"] == "own pre, own post, noise, loss"
+    assert found["error_backprop"] == "own pre, own post, other axons, other weights, target"
     for name in (*RUNGS["no label"], *RUNGS["a reward alone"]):
-        assert "target" not in seen[name]
-    assert "target" in seen["forward_forward"]
-    assert "other weights" not in seen["forward_forward"]
+        assert "target" not in found[name]
+    assert "target" in found["forward_forward"]
+    assert "other weights" not in found["forward_forward"]
 
 
 @pytest.mark.slow
@@ -65,8 +65,8 @@ def test_runs_and_writes(tmp_path, capsys):
 
 
 def test_no_method_that_is_without_labels_is_given_any():
-    images = ladder.Images(jnp.eye(4, 9), jnp.arange(4), 4)
-    settings = ladder.Settings(hidden=3, updates=10, num_samples=2)
+    images = Images(jnp.eye(4, 9), jnp.arange(4), 4)
+    settings = Settings(hidden=3, updates=10, num_samples=2)
     for name in RUNGS["no label"]:
         assert METHODS[name](settings, images).lesson.batch is images.images
 
