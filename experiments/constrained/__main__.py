@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 
 from experiments.constrained.family import MEMBERS, SOLVERS
 from experiments.constrained.figure import plot, plot_members
-from experiments.constrained.measuring import MOMENTS, Settings, along, descend, lesson_of, teach
+from experiments.constrained.lesson import MOMENTS, Settings, lesson_of
+from experiments.constrained.measuring import along, descend, teach
 from experiments.constrained.report import Results, arrays, table
 from experiments.harness import data
 from experiments.harness.failure import ExperimentError, exit_code

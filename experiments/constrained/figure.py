@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.constrained.family import GROUPS, MEMBERS, SOLVERS
-from experiments.constrained.measuring import MOMENTS, Settings
+from experiments.constrained.lesson import MOMENTS, Settings
 from experiments.constrained.report import Results
 from nl_jax._core.numerics import mean_and_error
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from experiments.constrained.family import EXACT, GROUPS, MEMBERS, SOLVERS
-from experiments.constrained.measuring import Along, Course, Descent, Settings
+from experiments.constrained.lesson import Settings
+from experiments.constrained.measuring import Along, Course, Descent
 from experiments.harness.results import verdict
 from nl_jax._core.numerics import mean_and_error
 
