@@ -50,7 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "admm": {"num_steps": 10},
     "equilibrium_propagation": {"feedback_strength": 0.1},
     "truncated_backprop": {"window": 5},
-    "rtrl": {"chunk": 4},
+    "rtrl": {"chunk": 1},
     "snap": {"order": 1},
     "three_factor": {"sigma": 0.1},
 }
