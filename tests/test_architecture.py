@@ -69,6 +69,13 @@ def test_nothing_private_of_jax(folder):
         assert not [name for name in [*_imports(path), *reached] if name.startswith(private)], path
 
 
+def test_experiments_stay_short():
+    """One figure each: configuration, run and plot; what grows longer becomes a package with one idea a file."""
+    lengths = {path: len(path.read_text().splitlines()) for path in (REPOSITORY / "experiments").rglob("*.py")}
+    assert lengths
+    assert {path: length for path, length in lengths.items() if length >= 250} == {}
+
+
 def test_the_core_needs_only_its_core_dependencies():
     needed = {"jax", "optax", "chex", "numpy", "nl_jax"}
     allowed = needed | {
