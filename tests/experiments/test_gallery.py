@@ -246,9 +246,7 @@ def test_what_was_run_by_hand_is_shown(out, show):
 
 def test_every_experiment_is_an_exhibit():
     folder = Path(exhibits.__file__).parent.parent
-    scripts = {path.stem: path for path in folder.glob("*.py")} | {
-        path.parent.name: path for path in folder.glob("*/__main__.py")
-    }
+    scripts = {path.parent.name: path for path in folder.glob("*/__main__.py")}
     for name, path in scripts.items():
         defined = {node.name for node in ast.parse(path.read_text()).body if hasattr(node, "name")}
         if {"main", "Config"} <= defined and name != "gallery":
