@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import nl_jax as nl
-from experiments import depth_width
-from experiments.depth_width import Shape, Stopped
+from experiments.depth_width import __main__ as depth_width
+from experiments.depth_width import training
+from experiments.depth_width.training import Shape, Stopped
 from experiments.harness.failure import ExperimentError
 from experiments.harness.sweep import Scores
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("lenient")
 
 @pytest.mark.slow
 def test_runs_and_writes(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(depth_width, "_mnist_1d", depth_width._digits)
+    monkeypatch.setattr(depth_width, "mnist_1d", training.digits)
     arguments = ["--parameters", "200", "--depths", "2", "--rates", "0.5", "--updates", "3", "--seeds", "2"]
     assert depth_width.main([*arguments, "--out", str(tmp_path)]) == 0
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -56,8 +57,8 @@ def test_tasks(monkeypatch):
         "x_test": np.ones((9, 40)),
         "y_test": np.ones(9),
     }
-    monkeypatch.setattr(depth_width.temporal_tasks, "_made_by_the_package", lambda: made)
-    for sets, inputs in ((depth_width._digits(), 64), (depth_width._mnist_1d(), 40)):
+    monkeypatch.setattr(training.temporal_tasks, "_made_by_the_package", lambda: made)
+    for sets, inputs in ((training.digits(), 64), (training.mnist_1d(), 40)):
         assert {x.shape[1] for x, _ in sets} == {inputs}
         assert abs(sets.train[0].mean()) < 0.01
         assert abs(sets.train[0].std() - 1) < 0.01
@@ -70,7 +71,7 @@ def test_networks_are_stopped_where_validation_is_best():
     scores = Scores(
         {"validation": validation, "train": validation + 10, "test": validation + 20}, {"test": validation + 30}
     )
-    found = depth_width.stopped("digits", 900, Shape(1, 2, 3), (0.1, 0.2), np.array([0, 10, 20]), scores)
+    found = training.stopped("digits", 900, Shape(1, 2, 3), (0.1, 0.2), np.array([0, 10, 20]), scores)
     assert found.rate == 0.2
     np.testing.assert_array_equal(found.updates, [10, 20])
     np.testing.assert_array_equal(found.train_loss, [11, 12])
@@ -103,7 +104,7 @@ def test_the_table_and_the_picture_show_what_was_measured():
     ],
 )
 def test_bad_settings_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(depth_width, "_mnist_1d", depth_width._digits)
+    monkeypatch.setattr(depth_width, "mnist_1d", training.digits)
     assert depth_width.main([*arguments, "--out", str(tmp_path / "out")]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith(f"error: {message}")
