@@ -1,10 +1,12 @@
 """What mkdocs is told beyond `mkdocs.yml`: the pages that are made, the navigation, and a link for every citation."""
 
+import inspect
+import os
 import re
 import sys
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -19,6 +21,18 @@ _LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
 _UNTOUCHED = re.compile(r"(<(?:pre|code|a|h[1-6])\b.*?</(?:pre|code|a|h[1-6])>|<[^>]+>)", re.DOTALL)
 
 
+class Made(NamedTuple):
+    """A page that is made.
+
+    Attributes:
+      text: its Markdown.
+      source: the file to edit in order to change it.
+    """
+
+    text: str
+    source: Path
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The navigation: README, the guides (the tutorial first), the reference by rooms, the papers."""
     guides = sorted((path.name for path in DOCS.glob("*.md")), key=lambda name: (name != "tutorial.md", name))
@@ -26,14 +40,20 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for _, group in groupby(reference.pages(), key=lambda page: page.room):
         first, *rest = ({page.title: f"reference/{page.key}.md"} for page in group)
         rooms.append({next(iter(first)): [first, *rest]} if rest else first)
+    config.edit_uri = "edit/main/" if config.repo_url else None
+    if "MIKE_DOCS_VERSION" in os.environ:  # `mike` is building one of several versions
+        config.extra["version"] = {"provider": "mike"}
     config.nav = [{"Overview": "index.md"}, *guides, {"Reference": rooms}, {"Papers": "papers.md"}]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds what is made: README as the first page, the reference, the papers, and files beside `docs/` linked to."""
-    made = {f"reference/{page.key}.md": prose.markdown(page.markdown()) for page in reference.pages()}
-    made["papers.md"] = papers.page(reference.names())
+    made = {
+        f"reference/{page.key}.md": Made(prose.markdown(page.markdown()), Path(inspect.getfile(page.module)))
+        for page in reference.pages()
+    }
+    made["papers.md"] = Made(papers.page(reference.names()), DOCS / "references.toml")
     beside: dict[str, Path] = {}
     for source in [REPOSITORY / "README.md", *DOCS.glob("*.md")]:
         text = source.read_text()
@@ -42,9 +62,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             if target.is_file():
                 beside[_uri(target)] = target
                 text = text.replace(f"]({link}", f"]({_uri(target)}")
-        made[_uri(source)] = text.replace("```python\n>>>", "```pycon\n>>>")
-    for uri, text in made.items():
-        _replace(files, File.generated(config, uri, content=text))
+        made[_uri(source)] = Made(text.replace("```python\n>>>", "```pycon\n>>>"), source)
+    for uri, (text, source) in made.items():
+        file = File.generated(config, uri, content=text)
+        file.edit_uri = source.relative_to(REPOSITORY).as_posix()
+        _replace(files, file)
     files.append(File.generated(config, "references.bib", content=papers.bibtex()))
     for uri, path in beside.items():
         if uri not in files.src_uris:
