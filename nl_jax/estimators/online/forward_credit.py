@@ -131,7 +131,7 @@ def _separable(objective: Objective, params: Params, batch: Batch) -> int:
 
 def _mean_over(of_each: Callable[..., Any], examples: Any, count: int, chunk: int | None) -> Any:
     """Averages each example's results over all examples, `chunk` of them at a time."""
-    if chunk is None or chunk >= count:
+    if chunk is None or chunk >= count:  # without indices, so that examples stay on their devices
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), of_each(*examples))
 
     def summed(indices: Array) -> Any:

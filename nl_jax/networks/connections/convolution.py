@@ -16,7 +16,8 @@ Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 
 _SMALL = 4 * 2**20
-"""Bytes of all patches below which their product with the weights is never slower than XLA's convolution on a CPU."""
+"""Bytes of all patches up to which their product with the weights, on a CPU, took about as long as XLA's convolution or
+less (under vmap over weights down to a sixth)."""
 
 
 def convolve(x: Array, weight: Array, strides: Pair, padding: str | Sequence[Sequence[int]]) -> Array:
