@@ -81,9 +81,11 @@ from nl_jax.training.fit import fit
 from nl_jax.training.in_place import seeded
 from nl_jax.training.learner import learner
 from nl_jax.training.outcome import Diverged, Exhausted, Interrupted, Report, Terminated
-from nl_jax.training.replay_log import TrainingLog, replay
+from nl_jax.training.replay import replay
+from nl_jax.training.replay_log import TrainingLog
 from nl_jax.training.restarts import Restarts, restarts
-from nl_jax.training.sweep import Sweep, sweep
+from nl_jax.training.sweep import sweep
+from nl_jax.training.sweep_results import Sweep
 
 __version__ = "0.1.0"
 

@@ -1,30 +1,28 @@
-"""Logs a training run as a list of numbers, and replays it without a forward pass."""
+"""Logs a training run as a list of numbers, from which `replay` repeats it."""
 
-import functools
 import json
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from nl_jax._core.deprecation import deprecated_argument
-from nl_jax._core.paths import path_name
-from nl_jax._core.require import nonnegative_integer, positive_integer, sample_function
+from nl_jax._core.require import positive_integer
 from nl_jax.base import Batch, GradientEstimator, Key, Params
-from nl_jax.estimators.noise import directions as samplers
-from nl_jax.estimators.noise.directions import Sampler
-from nl_jax.estimators.noise.directions.sampler import NamedSampler
-from nl_jax.estimators.noise.engine.sampled_gradient import Directions, SampledGradient
 from nl_jax.training.files import write
-from nl_jax.training.in_place import Past, Update, advanced, coefficients_of, nothing_yet
+from nl_jax.training.in_place import Past, Update, coefficients_of
+from nl_jax.training.replay_records import (
+    checksum,
+    header_of,
+    past_of,
+    read_header,
+    read_records,
+    record_of,
+    save_snapshot,
+)
 
-_KEPT = "key", "rates"
 _OF_KEYS = "generator", "key"  # entries of the header that the run's first report sets
-_AT_ONCE = 256  # steps repeated in one compiled call
 
 
 class TrainingLog:
@@ -59,7 +57,7 @@ class TrainingLog:
     >>> log = TrainingLog(tempfile.mkdtemp(), estimator, first, data)
     >>> state = learner.init(jax.random.key(0), first)
     >>> state, _ = nl.fit(learner, jax.random.key(1), state, data, num_steps=100, log=log, progress=False)
-    >>> bool(np.array_equal(replay(first, log), state.params)), log.steps, log.bytes_per_step
+    >>> bool(np.array_equal(nl.replay(first, log), state.params)), log.steps, log.bytes_per_step
     (True, 100, 40)
     """
 
@@ -76,14 +74,14 @@ class TrainingLog:
     ) -> None:
         self.folder = Path(folder)
         self.snapshot_every = None if snapshot_every is None else positive_integer("snapshot_every", snapshot_every)
-        self.header = _header(estimator, params, batch)
+        self.header = header_of(estimator, params, batch)
         coefficients = np.asarray(coefficients_of(momentum, window), np.float32)
         if momentum:
             self.header["momentum"] = coefficients.tolist()
         self._momentum = coefficients
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            there = _read_header(self.folder)
+            there = read_header(self.folder)
         except FileNotFoundError:
             there = self.header
             self._write_header()
@@ -93,8 +91,8 @@ class TrainingLog:
             raise ValueError(
                 f"log folder {self.folder} belongs to another run: {', '.join(wrong)} differ. Take a new folder"
             )
-        self._record = _record(self.header)
-        self.steps = len(_read(self.folder, self._record))
+        self._record = record_of(self.header)
+        self.steps = len(read_records(self.folder, self._record))
         path = self.folder / "updates.bin"
         path.touch()
         os.truncate(path, self.steps * self.bytes_per_step)  # removes a record left unfinished by a crash
@@ -127,7 +125,7 @@ class TrainingLog:
                 f"run's of {generator}. Take a new folder"
             )
         self.header |= {"generator": generator, "key": jax.random.key_data(key).size}
-        self._record = _record(self.header)
+        self._record = record_of(self.header)
         self._write_header()
 
     def _write_header(self) -> None:
@@ -149,7 +147,7 @@ class TrainingLog:
         first = step - len(records)
         if first > self.steps:
             raise ValueError(f"log folder {self.folder} ends at step {self.steps}, these begin at step {first}")
-        known = _read(self.folder, self._record)[first:step] if first < self.steps else records[:0]
+        known = read_records(self.folder, self._record)[first:step] if first < self.steps else records[:0]
         if known.tobytes() != records[: len(known)].tobytes():
             raise ValueError(f"log folder {self.folder} has other updates from step {first} on: it is another run's")
         new = records[len(known) :]
@@ -159,8 +157,7 @@ class TrainingLog:
             os.fsync(file.fileno())
         before, self.steps = self.steps, max(self.steps, step)
         if self.snapshot_every is not None and step // self.snapshot_every > before // self.snapshot_every:
-            leaves: dict[str, Any] = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
-            write(self.folder / f"snapshot-{step:09}.npz", lambda file: np.savez(file, **leaves))
+            save_snapshot(self.folder, step, params)
 
     def past(self) -> Past | tuple[()]:
         """Returns the past gradients that momentum needs: `LearnerState.optimizer` after the last record.
@@ -169,7 +166,7 @@ class TrainingLog:
         log))._replace(step=jnp.int32(log.steps), optimizer=log.past())`.
         """
         window = len(self._momentum) - 1
-        return _past(_read(self.folder, self._record), window) if window else ()
+        return past_of(read_records(self.folder, self._record), window) if window else ()
 
     def _records(self, updates: Update, step: int) -> np.ndarray:
         if not isinstance(updates, Update):
@@ -188,170 +185,5 @@ class TrainingLog:
         records = np.zeros(len(scale), self._record)
         records["step"] = np.arange(step - len(scale), step)
         records["key"], records["scale"], records["rates"] = key, scale, rates
-        records["checksum"] = [_checksum(record) for record in records]
+        records["checksum"] = [checksum(record) for record in records]
         return records
-
-
-def replay(
-    params: Params,
-    log: TrainingLog | str | os.PathLike,
-    *,
-    steps: int | None = None,
-    directions: Sampler | None = None,
-    law: Sampler | None = None,
-) -> Params:
-    """Repeats a run from its log, without a forward pass, and returns its parameters.
-
-    With the samplers of `nl.directions` they are bitwise equal to the run's, on the same kind of device and version of
-    JAX. With your own sampler they are equal up to rounding.
-
-    Args:
-      params: the run's first parameters. Where the log has a snapshot, their shapes suffice.
-      log: a `TrainingLog` or its folder.
-      steps: how many steps of the run to repeat, at least 0; by default all complete records.
-      directions: the sampler of the directions; needed if it is not one of `nl.directions`.
-      law: the old name of `directions`, for one release.
-
-    Returns:
-      The parameters after these steps.
-
-    Raises:
-      ValueError: if the log belongs to other parameters, has fewer steps, or names no sampler.
-      FileNotFoundError: if the folder has no log.
-    """
-    if law is not None:
-        deprecated_argument("replay", "law", "write directions=")
-        directions = law
-    folder = log.folder if isinstance(log, TrainingLog) else Path(log)
-    header = _read_header(folder)
-    records = _read(folder, _record(header))
-    last = len(records) if steps is None else nonnegative_integer("steps", steps)
-    if last > len(records):
-        raise ValueError(f"steps must be at least 0 and at most the log's {len(records)}, got {steps}")
-    if header["parameters"] != _described(params):
-        raise ValueError(
-            f"log folder {folder} belongs to other parameters: {_difference(header['parameters'], params)}"
-        )
-    first, params = _snapshot(folder, last, params)
-    drawn = Directions.of(directions or _sampler(header["law"], folder), params, header["weights"])
-    momentum = np.array(header.get("momentum", [1.0]), np.float32)
-    past = _past(records[:first], len(momentum) - 1) if len(momentum) > 1 else ()
-    for at in range(first, last, _AT_ONCE):
-        some = records[at : min(at + _AT_ONCE, last)]
-        updates = (jnp.asarray(some[name]) for name in ("key", "scale", "rates"))
-        params, past = _repeated(drawn, header["generator"], params, past, (*updates, jnp.asarray(momentum)))
-    return params
-
-
-def _past(records: np.ndarray, window: int) -> Past:
-    """Returns the last gradients of some records, newest first; gradients before the first step are 0."""
-    key, rates = (np.zeros(records.dtype[name].shape, records.dtype[name].base) for name in _KEPT)
-    past = nothing_yet(key, rates, window)
-    newest = records[-window:][::-1]
-    return Past(*(none.at[: len(newest)].set(newest[name]) for none, name in zip(past, _KEPT, strict=True)))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _repeated(directions: Directions, generator: str, params: Params, past: Any, updates: Any) -> tuple[Params, Any]:
-    *of_steps, momentum = updates
-
-    def one(now: tuple[Params, Any], update: Any) -> tuple[tuple[Params, Any], None]:
-        key, scale, rates = update
-        like = SampledGradient(jax.random.wrap_key_data(key, impl=generator), rates, directions)
-        return advanced(like, *now, Update(key, scale, rates, momentum)), None
-
-    return jax.lax.scan(one, (params, past), tuple(of_steps))[0]
-
-
-def _header(estimator: GradientEstimator, params: Params, batch: Batch) -> dict[str, Any]:
-    sample = sample_function(estimator, "give the log the estimator of nl.seeded")
-    key = jax.random.key(0)
-    state = jax.eval_shape(estimator.init, key, params)
-    if jax.tree.leaves(state):
-        raise ValueError(
-            "an estimator with a state of its own cannot be replayed, because no log keeps the state: take a baseline "
-            "without one, such as nl.baselines.antithetic()"
-        )
-    sampled, _, _ = jax.eval_shape(sample, key, state, params, batch)
-    sampler = sampled.directions.sampler
-    return {
-        "format": 1,
-        "law": {"name": sampler.name, "settings": sampler.settings} if isinstance(sampler, NamedSampler) else None,
-        "parameters": _described(params),
-        "weights": [leaf.weight for leaf in sampled.directions.leaves],
-        "rates": list(sampled.rates.shape),
-        "dtype": str(sampled.rates.dtype),
-        "generator": str(jax.random.key_impl(key)),
-        "key": jax.random.key_data(key).size,
-    }
-
-
-def _described(params: Params) -> list[list[Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return [[path_name(path), list(leaf.shape), str(jnp.dtype(leaf.dtype))] for path, leaf in leaves]
-
-
-def _difference(described: list[list[Any]], params: Params) -> str:
-    pairs = zip([*described, None], [*_described(params), None], strict=False)
-    return next(f"it has {of} where these have {given}" for of, given in pairs if of != given)
-
-
-def _record(header: dict[str, Any]) -> np.dtype:
-    fields = [
-        ("step", "<i8"), ("key", "<u4", (header["key"],)), ("scale", "<f4"),
-        ("rates", np.dtype(header["dtype"]).newbyteorder("<"), tuple(header["rates"])), ("checksum", "<u4"),
-    ]  # fmt: skip
-    return np.dtype(fields)
-
-
-def _checksum(record: np.void) -> int:
-    return zlib.crc32(record.tobytes()[:-4])
-
-
-def _read(folder: Path, dtype: np.dtype) -> np.ndarray:
-    """Returns the complete records, up to the first that is damaged or out of order."""
-    path = folder / "updates.bin"
-    content = path.read_bytes() if path.exists() else b""
-    records = np.frombuffer(content[: len(content) // dtype.itemsize * dtype.itemsize], dtype)
-    for i, record in enumerate(records):
-        if record["step"] != i or record["checksum"] != _checksum(record):
-            return records[:i]
-    return records
-
-
-def _read_header(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "header.json").read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"folder {folder} has no training log: header.json is missing") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"log folder {folder}: header.json is damaged ({error})") from error
-
-
-def _sampler(described: dict[str, Any] | None, folder: Path) -> Sampler:
-    if described is None:
-        raise ValueError(
-            f"log folder {folder} was written with a sampler of your own: pass it, replay(…, directions=…)"
-        )
-    return _made(json.dumps(described, sort_keys=True))
-
-
-@functools.cache
-def _made(described: str) -> Sampler:
-    """Makes a sampler once: replays with the same object share what JAX has compiled."""
-    sampler = json.loads(described)
-    made: Sampler = getattr(samplers, sampler["name"])(**sampler["settings"])
-    return made
-
-
-def _snapshot(folder: Path, last: int, params: Params) -> tuple[int, Params]:
-    """Returns the latest snapshot up to a step, with its step, or 0 and the first parameters."""
-    steps = sorted(int(path.stem.removeprefix("snapshot-")) for path in folder.glob("snapshot-*.npz"))
-    usable = [step for step in steps if step <= last]
-    if not usable:
-        return 0, params
-    with np.load(folder / f"snapshot-{usable[-1]:09}.npz") as saved:
-        leaves, tree = jax.tree.flatten(params)
-        # NumPy reads bfloat16 as bytes.
-        read = [jnp.asarray(saved[str(i)].view(leaf.dtype)) for i, leaf in enumerate(leaves)]
-        return usable[-1], jax.tree.unflatten(tree, read)
