@@ -125,10 +125,8 @@ def is_key(x: Any) -> bool:
 def typed_key(key: Key) -> None:
     """Raises ValueError unless `key` is a typed key, as made by `jax.random.key`."""
     if not is_key(key):
-        dtype = getattr(key, "dtype", None)
-        raise ValueError(
-            f"key must be a typed key made by jax.random.key(seed), got {type(key).__name__} of dtype {dtype}"
-        )
+        got = f"{type(key).__name__} of dtype {key.dtype}" if hasattr(key, "dtype") else repr(key)[:200]
+        raise ValueError(f"key must be a typed key made by jax.random.key(seed), got {got}")
 
 
 def no_keys(name: str, tree: Any) -> None:
@@ -190,9 +188,10 @@ def takes(name: str, function: Any, count: int, remedy: str) -> None:
     """Raises ValueError unless `function` takes `count` arguments; the usual cause is a factory that was not called."""
     try:
         inspect.signature(function).bind(*[None] * count)
-    except TypeError:
+    except TypeError as error:
         what = "one argument" if count == 1 else f"{count} arguments"
-        raise ValueError(f"{name} must take {what}, got {_shown(function)}: {remedy}") from None
+        why = f", {error}" if callable(function) else ""  # such as: missing a required argument: 'rule'
+        raise ValueError(f"{name} must take {what}, got {_shown(function)}{why}: {remedy}") from None
     except ValueError:  # it has no signature
         return
 
@@ -227,6 +226,8 @@ def estimator_of(name: str, factory: Factory, objective: Objective) -> GradientE
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, GradientEstimator):
+        return "a GradientEstimator"
     return getattr(value, "__name__", None) or repr(value)[:200]
 
 

@@ -93,9 +93,9 @@ def interpret(
       order of propagation. Layers whose found value is None are left out.
 
     Raises:
-      ValueError: when run, if two layers have one name, a name is no string or contains a "/", a layer's connection or
-        activation returns other than one array, a value is given to a layer that does not exist, or a layer is inside a
-        transformation of the program's own, where it cannot be reached.
+      ValueError: when run, if two layers have one name, a name is no string or contains a "/", an input of a layer is
+        not one array, its connection or activation returns other than one array, a value is given to a layer that does
+        not exist, or a layer is inside a transformation of the program's own, where it cannot be reached.
     """
 
     def run(params: Params, inputs: Any, given: Given | None = None) -> tuple[Any, dict[str, Any]]:
@@ -133,6 +133,7 @@ class _Interpreter:
         own = self._named(name)
         if _trace_state() != self.around:
             raise ValueError(_UNREACHED.format(own))
+        _require_inputs(own, inputs)
         site = Site(own, connection, activation, params, inputs, self.steps)
         axons, found = self.layer(site, self.values.get(own))
         _require_array(own, "activation", axons)
@@ -216,6 +217,16 @@ def _require_array(name: str, function: str, value: Any) -> None:
             f"layer {name!r}: its {function} must return one array, got {type(value).__name__}: concatenate several "
             "along the last axis, and split them between layers"
         )
+
+
+def _require_inputs(name: str, inputs: tuple[Any, ...]) -> None:
+    """Raises ValueError unless each of a layer's inputs is one array."""
+    for x in inputs:
+        if not jax.tree_util.treedef_is_leaf(jax.tree.structure(x)):
+            raise ValueError(
+                f"layer {name!r}: each input must be one array, got {type(x).__name__}: hand in several as arguments of "
+                "their own, propagate(name, connection, activation, params, h, x), which calls connection(params, h, x)"
+            )
 
 
 def require_new(name: str, met: Collection[str]) -> None:

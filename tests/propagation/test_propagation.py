@@ -55,6 +55,14 @@ def test_what_is_no_layer_is_said(run, layer, message):
         INTERPRETATIONS[run](program)
 
 
+def test_inputs_are_arguments_of_their_own():
+    def program(params, x, propagate=feedforward):
+        return propagate("same", lambda params, both: both[0] @ params + both[1], jnp.tanh, params, (x, x))
+
+    with pytest.raises(ValueError, match="layer 'same': each input must be one array, got tuple: hand in several as"):
+        INTERPRETATIONS["record"](program)
+
+
 def test_unknown_and_missing_layers_are_named():
     p = problems.chain()
     _, axons = trace(propagation.record(p.forward), p.params, p.batch[0])

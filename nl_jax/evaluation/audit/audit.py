@@ -1,7 +1,8 @@
 """The locality audit: finds what can reach the update of each parameter."""
 
 import functools
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -59,8 +60,13 @@ def audit(
       An `Audit`; print it, or use its `verdict`, `verdicts` or `plot()`.
 
     Raises:
-      ValueError: if the batch is not a pair and `targets` is not given, the factory is an estimator or ignores its
-        objective, two parameters have the same path, or the program has no loop of this name.
+      ValueError: if the batch is not a pair and `targets` is not given, the factory is an estimator or its estimator
+        never runs the program it was given, two parameters have the same path, or the program has no loop of this name.
+
+    Warns:
+      UserWarning: if no update sees a layer of the program, but they see the batch. The estimator then runs another
+        program, such as a forward function that the factory closes over, and the verdict is that of a program without
+        layers.
 
     >>> import functools, jax, jax.numpy as jnp, nl_jax as nl
     >>> net = nl.mlp([3, 4, 2], activation=nl.activations.tanh())
@@ -71,7 +77,10 @@ def audit(
     >>> audit(nl.backprop, *at).verdicts["hidden1/weight"]
     'reads other axons, weight transport, sees the target'
     """
-    takes("factory", factory, 1, "hand in nl.backprop or functools.partial(nl.node_perturbation, …), not the estimator")
+    takes(
+        "factory", factory, 1,
+        "hand in nl.backprop or functools.partial(nl.local_learning, rule=nl.rules.oja()), not the estimator",
+    )  # fmt: skip
     leaves = list(by_path(params))
     of_params = [_one(_Leaf(leaf)) for leaf in leaves]
     of_batch = _batch_sources(batch, targets)
@@ -79,7 +88,15 @@ def audit(
     watched = marked(program, lambda layer: layers.setdefault(layer))
 
     alone = watched if inputs is None else lambda params, batch: watched(params, inputs(batch))
-    own = _what_the_program_puts(alone, params, batch, [*of_params, *of_batch])
+    try:
+        own = _what_the_program_puts(alone, params, batch, [*of_params, *of_batch])
+    except Exception as error:
+        if inputs is None:
+            error.add_note(
+                "nl.audit called program(params, batch), as an objective is called. For a forward function say what "
+                "its inputs are: nl.audit(…, inputs=lambda batch: batch[0])"
+            )
+        raise
     runs: list[None] = []
 
     @functools.wraps(watched)
@@ -94,6 +111,7 @@ def audit(
             "factory returned an estimator that does not run the objective it was given: write "
             "functools.partial(nl.node_perturbation, num_samples=4), not lambda objective: estimator"
         )
+    _warn_without_marks(updates, layers)
     users = {leaf: tuple(layer for layer in layers if _uses(own, layer, leaf)) for leaf in leaves}
     everything = [*map(_Leaf, leaves), *map(pre, layers), *map(post, layers), "input", "target", "noise", LOSS]
     rows = {
@@ -180,6 +198,20 @@ def _updates(
         if arrived == of_state:
             return jax.tree.leaves(grads)
         of_state = arrived
+
+
+def _warn_without_marks(updates: Sequence[Flows], layers: Collection[str]) -> None:
+    """Warns if updates that see the batch see no layer of a program that has layers, nor its loss."""
+    sources = {flow.source for flows in updates for flow in flows}
+    marks = {LOSS, EVERYTHING, *map(pre, layers), *map(post, layers)}
+    if layers and sources & {"input", "target"} and not sources & marks:
+        warnings.warn(
+            "factory returned an estimator whose updates see the batch but no layer of the program that it was given, "
+            "so the audit cannot tell what is their own: does it run another program? Then hand that one to the audit. "
+            "For local rules it is the forward function: nl.audit(functools.partial(nl.local_learning, "
+            "rule=nl.rules.oja()), forward, params, batch, inputs=lambda batch: batch[0])",
+            stacklevel=3,
+        )
 
 
 def _uses(own: Sites, layer: str, leaf: str) -> bool:

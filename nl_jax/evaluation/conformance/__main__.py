@@ -76,7 +76,20 @@ def _found(name: str) -> Factory:
     if not (module and attribute):
         raise ValueError("write it as module:factory, such as nl_jax:backprop")
     sys.path.insert(0, "")  # finds modules in the working directory
-    return getattr(importlib.import_module(module), attribute)
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):  # the module is there, and lacks one that it imports
+            raise
+        where = f"the working directory {Path.cwd()} nor on Python's path"
+        raise ValueError(f"module {module!r} is neither in {where}") from None
+    if not hasattr(found, attribute):
+        raise ValueError(
+            f"module {module!r} has no name {attribute!r}; for other settings give a factory a name in the module, "
+            "such as small = functools.partial(my_estimator, sigma=1e-3)"
+        )
+    factory: Factory = getattr(found, attribute)
+    return factory
 
 
 if __name__ == "__main__":

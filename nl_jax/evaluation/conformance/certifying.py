@@ -77,7 +77,10 @@ def certify(
     >>> certificate.passed, certificate.rows["randomness"].said
     (True, 'does not use its key')
     """
-    takes("factory", factory, 1, "hand in nl.backprop or functools.partial(nl.node_perturbation, …), not the estimator")
+    takes(
+        "factory", factory, 1,
+        "hand in nl.backprop or functools.partial(nl.node_perturbation, num_samples=4), not the estimator",
+    )  # fmt: skip
     if positive_integer("num_keys", num_keys) < 2:
         raise ValueError("num_keys must be at least 2: one estimate has no standard error")
     if positive_integer("max_keys", max_keys) < num_keys:

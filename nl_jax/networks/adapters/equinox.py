@@ -32,9 +32,11 @@ def from_equinox(model: eqx.Module, call: Call) -> SplitModel:
     arrays, static = eqx.partition(model, eqx.is_inexact_array)
 
     def merge(params: Params) -> Any:
+        """Returns a copy of the model with these parameters."""
         return eqx.combine(params, static)
 
     def apply(params: Params, inputs: Any, propagate: Propagate = feedforward) -> Any:
+        """Runs the model on a batch with these parameters; its layers go through `propagate`."""
         leaves = jax.tree.leaves(inputs)
         if not leaves or any(jnp.ndim(x) == 0 for x in leaves):
             raise ValueError(f"inputs must be arrays with the batch as their first axis, got {inputs!r}")

@@ -58,12 +58,15 @@ def from_linen(module: nn.Module, call: Call, collections: Mapping[str, Any]) ->
         return frozenset(found)
 
     def init(key: Key, inputs: Any) -> Params:
+        """Returns random parameters for inputs of this shape."""
         typed_key(key)
         with _ValueErrors(module):
             variables = module.init(key, inputs, method=call)
         return flax.core.unfreeze(variables).get("params", {})
 
     def apply(params: Params, inputs: Any, propagate: Propagate = feedforward) -> Any:
+        """Runs the module with these parameters; its layers go through `propagate`."""
+
         def visit(name: str, layer: nn.Module, method: Callable, args: tuple, kwargs: dict, method_name: str) -> Any:
             if name not in reached[kind(inputs)]:
                 return method(*args, **kwargs)

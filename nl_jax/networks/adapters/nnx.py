@@ -41,6 +41,7 @@ def from_nnx(model: nnx.Module, call: Call) -> SplitModel:
     reached: dict[Any, frozenset[str]] = {}
 
     def merge(params: Params) -> nnx.Module:
+        """Returns a copy of the model with these parameters."""
         return nnx.merge(graph, params, others, copy=True)
 
     def run(params: Params, inputs: Any, visit: Visit) -> tuple[Any, nnx.Module]:
@@ -65,6 +66,7 @@ def from_nnx(model: nnx.Module, call: Call) -> SplitModel:
         return frozenset(found)
 
     def apply(params: Params, inputs: Any, propagate: Propagate = feedforward) -> Any:
+        """Runs the model with these parameters; its layers go through `propagate`."""
         names = Names()
         if kind(inputs) not in reached:
             reached[kind(inputs)] = layers_with_batch(params, inputs)

@@ -504,6 +504,7 @@ def test_axons_that_carry_a_weight_are_no_axons():
     assert of(_writing(leak)).verdicts["output/weight"] == "weight transport"
 
 
+@pytest.mark.filterwarnings("ignore:factory returned an estimator whose updates see")
 def test_marks_cannot_be_forged_by_a_known_name():
     def leak(program, params, batch):
         jax.eval_shape(program, params, batch)  # the audit refuses an estimator that never runs its program
@@ -518,6 +519,23 @@ def test_a_factory_that_ignores_its_objective_is_refused():
     made = nl.node_perturbation(problem.objective, num_samples=2)
     with pytest.raises(ValueError, match=r"does not run the objective it was given: write functools\.partial"):
         of(lambda objective: made)
+
+
+def test_an_estimator_of_another_program_is_warned_of():
+    """Its layers have no marks: the verdict would be that of a program without layers."""
+    problem = problems.chain()
+    forward, rule = problem.forward, nl.rules.hebb()
+    closed = lambda objective: nl.local_learning(forward, rule, objective=objective)
+    with pytest.warns(UserWarning, match=r"run another program.*nl\.local_learning, rule=.* inputs=lambda batch"):
+        assert of(closed).verdict != "local"
+    given = lambda forward: nl.local_learning(forward, rule)
+    first = lambda batch: batch[0]
+    assert nl.audit(given, forward, problem.params, problem.batch, inputs=first).verdict == "local"
+    with pytest.raises(ValueError, match="got local_learning, missing a required argument: 'rule': hand in"):
+        of(nl.local_learning)
+    with pytest.raises(ValueError, match="a network takes an array of inputs") as caught:
+        nl.audit(given, forward, problem.params, problem.batch)
+    assert "say what its inputs are: nl.audit(…, inputs=lambda batch: batch[0])" in caught.value.__notes__[-1]
 
 
 def test_layers_of_one_name_are_refused():

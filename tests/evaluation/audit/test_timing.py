@@ -13,6 +13,9 @@ from tests import problems
 from tests.estimators.online import programs
 from tests.registry import ESTIMATORS
 
+# The rules here that are written out run the program by hand.
+pytestmark = pytest.mark.filterwarnings("ignore:factory returned an estimator whose updates see")
+
 STEPS = 7
 
 RULES = {
