@@ -224,8 +224,8 @@ def _require_inputs(name: str, inputs: tuple[Any, ...]) -> None:
     for x in inputs:
         if not jax.tree_util.treedef_is_leaf(jax.tree.structure(x)):
             raise ValueError(
-                f"layer {name!r}: each input must be one array, got {type(x).__name__}: hand in several as arguments of "
-                "their own, propagate(name, connection, activation, params, h, x), which calls connection(params, h, x)"
+                f"layer {name!r}: each input must be one array, got {type(x).__name__}: hand in several as arguments "
+                "of their own, propagate(name, connection, activation, params, h, x); it calls connection(params, h, x)"
             )
 
 
