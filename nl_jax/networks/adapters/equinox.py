@@ -16,6 +16,7 @@ from jax.custom_batching import custom_vmap
 from nl_jax.activations import identity
 from nl_jax.base import Array, Params, Propagate
 from nl_jax.networks.adapters.model import Call, Names, SplitModel, require_arrays, require_layers
+from nl_jax.networks.connections import conv_general_dilated
 from nl_jax.propagation import feedforward
 
 LAYERS = (
@@ -48,7 +49,7 @@ def from_equinox(model: eqx.Module, call: Call) -> SplitModel:
                 own, rest = eqx.partition(layer, eqx.is_inexact_array)
 
                 def connection(own: Params, x: Array) -> Array:
-                    return eqx.combine(own, rest)(x)
+                    return _run(eqx.combine(own, rest), x)
 
                 return _outside(name, connection, propagate)(require_arrays(own), jnp.asarray(x), example)
 
@@ -59,6 +60,18 @@ def from_equinox(model: eqx.Module, call: Call) -> SplitModel:
         return outputs
 
     return SplitModel(arrays, apply, merge)
+
+
+def _run(layer: Any, x: Array) -> Array:
+    """Runs a layer on one example; a convolution's derivatives are fast on a CPU too."""
+    plain = type(layer).__call__ is eqx.nn.Conv.__call__ and layer.padding_mode == "ZEROS"
+    if not plain or x.ndim != layer.num_spatial_dims + 1:
+        return layer(x)
+    nu = conv_general_dilated(
+        x[None], layer.weight, layer.stride, layer.padding, rhs_dilation=layer.dilation,
+        feature_group_count=layer.groups,
+    )[0]  # fmt: skip
+    return nu if layer.bias is None else nu + layer.bias
 
 
 def _outside(name: str, connection: Callable[..., Array], propagate: Propagate) -> Callable[..., Array]:

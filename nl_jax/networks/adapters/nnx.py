@@ -20,6 +20,7 @@ from nl_jax.networks.adapters.model import (
     require_arrays,
     require_layers,
 )
+from nl_jax.networks.connections import conv_general_dilated
 from nl_jax.propagation import feedforward
 
 LAYERS = (
@@ -105,7 +106,10 @@ def _connection(
 
     def connection(own: Params, x: Array) -> Array:
         # Merged anew in each run: the update of a running average is dropped with the copy.
-        return getattr(nnx.merge(graph, require_arrays(own), others, copy=True), method)(x, *rest, **kwargs)
+        merged = nnx.merge(graph, require_arrays(own), others, copy=True)
+        if isinstance(merged, nnx.Conv) and merged.conv_general_dilated is jax.lax.conv_general_dilated:
+            merged.conv_general_dilated = conv_general_dilated  # whose derivatives are fast on a CPU too
+        return getattr(merged, method)(x, *rest, **kwargs)
 
     running = kwargs.get("use_running_average")
     training = isinstance(layer, nnx.BatchNorm) and not (layer.use_running_average if running is None else running)

@@ -6,6 +6,7 @@ Each function here describes a connection without shapes. The shapes come from t
 
 from nl_jax._core.deprecation import renamed as _renamed
 from nl_jax.networks.connections.connection import ConnectionSpec, Joint, Shape
+from nl_jax.networks.connections.convolution import conv_general_dilated
 from nl_jax.networks.connections.decorrelated import decorrelated
 from nl_jax.networks.connections.dense import Dense, dense, lateral_dense
 from nl_jax.networks.connections.images import conv, max_pool
@@ -19,6 +20,7 @@ __all__ = [
     "Joint",
     "Shape",
     "conv",
+    "conv_general_dilated",
     "decorrelated",
     "dense",
     "flatten",
