@@ -1,8 +1,8 @@
 """Orders: pure functions of a key and a step's number that choose the examples of each step.
 
 `order(key, first_step, num_steps, num_examples, batch_size) -> indices`, integers of shape [num_steps, batch_size],
-at least 0 and below num_examples, which is not checked. Indices depend only on the step's number, not on how steps are
-grouped, so a run may be stopped anywhere and continued.
+at least 0 and below num_examples. Indices depend only on the step's number, not on how steps are grouped, so a run may
+be stopped anywhere and continued.
 """
 
 from collections.abc import Callable

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.stages import Wrapped
 
 from nl_jax._core.require import no_keys
-from nl_jax.base import Array, Batch, Info, Key, Learner, LearnerState, State
-from nl_jax.training.batching import Order
+from nl_jax.base import Array, Batch, Failure, Info, Key, Learner, LearnerState, State
+from nl_jax.training.batching import Order, shuffled, uniform
 from nl_jax.training.outcome import Outcomes
 from nl_jax.training.placement import gather
 
@@ -69,11 +69,12 @@ def _steps(plan: Plan, num_steps: int, key: Key, state: LearnerState, data: Batc
     """Takes steps in one scan; outcomes and records have a leading axis of steps."""
     step_key, order_key = jax.random.split(key)
     examples = jax.tree.leaves(data)[0].shape[0]
-    chosen = None
+    chosen: Array | None = None
+    failures: tuple[Failure, ...] = ()
     if plan.batch_size is not None:
         assert plan.order is not None
         chosen = plan.order(order_key, first_step, num_steps, examples, plan.batch_size)
-        _require_indices(chosen, (num_steps, plan.batch_size))
+        failures = _require_indices(plan.order, chosen, (num_steps, plan.batch_size), examples)
 
     def one(state: LearnerState, now: tuple[Array, Array | None]) -> Advanced:
         step, index = now
@@ -82,18 +83,27 @@ def _steps(plan: Plan, num_steps: int, key: Key, state: LearnerState, data: Batc
 
     now = first_step + jnp.arange(num_steps, dtype=jnp.int32), chosen
     if num_steps > 1:
-        return jax.lax.scan(one, state, now)
-    # No loop: in loops, XLA's CPU compiler is slow for derivatives of convolutions other than `nl.connections.conv`.
-    state, made = one(state, jax.tree.map(lambda x: jnp.squeeze(x, 0), now))
-    return state, jax.tree.map(lambda x: jnp.expand_dims(x, 0), made)
+        state, (outcomes, recorded) = jax.lax.scan(one, state, now)
+    else:  # No loop: in loops, XLA's CPU compiler is slow for derivatives of convolutions other than nl_jax's.
+        state, made = one(state, jax.tree.map(lambda x: jnp.squeeze(x, 0), now))
+        outcomes, recorded = jax.tree.map(lambda x: jnp.expand_dims(x, 0), made)
+    return state, (outcomes._replace(failures=(*outcomes.failures, *failures)), recorded)
 
 
-def _require_indices(chosen: Any, shape: tuple[int, int]) -> None:
-    """Raises a ValueError unless an order chose integers, one for each example of each batch."""
+def _require_indices(order: Order, chosen: Any, shape: tuple[int, int], examples: int) -> tuple[Failure, ...]:
+    """Raises a ValueError unless an order chose integers, one for each example of each batch.
+
+    Returns:
+      The failure of steps for which a user's order chose examples that do not exist.
+    """
     if getattr(chosen, "shape", None) != shape or not jnp.issubdtype(chosen.dtype, jnp.integer):
         raise ValueError(
             f"order must return integer indices of shape [num_steps, batch_size] = {list(shape)}, got {chosen}"
         )
+    if order in (shuffled, uniform):
+        return ()
+    outside = jnp.any((chosen < 0) | (chosen >= examples), axis=1)
+    return (Failure(outside, f"order must return indices of at least 0 and below the number of examples, {examples}"),)
 
 
 def _many_step(plan: Plan, keys: Key, states: LearnerState, batch: Batch, step: Array) -> Advanced:

@@ -51,11 +51,12 @@ def fit(
       num_steps: steps to take from `state`.
       batch_size: examples per step; None for all of them (full batch), 1 for single-sample descent. For a
         sum over the batch instead of a mean see `nl.batch_sum`. An iterator chooses its batches itself.
-      order: `nl.batching.shuffled` (passes over the data) or `nl.batching.uniform` (with replacement).
+      order: `nl.batching.shuffled` (passes over the data), `nl.batching.uniform` (with replacement), or a function of
+        your own, `order(key, first_step, num_steps, num_examples, batch_size) -> indices`, [num_steps, batch_size].
       steps_per_dispatch: steps between two returns to Python; with arrays, one compiled call runs them all. Python
         then calls the logs, saves the state and handles Ctrl-C and SIGTERM, in a few milliseconds at most. Use 1,000 or
-        more if a step takes 0.1 ms or less. Use 1 on a CPU for convolutions other than `nl.connections.conv`: XLA's
-        CPU compiler is slow for their derivatives in a loop.
+        more if a step takes 0.1 ms or less. Use 1 on a CPU for convolutions by `jax.lax`, for whose derivatives in a
+        loop XLA's CPU compiler is slow (`nl.connections.conv_general_dilated` computes them otherwise).
       record: `record(state, info)` returns what to keep of each step; by default `info` without its residuals. Only
         `lambda state, info: info` makes the run compute the residuals.
       log: a function, or several, called with an `nl.Report` before the first dispatch and after each. It returns None,
@@ -80,8 +81,8 @@ def fit(
     Raises:
       ValueError: for settings out of range, data of unequal lengths, or a `checkpoint` folder of another run.
       OSError: if a checkpoint cannot be read or written.
-      Diverged: if an estimate fails (see `nl.Info`), or if a loss, or a parameter to be saved or returned, is not
-        finite.
+      Diverged: if an estimate fails (see `nl.Info`), if a loss, or a parameter to be saved or returned, is not finite,
+        or if `order` chooses examples that do not exist.
       Exhausted: if `data` is an iterator that ends before the run.
       Interrupted: on Ctrl-C.
       Terminated: a `SystemExit`, on SIGTERM, if there is a `checkpoint` and `fit` runs in the main thread.

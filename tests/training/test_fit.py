@@ -84,6 +84,15 @@ def test_a_typed_key_cannot_be_recorded():
             _fit(num_steps=1, record=record)
 
 
+@pytest.mark.parametrize("wrong", [-1, 24])
+@pytest.mark.parametrize("steps_per_dispatch", [1, 4])
+def test_an_order_that_chooses_examples_that_do_not_exist(wrong, steps_per_dispatch):
+    order = lambda *of: batching.uniform(*of).at[-1, 3].set(wrong)
+    with pytest.raises(nl.Diverged, match=r"order must return indices of at least 0 and below .* examples, 24"):
+        _fit(num_steps=4, order=order, steps_per_dispatch=steps_per_dispatch)
+    _fit(num_steps=4, order=lambda *of: batching.uniform(*of).at[-1, 3].set(23))
+
+
 def test_an_order_that_returns_other_than_indices():
     for wrong in (lambda indices: indices[:, :5], lambda indices: indices.astype(float)):
         order = lambda *of, wrong=wrong: wrong(batching.uniform(*of))
