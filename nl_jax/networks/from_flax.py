@@ -29,6 +29,8 @@ def from_flax(
 
     Each dense, convolutional, embedding and normalisation layer calls `propagate`, also inside attention. Everything
     else runs unchanged: activation functions, pooling, parameters of modules of your own. The model is not changed.
+    On a CPU, plain convolutions are computed by `nl.connections.conv_general_dilated`, equal up to rounding, unless a
+    module has a function of its own for them.
 
     Activation functions are applied outside of these layers. A layer's activation here is therefore the identity, its
     axons (activity) are its pre-activation ν, and a nonlinearity belongs to the connection of the layer above.

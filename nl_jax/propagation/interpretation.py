@@ -133,7 +133,7 @@ class _Interpreter:
         own = self._named(name)
         if _trace_state() != self.around:
             raise ValueError(_UNREACHED.format(own))
-        _require_inputs(own, inputs)
+        require_inputs(own, inputs)
         site = Site(own, connection, activation, params, inputs, self.steps)
         axons, found = self.layer(site, self.values.get(own))
         _require_array(own, "activation", axons)
@@ -219,10 +219,10 @@ def _require_array(name: str, function: str, value: Any) -> None:
         )
 
 
-def _require_inputs(name: str, inputs: tuple[Any, ...]) -> None:
-    """Raises ValueError unless each of a layer's inputs is one array."""
+def require_inputs(name: str, inputs: tuple[Any, ...]) -> None:
+    """Raises ValueError if one of a layer's inputs is a container of arrays, or nothing."""
     for x in inputs:
-        if not jax.tree_util.treedef_is_leaf(jax.tree.structure(x)):
+        if x is None or isinstance(x, tuple | list | dict):
             raise ValueError(
                 f"layer {name!r}: each input must be one array, got {type(x).__name__}: hand in several as arguments "
                 "of their own, propagate(name, connection, activation, params, h, x); it calls connection(params, h, x)"

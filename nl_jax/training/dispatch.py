@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.stages import Wrapped
 
 from nl_jax._core.require import no_keys
-from nl_jax.base import Array, Batch, Failure, Info, Key, Learner, LearnerState, State
+from nl_jax.base import Array, Batch, Info, Key, Learner, LearnerState, State
 from nl_jax.training.batching import Order, shuffled, uniform
 from nl_jax.training.outcome import Outcomes
 from nl_jax.training.placement import gather
@@ -70,11 +70,13 @@ def _steps(plan: Plan, num_steps: int, key: Key, state: LearnerState, data: Batc
     step_key, order_key = jax.random.split(key)
     examples = jax.tree.leaves(data)[0].shape[0]
     chosen: Array | None = None
-    failures: tuple[Failure, ...] = ()
+    extremes: Any = ()
     if plan.batch_size is not None:
         assert plan.order is not None
         chosen = plan.order(order_key, first_step, num_steps, examples, plan.batch_size)
-        failures = _require_indices(plan.order, chosen, (num_steps, plan.batch_size), examples)
+        _require_indices(chosen, (num_steps, plan.batch_size))
+        if plan.order not in (shuffled, uniform):
+            extremes = jnp.min(chosen, axis=1), jnp.max(chosen, axis=1)
 
     def one(state: LearnerState, now: tuple[Array, Array | None]) -> Advanced:
         step, index = now
@@ -87,23 +89,15 @@ def _steps(plan: Plan, num_steps: int, key: Key, state: LearnerState, data: Batc
     else:  # No loop: in loops, XLA's CPU compiler is slow for derivatives of convolutions other than nl_jax's.
         state, made = one(state, jax.tree.map(lambda x: jnp.squeeze(x, 0), now))
         outcomes, recorded = jax.tree.map(lambda x: jnp.expand_dims(x, 0), made)
-    return state, (outcomes._replace(failures=(*outcomes.failures, *failures)), recorded)
+    return state, (outcomes._replace(indices=extremes), recorded)
 
 
-def _require_indices(order: Order, chosen: Any, shape: tuple[int, int], examples: int) -> tuple[Failure, ...]:
-    """Raises a ValueError unless an order chose integers, one for each example of each batch.
-
-    Returns:
-      The failure of steps for which a user's order chose examples that do not exist.
-    """
+def _require_indices(chosen: Any, shape: tuple[int, int]) -> None:
+    """Raises a ValueError unless an order chose integers, one for each example of each batch."""
     if getattr(chosen, "shape", None) != shape or not jnp.issubdtype(chosen.dtype, jnp.integer):
         raise ValueError(
             f"order must return integer indices of shape [num_steps, batch_size] = {list(shape)}, got {chosen}"
         )
-    if order in (shuffled, uniform):
-        return ()
-    outside = jnp.any((chosen < 0) | (chosen >= examples), axis=1)
-    return (Failure(outside, f"order must return indices of at least 0 and below the number of examples, {examples}"),)
 
 
 def _many_step(plan: Plan, keys: Key, states: LearnerState, batch: Batch, step: Array) -> Advanced:

@@ -81,8 +81,8 @@ def fit(
     Raises:
       ValueError: for settings out of range, data of unequal lengths, or a `checkpoint` folder of another run.
       OSError: if a checkpoint cannot be read or written.
-      Diverged: if an estimate fails (see `nl.Info`), if a loss, or a parameter to be saved or returned, is not finite,
-        or if `order` chooses examples that do not exist.
+      Diverged: if an estimate fails (see `nl.Info`), or if a loss, or a parameter to be saved or returned, is not
+        finite.
       Exhausted: if `data` is an iterator that ends before the run.
       Interrupted: on Ctrl-C.
       Terminated: a `SystemExit`, on SIGTERM, if there is a `checkpoint` and `fit` runs in the main thread.

@@ -155,6 +155,7 @@ class Loop:
             following = min(self._run.steps_per_dispatch, self._last_step - step)
             self._ahead = self._enqueue(state, step, following) if following else None
         outcomes, recorded = jax.device_get(outcome)
+        self._run.source.check(outcomes)
         taken = outcomes.losses.shape[-1]
         self._short = time.perf_counter() - began < _SHORT
         if taken:

@@ -39,10 +39,12 @@ class Outcomes(NamedTuple):
     Attributes:
       losses: the loss of each step.
       failures: the failures of each step's estimate.
+      indices: the smallest and the largest index of each step's examples, if a user's `order` chose them.
     """
 
     losses: Any
     failures: tuple[Failure, ...]
+    indices: Any = ()
 
     def bad(self) -> np.ndarray:
         """Returns which steps went wrong: their loss is not finite, or their estimate failed."""

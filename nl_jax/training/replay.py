@@ -19,8 +19,8 @@ from nl_jax.estimators.noise.engine.sampled_gradient import Directions, SampledG
 from nl_jax.training.in_place import Update, advanced
 from nl_jax.training.replay_log import TrainingLog
 from nl_jax.training.replay_records import (
-    described,
-    difference,
+    described_leaves,
+    first_difference,
     latest_snapshot,
     past_of,
     read_header,
@@ -67,8 +67,10 @@ def replay(
     last = len(records) if steps is None else nonnegative_integer("steps", steps)
     if last > len(records):
         raise ValueError(f"steps must be at least 0 and at most the log's {len(records)}, got {steps}")
-    if header["parameters"] != described(params):
-        raise ValueError(f"log folder {folder} belongs to other parameters: {difference(header['parameters'], params)}")
+    if header["parameters"] != described_leaves(params):
+        raise ValueError(
+            f"log folder {folder} belongs to other parameters: {first_difference(header['parameters'], params)}"
+        )
     first, params = latest_snapshot(folder, last, params)
     drawn = Directions.of(directions or _sampler(header["law"], folder), params, header["weights"])
     momentum = np.array(header.get("momentum", [1.0]), np.float32)

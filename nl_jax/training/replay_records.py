@@ -38,7 +38,7 @@ def header_of(estimator: GradientEstimator, params: Params, batch: Batch) -> dic
     return {
         "format": 1,
         "law": {"name": sampler.name, "settings": sampler.settings} if isinstance(sampler, NamedSampler) else None,
-        "parameters": described(params),
+        "parameters": described_leaves(params),
         "weights": [leaf.weight for leaf in sampled.directions.leaves],
         "rates": list(sampled.rates.shape),
         "dtype": str(sampled.rates.dtype),
@@ -47,15 +47,15 @@ def header_of(estimator: GradientEstimator, params: Params, batch: Batch) -> dic
     }
 
 
-def described(params: Params) -> list[list[Any]]:
+def described_leaves(params: Params) -> list[list[Any]]:
     """Returns path, shape and dtype of every leaf of the parameters."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return [[path_name(path), list(leaf.shape), str(jnp.dtype(leaf.dtype))] for path, leaf in leaves]
 
 
-def difference(logged: list[list[Any]], params: Params) -> str:
+def first_difference(logged: list[list[Any]], params: Params) -> str:
     """Says in what the parameters of a log first differ from others."""
-    pairs = zip([*logged, None], [*described(params), None], strict=False)
+    pairs = zip([*logged, None], [*described_leaves(params), None], strict=False)
     return next(f"it has {of} where these have {given}" for of, given in pairs if of != given)
 
 

@@ -53,10 +53,10 @@ class Arrays:
                 "data must be arrays with examples along their first axis, equally many, at least 1, or an iterator of "
                 f"batches; got shapes {jax.tree.map(jnp.shape, self._data)}"
             )
-        (examples,) = lengths
+        (self._examples,) = lengths
         self._batch_size = None if batch_size is None else positive_integer("batch_size", batch_size)
-        if self._batch_size is not None and self._batch_size > examples:
-            raise ValueError(f"batch_size must be at most the {examples} examples there are, got {batch_size}")
+        if self._batch_size is not None and self._batch_size > self._examples:
+            raise ValueError(f"batch_size must be at most the {self._examples} examples there are, got {batch_size}")
 
     def begin(self, num_steps: int, with_position: bool) -> Batch:
         """Returns arrays that are placed as the batches will be."""
@@ -69,6 +69,18 @@ class Arrays:
     def advance(self, run: Call, state: LearnerState, step: int, num_steps: int) -> Advanced:
         """Takes some steps."""
         return run.engine.steps(self._plan(run), num_steps, run.key, state, self._data, np.int32(step))
+
+    def check(self, outcomes: Outcomes) -> None:
+        """Raises a ValueError if some steps' batches had examples that do not exist."""
+        if not outcomes.indices:
+            return
+        low, high = (int(edge) for edge in (np.min(outcomes.indices[0]), np.max(outcomes.indices[1])))
+        if low < 0 or high >= self._examples:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"order must return indices from 0 to {self._examples - 1}, one less than the number of examples; got "
+                f"{wrong}"
+            )
 
     def memory(self, run: Call, state: LearnerState, num_steps: int) -> int:
         """Returns the bytes that a dispatch needs beside the data, 0 if the backend does not report them.
@@ -152,6 +164,9 @@ class Stream:
         if not found:
             return state, (Outcomes(np.zeros(0, np.float32), ()), None)
         return state, jax.tree.map(lambda *x: np.stack(x, axis=run.engine.step_axis), *jax.device_get(found))
+
+    def check(self, outcomes: Outcomes) -> None:
+        """Does nothing: an iterator's batches exist."""
 
     def recorded(self, run: Call, state: LearnerState) -> Any:
         """Returns the shapes and dtypes of one step's record; must be called before `resume`."""

@@ -1,10 +1,12 @@
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen, nnx
 
 import nl_jax as nl
 from nl_jax.networks.connections import convolution
@@ -84,10 +86,18 @@ LAST = "NHWC", "HWIO", "NHWC"
         ((2, 3, 6, 5), (4, 3, 2, 3), {"strides": (1, 2), "padding": "VALID", "rhs_dilation": (2, 1)}),
         ((2, 3, 6, 5), (4, 3, 2, 3), {"strides": (1, 2), "padding": [(0, 0), (1, 0)], "lhs_dilation": (1, 2)}),
         ((2, 3, 6, 5, 4), (4, 3, 2, 3, 2), {"strides": (1, 2, 1), "padding": "VALID"}),
+        ((4, 3, 6, 5), (4, 3, 2, 3), {"strides": np.array([1, 2]), "padding": "valid", "batch_group_count": 2}),
+        ((2, 3, 6, 5), (4, 3, 9, 3), {"strides": (1, 1), "padding": "VALID"}),
+        ((2, 3, 6, 5), (0, 3, 2, 3), {"strides": (1, 1), "padding": "VALID"}),
     ],
-    ids=["2-D", "channels last", "any order", "1-D", "1-D, last", "cropped", "groups", "dilated", "spread", "3-D"],
+    ids=[
+        *("2-D", "channels last", "any order", "1-D", "1-D, last", "cropped", "groups", "dilated", "spread", "3-D"),
+        *("groups of images", "too small", "no output"),
+    ],
 )
-def test_the_general_convolution_is_that_of_lax(images, kernel, settings):
+@pytest.mark.parametrize("small", [0, 2**20])
+def test_the_general_convolution_is_that_of_lax(monkeypatch, small, images, kernel, settings):
+    monkeypatch.setattr(convolution, "_SMALL", small)
     x, weight, settings = random(0, *images), random(1, *kernel), dict(settings)
     strides, padding = settings.pop("strides"), settings.pop("padding")
 
@@ -97,6 +107,50 @@ def test_the_general_convolution_is_that_of_lax(images, kernel, settings):
 
     found, expected = jax.jit(lambda: (of(nl.connections.conv_general_dilated), of(jax.lax.conv_general_dilated)))()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), found, expected)
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx", "own"])
+def test_a_batch_of_any_size_is_exported(library):
+    if library == "own":
+        apply, weight = (lambda weight, x: convolution.convolve(x, weight, (1, 1), "SAME")), random(1, 3, 3, 2, 3)
+    elif library == "linen":
+        model = nl.from_flax(linen.Conv(3, (2, 2), strides=2))
+        apply, weight = model.apply, model.init(KEY, random(0, 1, 4, 4, 2))
+    else:
+        model = nl.from_flax(nnx.Conv(2, 3, (2, 2), padding="CIRCULAR", rngs=nnx.Rngs(0)))
+        apply, weight = model.apply, model.params
+    images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), 4, 4, 2), "float32")
+    exported = jax.export.export(jax.jit(apply))(weight, images)
+    for batch in (2, 5):
+        x = random(0, batch, 4, 4, 2)
+        np.testing.assert_allclose(exported.call(weight, x), jax.jit(apply)(weight, x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("image", "layer"),
+    [
+        ((3, 6), lambda key: eqx.nn.Conv1d(3, 4, 3, stride=2, padding="SAME", key=key)),
+        ((3, 6, 5), lambda key: eqx.nn.Conv2d(3, 4, (2, 3), padding=((1, 0), (0, 2)), use_bias=False, key=key)),
+        ((4, 6, 5), lambda key: eqx.nn.Conv2d(4, 4, 2, groups=2, key=key)),
+        ((3, 6, 5), lambda key: eqx.nn.Conv2d(3, 4, 2, dilation=2, key=key)),
+        ((3, 6, 5), lambda key: eqx.nn.Conv2d(3, 4, 3, padding=1, padding_mode="CIRCULAR", key=key)),
+        ((3, 4, 5, 3), lambda key: eqx.nn.Conv3d(3, 2, 2, key=key)),
+    ],
+    ids=["1-D", "2-D", "groups", "dilated", "circular", "3-D"],
+)
+def test_equinox_layers_are_computed_as_by_equinox(image, layer):
+    layer, x = layer(jax.random.key(2)), random(0, 2, *image)
+    model = nl.from_equinox(layer)
+    np.testing.assert_allclose(model.apply(model.params, x), jax.vmap(layer)(x), atol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="products of patches are of CPUs")
+def test_the_patches_of_an_equinox_batch_are_not_formed():
+    """Its layers see one example, whose patches are small; those of the batch are nine times its size."""
+    model = nl.from_equinox(eqx.nn.Conv2d(8, 8, 3, padding=1, key=KEY))
+    images = jax.ShapeDtypeStruct((200, 8, 32, 32), "float32")
+    compiled = jax.jit(model.apply).lower(model.params, images).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 200 * 8 * 32 * 32 * 4
 
 
 def test_the_general_convolution_raises_what_lax_raises():

@@ -96,6 +96,13 @@ def test_a_layer_called_again_and_a_shared_table(lenient):
     chex.assert_trees_all_close(grads, expected, rtol=1e-5)
 
 
+def test_a_mask_is_an_array_that_is_no_variable():
+    """NNX keeps it as it is, and it never changes."""
+    layer = nnx.Conv(2, 3, (2, 2), mask=jnp.zeros((2, 2, 2, 3)).at[0].set(1), rngs=nnx.Rngs(0))
+    model, x = nl.from_flax(layer), jnp.ones((2, 4, 4, 2))
+    np.testing.assert_allclose(model.apply(model.params, x), layer(x), atol=1e-6)
+
+
 def test_merge_is_the_inverse_of_the_split(lenient):
     module = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     model = nl.from_flax(module)

@@ -88,9 +88,26 @@ def test_a_typed_key_cannot_be_recorded():
 @pytest.mark.parametrize("steps_per_dispatch", [1, 4])
 def test_an_order_that_chooses_examples_that_do_not_exist(wrong, steps_per_dispatch):
     order = lambda *of: batching.uniform(*of).at[-1, 3].set(wrong)
-    with pytest.raises(nl.Diverged, match=r"order must return indices of at least 0 and below .* examples, 24"):
+    with pytest.raises(ValueError, match=rf"order must return indices from 0 to 23, .*; got {wrong}$"):
         _fit(num_steps=4, order=order, steps_per_dispatch=steps_per_dispatch)
     _fit(num_steps=4, order=lambda *of: batching.uniform(*of).at[-1, 3].set(23))
+
+
+def test_an_order_of_small_integers_may_choose_from_many_examples():
+    order = lambda *of: batching.uniform(*of[:3], 200, of[4]).astype(jnp.uint8)
+    learner = nl.learner(nl.backprop(lambda w, x: (w - x) ** 2), optax.sgd(0.1))
+    state = learner.init(KEY, jnp.float32(0))
+    nl.fit(learner, KEY, state, jnp.ones(300), num_steps=2, batch_size=4, order=order, progress=False)
+
+
+def test_many_runs_refuse_such_an_order_too():
+    order = lambda *of: batching.uniform(*of).at[0, 0].set(5)
+    learner_of = lambda rate: nl.learner(nl.backprop(lambda w, x: (w - x) ** 2), optax.sgd(rate))
+    settings = {"num_steps": 2, "batch_size": 4, "order": order, "progress": False, "score": lambda w: w**2}
+    with pytest.raises(ValueError, match=r"order must return indices from 0 to 4"):
+        nl.restarts(learner_of(0.1), KEY, jax.random.normal, jnp.ones(5), num_restarts=2, **settings)
+    with pytest.raises(ValueError, match=r"order must return indices from 0 to 4"):
+        nl.sweep(learner_of, {"rate": [0.1, 0.2]}, KEY, jax.random.normal, jnp.ones(5), **settings)
 
 
 def test_an_order_that_returns_other_than_indices():

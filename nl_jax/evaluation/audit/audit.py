@@ -64,7 +64,7 @@ def audit(
         never runs the program it was given, two parameters have the same path, or the program has no loop of this name.
 
     Warns:
-      UserWarning: if no update sees a layer of the program, but they see the batch. The estimator then runs another
+      UserWarning: if the updates see the input but no layer of the program. The estimator then usually runs another
         program, such as a forward function that the factory closes over, and the verdict is that of a program without
         layers.
 
@@ -93,8 +93,8 @@ def audit(
     except Exception as error:
         if inputs is None:
             error.add_note(
-                "nl.audit called program(params, batch), as an objective is called. For a forward function say what "
-                "its inputs are: nl.audit(…, inputs=lambda batch: batch[0])"
+                "If program is a forward function, say what its inputs are: nl.audit(…, inputs=lambda batch: "
+                "batch[0]); it was called as program(params, batch), as objectives are"
             )
         raise
     runs: list[None] = []
@@ -201,14 +201,14 @@ def _updates(
 
 
 def _warn_without_marks(updates: Sequence[Flows], layers: Collection[str]) -> None:
-    """Warns if updates that see the batch see no layer of a program that has layers, nor its loss."""
+    """Warns if updates that see the program's input see none of its layers."""
     sources = {flow.source for flows in updates for flow in flows}
-    marks = {LOSS, EVERYTHING, *map(pre, layers), *map(post, layers)}
-    if layers and sources & {"input", "target"} and not sources & marks:
+    marks = {EVERYTHING, *map(pre, layers), *map(post, layers)}
+    if layers and "input" in sources and not sources & marks:
         warnings.warn(
-            "factory returned an estimator whose updates see the batch but no layer of the program that it was given, "
-            "so the audit cannot tell what is their own: does it run another program? Then hand that one to the audit. "
-            "For local rules it is the forward function: nl.audit(functools.partial(nl.local_learning, "
+            "factory returned an estimator whose updates see the input but no layer of the program that it was given, "
+            "so the audit may not tell what is their own: does it run another program? Then hand that one to the "
+            "audit. For local rules it is the forward function: nl.audit(functools.partial(nl.local_learning, "
             "rule=nl.rules.oja()), forward, params, batch, inputs=lambda batch: batch[0])",
             stacklevel=3,
         )

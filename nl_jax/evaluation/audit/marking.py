@@ -11,6 +11,7 @@ from nl_jax._core.dependence import mark, mark_tangent
 from nl_jax._core.require import takes_propagate
 from nl_jax.base import Array, Params, Program, Propagate
 from nl_jax.propagation import Around, Site, feedforward
+from nl_jax.propagation.interpretation import require_inputs
 
 LOSS = "loss"
 
@@ -51,6 +52,7 @@ def marked(program: Program, met: Callable[[str], Any]) -> Program:
     def run(params: Params, batch: Any, propagate: Propagate = feedforward) -> Any:
         def marking(site: Site, given: None, propagate: Propagate) -> Array:
             met(site.name)
+            require_inputs(site.name, site.inputs)
             preactivation, response, axons = (functools.partial(mark, stage(site.name, which)) for which in STAGES)
             received = [mark(pre(site.name), jnp.asarray(x)) for x in site.inputs]
             layer = _Marked(site.connection, preactivation), _Marked(site.activation, response)

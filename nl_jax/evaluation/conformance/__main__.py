@@ -81,8 +81,10 @@ def _found(name: str) -> Factory:
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):  # the module is there, and lacks one that it imports
             raise
-        where = f"the working directory {Path.cwd()} nor on Python's path"
-        raise ValueError(f"module {module!r} is neither in {where}") from None
+        remedy = ": write the module's name, such as spsa:spsa" if module.endswith(".py") or "/" in module else ""
+        raise ValueError(
+            f"module {module!r} is neither in the working directory {Path.cwd()} nor on Python's path{remedy}"
+        ) from None
     if not hasattr(found, attribute):
         raise ValueError(
             f"module {module!r} has no name {attribute!r}; for other settings give a factory a name in the module, "

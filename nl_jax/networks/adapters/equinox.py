@@ -16,7 +16,7 @@ from jax.custom_batching import custom_vmap
 from nl_jax.activations import identity
 from nl_jax.base import Array, Params, Propagate
 from nl_jax.networks.adapters.model import Call, Names, SplitModel, require_arrays, require_layers
-from nl_jax.networks.connections import conv_general_dilated
+from nl_jax.networks.connections.convolution import convolve_general
 from nl_jax.propagation import feedforward
 
 LAYERS = (
@@ -67,10 +67,11 @@ def _run(layer: Any, x: Array) -> Array:
     plain = type(layer).__call__ is eqx.nn.Conv.__call__ and layer.padding_mode == "ZEROS"
     if not plain or x.ndim != layer.num_spatial_dims + 1:
         return layer(x)
-    nu = conv_general_dilated(
-        x[None], layer.weight, layer.stride, layer.padding, rhs_dilation=layer.dilation,
-        feature_group_count=layer.groups,
-    )[0]  # fmt: skip
+    settings = {
+        "window_strides": layer.stride, "padding": layer.padding, "rhs_dilation": layer.dilation,
+        "feature_group_count": layer.groups,
+    }  # fmt: skip
+    nu = convolve_general(x[None], layer.weight, settings, small=0)[0]  # vmap over the batch hides its size
     return nu if layer.bias is None else nu + layer.bias
 
 

@@ -109,7 +109,8 @@ def _connection(
 ) -> tuple[Array, Callable[..., Array]]:
     """Returns a layer's input and its connection; masks and other arguments are held fixed."""
     x, rest, kwargs = input_first(args, kwargs)
-    if isinstance(layer, nn.Conv) and layer.conv_general_dilated is layer.conv_general_dilated_cls is None:
+    usual = isinstance(layer, nn.Conv) and layer.conv_general_dilated is None and layer.conv_general_dilated_cls is None
+    if usual:
         layer = layer.clone(conv_general_dilated=conv_general_dilated)  # whose derivatives are fast on a CPU too
     running = kwargs.get("use_running_average")
     training = isinstance(layer, nn.BatchNorm) and not (layer.use_running_average if running is None else running)

@@ -146,9 +146,10 @@ def _visited(base: type) -> type:
 
 def _require_unchanged(before: nnx.State, after: nnx.State) -> None:
     """Raises ValueError if a run has changed a variable that is no parameter."""
+    value_of = lambda variable: variable.get_value() if isinstance(variable, nnx.Variable) else variable  # or an array
     values = dict(nnx.to_flat_state(after))
     for path, variable in nnx.to_flat_state(before):
-        if path in values and values[path].get_value() is not variable.get_value():
+        if path in values and value_of(values[path]) is not value_of(variable):
             name = ".".join(map(str, path))
             raise ValueError(
                 f"model changes its {type(variable).__name__} {name!r} when it is called, and a forward function keeps "

@@ -20,19 +20,26 @@ _SMALL = 4 * 2**20
 less (under vmap over weights down to a sixth)."""
 
 
-def convolve(x: Array, weight: Array, strides: Pair, padding: str | Sequence[Sequence[int]]) -> Array:
+def convolve(
+    x: Array, weight: Array, strides: Pair, padding: str | Sequence[Sequence[int]], *, small: int | None = None
+) -> Array:
     """Convolves images [batch, height, width, channels in] with W [height, width, channels in, channels out].
 
     On a GPU or TPU this is `lax.conv_general_dilated`. XLA's CPU compiler is slow, by a factor of up to a hundred, for
     that function's derivatives in a loop (a training loop, or a relaxation) or of vmapped weights. There, the
     derivatives are matrix products of patches, and so is the convolution itself if the patches are small.
+
+    Args:
+      x, weight, strides, padding: as of `lax.conv_general_dilated`.
+      small: bytes of patches that count as small. Under a vmap over images, which hides their number, hand in 0.
     """
     if jax.default_backend() != "cpu":
         return _convolution(x, weight, strides, padding)
     pads = explicit_padding(x.shape[1:3], weight.shape[:2], strides, padding)
     outputs = jax.eval_shape(lambda x, weight: _convolution(x, weight, strides, pads), x, weight)
     patches = math.prod(outputs.shape[:-1]) * math.prod(weight.shape[:-1]) * outputs.dtype.itemsize
-    return (_of_patches if patches <= _SMALL else _convolution_by_patches)(x, weight, strides, pads)
+    few = isinstance(patches, int) and patches <= (_SMALL if small is None else small)  # it may be symbolic
+    return (_of_patches if few else _convolution_by_patches)(x, weight, strides, pads)
 
 
 def conv_general_dilated(
@@ -43,59 +50,85 @@ def conv_general_dilated(
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
     **others: Any,
 ) -> Array:
     """Convolves as `jax.lax.conv_general_dilated` does, with derivatives that are fast in compiled loops on a CPU too.
 
     Give it to convolutions of other libraries, such as `flax.nnx.Conv(…, conv_general_dilated=…)`; `nl.from_flax` and
     `nl.from_equinox` use it by themselves. On a CPU, the derivatives of convolutions over one or two axes, without
-    dilation or groups, are products of patches, as those of `nl.connections.conv`. All others are JAX's own.
+    dilation or groups, are products of patches, as those of `nl.connections.conv`. (In half precision they add up in
+    half precision.) All others are JAX's own.
 
     Args:
       lhs: inputs, with axes in the order of `dimension_numbers`: batch, channels, pixels by default.
       rhs: weights, with axes channels out, channels in, pixels by default.
       window_strides: pixels from patch to patch, one number for each axis of pixels.
       padding: "SAME", "SAME_LOWER", "VALID", or the pixels (before, after) for each axis.
-      lhs_dilation, rhs_dilation, dimension_numbers, others: as in `jax.lax.conv_general_dilated`.
+      lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, batch_group_count, others: as of
+        `jax.lax.conv_general_dilated`.
 
     Returns:
       The outputs of `jax.lax.conv_general_dilated`, up to rounding.
 
     Raises:
-      TypeError, ValueError: as `jax.lax.conv_general_dilated` does.
+      TypeError, ValueError, RuntimeError: as `jax.lax.conv_general_dilated` does.
 
     >>> import jax.numpy as jnp, nl_jax as nl
     >>> images, weight = jnp.ones((1, 3, 4, 4)), jnp.ones((2, 3, 3, 3))
     >>> nl.connections.conv_general_dilated(images, weight, (1, 1), "VALID").shape
     (1, 2, 2, 2)
     """
-    in_jax = lambda lhs, rhs: lax.conv_general_dilated(
-        lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, **others
-    )
+    settings = {
+        "window_strides": window_strides, "padding": padding, "lhs_dilation": lhs_dilation,
+        "rhs_dilation": rhs_dilation, "dimension_numbers": dimension_numbers,
+        "feature_group_count": feature_group_count, "batch_group_count": batch_group_count, **others,
+    }  # fmt: skip
+    return convolve_general(lhs, rhs, settings)
+
+
+def convolve_general(lhs: Array, rhs: Array, settings: dict[str, Any], *, small: int | None = None) -> Array:
+    """Convolves with the `settings` of `lax.conv_general_dilated`; `small` is that of `convolve`."""
+    in_jax = lambda lhs, rhs: lax.conv_general_dilated(lhs, rhs, **settings)
     outputs = jax.eval_shape(in_jax, lhs, rhs)  # raises what JAX raises
-    plain = _is_plain((lhs_dilation, rhs_dilation), others) and lhs.ndim in (3, 4)
-    if jax.default_backend() != "cpu" or not plain:
-        return in_jax(lhs, rhs)
-    x_axes, weight_axes, out_axes = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    x_axes, weight_axes, out_axes = lax.conv_dimension_numbers(lhs.shape, rhs.shape, settings.get("dimension_numbers"))
     x = lhs.transpose(x_axes[0], *x_axes[2:], x_axes[1])
     weight = rhs.transpose(*weight_axes[2:], *weight_axes[1::-1])
-    source, window = x.shape[1:-1], weight.shape[:-2]
-    pads = lax.padtype_to_pads(source, window, window_strides, padding) if isinstance(padding, str) else padding
-    if any(number < 0 for pair in pads for number in pair):  # crops the image
+    if jax.default_backend() != "cpu" or not _is_plain(x.shape, weight.shape, outputs.shape, settings):
         return in_jax(lhs, rhs)
-    (down, across), (rows, columns) = (*window_strides, 1)[:2], (*pads, (0, 0))[:2]
+    strides, pads = settings["window_strides"], settings["padding"]
+    if isinstance(pads, str):
+        pads = lax.padtype_to_pads(x.shape[1:-1], weight.shape[:-2], strides, pads)
     if lhs.ndim == 3:  # an image of one column
         x, weight = x[:, :, None], weight[:, None]
-    nu = convolve(x, weight, (down, across), (rows, columns))
+        strides, pads = (*strides, 1), (*pads, (0, 0))
+    (down, across), (rows, columns) = strides, pads
+    nu = convolve(x, weight, (down, across), (rows, columns), small=small)
     channels_last = out_axes[0], *out_axes[2:], out_axes[1]
     return jnp.moveaxis(nu.reshape([outputs.shape[axis] for axis in channels_last]), range(lhs.ndim), channels_last)
 
 
-def _is_plain(dilations: Sequence[Sequence[int] | None], others: Mapping[str, Any]) -> bool:
-    """Whether a convolution has no dilation, no groups, and no precision or output type of its own."""
-    groups = "feature_group_count", "batch_group_count"
-    return all(dilation is None or set(dilation) == {1} for dilation in dilations) and all(
-        value == 1 if name in groups else value is None for name, value in others.items()
+def _is_plain(
+    images: Sequence[Any], weight: Sequence[Any], outputs: Sequence[Any], settings: Mapping[str, Any]
+) -> bool:
+    """Whether products of patches compute a convolution, of these shapes with the channels last.
+
+    It has no dilation, no groups, no precision or output type of its own, and does not crop its images. Its pixels are
+    known, and it has outputs.
+    """
+    ones = [settings.get(name) for name in ("lhs_dilation", "rhs_dilation")]
+    ones += [[settings.get(name, 1)] for name in ("feature_group_count", "batch_group_count")]
+    known = "window_strides", "padding", "dimension_numbers", "lhs_dilation", "rhs_dilation"
+    others = [value for name, value in settings.items() if name not in known and not name.endswith("group_count")]
+    padding = settings["padding"]
+    return (
+        len(images) in (3, 4)
+        and all(number == 1 for numbers in ones if numbers is not None for number in numbers)
+        and all(value is None for value in others)
+        and all(isinstance(size, int) for size in (*images[1:], *weight))
+        and all(size != 0 for size in outputs)
+        and (isinstance(padding, str) or min(min(pair) for pair in padding) >= 0)
     )
 
 

@@ -521,6 +521,34 @@ def test_a_factory_that_ignores_its_objective_is_refused():
         of(lambda objective: made)
 
 
+def _rewarded(estimator, objective):
+    """The changes of a rule, times the mean loss."""
+
+    def estimate(key, state, params, batch):
+        grads, state, info = estimator.estimate(key, state, params, batch)
+        loss = jnp.mean(objective(params, batch))
+        return jax.tree.map(lambda change: change * loss, grads), state, info
+
+    return estimator._replace(estimate=estimate)
+
+
+def test_no_honest_estimator_is_warned_of_where_the_input_counts_for_nothing():
+    """A layer of a bias alone, and a loss that is linear in it: its gradient sees the target, and no layer."""
+
+    def bias_alone(params, x, propagate=feedforward):
+        return propagate("output", lambda b, x: jnp.zeros((len(x), 3)) + b[None], lambda nu: nu, params, x)
+
+    linear = nl.supervised(bias_alone, lambda outputs, targets: jnp.sum(outputs * targets, axis=1))
+    audit = nl.audit(nl.backprop, linear, jnp.ones(3), (jnp.ones((5, 4)), jnp.ones((5, 3))))
+    assert audit.verdict == "sees the target"
+
+
+def test_a_layer_whose_input_is_a_tuple_is_refused():
+    paired = lambda w, x, propagate=feedforward: propagate("sum", lambda w, xs: xs[0] @ w, jnp.tanh, w, (x, x))
+    with pytest.raises(ValueError, match="layer 'sum': each input must be one array, got tuple"):
+        nl.audit(nl.backprop, nl.supervised(paired, nl.losses.half_squared_error), jnp.eye(3), (jnp.ones((2, 3)),) * 2)
+
+
 def test_an_estimator_of_another_program_is_warned_of():
     """Its layers have no marks: the verdict would be that of a program without layers."""
     problem = problems.chain()
@@ -528,6 +556,9 @@ def test_an_estimator_of_another_program_is_warned_of():
     closed = lambda objective: nl.local_learning(forward, rule, objective=objective)
     with pytest.warns(UserWarning, match=r"run another program.*nl\.local_learning, rule=.* inputs=lambda batch"):
         assert of(closed).verdict != "local"
+    rewarded = lambda objective: _rewarded(nl.local_learning(forward, rule), objective)
+    with pytest.warns(UserWarning, match="run another program"):
+        of(rewarded)
     given = lambda forward: nl.local_learning(forward, rule)
     first = lambda batch: batch[0]
     assert nl.audit(given, forward, problem.params, problem.batch, inputs=first).verdict == "local"
@@ -535,7 +566,7 @@ def test_an_estimator_of_another_program_is_warned_of():
         of(nl.local_learning)
     with pytest.raises(ValueError, match="a network takes an array of inputs") as caught:
         nl.audit(given, forward, problem.params, problem.batch)
-    assert "say what its inputs are: nl.audit(…, inputs=lambda batch: batch[0])" in caught.value.__notes__[-1]
+    assert "say what its inputs are: nl.audit(…, inputs=lambda batch: batch[0]);" in caught.value.__notes__[-1]
 
 
 def test_layers_of_one_name_are_refused():

@@ -139,6 +139,24 @@ def test_a_wrong_name_is_a_usage_error(name, capsys):
     assert f"error: {name}: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no.such.module:factory", "module 'no.such.module' is neither in the working directory"),
+        ("spsa.py:spsa", "nor on Python's path: write the module's name, such as spsa:spsa"),
+        ("folder/spsa:spsa", "nor on Python's path: write the module's name, such as spsa:spsa"),
+        (
+            "nl_jax:backprop(c=1)",
+            "module 'nl_jax' has no name 'backprop(c=1)'; for other settings give a factory a name",
+        ),
+    ],
+)
+def test_a_name_that_is_not_found_is_told_where_it_was_looked_for(name, said, capsys):
+    with pytest.raises(SystemExit):
+        main([name])
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["nl_jax", ":backprop"])
 def test_half_a_name_is_told_how_to_write_it(name, capsys):
     with pytest.raises(SystemExit):
