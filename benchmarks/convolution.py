@@ -1,4 +1,4 @@
-"""Time of XLA's convolution over that of `nl.connections.conv`, in loops and under vmap.
+"""Time of XLA's convolution over that of `nl.connections.conv`, in loops and under vmap; the same of other libraries.
 
 python -m benchmarks.convolution --help
 """
@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import tyro
+from flax import linen
 
+import nl_jax as nl
 from benchmarks import report
 from experiments.harness.failure import ExperimentError, exit_code
 from experiments.harness.results import Folder
@@ -27,7 +30,8 @@ class Config:
     """Measure how much faster `nl.connections.conv` is than `jax.lax.conv_general_dilated`.
 
     The kernels are 3 by 3, the padding "SAME". On a CPU, XLA is slow for derivatives in loops and for vmapped weights;
-    on other devices both are the same, and the ratios 1. Prints a table and writes convolution.json and
+    on other devices both are the same, and the ratios 1. Convolutions of Flax linen and Equinox are compared with
+    those that `nl.from_flax` and `nl.from_equinox` make of them. Prints a table and writes convolution.json and
     convolution.png to --out.
     """
 
@@ -79,21 +83,38 @@ def _of_layer(config: Config, side: int, channels: int, features: int) -> dict[s
     x = jax.random.normal(jax.random.key(0), (config.batch_size, side, side, channels))
     weight = jax.random.normal(jax.random.key(1), (3, 3, channels, features)) / 10
     ratios = {}
-    for situation, made in SITUATIONS.items():
-        calls = {name: made(of, config, x, weight) for name, of in CONTESTANTS.items()}
-        seconds = interleaved(calls, config.rounds, progress=False)
-        ratios[situation] = ratio(seconds["XLA"], seconds["nl_jax"])
+    for name, (theirs, ours) in _contestants(channels, features).items():
+        for situation, made in SITUATIONS.items():
+            if name and situation not in OF_LIBRARIES:
+                continue
+            calls = {"theirs": made(theirs, config, x, weight), "ours": made(ours, config, x, weight)}
+            seconds = interleaved(calls, config.rounds, progress=False)
+            ratios[f"{name}{situation}"] = ratio(seconds["theirs"], seconds["ours"])
     return ratios
+
+
+def _contestants(channels: int, features: int) -> Mapping[str, tuple[Convolve, Convolve]]:
+    """Returns the convolutions to compare, theirs and ours, by the beginning of their rows' names."""
+    module = linen.Conv(features, (3, 3), use_bias=False)
+    flax = nl.from_flax(module)
+    layer = eqx.nn.Conv2d(channels, features, 3, padding=1, use_bias=False, key=jax.random.key(2))
+    equinox = nl.from_equinox(layer)
+    kernel = lambda of, weight: eqx.tree_at(lambda layer: layer.weight, of, weight.transpose(3, 2, 0, 1))
+    return {
+        "": (_by_xla, lambda x, weight: convolve(x, weight, (1, 1), "SAME")),
+        "Flax, ": (
+            lambda x, weight: module.apply({"params": {"kernel": weight}}, x),
+            lambda x, weight: flax.apply({"kernel": weight}, x),
+        ),
+        "Equinox, ": (
+            lambda x, weight: jax.vmap(kernel(layer, weight))(x.transpose(0, 3, 1, 2)),
+            lambda x, weight: equinox.apply(kernel(equinox.params, weight), x.transpose(0, 3, 1, 2)),
+        ),
+    }
 
 
 def _by_xla(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-CONTESTANTS: Mapping[str, Convolve] = {
-    "XLA": _by_xla,
-    "nl_jax": lambda x, weight: convolve(x, weight, (1, 1), "SAME"),
-}
 
 
 def _gradient(of: Convolve) -> Callable[..., Any]:
@@ -137,6 +158,10 @@ SITUATIONS = {
     "forward, weights under vmap": _under_vmap,
     "gradient, weights under vmap": _backward_under_vmap,
 }
+
+
+OF_LIBRARIES = ("forward", "gradients in a loop")
+"""The situations in which other libraries' convolutions are measured."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
