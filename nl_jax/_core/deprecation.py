@@ -21,8 +21,7 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 
     def find(name: str) -> Any:
         if name not in names:
-            # With name and obj, Python suggests a name that is alike.
-            raise AttributeError(f"module {module!r} has no attribute {name!r}", name=name, obj=sys.modules.get(module))
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
         new = names[name]
         warnings.warn(
             f"{module}.{name} is now {module}.{new}; the next release removes the old name",
