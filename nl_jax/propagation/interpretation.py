@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.base import ActivationFn, Array, Connection, Params, Program
+from nl_jax.propagation.program import require_functions
 
 SEPARATOR = "/"
 """Separates the names of loops and of the layer in them."""
@@ -94,8 +95,9 @@ def interpret(
 
     Raises:
       ValueError: when run, if two layers have one name, a name is no string or contains a "/", an input of a layer is
-        not one array, its connection or activation returns other than one array, a value is given to a layer that does
-        not exist, or a layer is inside a transformation of the program's own, where it cannot be reached.
+        not one array, its connection or activation is no function or returns other than one array, a value is given to
+        a layer that does not exist, or a layer is inside a transformation of the program's own, where it cannot be
+        reached.
     """
 
     def run(params: Params, inputs: Any, given: Given | None = None) -> tuple[Any, dict[str, Any]]:
@@ -133,6 +135,7 @@ class _Interpreter:
         own = self._named(name)
         if _trace_state() != self.around:
             raise ValueError(_UNREACHED.format(own))
+        require_functions(own, connection, activation)
         require_inputs(own, inputs)
         site = Site(own, connection, activation, params, inputs, self.steps)
         axons, found = self.layer(site, self.values.get(own))

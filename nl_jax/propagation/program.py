@@ -24,13 +24,27 @@ def feedforward(
     Returns:
       The layer's axons.
 
+    Raises:
+      ValueError: if the connection or the activation is no function.
+
     >>> import jax.numpy as jnp
     >>> affine = lambda params, x: x @ params["weight"]
     >>> feedforward("output", affine, jnp.tanh, {"weight": jnp.zeros([3, 2])}, jnp.ones([1, 3]))
     Array([[0., 0.]], dtype=float32)
     """
-    del name
+    require_functions(name, connection, activation)
     return activation(connection(params, *inputs))
+
+
+def require_functions(name: str, connection: Any, activation: Any) -> None:
+    """Raises ValueError unless a layer's connection and activation are functions."""
+    if not callable(connection):
+        raise ValueError(f"layer {name!r}: its connection must be a function of (params, *inputs), got {connection!r}")
+    if not callable(activation):
+        raise ValueError(
+            f"layer {name!r}: its activation must be a function of the pre-activation, got {activation!r}: for none "
+            "use nl.activations.identity()"
+        )
 
 
 def scan(

@@ -79,8 +79,8 @@ def fit(
       `nl.Info` with `history.loss` and `history.evaluations`, both [num_steps].
 
     Raises:
-      ValueError: for settings out of range, data of unequal lengths, a `checkpoint` folder of another run, or an `order`
-        that chooses examples that do not exist.
+      ValueError: for settings out of range, data of unequal lengths, a `checkpoint` folder of another run, or an
+        `order` that chooses examples that do not exist.
       OSError: if a checkpoint cannot be read or written.
       Diverged: if an estimate fails (see `nl.Info`), or if a loss, or a parameter to be saved or returned, is not
         finite.

@@ -41,10 +41,12 @@ def test_duplicate_layers_are_named(name):
     ("layer", "message"),
     [
         ((3, affine, jnp.tanh), "the name of a layer or loop must be a string, such as 'hidden', got 3"),
+        (("same", None, jnp.tanh), "layer 'same': its connection must be a function of .*, got None"),
+        (("same", affine, None), "layer 'same': its activation must be a function .*, got None: for none use nl.activ"),
         (("same", affine, lambda nu: (nu, nu)), "layer 'same': its activation must return one array, got tuple"),
         (("same", lambda *at: [affine(*at)], lambda nu: nu[0]), "layer 'same': its connection must return one array"),
     ],
-    ids=["name", "activation", "connection"],
+    ids=["name", "no connection", "no activation", "activation", "connection"],
 )
 @pytest.mark.parametrize("run", ["record", "local_gradient"])
 def test_what_is_no_layer_is_said(run, layer, message):
@@ -53,6 +55,11 @@ def test_what_is_no_layer_is_said(run, layer, message):
 
     with pytest.raises(ValueError, match=message):
         INTERPRETATIONS[run](program)
+
+
+def test_layers_without_an_activation_are_refused_by_plain_runs_too():
+    with pytest.raises(ValueError, match="layer 'same': its activation must be a function"):
+        feedforward("same", affine, None, SQUARE, SQUARE)
 
 
 def test_inputs_are_arguments_of_their_own():

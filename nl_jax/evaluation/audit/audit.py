@@ -90,13 +90,13 @@ def audit(
     alone = watched if inputs is None else lambda params, batch: watched(params, inputs(batch))
     try:
         own = _what_the_program_puts(alone, params, batch, [*of_params, *of_batch])
-    except Exception as error:
-        if inputs is None:
-            error.add_note(
-                "If program is a forward function, say what its inputs are: nl.audit(…, inputs=lambda batch: "
-                "batch[0]); it was called as program(params, batch), as objectives are"
-            )
-        raise
+    except (TypeError, ValueError) as error:
+        if inputs is not None:
+            raise
+        raise ValueError(
+            f"program(params, batch) failed: {error}\nIf program is a forward function, say what its inputs are: "
+            "nl.audit(…, inputs=lambda batch: batch[0])"
+        ) from error
     runs: list[None] = []
 
     @functools.wraps(watched)
