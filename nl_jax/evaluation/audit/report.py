@@ -180,7 +180,7 @@ def _cell(row: AuditedLeaf, column: str) -> str:
     if reach != "yes" or column not in _NAMED:
         return "·" if reach == "no" else reach
     first, *more = sorted({source.name for source in row.sources[column] if source.through is None})
-    return f"{first} +{len(more)}" if more else first
+    return f"{first} +{len(more)}" if len(more) > 1 else ", ".join([first, *more])
 
 
 def _sorted(sources: frozenset[Source]) -> list[Source]:
