@@ -190,7 +190,7 @@ def takes(name: str, function: Any, count: int, remedy: str) -> None:
         inspect.signature(function).bind(*[None] * count)
     except TypeError as error:
         what = "one argument" if count == 1 else f"{count} arguments"
-        why = f", {error}" if callable(function) else ""  # such as: missing a required argument: 'rule'
+        why = f", {error}" if callable(function) and str(error).startswith("missing") else ""  # an argument, by name
         raise ValueError(f"{name} must take {what}, got {_shown(function)}{why}: {remedy}") from None
     except ValueError:  # it has no signature
         return

@@ -124,7 +124,7 @@ def test_partition_refuses_what_it_would_confuse():
     objective = lambda p, b: b * (jnp.sum(p["a/b"] ** 2) + jnp.sum(p["a"]["b"] ** 2))
     with pytest.raises(ValueError, match="two parameters have the path 'a/b'"):
         nl.partition(objective, {"*": nl.backprop}).estimate(KEY, ((),), ambiguous, jnp.ones(2))
-    with pytest.raises(ValueError, match=r"parts\['\*'\] must take one argument, got GradientEstimator"):
+    with pytest.raises(ValueError, match=r"parts\['\*'\] must take one argument, got a GradientEstimator"):
         nl.partition(objective, {"*": nl.backprop(objective)})
 
 
