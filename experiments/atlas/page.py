@@ -16,9 +16,9 @@ from nl_jax._core.numerics import mean_and_error
 
 SEES = {
     "local": ("only the synapse's own neurons", "#009E73", "o"),
-    "three-factor": ("… and the loss", "#0072B2", "s"),
+    "three-factor": ("its own neurons and the loss", "#0072B2", "s"),
     "others": ("other neurons or the target", "#E69F00", "^"),
-    "weight transport": ("… and other layers' weights", "#D55E00", "D"),
+    "weight transport": ("also other layers' weights", "#D55E00", "D"),
 }
 """What an update may see, from least to most: label, colour and marker."""
 
