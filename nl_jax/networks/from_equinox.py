@@ -16,7 +16,8 @@ def from_equinox(model: "eqx.Module", *, call: Call | None = None) -> SplitModel
 
     Each dense, convolutional, embedding and normalisation layer calls `propagate`, also inside attention and inside a
     `jax.vmap` of the model's own. Everything else runs unchanged: activation functions, pooling, parameters of modules
-    of your own. The model is not changed.
+    of your own. The model is not changed. On a CPU, plain convolutions are computed as
+    `nl.connections.conv_general_dilated` does, equal up to rounding.
 
     The model takes one example, as is usual in Equinox; `apply` takes a batch. Layers see the whole batch: an input
     that is the same for all examples, such as positions 0, 1, 2, …, is repeated for each.

@@ -63,6 +63,12 @@ def test_a_run_is_that_of_fit(found):
     assert found.states.estimator == ()
 
 
+def test_the_best_may_be_any_of_its_group():
+    again = swept({"rate": [0.2, 0.02], "sigma": [1e-3]}, at_once=2, test=one_more)
+    assert again.best_index == 1
+    np.testing.assert_allclose(again.test, again.scores[1] + 1, rtol=1e-5)
+
+
 def test_the_best_is_the_lowest_mean_of_settings_that_lost_no_run(found):
     assert (found.scores.shape, found.scores.dtype) == ((6, 2), np.float32)
     assert not np.isfinite(found.scores[4:]).any()  # rate = 1e30

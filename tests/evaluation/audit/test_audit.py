@@ -472,6 +472,7 @@ def test_a_long_list_is_shortened_in_the_table_alone():
     audit = of(nl.backprop, problems.skip())
     (line,) = (line for line in str(audit).splitlines() if line.startswith("low/weight"))
     assert "high/weight +2" in line
+    assert " high, output " in line  # two are both named
     assert len(audit.as_dict()["leaves"]["low/weight"]["sources"]["other weights"]) == 3
 
 
